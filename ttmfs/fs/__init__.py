@@ -1,0 +1,1 @@
+"""The mount: the only package that knows FUSE and the only importer of pyfuse3."""

@@ -1,0 +1,1 @@
+"""Arenas, buddy, page pool, backup stores and page copy: the memory that everything above hands out."""

@@ -1,0 +1,1 @@
+"""Events, counters and exporters: imported by all, imports none."""
