@@ -1,4 +1,4 @@
-"""Pages, bytes and how people write them: `64K`, `256M`, `0x1000`, `1.5G`-free binary sizes."""
+"""Pages, bytes and how people write them: `64K`, `256M`, `0x1000`, always binary."""
 
 import errno
 import re
@@ -23,7 +23,7 @@ def parse_size(text: str) -> int:
     """
     match = _SIZE.fullmatch(text)
     if match is None or not text.isascii():
-        raise TtmError(errno.EINVAL, f"{text[:40]!r} is no size: write a number such as 4096, 0x1000, 64K, 256M, 1G")
+        raise TtmError(errno.EINVAL, f"{text[:40]!r} is no size: write it as 4096, 0x1000, 64K, 256M or 1G")
     value = int(match[1], 0 if match[1][:2].lower() == "0x" else 10) << _SUFFIX[match[2].upper()]
     if value > _LIMIT:
         raise TtmError(errno.EINVAL, f"{text[:40]!r} is too large a number")
@@ -31,7 +31,7 @@ def parse_size(text: str) -> int:
 
 
 def format_size(count: int) -> str:
-    """`count` bytes with the largest binary suffix that divides it exactly: 65536 is `64K`, 4097 is `4097`."""
+    """`count` bytes with the largest binary suffix that divides it: 65536 is `64K`, 4097 is `4097`."""
     for suffix, shift in (("T", 40), ("G", 30), ("M", 20), ("K", 10)):
         if count and count % (1 << shift) == 0:
             return f"{count >> shift}{suffix}"

@@ -1,1 +1,1 @@
-"""The TTM core: buffer objects, page vectors, placement, managers, validate, evict, move and fault helpers."""
+"""The TTM core: buffer objects, page vectors, placement, managers, validate, evict, move, faults."""
