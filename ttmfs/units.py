@@ -8,6 +8,8 @@ from ttmfs.errors import TtmError
 
 PAGE_SHIFT: Final = 12
 PAGE_SIZE: Final = 1 << PAGE_SHIFT
+PAGE_MASK: Final = PAGE_SIZE - 1
+"""Bits of an offset within its page."""
 MAX_ORDER: Final = 10
 """Largest page order of the system's page allocator (the kernel's MAX_PAGE_ORDER on x86): 4 MiB."""
 

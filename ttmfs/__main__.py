@@ -1,0 +1,5 @@
+"""`python -m ttmfs`."""
+
+from ttmfs.cli import main
+
+main()

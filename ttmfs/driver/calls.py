@@ -1,0 +1,157 @@
+"""Calls: what may be asked of the device, one coroutine each (the driver's ioctls).
+
+Each reserves what it works on, calls TTM and says what happened as a dict of plain values. On failure it raises
+TtmError and the BOs it names are as they were.
+"""
+
+import errno
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from ttmfs.driver.device import VirtualDevice
+from ttmfs.errors import TtmError
+from ttmfs.sync.exec import Exec
+from ttmfs.sync.resv import Usage
+from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.evict import evict_all, evict_first
+from ttmfs.ttm.placement import SYSTEM, Placement
+from ttmfs.ttm.populate import populate_all
+from ttmfs.ttm.space import evict_bo
+from ttmfs.ttm.unmap import unmap_virtual
+from ttmfs.ttm.validate import validate, validate_all
+
+Result = dict[str, Any]
+
+
+@asynccontextmanager
+async def reserved(bo: BufferObject) -> AsyncIterator[None]:
+    """ttm_bo_reserve … ttm_bo_unreserve around a block."""
+    await bo.resv.lock()
+    try:
+        yield
+    finally:
+        bo.unreserve()
+
+
+@asynccontextmanager
+async def reserved_all(bos: Sequence[BufferObject]) -> AsyncIterator[Exec[BufferObject]]:
+    """All of `bos` under one ww ticket (drm_exec), fences' slots included; a BO named twice is locked once."""
+    async with Exec[BufferObject](ignore_duplicates=True, unlock=BufferObject.unreserve) as execution:
+        async for attempt in execution.until_all_locked():
+            with attempt:
+                for bo in bos:
+                    await execution.prepare(bo, 1)
+        yield execution
+
+
+def _check_device(vdev: VirtualDevice) -> None:
+    if vdev.ttm.unplugged:
+        raise TtmError(errno.ENODEV, "the device was unplugged")
+
+
+def _moved(bo: BufferObject, ctx: OperationContext) -> Result:
+    result: Result = {"bytes_moved": ctx.bytes_moved, "mem_type": bo.mem_type, "evictions": ctx.evictions}
+    fence = bo.moving_fence()
+    if fence is not None:
+        result["fence"] = fence.name
+    return result
+
+
+async def validate_bo(vdev: VirtualDevice, bo: BufferObject, placement: Placement, ctx: OperationContext) -> Result:
+    """ttm_bo_validate on one BO."""
+    _check_device(vdev)
+    async with reserved_all([bo]):
+        ctx.resv = bo.resv
+        await validate(bo, placement, ctx)
+        return _moved(bo, ctx)
+
+
+async def evict_one(vdev: VirtualDevice, bo: BufferObject, ctx: OperationContext) -> Result:
+    """Out of its region, as the driver's evict_flags say; from system: success, nothing moved. EINVAL when pinned."""
+    _check_device(vdev)
+    async with reserved(bo):
+        if bo.pin_count:
+            raise TtmError(errno.EINVAL, f"{bo.name} is pinned in {bo.mem_type}: unpin it first")
+        if bo.mem_type != SYSTEM or bo.purgeable:
+            await evict_bo(bo, ctx)
+        return _moved(bo, ctx)
+
+
+async def validate_many(
+    vdev: VirtualDevice, bos: Sequence[BufferObject], placement: Placement, ctx: OperationContext
+) -> Result:
+    """All or none: every new resource is allocated before the first move; one failure frees them all."""
+    _check_device(vdev)
+    async with reserved_all(bos) as execution:
+        moved = await validate_all(execution.objects, placement, ctx)
+        result: Result = {"bytes_moved": ctx.bytes_moved, "evictions": ctx.evictions, "moved": len(moved)}
+        fences = [fence.name for bo in moved if (fence := bo.moving_fence()) is not None]
+        if fences:
+            result["fences"] = fences
+        return result
+
+
+async def evict_region(vdev: VirtualDevice, region: str, size: int | None, ctx: OperationContext) -> Result:
+    """evict_first until `size` bytes of a region are free that were used, or all of it (None)."""
+    _check_device(vdev)
+    manager = vdev.ttm.managers[region]
+    before = manager.usage
+    if region != SYSTEM:
+        if size is None:
+            await evict_all(manager, ctx)
+        else:
+            while before - manager.usage < size and await evict_first(manager, ctx):
+                pass
+    return {"bytes_moved": ctx.bytes_moved, "evictions": ctx.evictions, "bytes_freed": before - manager.usage}
+
+
+async def pin(vdev: VirtualDevice, bo: BufferObject) -> Result:
+    """ttm_bo_pin."""
+    _check_device(vdev)
+    async with reserved(bo):
+        bo.pin()
+        return {"pin_count": bo.pin_count}
+
+
+async def unpin(vdev: VirtualDevice, bo: BufferObject) -> Result:
+    """ttm_bo_unpin; EINVAL when it is not pinned."""
+    _check_device(vdev)
+    async with reserved(bo):
+        bo.unpin()
+        return {"pin_count": bo.pin_count}
+
+
+async def unmap(vdev: VirtualDevice, bo: BufferObject, first_page: int, num_pages: int) -> Result:
+    """ttm_bo_unmap_virtual: zap the CPU's cached pages; dirty ones are written back first."""
+    del vdev
+    async with reserved(bo):
+        was_mapped = bo.handed_out
+        await unmap_virtual(bo, first_page, num_pages)
+        return {"unmapped": was_mapped}
+
+
+async def wait_bo(vdev: VirtualDevice, bo: BufferObject, usage: Usage, timeout: float) -> Result:
+    """Wait for the BO's fences up to `usage`. ETIME when the time is up; EIO when its content was lost."""
+    del vdev
+    if not await bo.resv.wait(usage, timeout):
+        pending = bo.resv.get_fences(usage)
+        names = " ".join(f"{fence.name} ({fence.what})" for fence in pending[:4])
+        raise TtmError(errno.ETIME, f"{bo.name} still waits for {len(pending)} fences after {timeout:g} s: {names}")
+    if bo.unknown_state:
+        raise TtmError(errno.EIO, f"a copy of {bo.name} failed and its content is lost")
+    return {}
+
+
+async def restore(vdev: VirtualDevice, bo: BufferObject, ctx: OperationContext) -> Result:
+    """Memory for every page of the BO's tt: populated whole, or ENOMEM."""
+    _check_device(vdev)
+    async with reserved(bo):
+        before = 0 if bo.tt is None else bo.tt.populated_pages
+        if bo.resource is None or bo.resource.manager.use_tt:
+            tt = bo.need_tt()
+            bo.drop_view()
+            await populate_all(bo, tt, ctx)
+            return {"populated_pages": tt.populated_pages, "pages_in": tt.populated_pages - before}
+        return {"populated_pages": bo.num_pages, "pages_in": 0}

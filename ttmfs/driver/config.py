@@ -1,0 +1,46 @@
+"""Config: what a device is made of and how it behaves; one field per mount option (DESIGN 1.4)."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """An extra memory region: `size` bytes managed by `manager` (`buddy` or `range`)."""
+
+    name: str
+    size: int
+    manager: str = "buddy"
+
+
+@dataclass(slots=True)
+class Config:
+    """Sizes are bytes, times seconds, prefault pages. `visible_vram` None means all of it."""
+
+    vram: int = 256 * MIB
+    visible_vram: int | None = None
+    gtt: int = 512 * MIB
+    regions: tuple[Region, ...] = ()
+    memory: int = 1024 * MIB
+    pages_limit: int | None = None
+    pool_limit: int = 64 * MIB
+    swap: int = 2048 * MIB
+    swap_store: str = "shmem"
+    beneficial_order: int = 9
+    copy_engines: int = 1
+    copy_bandwidth: float = 0.0
+    copy_latency: float = 0.0
+    sync_moves: bool = False
+    placement: str = "system"
+    prefault: int = 256
+    driver: str = "default"
+    fault_timeout: float = 15.0
+    command_timeout: float = 60.0
+    propagate_enospc: bool = False
+    allow_other: bool = False
+    foreground: bool = False
+    stock_loop: bool = False
+    watchdog: float = 30.0
+    extra: dict[str, Any] = field(default_factory=dict)

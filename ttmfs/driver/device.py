@@ -1,0 +1,192 @@
+"""VirtualDevice: regions with real memory behind them, copy engines, and the policy that drives TTM."""
+
+import errno
+from collections.abc import Awaitable, Callable
+from itertools import count
+
+import trio
+
+from ttmfs.driver.config import Config
+from ttmfs.driver.engine import CopyEngine, Link
+from ttmfs.driver.policy import DefaultDriver
+from ttmfs.errors import TtmError
+from ttmfs.memory.arena import Arena
+from ttmfs.memory.pool import PagePool
+from ttmfs.sync.fence import FenceCounters
+from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.device import Device
+from ttmfs.ttm.managers import BuddyManager, RangeManager, SystemManager
+from ttmfs.ttm.placement import GTT, SYSTEM, VRAM, Place, Placement, parse_placement
+from ttmfs.ttm.resource import ResourceManager
+from ttmfs.units import PAGE_SHIFT, PAGE_SIZE, parse_size
+
+RESERVE_PAGES = 256
+"""Pages of the system arena kept for WRITEs to pages that were handed out (rule R4): 1 MiB."""
+
+POOL_TRIM_INTERVAL = 1.0
+
+
+class VirtualDevice:
+    """The device of one mount. Make it in the process that serves: arenas are not shared with forked children."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.arenas: list[Arena] = []
+        memory = self._arena("memory", config.memory)
+        reserve = min(RESERVE_PAGES, memory.num_pages // 16)
+        self.pool = PagePool(
+            memory,
+            limit_pages=config.pool_limit >> PAGE_SHIFT,
+            reserve_pages=reserve,
+            beneficial_order=config.beneficial_order,
+        )
+        self.ttm = Device(self.pool, self._managers())
+        self.ttm.prefault = config.prefault
+        self.ttm.fault_timeout = config.fault_timeout
+        self.ttm.propagate_enospc = config.propagate_enospc
+        self.fence_counters = FenceCounters()
+        link = Link(config.copy_bandwidth, config.copy_latency)
+        self.engines = [CopyEngine(f"copy{n}", self.fence_counters, link) for n in range(max(1, config.copy_engines))]
+        self._next_engine = count()
+        self.sync_moves = config.sync_moves
+        self.funcs = DefaultDriver(self)
+        self.default_placement = self.parse_placement(config.placement.split())
+        self.ttm.default_placement = self.default_placement or (Place(SYSTEM),)
+
+    def _arena(self, name: str, size: int) -> Arena:
+        arena = Arena(name, size >> PAGE_SHIFT)
+        self.arenas.append(arena)
+        return arena
+
+    def _managers(self) -> list[ResourceManager]:
+        config = self.config
+        visible = config.vram if config.visible_vram is None else config.visible_vram
+        managers: list[ResourceManager] = [
+            SystemManager(),
+            RangeManager(GTT, config.gtt // PAGE_SIZE * PAGE_SIZE),
+            self._buddy(VRAM, config.vram, visible),
+        ]
+        for region in config.regions:
+            if region.name in {manager.name for manager in managers}:
+                raise TtmError(errno.EINVAL, f"--region {region.name}: there is a region of that name already")
+            if region.manager == "buddy":
+                managers.append(self._buddy(region.name, region.size, region.size))
+            else:
+                size = region.size // PAGE_SIZE * PAGE_SIZE
+                managers.append(RangeManager(region.name, size, use_tt=False, arena=self._arena(region.name, size)))
+        return managers
+
+    def _buddy(self, name: str, size: int, visible: int) -> BuddyManager:
+        size = size // PAGE_SIZE * PAGE_SIZE
+        return BuddyManager(name, size, visible, self._arena(name, size))
+
+    # -- what the layers above ask for ---------------------------------------------------------------------------
+
+    @property
+    def region_names(self) -> tuple[str, ...]:
+        """Regions by name, system first."""
+        return tuple(self.ttm.managers)
+
+    def parse_placement(self, words: list[str]) -> Placement:
+        """A Placement in this device's regions. TtmError(EINVAL) naming the unknown word."""
+        return parse_placement(words, self.region_names)
+
+    def visible_pages(self, region: str) -> int:
+        """Pages of a region that the CPU can reach."""
+        manager = self.ttm.managers[region]
+        return manager.visible_pages if isinstance(manager, BuddyManager) else manager.num_pages
+
+    def copy_engine(self) -> CopyEngine:
+        """The engine for the next copy, in turn."""
+        return self.engines[next(self._next_engine) % len(self.engines)]
+
+    def create_bo(self, name: str) -> BufferObject:
+        """A new, empty BO in system, unpopulated; its first use takes it to its placement."""
+        bo = BufferObject(self.ttm, self.funcs, name=name, placement=self.default_placement)
+        bo.assign(self.ttm.managers[SYSTEM].alloc(bo, Place(SYSTEM)))
+        bo.placed = bo.placement == (Place(SYSTEM),)
+        return bo
+
+    def selfcheck(self) -> list[str]:
+        """Walk all structures; sentences that say what is wrong, none when all is well."""
+        wrong: list[str] = []
+        for name, check in (
+            ("pool", self.pool.check),
+            *((manager.name, manager.check) for manager in self.ttm.managers.values()),
+        ):
+            try:
+                check()
+            except AssertionError as error:
+                wrong.append(f"{name}: {error}")
+        return wrong
+
+    # -- run-time knobs --------------------------------------------------------------------------------------------
+
+    def knobs(self) -> dict[str, str]:
+        """What ctl/config shows."""
+        config = self.config
+        return {
+            "fault_timeout": f"{config.fault_timeout:g}",
+            "command_timeout": f"{config.command_timeout:g}",
+            "prefault": str(config.prefault),
+            "pool_limit": str(config.pool_limit),
+            "propagate_enospc": str(int(config.propagate_enospc)),
+            "copy_bandwidth": f"{self.engines[0].link.bandwidth:g}",
+            "copy_latency": f"{self.engines[0].link.latency:g}",
+        }
+
+    def set_knob(self, key: str, value: str) -> None:
+        """Change one. TtmError(EINVAL) for an unknown key or a value that it does not take."""
+        config = self.config
+        if key not in self.knobs():
+            raise TtmError(errno.EINVAL, f"{key[:40]!r} is no knob: say one of {' '.join(self.knobs())}")
+        if key in ("fault_timeout", "command_timeout", "copy_latency"):
+            seconds = _seconds(key, value)
+            if key == "copy_latency":
+                self._set_link(Link(self.engines[0].link.bandwidth, seconds))
+            else:
+                setattr(config, key, seconds)
+        elif key == "copy_bandwidth":
+            self._set_link(Link(parse_size(value), self.engines[0].link.latency))
+        elif key == "propagate_enospc":
+            if value not in ("0", "1"):
+                raise TtmError(errno.EINVAL, f"{key}={value[:40]!r}: say 0 or 1")
+            config.propagate_enospc = value == "1"
+        else:
+            setattr(config, key, parse_size(value))
+        self.ttm.fault_timeout = config.fault_timeout
+        self.ttm.prefault = config.prefault
+        self.ttm.propagate_enospc = config.propagate_enospc
+        self.pool.limit_pages = config.pool_limit >> PAGE_SHIFT
+
+    def _set_link(self, link: Link) -> None:
+        for engine in self.engines:
+            engine.link = link
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """The engines and the housekeeping; runs until cancelled."""
+        async with trio.open_nursery() as nursery:
+            tasks: list[Callable[[], Awaitable[None]]] = [engine.run for engine in self.engines]
+            for task in (*tasks, self._trim_pool):
+                nursery.start_soon(task)
+            task_status.started()
+
+    async def _trim_pool(self) -> None:
+        while True:
+            await trio.sleep(POOL_TRIM_INTERVAL)
+            self.pool.drop_idle()
+
+    def close(self) -> None:
+        """Give all memory back to the host."""
+        for arena in self.arenas:
+            arena.close()
+
+
+def _seconds(key: str, value: str) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= 1e6:
+        raise TtmError(errno.EINVAL, f"{key}={value[:40]!r}: say a number of seconds")
+    return seconds

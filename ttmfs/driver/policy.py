@@ -1,0 +1,121 @@
+"""The default driver: where BOs go and how they get there (what xe_bo.c and amdgpu_ttm.c decide).
+
+vram is reached through gtt only (EMULTIHOP, both legs counted). Evicted BOs go vram → gtt → system; a purgeable one
+is dropped. A CPU fault on VRAM beyond the visible part moves the BO within reach first.
+"""
+
+import errno
+from typing import TYPE_CHECKING
+
+from ttmfs.errors import TtmError
+from ttmfs.sync.fence import Fence
+from ttmfs.sync.resv import Usage
+from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.copy import Backing
+from ttmfs.ttm.fault import FaultResult, VmFault, default_fault
+from ttmfs.ttm.move import Multihop, move_accel_cleanup, move_null, move_sync_cleanup, wait_ctx
+from ttmfs.ttm.placement import GTT, NOWHERE, SYSTEM, Place, PlaceFlag, Placement
+from ttmfs.ttm.populate import populate_all
+from ttmfs.ttm.resource import Resource
+from ttmfs.ttm.validate import validate
+
+if TYPE_CHECKING:
+    from ttmfs.driver.device import VirtualDevice
+
+_HOP: Placement = (Place(GTT, flags=PlaceFlag.TEMPORARY),)
+
+
+class DefaultDriver:
+    """DriverFuncs of the virtual device."""
+
+    def __init__(self, vdev: "VirtualDevice") -> None:
+        self.vdev = vdev
+
+    async def fault(self, vmf: VmFault) -> FaultResult:
+        """The default handler."""
+        return await default_fault(vmf)
+
+    async def fault_reserve_notify(self, bo: BufferObject) -> None:
+        """amdgpu_bo_fault_reserve_notify: bring a BO that the CPU cannot reach to visible VRAM, else to gtt."""
+        if bo.visible:
+            return
+        if bo.pin_count:
+            raise TtmError(errno.EINVAL, f"{bo.name} is pinned where the CPU cannot reach it: unpin it")
+        resource = bo.resource
+        assert resource is not None
+        visible = self.vdev.visible_pages(resource.mem_type)
+        places = (Place(resource.mem_type, 0, visible),) if 0 < bo.num_pages <= visible else ()
+        ctx = OperationContext(faulting=bo)
+        await validate(bo, (*places, Place(GTT), Place(SYSTEM)), ctx)
+        self.vdev.ttm.counters.faults.window_moves += 1
+
+    def evict_flags(self, bo: BufferObject) -> Placement:
+        """xe_evict_flags: vram → gtt (or system when gtt can never hold it), gtt → system, purgeable → nowhere."""
+        if bo.purgeable:
+            return NOWHERE
+        if bo.mem_type not in (GTT, SYSTEM):
+            return (Place(GTT), Place(SYSTEM, flags=PlaceFlag.FALLBACK))
+        return (Place(SYSTEM),)
+
+    def eviction_valuable(self, bo: BufferObject, place: Place | None) -> bool:
+        """ttm_bo_eviction_valuable; imported BOs never."""
+        del place
+        return not bo.external
+
+    def swap_notify(self, bo: BufferObject) -> None:
+        """Nothing to prepare."""
+
+    def delete_mem_notify(self, bo: BufferObject) -> None:
+        """Nothing to undo."""
+
+    async def move(self, bo: BufferObject, resource: Resource, ctx: OperationContext, *, evict: bool) -> None:
+        """xe_bo_move."""
+        old = bo.resource
+        if old is None or old.mem_type == SYSTEM:
+            if resource.manager.use_tt:
+                move_null(bo, resource)
+            elif old is None or old.num_pages == 0:
+                await self._submit(bo, None, resource, ctx, evict=evict)
+            else:
+                raise Multihop(_HOP)
+        elif old.manager.use_tt:
+            await self._from_gtt(bo, resource, ctx, evict=evict)
+        elif resource.mem_type == SYSTEM or (not resource.manager.use_tt and bo.tt is not None):
+            raise Multihop(_HOP)
+        else:
+            dst: Backing = bo.need_tt() if resource.manager.use_tt else resource
+            await self._submit(bo, old, resource, ctx, evict=evict, dst=dst)
+
+    async def _from_gtt(self, bo: BufferObject, resource: Resource, ctx: OperationContext, *, evict: bool) -> None:
+        if resource.mem_type == SYSTEM:
+            await wait_ctx(bo, ctx)
+            move_null(bo, resource)
+        elif resource.manager.use_tt:
+            move_null(bo, resource)
+        else:
+            tt = bo.need_tt()
+            if tt.populated_pages:
+                await populate_all(bo, tt, ctx)
+            await self._submit(bo, tt if tt.populated_pages else None, resource, ctx, evict=evict)
+
+    async def _submit(
+        self,
+        bo: BufferObject,
+        src: Backing | None,
+        resource: Resource,
+        ctx: OperationContext,
+        *,
+        evict: bool,
+        dst: Backing | None = None,
+    ) -> None:
+        """Hand the copy to an engine behind the BO's moves and writers; readers may go on reading the source."""
+        deps: list[Fence] = bo.resv.get_fences(Usage.WRITE)
+        pages = resource.num_pages if src is None else min(resource.num_pages, src.num_pages)
+        fence = self.vdev.copy_engine().submit(bo, src, dst or resource, pages, deps)
+        if self.vdev.sync_moves:
+            await fence.wait()
+            if bo.resv.test_signaled(Usage.BOOKKEEP):
+                await move_sync_cleanup(bo, resource, keep_tt=resource.manager.use_tt)
+                return
+        await move_accel_cleanup(bo, fence, resource, ctx, evict=evict, pipeline=True)

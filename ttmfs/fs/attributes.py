@@ -1,0 +1,148 @@
+"""Attributes of a BO: what `status`, `status.json`, `user.ttm.*` and the read-write files of objects/NAME/ say."""
+
+import errno
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from ttmfs.driver.device import VirtualDevice
+from ttmfs.errors import TtmError
+from ttmfs.memory.pool_types import Caching
+from ttmfs.sync.resv import Usage
+from ttmfs.ttm.bo import NUM_PRIORITIES, BufferObject
+from ttmfs.ttm.placement import SYSTEM, format_placement
+from ttmfs.ttm.tt import TT
+
+MADVISE: Final = ("normal", "random", "sequential", "willneed", "dontneed")
+_MAX_PREFAULT: Final = 1 << 20
+
+_EMPTY: Final[Mapping[str, int]] = {}
+
+
+def _runs(bo: BufferObject) -> int:
+    resource = bo.resource
+    if resource is not None and resource.pages is not None:
+        pages = resource.pages
+        in_region = int((pages[1:].astype(int) - pages[:-1] != 1).sum()) + 1 if len(pages) else 0
+        return in_region + (bo.tt.runs() if bo.tt is not None else 0)
+    return bo.tt.runs() if bo.tt is not None else 0
+
+
+def status(bo: BufferObject) -> dict[str, Any]:
+    """Everything there is to say about one BO, with the keys of DESIGN 1.1. Sizes are bytes, `*_pages` pages."""
+    tt: TT | None = bo.tt
+    in_region = 0
+    if bo.resource is not None and bo.resource.pages is not None:
+        in_region = min(bo.resource.num_pages, bo.num_pages)
+    runs = _runs(bo)
+    populated = in_region + (tt.populated_pages if tt is not None else 0)
+    orders = tt.page_orders() if tt is not None else _EMPTY
+    return {
+        "name": bo.name,
+        "size": bo.size,
+        "mem_type": bo.mem_type,
+        "state": bo.state,
+        "populated_pages": populated,
+        "backed_up_pages": tt.backed_up_pages if tt is not None else 0,
+        "page_orders": {str(order): blocks for order, blocks in sorted(orders.items())},
+        "runs": runs,
+        "contiguous": runs <= 1 and populated == bo.num_pages,
+        "pin_count": bo.pin_count,
+        "priority": bo.priority,
+        "caching": bo.caching.name,
+        "placement": format_placement(bo.placement),
+        "prefault": bo.prefault,
+        "madvise": bo.madvise,
+        "fences": [fence.name for fence in bo.resv.get_fences(Usage.BOOKKEEP)],
+        "bytes_moved": bo.bytes_moved,
+        "moves": bo.moves,
+        "evictions": bo.evictions,
+        "validations": bo.validations,
+        "faults": bo.faults,
+        "fault_pages": bo.fault_pages,
+        "prefault_pages": bo.prefault_pages,
+        "reservation_retries": bo.reservation_retries,
+        "beneficial_order_failed": bool(tt is not None and tt.beneficial_order_failed),
+        "last_error": bo.last_error,
+    }
+
+
+def text_value(value: object) -> str:
+    """A status value as text."""
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, dict):
+        return " ".join(f"{key}:{count}" for key, count in value.items())
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return str(value)
+
+
+def status_text(bo: BufferObject) -> str:
+    """`key:<TAB>value` lines."""
+    return "".join(f"{key}:\t{text_value(value)}\n" for key, value in status(bo).items())
+
+
+def _set_placement(vdev: VirtualDevice, bo: BufferObject, text: str) -> None:
+    bo.placement = vdev.parse_placement(text.split())
+    if bo.mem_type == SYSTEM and (bo.tt is None or not bo.tt.populated_pages):
+        bo.placed = False
+
+
+def _set_priority(vdev: VirtualDevice, bo: BufferObject, text: str) -> None:
+    del vdev
+    if not (text.isdecimal() and text.isascii() and len(text) < 9 and int(text) < NUM_PRIORITIES):
+        raise TtmError(errno.EINVAL, f"{text[:40]!r} is no priority: say 0 to {NUM_PRIORITIES - 1}, lower goes first")
+    bo.priority = int(text)
+    if bo.resource is not None:
+        bo.device.lru_readd(bo.resource)
+
+
+def _set_prefault(vdev: VirtualDevice, bo: BufferObject, text: str) -> None:
+    del vdev
+    if not (text.isdecimal() and text.isascii() and len(text) < 9 and int(text) <= _MAX_PREFAULT):
+        raise TtmError(errno.EINVAL, f"{text[:40]!r} is no number of pages up to {_MAX_PREFAULT}")
+    bo.prefault = int(text)
+
+
+def _set_madvise(vdev: VirtualDevice, bo: BufferObject, text: str) -> None:
+    if text not in MADVISE:
+        raise TtmError(errno.EINVAL, f"{text[:40]!r} is no advice: say one of {' '.join(MADVISE)}")
+    bo.madvise = text
+    if text == "random":
+        bo.prefault = 1
+    elif text in ("sequential", "normal"):
+        bo.prefault = max(vdev.config.prefault, 256) if text == "sequential" else vdev.config.prefault
+
+
+def _set_caching(vdev: VirtualDevice, bo: BufferObject, text: str) -> None:
+    del vdev
+    if text not in Caching.__members__:
+        raise TtmError(errno.EINVAL, f"{text[:40]!r} is no caching type: say one of {' '.join(Caching.__members__)}")
+    if bo.tt is not None and (bo.tt.populated_pages or bo.tt.backed_up_pages):
+        raise TtmError(errno.EBUSY, f"{bo.name} is populated: its caching can be set before its first use only")
+    bo.caching = Caching[text]
+    bo.tt = None
+
+
+SETTABLE: Final[Mapping[str, Callable[[VirtualDevice, BufferObject, str], None]]] = {
+    "placement": _set_placement,
+    "priority": _set_priority,
+    "prefault": _set_prefault,
+    "madvise": _set_madvise,
+    "caching": _set_caching,
+}
+
+
+def get_text(bo: BufferObject, key: str) -> str:
+    """One attribute as text."""
+    if key == "prefault":
+        return str(bo.prefault)
+    return text_value(status(bo)[key])
+
+
+def set_text(vdev: VirtualDevice, bo: BufferObject, key: str, text: str) -> None:
+    """Set one attribute. TtmError: EINVAL for a value that it does not take, EBUSY, EPERM for a read-only one."""
+    setter = SETTABLE.get(key)
+    if setter is None:
+        raise TtmError(errno.EPERM, f"{key} is read-only; these can be set: {' '.join(SETTABLE)}")
+    setter(vdev, bo, text.strip())

@@ -1,0 +1,241 @@
+"""Commands: what may be written into command files, as tables.
+
+The parser, the help text that a command file prints and the mount's README all come from OBJECT_COMMANDS and
+CTL_COMMANDS. A command gets its words and returns a dict of plain values, or raises TtmError.
+"""
+
+import errno
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ttmfs.driver import calls
+from ttmfs.driver.device import VirtualDevice
+from ttmfs.driver.namespace import Namespace
+from ttmfs.errors import TtmError
+from ttmfs.fs.words import split_names, unescape
+from ttmfs.sync.resv import Usage
+from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.placement import Placement
+from ttmfs.units import PAGE_SHIFT, PAGE_SIZE, parse_size
+
+Result = dict[str, Any]
+
+_SECONDS: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+_OPTIONS: Final = ("no_wait_gpu", "interruptible")
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What commands work on."""
+
+    vdev: VirtualDevice
+    names: Namespace
+
+    def bo(self, name: str) -> BufferObject:
+        """The BO of a name. TtmError(ENOENT)."""
+        return self.names.find(name).bo
+
+    def bos(self, word: str) -> list[BufferObject]:
+        """The BOs of NAME[,NAME…]."""
+        return [self.bo(name) for name in split_names(word)]
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """`usage` is the grammar of the words, `does` a sentence, `examples` lines that work as they stand."""
+
+    name: str
+    usage: str
+    does: str
+    examples: tuple[str, ...]
+    run: Callable[..., Awaitable[Result]]
+
+    def help(self, path: str) -> str:
+        """What reading the command file prints."""
+        lines = [f"{self.name} {self.usage}".rstrip(), f"  {self.does}"]
+        lines += [f"  echo {example!r} > {path}" for example in self.examples]
+        return "\n".join(lines) + "\n"
+
+
+# -- words -----------------------------------------------------------------------------------------------------------
+
+
+def _options(words: list[str], allowed: tuple[str, ...] = _OPTIONS) -> tuple[list[str], OperationContext]:
+    """Take the options out of `words`."""
+    ctx = OperationContext(no_wait_gpu="no_wait_gpu" in words and "no_wait_gpu" in allowed)
+    return [word for word in words if word not in allowed], ctx
+
+
+def _none(words: list[str]) -> None:
+    if words:
+        raise TtmError(errno.EINVAL, f"{words[0][:80]!r} is not understood here: this command takes no such word")
+
+
+def _places(machine: Machine, words: list[str]) -> tuple[Placement, OperationContext]:
+    words, ctx = _options(words)
+    return machine.vdev.parse_placement(words), ctx
+
+
+def _page_range(bo: BufferObject, words: list[str]) -> tuple[int, int]:
+    """(first page, pages; 0 pages: to the end) from [OFFSET LENGTH] in bytes."""
+    if not words:
+        return 0, 0
+    if len(words) != 2:
+        raise TtmError(errno.EINVAL, "say nothing, or OFFSET and LENGTH in bytes, as in 0 64K")
+    offset, length = map(parse_size, words)
+    if not length or offset + length > max(bo.size, 1):
+        raise TtmError(errno.EINVAL, f"{words[0]}+{words[1]} is not within the {bo.size} bytes of the BO")
+    first = offset >> PAGE_SHIFT
+    return first, ((offset + length + PAGE_SIZE - 1) >> PAGE_SHIFT) - first
+
+
+def _seconds(word: str) -> float:
+    if not _SECONDS.fullmatch(word):
+        raise TtmError(errno.EINVAL, f"{word[:80]!r} is no number of seconds")
+    return float(word)
+
+
+# -- objects/NAME/… --------------------------------------------------------------------------------------------------
+
+
+async def _validate(machine: Machine, bo: BufferObject, words: list[str]) -> Result:
+    placement, ctx = _places(machine, words)
+    return await calls.validate_bo(machine.vdev, bo, placement, ctx)
+
+
+async def _evict(machine: Machine, bo: BufferObject, words: list[str]) -> Result:
+    words, ctx = _options(words)
+    _none(words)
+    return await calls.evict_one(machine.vdev, bo, ctx)
+
+
+async def _pin(machine: Machine, bo: BufferObject, words: list[str]) -> Result:
+    _none(words)
+    return await calls.pin(machine.vdev, bo)
+
+
+async def _unpin(machine: Machine, bo: BufferObject, words: list[str]) -> Result:
+    _none(words)
+    return await calls.unpin(machine.vdev, bo)
+
+
+async def _unmap(machine: Machine, bo: BufferObject, words: list[str]) -> Result:
+    first, pages = _page_range(bo, words)
+    return await calls.unmap(machine.vdev, bo, first, pages)
+
+
+async def _wait(machine: Machine, bo: BufferObject, words: list[str]) -> Result:
+    usage = Usage.BOOKKEEP
+    rest = list(words)
+    if rest and rest[0].upper() in Usage.__members__ and rest[0].islower():
+        usage = Usage[rest.pop(0).upper()]
+    timeout = machine.vdev.config.fault_timeout
+    if rest:
+        timeout = _seconds(rest.pop(0))
+    _none(rest)
+    return await calls.wait_bo(machine.vdev, bo, usage, timeout)
+
+
+async def _restore(machine: Machine, bo: BufferObject, words: list[str]) -> Result:
+    words, ctx = _options(words)
+    _none(words)
+    return await calls.restore(machine.vdev, bo, ctx)
+
+
+_PLACES: Final = "PLACE… [no_wait_gpu] [interruptible]"
+
+OBJECT_COMMANDS: Final[Mapping[str, Command]] = {
+    command.name: command
+    for command in (
+        Command(
+            "validate",
+            _PLACES + " | none",
+            "Move the BO to the first place that can be had (ttm_bo_validate); none drops its content. "
+            "PLACE = REGION[:FLAG[+FLAG…]][@FIRST-LAST], FLAG contiguous topdown temporary desired fallback, "
+            "the range in pages.",
+            ("vram gtt", "vram:contiguous+topdown", "vram@0-4095 no_wait_gpu", "none"),
+            _validate,
+        ),
+        Command(
+            "evict",
+            "[no_wait_gpu]",
+            "Out of its region, as the driver says: vram to gtt, gtt to system; from system nothing moves.",
+            ("",),
+            _evict,
+        ),
+        Command("pin", "", "Count a pin: a pinned BO is never moved or evicted.", ("",), _pin),
+        Command("unpin", "", "Take one pin back.", ("",), _unpin),
+        Command(
+            "unmap",
+            "[OFFSET LENGTH]",
+            "Zap the CPU's cached pages of it, dirty ones are written back first; the next touch faults.",
+            ("", "0 64K"),
+            _unmap,
+        ),
+        Command(
+            "wait",
+            "[kernel|write|read|bookkeep] [SECONDS]",
+            "Until its fences of that usage are signaled (kernel: its moves); ETIME when the time is up.",
+            ("", "kernel 5"),
+            _wait,
+        ),
+        Command("restore", "", "Give every page memory again.", ("",), _restore),
+    )
+}
+
+
+# -- ctl/… -----------------------------------------------------------------------------------------------------------
+
+
+async def _ctl_validate(machine: Machine, words: list[str]) -> Result:
+    if len(words) < 2:
+        raise TtmError(errno.EINVAL, "say NAME[,NAME…] PLACE…, as in tex0,tex1 vram gtt")
+    bos = machine.bos(words[0])
+    placement, ctx = _places(machine, words[1:])
+    return await calls.validate_many(machine.vdev, bos, placement, ctx)
+
+
+async def _ctl_evict(machine: Machine, words: list[str]) -> Result:
+    words, ctx = _options(words)
+    if not 1 <= len(words) <= 2:
+        raise TtmError(errno.EINVAL, f"say REGION [BYTES|all], REGION one of {' '.join(machine.vdev.region_names)}")
+    region = words[0]
+    if region not in machine.vdev.region_names:
+        regions = " ".join(machine.vdev.region_names)
+        raise TtmError(errno.EINVAL, f"{region[:80]!r} is no region: say one of {regions}")
+    size = None if len(words) == 1 or words[1] == "all" else parse_size(words[1])
+    return await calls.evict_region(machine.vdev, region, size, ctx)
+
+
+CTL_COMMANDS: Final[Mapping[str, Command]] = {
+    command.name: command
+    for command in (
+        Command(
+            "validate",
+            "NAME[,NAME…] " + _PLACES,
+            "All of them under one ticket, or none: one that finds no room leaves all where they are.",
+            ("tex0,tex1 vram", "tex0 vram gtt"),
+            _ctl_validate,
+        ),
+        Command(
+            "evict",
+            "REGION [BYTES|all] [no_wait_gpu]",
+            "Evict the least recently used first, until BYTES are free that were used, or everything.",
+            ("vram 64M", "vram all"),
+            _ctl_evict,
+        ),
+    )
+}
+
+
+async def run_line(machine: Machine, command: Command, bo: BufferObject | None, words: list[str]) -> Result:
+    """Run one line that was split into words."""
+    if bo is None:
+        return await command.run(machine, words)
+    return await command.run(machine, bo, words)
+
+
+__all__ = ["CTL_COMMANDS", "OBJECT_COMMANDS", "Command", "Machine", "run_line", "unescape"]

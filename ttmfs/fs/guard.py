@@ -1,0 +1,63 @@
+"""Guard: what every FUSE handler is wrapped in (rules R9, H20, H21).
+
+An exception other than FUSEError would end the mount, and a cancelled handler sends no reply, which hangs its client.
+Here TtmError becomes its errno, anything unforeseen EIO with a traceback in the log, and handlers are shielded.
+"""
+
+import errno
+import functools
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+import pyfuse3
+import trio
+
+from ttmfs.observe.counters import RequestCounters
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class HasCounters(Protocol):
+    """Where failed handlers are counted."""
+
+    counters: RequestCounters
+
+
+S = TypeVar("S", bound=HasCounters)
+
+
+def fuse_error(error: OSError) -> pyfuse3.FUSEError:
+    """The reply for an error that carries an errno."""
+    return pyfuse3.FUSEError(error.errno or errno.EIO)
+
+
+def unforeseen(counters: RequestCounters, what: str) -> pyfuse3.FUSEError:
+    """Called in an except block: count and log what nobody expected; the reply for it."""
+    counters.handler_errors += 1
+    log.exception("%s failed", what)
+    return pyfuse3.FUSEError(errno.EIO)
+
+
+def guarded(
+    handler: Callable[Concatenate[S, P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]:
+    """Wrap a handler method of an Operations class that has `counters`."""
+
+    @functools.wraps(handler)
+    async def wrapper(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            with trio.CancelScope(shield=True):
+                result = await handler(self, *args, **kwargs)
+            return result
+        except pyfuse3.FUSEError:
+            raise
+        except OSError as error:
+            raise fuse_error(error) from None
+        except Exception:
+            raise unforeseen(self.counters, handler.__name__) from None
+
+    return wrapper

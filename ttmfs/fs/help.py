@@ -1,0 +1,39 @@
+"""The mount's README, made from the tables that the parser uses."""
+
+from collections.abc import Sequence
+
+from ttmfs.fs.attributes import SETTABLE
+from ttmfs.fs.commands import CTL_COMMANDS, OBJECT_COMMANDS
+
+_HEAD = """\
+This is a ttmfs mount: the Linux kernel's TTM in user space. Every file below bo/ is a buffer object (BO).
+
+  truncate -s 64M bo/tex0             make a BO (creating and writing does too); unlink destroys it
+  echo "vram gtt" > objects/tex0/validate    move it; the write fails with an errno when TTM does
+  cat objects/tex0/status             where it is and what happened to it
+  cat error_log                       why the last commands failed
+
+Any program may read, write and mmap bo/ files; a page-cache miss is a fault that goes through TTM. Opened O_RDWR, a
+command file gives its result back as one JSON line: exec 3<>FILE; echo ARGUMENTS >&3; cat <&3
+Words follow the shell's quoting; \\040 is a space, \\054 a comma in a name. Sizes take K, M, G, T.
+
+"""
+
+
+def readme(regions: Sequence[str]) -> str:
+    """The whole text."""
+    parts = [_HEAD, f"Regions of this device: {' '.join(regions)}\n", "\nobjects/NAME/…\n"]
+    parts += [_indented(command.help(f"objects/tex0/{name}")) for name, command in OBJECT_COMMANDS.items()]
+    parts.append(f"  attributes, read and written: {' '.join(SETTABLE)}; read: status status.json snapshot\n")
+    parts.append("\nctl/…\n")
+    parts += [_indented(command.help(f"ctl/{name}")) for name, command in CTL_COMMANDS.items()]
+    parts.append(
+        "  config KEY=VALUE (reading lists the keys), trace EVENT… [bo=NAME] | all | off, selfcheck (read)\n"
+        "\nregions/NAME/{size,used,visible_size,visible_used,lru,debug}  pool/{pages,fragmentation}\n"
+        "fences/{timelines,pending}  stats (JSON)  trace  error_log  debug/{loop,pause_engine}\n"
+    )
+    return "".join(parts)
+
+
+def _indented(text: str) -> str:
+    return "".join(f"  {line}\n" for line in text.splitlines())

@@ -1,0 +1,65 @@
+"""Inodes: which node an inode number means, and for how long (FUSE lookup counts).
+
+BO files and folders bring their own numbers. Virtual nodes get theirs at LOOKUP: a directory keeps one as long as the
+kernel knows it, a file gets a fresh one each time. Numbers are never reused.
+"""
+
+import errno
+from itertools import count
+from typing import Final
+
+from ttmfs.driver.namespace import FIRST_INO, Entry
+from ttmfs.errors import TtmError
+from ttmfs.fs.nodes import Node, VirtualDir
+
+ROOT_INO: Final = 1
+_FIRST_VIRTUAL: Final = 1 << 40
+assert _FIRST_VIRTUAL > FIRST_INO
+
+
+class Inodes:
+    """The table of one mount."""
+
+    def __init__(self, root: VirtualDir) -> None:
+        self._nodes: dict[int, Node] = {ROOT_INO: root}
+        self._lookups: dict[int, int] = {ROOT_INO: 1}
+        self._dirs: dict[str, int] = {root.key: ROOT_INO}
+        self._fresh = count(_FIRST_VIRTUAL)
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def get(self, ino: int) -> Node:
+        """TtmError(ESTALE) for a number that means nothing any more."""
+        node = self._nodes.get(ino)
+        if node is None:
+            raise TtmError(errno.ESTALE, f"inode {ino} is not known")
+        return node
+
+    def number(self, node: Node) -> int:
+        """The inode number that a reply shall carry for `node`."""
+        if isinstance(node, Entry):
+            return node.ino
+        if isinstance(node, VirtualDir):
+            known = self._dirs.get(node.key)
+            return known if known is not None else next(self._fresh)
+        return next(self._fresh)
+
+    def looked_up(self, ino: int, node: Node) -> None:
+        """A reply told the kernel about `node`: it will FORGET as often."""
+        if ino not in self._nodes:
+            self._nodes[ino] = node
+            if isinstance(node, VirtualDir):
+                self._dirs[node.key] = ino
+        self._lookups[ino] = self._lookups.get(ino, 0) + 1
+
+    def forget(self, ino: int, lookups: int) -> None:
+        """FORGET."""
+        left = self._lookups.get(ino, 0) - lookups
+        if left > 0 or ino == ROOT_INO:
+            self._lookups[ino] = max(left, 1)
+            return
+        self._lookups.pop(ino, None)
+        node = self._nodes.pop(ino, None)
+        if isinstance(node, VirtualDir):
+            self._dirs.pop(node.key, None)

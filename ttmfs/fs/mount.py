@@ -1,0 +1,194 @@
+"""Mount: one device served at one mountpoint, from the first check to the last unmount.
+
+`serve` runs in the process that shall be the daemon: the arenas are made in it, after any fork. It says when the mount
+is ready, ends on SIGTERM, SIGINT or an unmount, and leaves neither a mount nor a hung client behind. A watchdog
+process owns the way out if it cannot.
+"""
+
+import errno
+import logging
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Final
+
+import pyfuse3
+import trio
+
+from ttmfs.driver.config import Config
+from ttmfs.driver.device import VirtualDevice
+from ttmfs.driver.namespace import Namespace
+from ttmfs.errors import TtmError
+from ttmfs.fs import session_loop, tuning
+from ttmfs.fs.commands import Machine
+from ttmfs.fs.notify import PageCache, SessionFd
+from ttmfs.fs.operations import ALIAS_PREFIX, TtmOperations
+from ttmfs.fs.pagecache import BoPageCache
+from ttmfs.fs.runner import Runner
+from ttmfs.fs.tree import Tree
+from ttmfs.fs.watchdog import Watchdog
+
+log = logging.getLogger(__name__)
+
+MAX_TASKS: Final = 8192
+"""Requests that may be under way at once; a task is cheap, and without a free one nobody reads /dev/fuse (H8)."""
+
+MIN_TASKS: Final = 8
+_SHUTDOWN_INVAL_SECONDS: Final = 10.0
+_CONNECTION_POLL_SECONDS: Final = 0.25
+FS_NAME: Final = "ttmfs"
+
+
+def check_mountpoint(mountpoint: str) -> str:
+    """The absolute path of a directory that can be mounted on. TtmError that says what is missing."""
+    path = os.path.realpath(mountpoint)
+    for line in mounted_here():
+        if line == path:
+            raise TtmError(errno.EBUSY, f"{path} is a ttmfs mount already: `ttmfs umount {path}` takes it down")
+    if not os.path.exists("/dev/fuse"):
+        raise TtmError(errno.ENODEV, "/dev/fuse does not exist: load the module with `modprobe fuse`")
+    if os.geteuid() != 0 and shutil.which("fusermount3") is None:
+        raise TtmError(errno.ENOENT, "fusermount3 is missing: `apt-get install fuse3`")
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        raise TtmError(errno.EACCES, "no permission for /dev/fuse: as root, `chmod 666 /dev/fuse`")
+    if not os.path.isdir(path):
+        raise TtmError(errno.ENOTDIR, f"{path} is no directory: `mkdir -p {path}`")
+    if os.listdir(path):
+        raise TtmError(errno.ENOTEMPTY, f"{path} is not empty: mount on an empty directory")
+    if os.geteuid() != 0 and not os.access(path, os.W_OK):
+        raise TtmError(errno.EACCES, f"{path} is not yours to mount on: use a directory that you may write")
+    return path
+
+
+def mounted_here() -> list[str]:
+    """Mountpoints of all ttmfs mounts, from mountinfo: never touches the mounts themselves."""
+    found = []
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
+        for line in table:
+            fields, _, tail = line.partition(" - ")
+            if tail.startswith(f"fuse.{FS_NAME} "):
+                found.append(fields.split()[4].encode().decode("unicode_escape"))
+    return found
+
+
+class Mount:
+    """A mounted device. Make it after daemonizing."""
+
+    def __init__(self, mountpoint: str, config: Config) -> None:
+        self.mountpoint = mountpoint
+        self.config = config
+        self.vdev = VirtualDevice(config)
+        uid, gid = os.geteuid(), os.getegid()
+        mode = 0o1777 if config.allow_other else 0o755
+        self.machine = Machine(self.vdev, Namespace(self.vdev, uid=uid, gid=gid, mode=mode))
+        self.runner = Runner(self.machine, config.command_timeout)
+        self.tree = Tree(self.machine, self.runner, uid=uid, gid=gid)
+        self.operations = TtmOperations(self.tree, lambda kb: None)
+        self.report: list[str] = []
+        """What could not be tuned, as sentences."""
+
+    def run(self, ready: Callable[[], None]) -> None:
+        """Mount, call `ready`, serve until told to stop. TtmError when it cannot be mounted."""
+        options = {f"fsname={FS_NAME}", f"subtype={FS_NAME}", "default_permissions"}
+        if self.config.allow_other:
+            options.add("allow_other")
+        try:
+            pyfuse3.init(self.operations, self.mountpoint, options)
+        except RuntimeError as error:
+            raise TtmError(errno.EIO, f"cannot mount on {self.mountpoint}: {error}{self._mount_hint()}") from None
+        session = SessionFd(self.mountpoint)
+        watchdog: Watchdog | None = None
+        try:
+            if not self.config.stock_loop:
+                session_loop.install(session.fd)
+            session_loop.start_freeze_timer()
+            if self.config.watchdog:
+                watchdog = Watchdog.start(self.mountpoint, timeout=self.config.watchdog)
+            trio.run(self._main, session, watchdog, ready)
+        finally:
+            session_loop.stop_freeze_timer()
+            session_loop.uninstall()
+            session.close()
+            pyfuse3.close(unmount=True)
+            if watchdog is not None:
+                watchdog.stop_clean()
+            self.vdev.close()
+
+    def _mount_hint(self) -> str:
+        if self.config.allow_other and os.geteuid() != 0:
+            return "; --allow-other without root needs user_allow_other in /etc/fuse.conf"
+        return ""
+
+    async def _main(self, session: SessionFd, watchdog: Watchdog | None, ready: Callable[[], None]) -> None:
+        cache = PageCache(session, self._alias)
+        self.tree.page_cache = cache
+        self.tree.loop_status = self._loop_status
+        self.vdev.ttm.unmapper = BoPageCache(cache)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.vdev.run)
+            nursery.start_soon(self.runner.watch_signals)
+            if watchdog is not None:
+                nursery.start_soon(watchdog.heartbeat)
+            nursery.start_soon(self._stop_on_signal)
+            nursery.start_soon(self._notice_disconnect, session)
+            nursery.start_soon(self._set_up, session, ready)
+            await pyfuse3.main(MIN_TASKS, MAX_TASKS)
+            self._release_waiters()
+            nursery.cancel_scope.cancel()
+
+    def _alias(self, ino: int) -> str:
+        return os.path.join(self.mountpoint, os.fsdecode(ALIAS_PREFIX) + str(ino))
+
+    def _loop_status(self) -> str:
+        lines = [f"{key}\t{value}" for key, value in asdict(session_loop.statistics()).items()]
+        return "\n".join(lines + [f"tuning\t{sentence}" for sentence in self.report]) + "\n"
+
+    async def _set_up(self, session: SessionFd, ready: Callable[[], None]) -> None:
+        """After INIT, which the first request brings about; from a thread, because it waits for this very loop."""
+        await trio.to_thread.run_sync(os.stat, self.mountpoint)
+        device = await trio.to_thread.run_sync(_device_number, self.mountpoint)
+        limits = tuning.raise_background_limits(session.connection)
+        bdi = tuning.tune_bdi(device)
+        read_ahead = tuning.ReadAhead(device)
+        self.operations.set_read_ahead = read_ahead.set_read_ahead
+        read_ahead.set_read_ahead(self.config.prefault * 4)
+        self.report = [*limits.failed, *bdi.failed]
+        for sentence in self.report:
+            log.warning("%s", sentence)
+        ready()
+
+    async def _stop_on_signal(self) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for _signum in signals:
+                await self._shut_down()
+                return
+
+    async def _shut_down(self) -> None:
+        """Refuse new opens and commands, write back what clients have dirty, release whoever waits, end the loop."""
+        self.operations.closing = True
+        self.runner.close()
+        with trio.move_on_after(_SHUTDOWN_INVAL_SECONDS):
+            for file in list(self.machine.names.files.values()):
+                if file.bo.handed_out:
+                    file.bo.handed_out = False
+                    await self.vdev.ttm.unmapper.invalidate(file.bo, 0, 0)
+        self._release_waiters()
+        pyfuse3.terminate()
+
+    def _release_waiters(self) -> None:
+        self.runner.close()
+        self.vdev.ttm.closing = True
+        for file in self.machine.names.files.values():
+            file.bo.gate.wake()
+
+    async def _notice_disconnect(self, session: SessionFd) -> None:
+        """After an unmount or abort nobody can be answered: parked requests must end, or the loop never does (H22)."""
+        while session.connected:
+            await trio.sleep(_CONNECTION_POLL_SECONDS)
+        self._release_waiters()
+
+
+def _device_number(mountpoint: str) -> int:
+    return os.stat(mountpoint).st_dev

@@ -1,0 +1,149 @@
+"""Nodes and handles: what the mount's tree is made of apart from BO files.
+
+A VirtualDir lists and finds children; a VirtualFile opens a Handle. Their contents are made when they are asked for
+and nothing is cached: direct_io, timeouts 0, size 0. Every LOOKUP of a virtual file gets a new inode number, or the
+kernel would run all writers of one command file one after another.
+"""
+
+import json
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Protocol
+
+from ttmfs.errors import TtmError
+
+
+class Node(Protocol):
+    """Anything with an inode. `mode` includes the file type."""
+
+    mode: int
+    uid: int
+    gid: int
+
+
+class VirtualDir:
+    """A directory whose children are made on demand. `key` identifies it, so that it keeps its inode number."""
+
+    def __init__(
+        self,
+        key: str,
+        find: "Callable[[str], Node | None]",
+        names: Callable[[], Iterable[str]],
+        *,
+        uid: int = 0,
+        gid: int = 0,
+        mode: int = 0o040755,
+    ) -> None:
+        self.key = key
+        self.find = find
+        self.names = names
+        self.uid = uid
+        self.gid = gid
+        self.mode = mode
+
+
+class Handle(Protocol):
+    """An open virtual file."""
+
+    async def read(self, offset: int, size: int) -> bytes:
+        """Bytes at `offset`."""
+        ...
+
+    async def write(self, offset: int, data: bytes) -> int:
+        """All of `data`, or TtmError."""
+        ...
+
+
+class VirtualFile:
+    """A file whose handle is made by `open(pid)`."""
+
+    def __init__(self, open_handle: Callable[[int], Handle], mode: int, *, uid: int = 0, gid: int = 0) -> None:
+        self.open_handle = open_handle
+        self.mode = 0o100000 | mode
+        self.uid = uid
+        self.gid = gid
+
+
+class TextHandle:
+    """A snapshot of some text, taken at the first read at offset 0; `store` takes what is written."""
+
+    def __init__(self, text: Callable[[], str | bytes], store: Callable[[str], None] | None = None) -> None:
+        self._text = text
+        self._store = store
+        self._snapshot: bytes | None = None
+
+    async def read(self, offset: int, size: int) -> bytes:
+        """Part of the snapshot."""
+        if self._snapshot is None or offset == 0:
+            text = self._text()
+            self._snapshot = text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
+        return self._snapshot[offset : offset + size]
+
+    async def write(self, offset: int, data: bytes) -> int:
+        """Set the value; a trailing newline is dropped."""
+        del offset
+        assert self._store is not None
+        self._store(data.decode("utf-8", "surrogateescape"))
+        self._snapshot = None
+        return len(data)
+
+
+Runner = Callable[[str], Awaitable[dict[str, object]]]
+
+
+class CommandHandle:
+    """One open command file: lines written run in order; reading gives the result of the last write, else the help.
+
+    Offsets mean nothing: the first read after a write starts the result, wherever the file position is.
+    """
+
+    def __init__(self, help_text: Callable[[], str], run_lines: Callable[[bytes], Awaitable["CommandOutcome"]]) -> None:
+        self._help = help_text
+        self._run_lines = run_lines
+        self._result: bytes | None = None
+        self._base: int | None = None
+
+    async def read(self, offset: int, size: int) -> bytes:
+        """Part of the result, or of the help when nothing was written."""
+        if self._result is None:
+            self._result = self._help().encode()
+            self._base = 0
+        if self._base is None or offset < self._base:
+            self._base = offset
+        start = offset - self._base
+        return self._result[start : start + size]
+
+    async def write(self, offset: int, data: bytes) -> int:
+        """Run all lines of `data`; the errno of the first that fails."""
+        del offset
+        outcome = await self._run_lines(data)
+        self._result = outcome.text.encode("ascii")
+        self._base = None
+        if outcome.error is not None:
+            raise outcome.error
+        return len(data)
+
+
+class CommandOutcome:
+    """What a write into a command file came to: one JSON line per line that ran, and the error that stopped it."""
+
+    def __init__(self) -> None:
+        self.results: list[dict[str, object]] = []
+        self.error: TtmError | None = None
+        self.numbered = False
+
+    def succeeded(self, line: int, result: dict[str, object]) -> None:
+        """Line number `line` (from 1) succeeded."""
+        self.results.append({"ok": True, "line": line, **result})
+
+    def failed(self, line: int, error: TtmError) -> None:
+        """Line number `line` failed; nothing runs after it."""
+        self.error = error
+        self.results.append({"ok": False, "line": line, "errno": error.name, "error": error.message})
+
+    @property
+    def text(self) -> str:
+        """JSON lines; `line` is left out when there was only one."""
+        shown = self.results
+        if not self.numbered:
+            shown = [{key: value for key, value in result.items() if key != "line"} for result in shown]
+        return "".join(json.dumps(result) + "\n" for result in shown)

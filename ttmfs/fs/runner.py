@@ -1,0 +1,160 @@
+"""Runner: executes the lines of one write into a command file, bounded and interruptible.
+
+pyfuse3 hands no interrupts on, so a waiting command looks at the pending signals of the process that opened the file,
+every 50 ms, and ends with EINTR; `command_timeout` ends it with ETIME; shutdown with ESHUTDOWN.
+"""
+
+import errno
+import logging
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import trio
+
+from ttmfs.errors import TtmError
+from ttmfs.fs.commands import Command, Machine, run_line
+from ttmfs.fs.nodes import CommandOutcome
+from ttmfs.fs.words import split_words
+from ttmfs.ttm.bo import BufferObject
+
+log = logging.getLogger(__name__)
+
+MAX_WRITE: Final = 64 << 10
+"""Bytes of one write. The kernel cuts writes at 1 MiB, and a cut line would be another command."""
+
+SIGNAL_INTERVAL: Final = 0.05
+_ERROR_LOG_LINES: Final = 256
+
+
+class ErrorLog:
+    """The last failed commands and faults, with why."""
+
+    def __init__(self) -> None:
+        self._lines: deque[str] = deque(maxlen=_ERROR_LOG_LINES)
+
+    def add(self, what: str, error: OSError) -> None:
+        """One line."""
+        name = errno.errorcode.get(error.errno or 0, str(error.errno))
+        text = f"{time.strftime('%Y-%m-%dT%H:%M:%S')}\t{name}\t{what}\t{error.strerror}"
+        self._lines.append("".join(char if char.isprintable() or char == "\t" else "?" for char in text))
+
+    def text(self) -> str:
+        """All lines, oldest first: time, errno, what, why, tab-separated."""
+        return "".join(line + "\n" for line in self._lines)
+
+
+class _Running:
+    """A command that is under way."""
+
+    __slots__ = ("pid", "reason", "scope")
+
+    def __init__(self, pid: int, scope: trio.CancelScope) -> None:
+        self.pid = pid
+        self.scope = scope
+        self.reason: TtmError | None = None
+
+    def stop(self, reason: TtmError) -> None:
+        """End it at its next wait."""
+        self.reason = self.reason or reason
+        self.scope.cancel()
+
+
+class Runner:
+    """Runs commands for one mount."""
+
+    def __init__(self, machine: Machine, timeout: float) -> None:
+        self.machine = machine
+        self.timeout = timeout
+        self.error_log = ErrorLog()
+        self._running: set[_Running] = set()
+        self._closing = False
+
+    async def run(
+        self, command: Command, name: str | None, bo: BufferObject | None, data: bytes, pid: int
+    ) -> CommandOutcome:
+        """Run every line of `data` in order, stopping at the first failure. Never raises."""
+        outcome = CommandOutcome()
+        where = command.name if name is None else f"{name} {command.name}"
+        if len(data) > MAX_WRITE:
+            too_big = TtmError(errno.E2BIG, f"a write of {len(data)} bytes: write at most {MAX_WRITE} at a time")
+            outcome.failed(1, too_big)
+            self.error_log.add(where, too_big)
+            return outcome
+        lines = data.decode("utf-8", "surrogateescape").split("\n")
+        if len(lines) > 1 and not lines[-1]:
+            lines.pop()
+        outcome.numbered = len(lines) > 1
+        for number, line in enumerate(lines, 1):
+            try:
+                outcome.succeeded(number, await self._bounded(command, bo, split_words(line), pid))
+            except TtmError as error:
+                outcome.failed(number, error)
+                self.error_log.add(f"{where} {line[:200]}", error)
+                if bo is not None:
+                    bo.last_error = error.message
+                break
+            except Exception as failure:  # the daemon outlives any command
+                log.exception("command %s %r", where, line[:200])
+                internal = TtmError(errno.EIO, f"internal error: {type(failure).__name__}: {failure}")
+                outcome.failed(number, internal)
+                self.error_log.add(f"{where} {line[:200]}", internal)
+                break
+        return outcome
+
+    async def _bounded(
+        self, command: Command, bo: BufferObject | None, words: list[str], pid: int
+    ) -> dict[str, object]:
+        if self._closing:
+            raise _shutting_down()
+        with self._watched(pid) as running:
+            return await run_line(self.machine, command, bo, words)
+        raise running.reason or TtmError(
+            errno.ETIME, f"{command.name} did not end within {self.timeout:g} s (command_timeout)"
+        )
+
+    @contextmanager
+    def _watched(self, pid: int) -> Iterator[_Running]:
+        with trio.move_on_after(self.timeout) as scope:
+            running = _Running(pid, scope)
+            self._running.add(running)
+            try:
+                yield running
+            finally:
+                self._running.discard(running)
+
+    async def watch_signals(self) -> None:
+        """Background: end commands whose opener has a signal pending."""
+        while True:
+            await trio.sleep(SIGNAL_INTERVAL)
+            for running in tuple(self._running):
+                if _signal_pending(running.pid):
+                    running.stop(TtmError(errno.EINTR, "the process that gave the command was signaled"))
+
+    def close(self) -> None:
+        """Shutdown: end all commands, run no more."""
+        self._closing = True
+        for running in tuple(self._running):
+            running.stop(_shutting_down())
+
+
+def _shutting_down() -> TtmError:
+    return TtmError(errno.ESHUTDOWN, "the mount is being taken down")
+
+
+def _signal_pending(pid: int) -> bool:
+    """Has this thread a signal pending that it does not block?"""
+    pending = blocked = 0
+    try:
+        with open(f"/proc/{pid}/status", "rb") as status:
+            for line in status:
+                if line.startswith((b"SigPnd:", b"ShdPnd:")):
+                    pending |= int(line[7:], 16)
+                elif line.startswith(b"SigBlk:"):
+                    blocked = int(line[7:], 16)
+                    break
+    except (OSError, ValueError):
+        return False
+    return bool(pending & ~blocked)

@@ -1,0 +1,263 @@
+"""The mount's tree of virtual directories and files (DESIGN section 1); bo/ is the namespace's."""
+
+import errno
+import json
+import os
+import time
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from ttmfs.driver.namespace import BoFile, Folder
+from ttmfs.errors import TtmError
+from ttmfs.fs import attributes
+from ttmfs.fs.commands import CTL_COMMANDS, OBJECT_COMMANDS, Command, Machine
+from ttmfs.fs.help import readme
+from ttmfs.fs.nodes import CommandHandle, Handle, Node, TextHandle, VirtualDir, VirtualFile
+from ttmfs.fs.notify import PageCache
+from ttmfs.fs.runner import Runner
+from ttmfs.fs.stats import region_stats, stats
+from ttmfs.ttm.lru import LruCursor
+from ttmfs.ttm.resource import Resource, ResourceManager
+from ttmfs.units import MAX_ORDER, PAGE_SIZE
+
+_READ_ONLY_OBJECT_FILES: Final = ("snapshot", "status", "status.json")
+_REGION_FILES: Final = ("size", "used", "visible_size", "visible_used", "lru", "debug")
+
+
+class Tree:
+    """Builds nodes for names. `owner` is the mounting user: ctl/ and what changes the device is theirs."""
+
+    def __init__(self, machine: Machine, runner: Runner, *, uid: int, gid: int) -> None:
+        self.machine = machine
+        self.runner = runner
+        self.uid = uid
+        self.gid = gid
+        self.page_cache: PageCache | None = None
+        self.loop_status: Callable[[], str] = lambda: ""
+        self.root = self._dir("", self._find_root, lambda: self._root_names)
+        self._root_files: dict[str, Callable[[], str | bytes]] = {
+            "README": lambda: readme(machine.vdev.region_names),
+            "stats": lambda: json.dumps(stats(machine.vdev, machine.names, self.page_cache)) + "\n",
+            "error_log": runner.error_log.text,
+            "trace": machine.vdev.ttm.trace.text,
+        }
+        self._dirs: dict[str, VirtualDir] = {
+            "objects": self._objects_dir("objects", machine.names.root),
+            "ctl": self._dir("ctl", self._find_ctl, lambda: (*CTL_COMMANDS, "config", "selfcheck", "trace")),
+            "regions": self._dir("regions", self._find_region, lambda: machine.vdev.region_names),
+            "pool": self._dir("pool", self._find_pool, lambda: ("fragmentation", "pages")),
+            "fences": self._dir("fences", self._find_fences, lambda: ("pending", "timelines")),
+            "debug": self._dir("debug", self._find_debug, lambda: ("loop", "pause_engine")),
+        }
+        self._root_names = ("bo", *self._dirs, *self._root_files)
+
+    def _dir(self, key: str, find: Callable[[str], Node | None], names: Callable[[], Iterable[str]]) -> VirtualDir:
+        return VirtualDir(key, find, names, uid=self.uid, gid=self.gid)
+
+    def _text(
+        self,
+        text: Callable[[], str | bytes],
+        store: Callable[[str], None] | None = None,
+        *,
+        owner: BoFile | None = None,
+    ) -> VirtualFile:
+        uid, gid = (self.uid, self.gid) if owner is None else (owner.uid, owner.gid)
+        mode = 0o444 if store is None else 0o644
+        return VirtualFile(lambda _pid: TextHandle(text, store), mode, uid=uid, gid=gid)
+
+    # -- the root ------------------------------------------------------------------------------------------------
+
+    def _find_root(self, name: str) -> Node | None:
+        text = self._root_files.get(name)
+        if text is not None:
+            return self._text(text)
+        return self._dirs.get(name)
+
+    # -- objects/ ------------------------------------------------------------------------------------------------
+
+    def _objects_dir(self, key: str, folder: Folder) -> VirtualDir:
+        def find(name: str) -> Node | None:
+            entry = folder.children.get(os.fsencode(name))
+            if isinstance(entry, Folder):
+                return self._objects_dir(f"folder{entry.ino}", entry)
+            return None if entry is None else self._object_dir(entry)
+
+        return self._dir(key, find, lambda: map(os.fsdecode, folder.children))
+
+    def _object_dir(self, file: object) -> VirtualDir:
+        assert isinstance(file, BoFile)
+        names = (*OBJECT_COMMANDS, *attributes.SETTABLE, *_READ_ONLY_OBJECT_FILES)
+        return self._dir(f"object{file.ino}", lambda name: self._find_object_file(file, name), lambda: names)
+
+    def _find_object_file(self, file: BoFile, name: str) -> Node | None:
+        bo = file.bo
+        command = OBJECT_COMMANDS.get(name)
+        if command is not None:
+            return self._command(command, file)
+        if name in attributes.SETTABLE:
+            vdev = self.machine.vdev
+
+            def store(text: str) -> None:
+                try:
+                    attributes.set_text(vdev, bo, name, text)
+                except TtmError as error:
+                    self.runner.error_log.add(f"{bo.name} {name} {text.strip()[:200]}", error)
+                    raise
+
+            return self._text(lambda: attributes.get_text(bo, name) + "\n", store, owner=file)
+        if name == "snapshot":
+            return self._text(lambda: bo.snapshot() + b"\n", owner=file)
+        if name == "status":
+            return self._text(lambda: attributes.status_text(bo), owner=file)
+        if name == "status.json":
+            return self._text(lambda: json.dumps(attributes.status(bo)) + "\n", owner=file)
+        return None
+
+    def _command(self, command: Command, file: BoFile | None) -> VirtualFile:
+        uid, gid = (self.uid, self.gid) if file is None else (file.uid, file.gid)
+
+        def open_handle(pid: int) -> Handle:
+            bo = None if file is None else file.bo
+            name = None if bo is None else bo.name
+            path = f"ctl/{command.name}" if name is None else f"objects/{name}/{command.name}"
+            return CommandHandle(
+                lambda: command.help(path), lambda data: self.runner.run(command, name, bo, data, pid)
+            )
+
+        return VirtualFile(open_handle, 0o644, uid=uid, gid=gid)
+
+    # -- ctl/ ----------------------------------------------------------------------------------------------------
+
+    def _find_ctl(self, name: str) -> Node | None:
+        command = CTL_COMMANDS.get(name)
+        if command is not None:
+            return self._command(command, None)
+        if name == "selfcheck":
+            return self._text(lambda: "".join(f"{line}\n" for line in self.machine.vdev.selfcheck()) or "ok\n")
+        if name == "trace":
+            return self._text(self._trace_state, self._set_trace)
+        if name == "config":
+            return self._text(self._config_text, self._set_config)
+        return None
+
+    def _trace_state(self) -> str:
+        trace = self.machine.vdev.ttm.trace
+        if not trace.on:
+            return "off\n"
+        only = f" bo={trace.only_bo}" if trace.only_bo else ""
+        return (" ".join(sorted(trace.events)) or "all") + only + "\n"
+
+    def _set_trace(self, text: str) -> None:
+        trace = self.machine.vdev.ttm.trace
+        words = text.split()
+        if words == ["off"]:
+            trace.on = False
+            return
+        if not words:
+            raise TtmError(errno.EINVAL, "say all, or the events to record, bo=NAME to narrow it, or off")
+        trace.only_bo = next((word[3:] for word in words if word.startswith("bo=")), "")
+        trace.events = frozenset(word for word in words if word != "all" and not word.startswith("bo="))
+        trace.on = True
+
+    def _config_text(self) -> str:
+        knobs = self.machine.vdev.knobs()
+        return "".join(f"{key}={value}\n" for key, value in knobs.items())
+
+    def _set_config(self, text: str) -> None:
+        for line in text.split():
+            key, equals, value = line.partition("=")
+            if not equals:
+                raise TtmError(errno.EINVAL, f"{line[:80]!r}: say KEY=VALUE; reading this file shows the keys")
+            self.machine.vdev.set_knob(key, value)
+            self.runner.timeout = self.machine.vdev.config.command_timeout
+
+    # -- regions/, pool/, fences/, debug/ -------------------------------------------------------------------------
+
+    def _find_region(self, name: str) -> Node | None:
+        manager = self.machine.vdev.ttm.managers.get(name)
+        if manager is None:
+            return None
+        return self._dir(f"region{name}", lambda leaf: self._find_region_file(manager, leaf), lambda: _REGION_FILES)
+
+    def _find_region_file(self, manager: ResourceManager, name: str) -> Node | None:
+        if name in _REGION_FILES[:4]:
+            return self._text(lambda: f"{region_stats(self.machine.vdev, manager)[name]}\n")
+        if name == "lru":
+            return self._text(lambda: _lru_text(manager))
+        if name == "debug":
+            return self._text(manager.debug)
+        return None
+
+    def _find_pool(self, name: str) -> Node | None:
+        pool = self.machine.vdev.pool
+        if name == "pages":
+            return self._text(
+                lambda: (
+                    f"in_use\t{pool.in_use_pages}\npooled\t{pool.pooled_pages}\n"
+                    f"limit\t{pool.limit_pages}\nfree\t{pool.free_pages}\n"
+                )
+            )
+        if name == "fragmentation":
+            return self._text(self._fragmentation)
+        return None
+
+    def _fragmentation(self) -> str:
+        pool = self.machine.vdev.pool
+        free = pool.free_by_order()
+        rows = [
+            f"{order}\t{free[order] if order < len(free) else 0}\t{pool.unusable_free_index(order):.3f}"
+            for order in range(MAX_ORDER + 1)
+        ]
+        return "order\tfree_blocks\tunusable_free_index\n" + "\n".join(rows) + "\n"
+
+    def _find_fences(self, name: str) -> Node | None:
+        vdev = self.machine.vdev
+        if name == "timelines":
+            return self._text(
+                lambda: (
+                    "context\tname\tlast_signaled\n"
+                    + "".join(
+                        f"{engine.timeline.context}\t{engine.name}\t{engine.timeline.last_signaled}\n"
+                        for engine in vdev.engines
+                    )
+                )
+            )
+        if name == "pending":
+            return self._text(
+                lambda: (
+                    "fence\twhat\twaits_for\n"
+                    + "".join(
+                        f"{fence.name}\t{fence.what}\t{' '.join(dep.name for dep in fence.deps) or '-'}\n"
+                        for engine in vdev.engines
+                        for fence in engine.pending()
+                    )
+                )
+            )
+        return None
+
+    def _find_debug(self, name: str) -> Node | None:
+        if name == "loop":
+            return self._text(self._loop_text)
+        if name == "pause_engine":
+            return self._text(lambda: f"{int(self.machine.vdev.engines[0].paused)}\n", self._pause_engines)
+        return None
+
+    def _loop_text(self) -> str:
+        return self.loop_status()
+
+    def _pause_engines(self, text: str) -> None:
+        if text.strip() not in ("0", "1"):
+            raise TtmError(errno.EINVAL, "say 1 to hold the engines before their next copy, 0 to let them go on")
+        for engine in self.machine.vdev.engines:
+            engine.paused = text.strip() == "1"
+
+
+def _lru_text(manager: ResourceManager) -> str:
+    """The LRU, first victim first: priority, BO, bytes."""
+    rows = ["priority\tbo\tbytes"]
+    started = time.monotonic()
+    with LruCursor(manager.lru, until_now=True) as cursor:
+        while (item := cursor.next()) is not None and time.monotonic() - started < 0.05:
+            assert isinstance(item, Resource)
+            rows.append(f"{item.bo.priority}\t{item.bo.name or '-'}\t{item.num_pages * PAGE_SIZE}")
+    return "\n".join(rows) + "\n"

@@ -1,0 +1,49 @@
+"""Words of a command line: the shell's quoting (shlex), with `\\ooo` for bytes that would end a word or a list."""
+
+import errno
+import os
+import re
+import shlex
+from typing import Final
+
+from ttmfs.errors import TtmError
+
+_OCTAL: Final = re.compile(r"\\([0-3][0-7]{2})")
+_BASE: Final = 0x100000
+"""Escaped bytes travel through shlex as characters of a private plane, so that it does not see a space or comma."""
+
+
+def split_words(line: str) -> list[str]:
+    """The words of one line. Escaped bytes stay marked until `unescape`. TtmError(EINVAL) for unbalanced quotes."""
+    if "\0" in line:
+        raise TtmError(errno.EINVAL, "a command is text: it contains a NUL byte")
+    marked = _OCTAL.sub(lambda match: chr(_BASE + int(match[1], 8)), line)
+    try:
+        return shlex.split(marked)
+    except ValueError as error:
+        raise TtmError(errno.EINVAL, f"cannot split {line[:80]!r} into words: {error}") from None
+
+
+def unescape(word: str) -> str:
+    """The word with its escaped bytes put in."""
+    if not any(ord(char) >= _BASE for char in word):
+        return word
+    raw = b"".join(
+        bytes([ord(char) - _BASE]) if ord(char) >= _BASE else char.encode("utf-8", "surrogateescape") for char in word
+    )
+    return os.fsdecode(raw)
+
+
+def split_names(word: str) -> list[str]:
+    """NAME[,NAME…]. TtmError(EINVAL) for an empty name."""
+    names = [unescape(part) for part in word.split(",")]
+    if not all(names):
+        raise TtmError(errno.EINVAL, f"{word[:80]!r}: a name is empty; names are separated by single commas")
+    return names
+
+
+def escape(name: str) -> str:
+    """`name` as one word that `unescape` turns back: blanks, commas, quotes and control bytes as `\\ooo`."""
+    raw = os.fsencode(name)
+    out = "".join(chr(b) if 0x21 <= b < 0x7F and b not in b"\\,'\"" else f"\\{b:03o}" for b in raw)
+    return out

@@ -1,0 +1,433 @@
+"""PagePool: the system's pages for tts (kernel: ttm_pool and, below it, the page allocator), over one arena.
+
+What it promises. Pages come in blocks of order 0 to 10, the largest that fit what remains, and orders only fall within
+one allocation. A page has one owner. With `zero` (the default) every page reads as zeros. A failed call keeps nothing.
+The last `reserve_pages` go only to those who ask for the reserve. Freed blocks are cleared and stay pooled by caching
+type and order up to a limit; the rest goes to the buddy, and host memory goes back as soon as 2 MiB are free together.
+
+The buddy's clear tracking means here: *not touched since the host last gave this page*, so a clear page is zero and
+costs nothing, and a dirty one is zeroed when it is allocated again.
+"""
+
+import errno
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ttmfs.errors import TtmError
+from ttmfs.memory.arena import Arena
+from ttmfs.memory.blocks import Blocks
+from ttmfs.memory.buddy import Buddy
+from ttmfs.memory.pool_types import NR_ORDERS, Caching, PoolTypes
+from ttmfs.memory.runs import (
+    Int64Array,
+    PageArray,
+    Uint8Array,
+    Uint32Array,
+    ascending,
+    expand,
+    is_run,
+    runs,
+    unique_sorted,
+)
+from ttmfs.units import MAX_ORDER
+
+HUGE_ORDER = 9
+"""2 MiB: what the host gives and takes back as a whole."""
+IDLE_SECONDS = 5.0
+_COUNTERS = (
+    "allocs",
+    "pool_hit_pages",
+    "beneficial_order_failed",
+    "shrunk_pages",
+    "given_back_pages",
+    "zeroed_pages",
+)
+_NO_PAGES: Uint32Array = np.empty(0, np.uint32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PoolAlloc:
+    """Allocated pages: `pages` uint32 (num_pages,), in blocks of falling order, each contiguous and aligned.
+
+    `beneficial_order_failed`: an attempt at the beneficial order failed on the way down. `unzeroed`: those of the
+    pages that may hold old bytes (uint32; empty when zeroing was asked for): overwrite them whole, or zero them.
+    """
+
+    pages: Uint32Array
+    beneficial_order_failed: bool = False
+    unzeroed: Uint32Array = field(default_factory=lambda: _NO_PAGES)
+
+
+class PagePool:
+    """A pool over all pages of `arena`, none of which may be used otherwise. All counts are in pages.
+
+    `limit_pages`: how many freed pages stay pooled (page_pool_size). `beneficial_order`: 0 is off. `now`: the clock,
+    in seconds. Raises TtmError(EINVAL) for an arena without pages or numbers out of range.
+    """
+
+    def __init__(
+        self,
+        arena: Arena,
+        *,
+        limit_pages: int,
+        reserve_pages: int = 64,
+        beneficial_order: int = 9,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if limit_pages < 0 or reserve_pages < 0 or not 0 <= beneficial_order <= MAX_ORDER:
+            message = f"pool limits cannot be negative, and the beneficial order is 0 to {MAX_ORDER}"
+            raise TtmError(errno.EINVAL, message)
+        self.arena = arena
+        self.reserve_pages = reserve_pages
+        self.beneficial_order = beneficial_order
+        self.in_use_pages = 0
+        self._limit_pages = limit_pages
+        self._now = now
+        self._last_use = now()
+        self._buddy = Buddy(arena.num_pages, clear=True)
+        self._types = PoolTypes(arena.num_pages)
+        self._counts = dict.fromkeys(_COUNTERS, 0)
+
+    # What there is.
+
+    @property
+    def num_pages(self) -> int:
+        """Pages of the arena."""
+        return self.arena.num_pages
+
+    @property
+    def pooled_pages(self) -> int:
+        """Freed pages that stay in the pool, zeroed."""
+        return self._types.pages
+
+    @property
+    def free_pages(self) -> int:
+        """Pages that can be allocated now without the reserve, pooled ones included."""
+        return max(0, self._buddy.free_pages + self.pooled_pages - self.reserve_pages)
+
+    @property
+    def limit_pages(self) -> int:
+        """Up to how many freed pages stay pooled. Setting it shrinks the pool; TtmError(EINVAL) below 0."""
+        return self._limit_pages
+
+    @limit_pages.setter
+    def limit_pages(self, pages: int) -> None:
+        if pages < 0:
+            raise TtmError(errno.EINVAL, f"{pages} pages is no limit for the pool")
+        self._limit_pages = pages
+        if self.pooled_pages > pages:
+            self.shrink(self.pooled_pages - pages)
+
+    def free_by_order(self) -> list[int]:
+        """Free (not pooled) blocks of orders 0..10; larger ones count as blocks of order 10."""
+        counts = self._buddy.free_by_order() + [0] * NR_ORDERS
+        counts[MAX_ORDER] += sum(n << (order - MAX_ORDER) for order, n in enumerate(counts) if order > MAX_ORDER)
+        return counts[:NR_ORDERS]
+
+    def unusable_free_index(self, order: int) -> float:
+        """Fraction (0..1) of the free memory that is in blocks too small for `order`; 1 when nothing is free."""
+        free = self._buddy.free_pages
+        if not free:
+            return 1.0
+        suitable = sum(n << k for k, n in enumerate(self._buddy.free_by_order()) if k >= order)
+        return (free - suitable) / free
+
+    def page_orders(self, pages: PageArray) -> Uint8Array:
+        """Per page, the order of the block that it belongs to, uint8. TtmError(EINVAL) for one not allocated."""
+        return self._buddy.heads_of(pages)[1]
+
+    # Allocation.
+
+    def alloc(
+        self,
+        num_pages: int,
+        *,
+        caching: Caching = Caching.cached,
+        max_order: int | None = None,
+        zero: bool = True,
+        defrag: bool = False,
+        use_reserve: bool = False,
+        reclaim_backoff: bool = False,
+    ) -> PoolAlloc:
+        """Allocate pages (ttm_pool_alloc): per order the pool of (caching, order) first, then the buddy.
+
+        An order that cannot be had is tried no more. At the beneficial order the pool is emptied for another try
+        (not with `reclaim_backoff`), and a failure is reported; with `defrag` it is TtmError(ENOMEM) at once, the pool
+        left alone. At order 0 the pool is shrunk. `max_order` caps the first order. `zero=False`: the caller
+        overwrites whole pages, nothing is cleared. `use_reserve`: the reserve may be used.
+
+        Raises TtmError(ENOMEM) when the pages are not there, with nothing kept and, when the count alone says so, the
+        pool untouched; TtmError(EINVAL) for a negative number.
+        """
+        if num_pages < 0:
+            raise TtmError(errno.EINVAL, f"{num_pages} is no number of pages")
+        if num_pages > (self._buddy.free_pages + self.pooled_pages if use_reserve else self.free_pages):
+            raise self._no_memory(num_pages)
+        if not num_pages:
+            return PoolAlloc(_NO_PAGES)
+        self._last_use = self._now()
+        top = MAX_ORDER if max_order is None else max(0, min(MAX_ORDER, max_order))
+        if num_pages & (num_pages - 1) == 0 and num_pages <= 1 << min(top, self._buddy.max_order):
+            single = self._alloc_single(num_pages.bit_length() - 1, caching, zero)
+            if single is not None:
+                return single
+        failed = False
+        from_pool: list[tuple[int, Int64Array]] = []
+        from_buddy: list[tuple[int, Int64Array]] = []
+        order = top
+        remaining = num_pages
+        while remaining:
+            order = min(order, remaining.bit_length() - 1)
+            want = remaining >> order
+            pooled = self._types.pop(caching, order, want)
+            fresh = self._buddy.alloc_order(order, want - pooled.size)
+            if pooled.size:
+                from_pool.append((order, pooled))
+            if fresh.size:
+                from_buddy.append((order, fresh))
+            short = want - pooled.size - fresh.size
+            if short and order and order == self.beneficial_order:
+                got = 0 if defrag or reclaim_backoff else self._reclaim(order, short, self.pooled_pages, from_buddy)
+                short -= got
+                failed = short > 0
+                if failed and defrag:
+                    self._undo(caching, from_pool, from_buddy)
+                    self._counts["beneficial_order_failed"] += 1
+                    raise self._no_memory(num_pages, f" in blocks of order {order}, which defrag insists on")
+            elif short and not order:
+                short -= self._reclaim(order, short, short, from_buddy)
+                if short:
+                    self._undo(caching, from_pool, from_buddy)
+                    raise self._no_memory(num_pages)
+            remaining -= (want - short) << order
+            order -= bool(short)
+        self.in_use_pages += num_pages
+        self._counts["allocs"] += 1
+        self._counts["beneficial_order_failed"] += failed
+        return self._finish(from_pool, from_buddy, zero, failed)
+
+    def _alloc_single(self, order: int, caching: Caching, zero: bool) -> PoolAlloc | None:
+        """The usual small allocation, one block; None when there is none of this order (the general way tells why)."""
+        size = 1 << order
+        unzeroed = _NO_PAGES
+        start = self._types.pop_one(caching, order)
+        if start >= 0:
+            self._counts["pool_hit_pages"] += size
+        else:
+            start = self._buddy.alloc_one(order)
+            if start < 0:
+                return None
+            unzeroed = self._buddy.dirty_in(start, order)
+            if zero and unzeroed.size:
+                self.arena.zero(unzeroed)
+                self._counts["zeroed_pages"] += unzeroed.size
+                unzeroed = _NO_PAGES
+        pages = np.arange(start, start + size, dtype=np.uint32)
+        self.in_use_pages += size
+        self._counts["allocs"] += 1
+        return PoolAlloc(pages, False, unzeroed)
+
+    def _finish(
+        self,
+        from_pool: list[tuple[int, Int64Array]],
+        from_buddy: list[tuple[int, Int64Array]],
+        zero: bool,
+        failed: bool,
+    ) -> PoolAlloc:
+        unzeroed = _NO_PAGES
+        for order, starts in from_buddy:
+            pages = expand(starts, np.full(starts.size, 1 << order))
+            dirty = self._buddy.dirty_of(pages)
+            if dirty.any():
+                unzeroed = np.concatenate((unzeroed, pages[dirty].astype(np.uint32)))
+        if zero and unzeroed.size:
+            self.arena.zero(unzeroed)
+            self._counts["zeroed_pages"] += unzeroed.size
+            unzeroed = _NO_PAGES
+        merged: dict[int, list[Int64Array]] = {}
+        for order, starts in from_pool + from_buddy:
+            merged.setdefault(order, []).append(starts)
+        # Ascending within an order: neighbours become runs, which copies like.
+        parts = [
+            expand(ascending(np.concatenate(merged[order])), np.full(sum(map(len, merged[order])), 1 << order))
+            for order in sorted(merged, reverse=True)
+        ]
+        self._counts["pool_hit_pages"] += sum(starts.size << order for order, starts in from_pool)
+        return PoolAlloc(np.concatenate(parts).astype(np.uint32), failed, unzeroed)
+
+    def _reclaim(
+        self, order: int, count: int, pages: int, from_buddy: list[tuple[int, Int64Array]]
+    ) -> int:
+        """Shrink the pool by `pages` and try for `count` blocks again; how many came."""
+        if not pages or not self.shrink(pages):
+            return 0
+        more = self._buddy.alloc_order(order, count)
+        if more.size:
+            from_buddy.append((order, more))
+        return int(more.size)
+
+    def _undo(
+        self, caching: Caching, from_pool: list[tuple[int, Int64Array]], from_buddy: list[tuple[int, Int64Array]]
+    ) -> None:
+        for order, starts in from_pool:
+            self._types.push(caching, order, starts)
+        for order, starts in from_buddy:
+            self._buddy.free(Blocks.of(starts, np.full(starts.size, order, np.uint8)), cleared=None)
+
+    def _no_memory(self, num_pages: int, how: str = "") -> TtmError:
+        message = f"{self.arena.name}: no {num_pages} pages{how}: {self.free_pages} of {self.num_pages} are free"
+        return TtmError(errno.ENOMEM, message)
+
+    # Giving back.
+
+    def free(self, pages: PageArray, caching: Caching = Caching.cached, *, to_pool: bool = True) -> None:
+        """Give pages back in their native blocks (ttm_pool_free): cleared, into the pool while it is under its limit.
+
+        What does not fit, and all with `to_pool=False` (purge, backup), goes to the buddy. Raises TtmError(EINVAL),
+        with nothing changed, when the pages are not whole blocks in use: freed twice, foreign, or to be `split` first.
+        """
+        size = len(pages)
+        if not size:
+            return
+        first, order = int(pages[0]), size.bit_length() - 1
+        if size == 1 << order and self._buddy.owns(first, order) and is_run(pages):
+            self._free_single(first, order, caching, to_pool)
+            return
+        blocks = self._buddy.blocks_of(pages)
+        self._in_use(blocks.start)
+        self._last_use = self._now()
+        self.in_use_pages -= blocks.num_pages
+        start, orders = blocks.start, blocks.order
+        room = self._limit_pages - self.pooled_pages if to_pool else 0
+        if room > 0:
+            sizes = np.left_shift(1, orders, dtype=np.int64)
+            fits = int(np.searchsorted(np.cumsum(sizes), room, side="right"))
+            self.arena.zero(expand(start[:fits], sizes[:fits]))
+            for k in np.flatnonzero(np.bincount(orders[:fits])).tolist():
+                self._types.push(caching, k, start[:fits][orders[:fits] == k])
+            start, orders = start[fits:], orders[fits:]
+        self._release(start, orders)
+
+    def _free_single(self, start: int, order: int, caching: Caching, to_pool: bool) -> None:
+        one = np.array([start], np.int64)
+        self._in_use(one)
+        size = 1 << order
+        self._last_use = self._now()
+        self.in_use_pages -= size
+        if to_pool and self.pooled_pages + size <= self._limit_pages:
+            self.arena.mem[start : start + size] = 0
+            self._types.push(caching, order, one)
+            return
+        self._buddy.free_one(start, order)
+        frame = start >> HUGE_ORDER << HUGE_ORDER
+        if order > HUGE_ORDER:
+            self._give_back(np.arange(start, start + size, 1 << HUGE_ORDER), HUGE_ORDER)
+        elif frame + (1 << HUGE_ORDER) <= self.num_pages and self._buddy.is_free(frame, HUGE_ORDER):
+            self._give_back(np.array([frame]), HUGE_ORDER)
+
+    def split(self, pages: PageArray) -> None:
+        """Cut blocks so that these pages, and what is left of their blocks, can be freed each by itself (split_page).
+
+        Both parts become the largest blocks that avoid the cut. Raises TtmError(EINVAL), with nothing changed, when a
+        page is not in use.
+        """
+        self._in_use(self._buddy.heads_of(pages)[0])
+        self._buddy.split(pages)
+
+    def _in_use(self, starts: Int64Array) -> None:
+        pooled = self._types.holds(starts)
+        if pooled.any():
+            message = f"page {int(starts[int(pooled.argmax())])} is in the pool already: freed twice"
+            raise TtmError(errno.EINVAL, message)
+
+    def _release(self, start: Int64Array, order: Uint8Array) -> None:
+        """Blocks (touched, as far as is known) to the buddy; whole free 2 MiB then to the host."""
+        if not start.size:
+            return
+        self._buddy.free(Blocks.of(start, order), cleared=False)
+        if self._buddy.max_order < HUGE_ORDER:
+            return
+        frames = start >> HUGE_ORDER
+        if int(order.max()) > HUGE_ORDER:
+            large = order > HUGE_ORDER
+            frames = np.concatenate((frames, frames[large] + 1))
+        frames = unique_sorted(ascending(frames)) << HUGE_ORDER
+        frames = frames[frames + (1 << HUGE_ORDER) <= self.num_pages]
+        frames = frames[self._buddy.wholly_free(frames, HUGE_ORDER)]
+        if frames.size:
+            self._give_back(frames, HUGE_ORDER)
+
+    def _give_back(self, starts: Int64Array, order: int) -> int:
+        """Free blocks (ascending) to the host, one madvise a run; the pages given back."""
+        _, first, count = runs(starts >> order)
+        for page, blocks in zip((first << order).tolist(), (count << order).tolist(), strict=True):
+            self.arena.give_back(page, blocks)
+        self._buddy.mark_clear(starts, order)
+        pages = int(starts.size) << order
+        self._counts["given_back_pages"] += pages
+        return pages
+
+    def shrink(self, pages_wanted: int) -> int:
+        """Free pooled blocks, one of each type in turn, until `pages_wanted` pages or none are left (ttm_pool_shrink).
+
+        Returns the pages freed, which may be more than wanted. They go to the buddy and merge.
+        """
+        starts, orders = self._types.take(pages_wanted)
+        self._release(starts, orders)
+        freed = int(np.left_shift(1, orders, dtype=np.int64).sum())
+        self._counts["shrunk_pages"] += freed
+        return freed
+
+    def drop_idle(self, max_runs: int = 256) -> int:
+        """Give the host back what idles: small free pieces that were touched, and a pool unused for 5 s.
+
+        At most `max_runs` pieces in one call, longest first, so that a call is short; returns the pages given back,
+        so call again while it is not 0.
+        """
+        before = self._counts["given_back_pages"]
+        if self.pooled_pages and self._now() - self._last_use >= IDLE_SECONDS:
+            self.shrink(self.pooled_pages)
+        _, first, length = runs(self._buddy.dirty_free_pages())
+        if first.size > max_runs:
+            longest = np.sort(np.argsort(-length, kind="stable")[:max_runs])
+            first, length = first[longest], length[longest]
+        if first.size:
+            self._give_back(expand(first, length), 0)
+        return self._counts["given_back_pages"] - before
+
+    # Looking at it.
+
+    def statistics(self) -> dict[str, int]:
+        """Everything countable, in pages where it ends so: gauges now, and totals since the start."""
+        return {
+            "num_pages": self.num_pages,
+            "in_use_pages": self.in_use_pages,
+            "pooled_pages": self.pooled_pages,
+            "limit_pages": self._limit_pages,
+            "reserve_pages": self.reserve_pages,
+            "free_pages": self.free_pages,
+            "dirty_free_pages": self._buddy.free_pages - self._buddy.clear_free_pages,
+            **self._counts,
+        }
+
+    def page_pool_table(self) -> str:
+        """The text of debugfs `ttm/page_pool`: pooled blocks by type and order (no DMA32 pages here: rows of zeros)."""
+        rows = (("wc", Caching.write_combined), ("uc", Caching.uncached), ("wc 32", None), ("uc 32", None))
+        return self._types.table(rows, self._limit_pages)
+
+    def device_pool_table(self) -> str:
+        """The text of a device's own pool file (ttm_pool_debugfs), which has the cached blocks too."""
+        rows = (("DMA ", Caching.cached), ("DMA wc", Caching.write_combined), ("DMA uc", Caching.uncached))
+        return self._types.table(rows, self._limit_pages)
+
+    def check(self) -> None:
+        """Walk everything; raises AssertionError naming what is wrong."""
+        self._buddy.check()
+        self._types.check(self._buddy)
+        pooled = self.pooled_pages
+        total = self.in_use_pages + pooled + self._buddy.free_pages
+        assert total == self.num_pages, f"pool: {total} pages are accounted for, of {self.num_pages}"
+        assert pooled <= self._limit_pages, f"pool: {pooled} pages are over the limit of {self._limit_pages}"

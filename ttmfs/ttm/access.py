@@ -1,0 +1,300 @@
+"""Access: the bytes of a BO for a READ, and from a WRITE (what ttm_bo_access and the PTEs do in the kernel).
+
+Rules of DESIGN section 2 that live here:
+
+* R1: while an INVAL of the BO is outstanding nothing waits; requests are served from where the bytes are.
+* R3: a READ waits for moves as `fault_idle` says; when it may not wait any more it is served from the source of the
+  oldest copy.
+* R4: a WRITE goes to the source of the oldest copy that moves no bytes yet, waits for one that does, and needs no
+  reservation where memory is present. It is answered with an error only for pages that never had memory.
+
+Between the last check and the copy into or out of the reply there is no await.
+"""
+
+import errno
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+import trio
+
+from ttmfs.errors import TtmError
+from ttmfs.memory.copy import gather
+from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.copy import Backing, CopyState
+from ttmfs.ttm.fault import FaultFlag, FaultResult, VmFault
+from ttmfs.ttm.move import retreat_to_system
+from ttmfs.units import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
+
+_ERRNO: Final = {FaultResult.SIGBUS: errno.EIO, FaultResult.OOM: errno.ENOMEM}
+
+Buffer = memoryview | bytes | bytearray
+
+
+def try_read(bo: BufferObject, offset: int, size: int) -> Buffer | None:
+    """`size` bytes (fewer only at the end of the BO) if they can be had with no wait at all, else None."""
+    if bo.resv.locked or bo.copies or bo.gate.unmapping or not bo.placed or not bo.visible:
+        return None
+    size = min(size, bo.size - offset)
+    if size <= 0:
+        return b""
+    if not bo.view_known:
+        bo.make_view()
+    return None if bo.unknown_state else _read_now(bo, offset, size)
+
+
+def _read_now(bo: BufferObject, offset: int, size: int) -> Buffer | None:
+    """The bytes of a BO with no copy pending, as a view where they are one run; None if some have no memory."""
+    first = offset >> PAGE_SHIFT
+    count = ((offset + size - 1) >> PAGE_SHIFT) - first + 1
+    backing, page, length = bo.extent(first, count)
+    if page >= 0 and length >= count:
+        start = (page << PAGE_SHIFT) + (offset & PAGE_MASK)
+        return backing.arena.buf[start : start + size]
+    if not bo.has_memory(first, count):
+        return None
+    if first + count <= backing.num_pages:
+        return gather(backing.arena, backing.numbers(first, count), offset & PAGE_MASK, size)
+    return _gather(bo, offset, size)
+
+
+def _gather(bo: BufferObject, offset: int, size: int) -> bytearray:
+    """Bytes out of several runs, from where each page is now; holes and fresh pages are zeros."""
+    out = bytearray(size)
+    view = memoryview(out)
+    done = 0
+    while done < size:
+        index = (offset + done) >> PAGE_SHIFT
+        count = ((offset + size - 1) >> PAGE_SHIFT) - index + 1
+        backing, page, length = _locate(bo, index, count)
+        take = min(size - done, (length << PAGE_SHIFT) - ((offset + done) & PAGE_MASK))
+        if page >= 0 and backing is not None:
+            start = (page << PAGE_SHIFT) + ((offset + done) & PAGE_MASK)
+            view[done : done + take] = backing.arena.buf[start : start + take]
+        done += take
+    return out
+
+
+def _locate(bo: BufferObject, index: int, count: int) -> tuple[Backing | None, int, int]:
+    """(backing, page or -1, length) of the run of pages that starts at `index`, from the truth about it now."""
+    if not bo.copies:
+        return bo.extent(index, count)
+    backing, copy = bo.truth(index)
+    assert copy is not None or backing is not None
+    if copy is not None:
+        count = min(count, copy.num_pages - index)
+    if backing is None:
+        return None, -1, count
+    page, length = backing.extent(index, count)
+    return backing, page, length
+
+
+async def read(bo: BufferObject, offset: int, size: int) -> Buffer:
+    """Serve a READ: exactly min(size, end of BO - offset) bytes. TtmError: EIO, ENOMEM, ENOSPC.
+
+    The caller hands the buffer on before its next await.
+    """
+    data = try_read(bo, offset, size)
+    if data is None:
+        data = await _parked(bo, _read_slowly, offset, size)
+    faults = bo.device.counters.faults
+    pages = (len(data) + PAGE_SIZE - 1) >> PAGE_SHIFT
+    faults.count += 1
+    faults.pages += pages
+    bo.faults += 1
+    bo.fault_pages += pages
+    bo.handed_out = True
+    return data
+
+
+_A = TypeVar("_A")
+_R = TypeVar("_R")
+
+
+async def _parked(
+    bo: BufferObject, serve: Callable[[BufferObject, int, _A, float], Awaitable[_R]], offset: int, argument: _A
+) -> _R:
+    """Run a request that may have to wait: shielded, timed and listed among the waiting ones (R9)."""
+    counters = bo.device.counters
+    started = time.monotonic_ns()
+    token = object()
+    counters.requests.parked[token] = started
+    try:
+        with trio.CancelScope(shield=True):
+            result = await serve(bo, offset, argument, trio.current_time() + bo.device.fault_timeout)
+        return result
+    except TtmError as error:
+        counters.faults.errors += 1
+        bo.last_error = error.message
+        raise
+    finally:
+        del counters.requests.parked[token]
+        counters.faults.max_ns = max(counters.faults.max_ns, time.monotonic_ns() - started)
+
+
+async def _read_slowly(bo: BufferObject, offset: int, size: int, deadline: float) -> Buffer:
+    flags = FaultFlag.ALLOW_RETRY
+    while True:
+        size = min(size, bo.size - offset)
+        if size <= 0:
+            return b""
+        first = offset >> PAGE_SHIFT
+        count = ((offset + size - 1) >> PAGE_SHIFT) - first + 1
+        late = trio.current_time() >= deadline
+        if bo.device.unplugged:
+            return bytes(size)
+        if bo.device.closing:
+            raise TtmError(errno.ESHUTDOWN, f"fault of {bo.name}: the mount is being taken down")
+        if bo.gate.unmapping or late:
+            _give_memory_now(bo, first, count, late=late)
+            return _gather(bo, offset, size)
+        vmf = VmFault(bo, first, count, deadline=deadline, flags=flags)
+        result = await bo.funcs.fault(vmf)
+        if result is FaultResult.OK:
+            # None when a copy or a truncate slipped in before: start over.
+            data = None if bo.copies or size > bo.size - offset else _read_now(bo, offset, size)
+            if data is not None:
+                return data
+        elif result in _ERRNO:
+            raise TtmError(_ERRNO[result], f"fault of {bo.name} page {first}: {vmf.message}")
+        elif result is FaultResult.RETRY:
+            # The kernel allows one restart; after that the fault queues for what it waits for.
+            flags = FaultFlag.NONE
+        await trio.lowlevel.checkpoint()
+
+
+def _give_memory_now(bo: BufferObject, first: int, count: int, *, late: bool) -> None:
+    """Nothing may be waited for: holes get memory from what is free or from the reserve.
+
+    A page that is handed out must have memory, or its WRITE could fail. TtmError: ENOMEM (the kernel then asks page by
+    page), EIO when the time is up and there are no bytes to be had.
+    """
+    for index, pages in _tt_ranges(bo, first, count):
+        tt = bo.need_tt()
+        if late and bo.resv.locked and not bo.gate.unmapping and not tt.has_memory(index, pages):
+            raise TtmError(
+                errno.EIO, f"fault of {bo.name} page {first} was not served within {bo.device.fault_timeout:g} s"
+            )
+        tt.populate_range(index, pages, use_reserve=True)
+
+
+def _tt_ranges(bo: BufferObject, first: int, count: int) -> list[tuple[int, int]]:
+    """The parts of a page range that are in the BO's own tt now (not in a copy's source, not in VRAM)."""
+    start = first
+    for copy in bo.copies:
+        start = max(start, copy.num_pages)
+    if not bo.copies and bo.resource is not None and bo.resource.pages is not None:
+        start = max(start, bo.resource.num_pages)
+    end = first + count
+    return [(start, end - start)] if start < end else []
+
+
+# -- WRITE ---------------------------------------------------------------------------------------------------------
+
+
+async def write(bo: BufferObject, offset: int, data: bytes) -> int:
+    """Serve a WRITE of all of `data`, growing the BO if it ends behind it. TtmError: ENOMEM, ENOSPC, EIO.
+
+    Fails only for pages that never had memory.
+    """
+    end = offset + len(data)
+    if end > bo.size:
+        await bo.device.set_size(bo, end)
+    if not _try_write(bo, offset, data):
+        await _parked(bo, _write_slowly, offset, data)
+    bo.handed_out = True
+    return len(data)
+
+
+def _try_write(bo: BufferObject, offset: int, data: bytes) -> bool:
+    """Write with no wait at all, without the reservation: memory is there and no bytes are moving."""
+    first = offset >> PAGE_SHIFT
+    count = ((offset + len(data) - 1) >> PAGE_SHIFT) - first + 1
+    if not data or bo.device.unplugged:
+        return True
+    if not bo.copies:
+        if not bo.placed or bo.unknown_state or not bo.has_memory(first, count):
+            return False
+        if not bo.visible and not bo.gate.unmapping:
+            return False
+        _scatter(bo, offset, data)
+        return True
+    index = first
+    while index < first + count:
+        backing, copy = bo.truth(index)
+        if copy is None:
+            if not bo.need_tt().has_memory(index, first + count - index):
+                return False
+            break
+        if backing is None or copy.state is not CopyState.QUEUED:
+            return False
+        index = copy.num_pages
+    return _scatter(bo, offset, data)
+
+
+def _scatter(bo: BufferObject, offset: int, data: bytes) -> bool:
+    """Put the bytes where each page is now; every page has memory."""
+    done, size = 0, len(data)
+    view = memoryview(data)
+    while done < size:
+        index = (offset + done) >> PAGE_SHIFT
+        count = ((offset + size - 1) >> PAGE_SHIFT) - index + 1
+        backing, page, length = _locate(bo, index, count)
+        assert backing is not None
+        assert page >= 0
+        take = min(size - done, (length << PAGE_SHIFT) - ((offset + done) & PAGE_MASK))
+        start = (page << PAGE_SHIFT) + ((offset + done) & PAGE_MASK)
+        backing.arena.buf[start : start + take] = view[done : done + take]
+        done += take
+    return True
+
+
+async def _write_slowly(bo: BufferObject, offset: int, data: bytes, deadline: float) -> None:
+    first = offset >> PAGE_SHIFT
+    end = offset + len(data)
+    count = ((end - 1) >> PAGE_SHIFT) - first + 1
+    overwrite = not offset & PAGE_MASK and not end & PAGE_MASK
+    flags = FaultFlag.ALLOW_RETRY | FaultFlag.WRITE
+    while True:
+        if bo.device.closing:
+            raise TtmError(errno.ESHUTDOWN, f"write to {bo.name}: the mount is being taken down")
+        if end > bo.size:
+            await bo.device.set_size(bo, end)
+        if bo.copies:
+            await _wait_for_copy(bo, first, count, deadline)
+        elif bo.gate.unmapping or trio.current_time() >= deadline:
+            _give_memory_now(bo, first, count, late=not bo.gate.unmapping)
+        else:
+            vmf = VmFault(bo, first, count, deadline=deadline, flags=flags, overwrite=overwrite)
+            result = await bo.funcs.fault(vmf)
+            if result in _ERRNO and not bo.has_memory(first, count):
+                raise TtmError(_ERRNO[result], f"write to {bo.name} page {first}: {vmf.message}")
+            if result is FaultResult.RETRY:
+                flags = FaultFlag.WRITE
+        if _try_write(bo, offset, data) or _write_anyway(bo, offset, data, first, count, deadline):
+            return
+        await trio.lowlevel.checkpoint()
+
+
+def _write_anyway(bo: BufferObject, offset: int, data: bytes, first: int, count: int, deadline: float) -> bool:
+    """Time is up but the memory is there (out of the CPU's reach, say): a WRITE must not be lost."""
+    if trio.current_time() < deadline or bo.copies or not bo.has_memory(first, count):
+        return False
+    return _scatter(bo, offset, data)
+
+
+async def _wait_for_copy(bo: BufferObject, first: int, count: int, deadline: float) -> None:
+    """Bytes are moving, or the BO is fresh on space still being copied out: wait, then place it in system."""
+    index = first
+    while index < first + count:
+        backing, copy = bo.truth(index)
+        if copy is None:
+            _give_memory_now(bo, index, first + count - index, late=False)
+            return
+        if backing is None or copy.state is not CopyState.QUEUED:
+            if await copy.fence.wait(max(0.0, deadline - trio.current_time())):
+                return
+            if backing is None and retreat_to_system(bo):
+                return
+            raise TtmError(errno.EIO, f"write to {bo.name}: a copy did not end in {bo.device.fault_timeout:g} s")
+        index = copy.num_pages

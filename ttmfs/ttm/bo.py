@@ -1,0 +1,303 @@
+"""BufferObject (ttm_buffer_object): a size, a place, a page vector and a reservation.
+
+Where its bytes are, page by page:
+
+* `copies` holds the copies that have not signaled, oldest first. While there are any, the truth about a page is in the
+  source of the oldest copy that covers it.
+* Otherwise a page below `resource.num_pages` of a region with memory of its own (VRAM) is there; every other page is
+  in the tt. Pages that a growing file appended behind its VRAM resource are in the tt until the next validate.
+
+`size` is what the file says, in bytes; resources and the tt are brought in line whenever the BO is idle.
+"""
+
+import errno
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from ttmfs.errors import TtmError
+from ttmfs.memory.pool_types import Caching
+from ttmfs.sync.fence import Fence
+from ttmfs.sync.resv import Reservation, Usage
+from ttmfs.ttm.copy import Backing, Copy, CopyState
+from ttmfs.ttm.gate import Gate
+from ttmfs.ttm.placement import SYSTEM, Placement
+from ttmfs.ttm.resource import Resource
+from ttmfs.ttm.tt import TT
+from ttmfs.units import PAGE_SHIFT, pages_of
+
+if TYPE_CHECKING:
+    from ttmfs.ttm.bulk import LruBulkMove
+    from ttmfs.ttm.device import Device, DriverFuncs
+
+NUM_PRIORITIES: Final = 4
+_NO_COPIES: Final[deque[Copy]] = deque()
+
+
+class BufferObject:
+    """One BO. Every field is protected by `resv`, except what requests may do without it (see ttmfs.ttm.access)."""
+
+    __slots__ = (
+        "_copies",
+        "bulk",
+        "bytes_moved",
+        "caching",
+        "deleted",
+        "device",
+        "evictions",
+        "fast",
+        "fault_pages",
+        "faults",
+        "funcs",
+        "gate",
+        "ghost",
+        "handed_out",
+        "last_error",
+        "madvise",
+        "moves",
+        "name",
+        "page_alignment",
+        "pin_count",
+        "placed",
+        "placement",
+        "prefault",
+        "prefault_pages",
+        "priority",
+        "private",
+        "reservation_retries",
+        "resize_pending",
+        "resource",
+        "resv",
+        "size",
+        "tt",
+        "unknown_state",
+        "validations",
+        "view_known",
+    )
+
+    def __init__(
+        self,
+        device: "Device",
+        funcs: "DriverFuncs",
+        *,
+        name: str = "",
+        placement: Placement = (),
+        resv: Reservation | None = None,
+    ) -> None:
+        self.device = device
+        self.funcs = funcs
+        self.name = name
+        self.size = 0
+        self.resource: Resource | None = None
+        self.tt: TT | None = None
+        self.resv = Reservation() if resv is None else resv
+        self.gate = Gate()
+        self._copies: deque[Copy] = _NO_COPIES
+        self.fast: memoryview | None = None
+        """All of the BO as one run of bytes, when that may be read and written without further questions."""
+        self.view_known = False
+        """Has `fast` been worked out since the last change?"""
+        self.handed_out = False
+        """A READ or WRITE was answered since the last INVAL: clients may have pages cached."""
+        self.placed = False
+        """False until the first validate, fault, WRITE or job; gutting resets it."""
+        self.placement = placement
+        self.pin_count = 0
+        self.priority = 1
+        self.page_alignment = 1
+        self.caching = Caching.cached
+        self.prefault = device.prefault
+        self.madvise = "normal"
+        self.deleted = False
+        self.ghost = False
+        """A ghost holds what a move left behind until its fences signal; the driver never sees one."""
+        self.resize_pending = False
+        self.unknown_state = False
+        self.bulk: LruBulkMove | None = None
+        device.num_bos += 1
+        self.private: object = None
+        """What the driver or the file system hangs on to a BO."""
+        self.last_error = ""
+        self.bytes_moved = self.moves = self.evictions = self.validations = 0
+        self.faults = self.fault_pages = self.prefault_pages = self.reservation_retries = 0
+
+    # -- size and place ------------------------------------------------------------------------------------------
+
+    @property
+    def num_pages(self) -> int:
+        """Pages that `size` needs."""
+        return pages_of(self.size)
+
+    @property
+    def mem_type(self) -> str:
+        """The region it is in; `system` when it has no resource."""
+        return SYSTEM if self.resource is None else self.resource.mem_type
+
+    @property
+    def purgeable(self) -> bool:
+        """madvise dontneed: its content may be dropped instead of moved."""
+        return self.madvise == "dontneed"
+
+    @property
+    def external(self) -> bool:
+        """An imported BO (the sg type): its memory is somebody else's."""
+        return self.tt is not None and self.tt.external
+
+    @property
+    def state(self) -> str:
+        """The gate's state: `resident`, `unmapping` or `moving`; `queued` while a copy has not begun."""
+        if self.gate.unmapping:
+            return "unmapping"
+        if self._copies:
+            return "moving" if self._copies[0].state is CopyState.RUNNING else "queued"
+        return "resident"
+
+    def need_tt(self) -> TT:
+        """The tt, made now if there is none (ttm_tt_create), and as long as the BO."""
+        if self.tt is None:
+            self.tt = TT(self.device.pool, self.num_pages, self.caching)
+        elif self.tt.num_pages < self.num_pages:
+            self.tt.resize(self.num_pages)
+        return self.tt
+
+    # -- where the bytes are -------------------------------------------------------------------------------------
+
+    @property
+    def copies(self) -> deque[Copy]:
+        """Copies that have not signaled, oldest first; empty (and shared) most of the time."""
+        return self._copies
+
+    def add_copy(self, copy: Copy) -> None:
+        """A copy was submitted; it leaves the list when it is done."""
+        if self._copies is _NO_COPIES:
+            self._copies = deque()
+        self._copies.append(copy)
+        self.drop_view()
+        copy.fence.add_callback(lambda _fence: self._copy_done(copy))
+
+    def _copy_done(self, copy: Copy) -> None:
+        if copy in self._copies:
+            self._copies.remove(copy)
+        if not self._copies:
+            self._copies = _NO_COPIES
+
+    def forget_copies(self) -> None:
+        """Gutted: what is still on its way is no content of this BO any more."""
+        self._copies = _NO_COPIES
+
+    def backing_now(self, index: int) -> Backing:
+        """What holds page `index` once all copies are done."""
+        resource = self.resource
+        if resource is not None and resource.pages is not None and index < resource.num_pages:
+            return resource
+        return self.need_tt()
+
+    def truth(self, index: int) -> tuple[Backing | None, Copy | None]:
+        """(backing that holds page `index` now, the pending copy whose source it is); no backing means zeros."""
+        for copy in self._copies:
+            if index < copy.num_pages:
+                return copy.src, copy
+        return self.backing_now(index), None
+
+    def extent(self, index: int, count: int) -> tuple[Backing, int, int]:
+        """(backing, page number or -1 for a hole, length) of a run that starts at page `index`; no copies pending."""
+        resource = self.resource
+        if resource is not None and resource.pages is not None and index < resource.num_pages:
+            page, length = resource.extent(index, min(count, resource.num_pages - index))
+            return resource, page, length
+        tt = self.need_tt()
+        page, length = tt.extent(index, count)
+        return tt, page, length
+
+    def has_memory(self, index: int, count: int) -> bool:
+        """Do all these pages have memory where they are now (no copies pending)?"""
+        resource = self.resource
+        if resource is not None and resource.pages is not None:
+            in_resource = max(0, min(resource.num_pages - index, count))
+            index, count = index + in_resource, count - in_resource
+            if not count:
+                return True
+        tt = self.need_tt()
+        return tt.has_memory(index, count)
+
+    def make_view(self) -> None:
+        """Set `fast` if all of the BO is one visible run of memory and no copy is pending."""
+        self.fast = None
+        self.view_known = True
+        if not self.size or self._copies or self.device.unplugged or self.unknown_state or not self.visible:
+            return
+        backing = self.backing_now(0)
+        if backing is self.tt and not self.tt.is_populated:
+            return
+        page, length = backing.extent(0, min(self.num_pages, backing.num_pages))
+        if page >= 0 and length == self.num_pages:
+            start = page << PAGE_SHIFT
+            self.fast = backing.arena.buf[start : start + self.size]
+
+    def drop_view(self) -> None:
+        """At every change of resource, tt or size."""
+        self.fast = None
+        self.view_known = False
+
+    @property
+    def visible(self) -> bool:
+        """Can the CPU reach it where it is?"""
+        resource = self.resource
+        return resource is None or resource.manager.visible(resource)
+
+    def snapshot(self) -> bytes:
+        """One letter per page (DESIGN 1.1): . s g v b m."""
+        pages = self.num_pages
+        letters = np.full(pages, ord("."), np.uint8)
+        if self.tt is not None:
+            known = min(pages, self.tt.num_pages)
+            letters[:known] = self.tt.letters()[:known]
+            if self.resource is not None and self.mem_type != SYSTEM and self.resource.pages is None:
+                letters[letters == ord("s")] = ord(self.mem_type[0])
+        if self.resource is not None and self.resource.pages is not None:
+            letters[: min(pages, self.resource.num_pages)] = ord(self.mem_type[0])
+        for copy in self._copies:
+            letters[: min(pages, copy.num_pages)] = ord("m")
+        return letters.tobytes()
+
+    # -- reservation, LRU, pins ----------------------------------------------------------------------------------
+
+    def unreserve(self) -> None:
+        """ttm_bo_unreserve: bump to the LRU tail, then unlock."""
+        self.device.lru_bump(self)
+        self.unlock()
+
+    def unlock(self) -> None:
+        """dma_resv_unlock, without the bump. What had to wait for it is done: a truncate's trim, a deletion."""
+        if self.resize_pending:
+            self.device.apply_resize(self)
+        self.resv.unlock()
+        if self.deleted:
+            self.device.cleanup_when_idle(self)
+
+    def assign(self, resource: Resource | None) -> None:
+        """Take `resource` (already allocated) as the BO's place and put it on the LRU; the old one is the caller's."""
+        self.drop_view()
+        self.resource = resource
+        if resource is not None:
+            resource.bo = self
+            self.device.lru_add(resource)
+
+    def pin(self) -> None:
+        """ttm_bo_pin: counted; a pinned BO is never evicted, swapped or moved. Populates nothing, waits for nothing."""
+        self.pin_count += 1
+        if self.pin_count == 1 and self.resource is not None:
+            self.device.lru_readd(self.resource)
+
+    def unpin(self) -> None:
+        """ttm_bo_unpin. TtmError(EINVAL) when it is not pinned."""
+        if not self.pin_count:
+            raise TtmError(errno.EINVAL, f"{self.name} is not pinned")
+        self.pin_count -= 1
+        if not self.pin_count and self.resource is not None:
+            self.device.lru_readd(self.resource)
+
+    def moving_fence(self) -> Fence | None:
+        """The KERNEL-usage fence that everybody waits for, or None (i915_gem_object_get_moving_fence)."""
+        return self.resv.get_singleton(Usage.KERNEL)

@@ -1,0 +1,29 @@
+"""OperationContext: how one TTM call may wait and what it did (ttm_operation_ctx)."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ttmfs.sync.resv import AcquireContext, Reservation
+    from ttmfs.ttm.bo import BufferObject
+
+
+@dataclass(slots=True)
+class OperationContext:
+    """Options and results of one call into TTM; passed down, never stored."""
+
+    interruptible: bool = True
+    """Waits may end early with EINTR (a signal of the caller) or by cancellation."""
+    no_wait_gpu: bool = False
+    """Never wait for a fence: EBUSY where a wait would happen, busy places and victims are skipped."""
+    allow_res_evict: bool = False
+    """BOs that share `resv` may be evicted although it is held."""
+    resv: "Reservation | None" = None
+    ticket: "AcquireContext | None" = None
+    """The ww ticket that the caller's reservations were taken with."""
+    defrag: bool = False
+    """Re-back at the beneficial order although the resource is compatible (seed: defrag)."""
+    faulting: "BufferObject | None" = None
+    """The BO whose fault this call serves. It is never unmapped: its own folio is locked by the READ (H30)."""
+    bytes_moved: int = 0
+    evictions: int = 0

@@ -1,0 +1,256 @@
+"""Device (ttm_device): the managers, the page pool, the LRUs and what the driver plugs in.
+
+The core asks two outside parties, each behind a protocol: the driver (`DriverFuncs`, per BO, so that ghosts never
+reach it) and whoever has the BO's pages in a cache (`Unmapper`, one method, which the mount implements as INVAL).
+"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final, Protocol
+
+import trio
+
+from ttmfs.memory.copy import zero_pages
+from ttmfs.memory.pool import PagePool
+from ttmfs.observe.counters import Counters
+from ttmfs.observe.trace import Trace
+from ttmfs.sync.resv import Usage
+from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.copy import Backing, CopyState
+from ttmfs.ttm.lru import LruList
+from ttmfs.ttm.placement import SYSTEM, Place, Placement
+from ttmfs.ttm.resource import Resource, ResourceManager
+from ttmfs.units import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from ttmfs.ttm.fault import FaultResult, VmFault
+
+CLEAR_STEP_PAGES: Final = 64
+"""Bytes are copied and cleared on the loop in steps of at most 256 KiB."""
+
+
+class Unmapper(Protocol):
+    """Who caches pages of BOs."""
+
+    async def invalidate(self, bo: BufferObject, first_page: int, num_pages: int) -> None:
+        """Drop these pages (num_pages 0: to the end) from every cache, dirty ones written back first.
+
+        While it runs, READs and WRITEs of `bo` arrive and must be answered. Never raises for a BO that nobody knows.
+        """
+
+
+class NoUnmapper:
+    """Nobody caches anything: the core without a mount."""
+
+    async def invalidate(self, bo: BufferObject, first_page: int, num_pages: int) -> None:
+        """Nothing to drop."""
+
+
+class DriverFuncs(Protocol):
+    """What a driver decides about its BOs (ttm_device_funcs, and the fault handler of its vm_ops)."""
+
+    async def fault(self, vmf: "VmFault") -> "FaultResult":
+        """Serve one CPU fault; see ttmfs.ttm.fault for the helpers to build it from."""
+
+    async def fault_reserve_notify(self, bo: BufferObject) -> None:
+        """Bring the BO to where the CPU can reach it. EBUSY and ERESTARTSYS mean again, other errors SIGBUS."""
+
+    async def move(self, bo: BufferObject, resource: Resource, ctx: OperationContext, *, evict: bool) -> None:
+        """Move the BO to `resource` and assign it, or raise Multihop; on any error the BO is as it was."""
+
+    def evict_flags(self, bo: BufferObject) -> Placement:
+        """Where an evicted BO goes; empty to purge it."""
+
+    def eviction_valuable(self, bo: BufferObject, place: Place | None) -> bool:
+        """Is evicting this BO worth it for an allocation in `place`?"""
+
+    def swap_notify(self, bo: BufferObject) -> None:
+        """The BO is about to be swapped out."""
+
+    def delete_mem_notify(self, bo: BufferObject) -> None:
+        """The BO's memory is about to go."""
+
+
+class Device:
+    """One device. `pool` is the memory of system and gtt; `managers` are the regions by name, system first."""
+
+    def __init__(self, pool: PagePool, managers: Iterable[ResourceManager]) -> None:
+        self.pool = pool
+        self.managers = {manager.name: manager for manager in managers}
+        assert SYSTEM in self.managers
+        self.counters = Counters()
+        self.trace = Trace()
+        self.unevictable = LruList()
+        """Pinned and swapped BOs: on no manager's LRU."""
+        self.unmapper: Unmapper = NoUnmapper()
+        self.default_placement: Placement = (Place(SYSTEM),)
+        self.num_bos = 0
+        """Live BOs, ghosts and zombies included (ttm_glob.bo_count)."""
+        self.num_ghosts = 0
+        self.num_zombies = 0
+        self.ghost_gone = trio.Event()
+        """Set, and replaced, when a ghost gives its memory back."""
+        self.prefault = 256
+        self.fault_timeout = 15.0
+        self.unplugged = False
+        self.closing = False
+        """The mount is going: requests end with ESHUTDOWN instead of waiting."""
+        self.propagate_enospc = False
+
+    # -- LRU -----------------------------------------------------------------------------------------------------
+
+    def lru_add(self, resource: Resource) -> None:
+        """Put a resource on the list where its BO belongs (ttm_resource_init)."""
+        bo = resource.bo
+        if bo.pin_count:
+            self.unevictable.add_tail(resource)
+        else:
+            resource.manager.lru.add_tail(resource, bo.priority)
+            if bo.bulk is not None:
+                bo.bulk.add(resource)
+
+    def lru_remove(self, resource: Resource) -> None:
+        """Take it off whatever list it is on."""
+        if not resource.on_lru:
+            return
+        if resource.lru_list is self.unevictable:
+            self.unevictable.remove(resource)
+        else:
+            resource.manager.lru.remove(resource)
+
+    def lru_readd(self, resource: Resource) -> None:
+        """Its BO was pinned, unpinned or given another priority."""
+        self.lru_remove(resource)
+        self.lru_add(resource)
+
+    def lru_bump(self, bo: BufferObject) -> None:
+        """ttm_bo_move_to_lru_tail."""
+        resource = bo.resource
+        if resource is None or not resource.on_lru:
+            return
+        if bo.pin_count:
+            self.unevictable.move_to_tail(resource)
+        else:
+            resource.manager.lru.move_to_tail(resource, bo.priority)
+
+    # -- truncate ------------------------------------------------------------------------------------------------
+
+    async def set_size(self, bo: BufferObject, size: int) -> None:
+        """SETATTR(size), O_TRUNC and WRITEs past the end: takes effect at once and waits for nobody (rule R5).
+
+        What was cut off reads as zeros if the file grows again. Memory behind the end is freed as soon as the BO is
+        idle: now, or when its reservation is released.
+        """
+        old_size, bo.size = bo.size, size
+        bo.drop_view()
+        if size < old_size:
+            await self._zero_tail(bo, size, old_size)
+        if size == old_size:
+            return
+        bo.resize_pending = True
+        if bo.resv.trylock():
+            bo.unreserve()
+
+    async def _zero_tail(self, bo: BufferObject, size: int, old_size: int) -> None:
+        """Zero [size, old_size) wherever these bytes are or are on their way to."""
+        first_page = (size + PAGE_SIZE - 1) // PAGE_SIZE
+        end_page = (old_size + PAGE_SIZE - 1) // PAGE_SIZE
+        backings: list[Backing] = []
+        for copy in bo.copies:
+            if copy.state is CopyState.RUNNING and first_page < copy.num_pages:
+                copy.zero_from = first_page if copy.zero_from is None else min(copy.zero_from, first_page)
+            backings += [copy.dst] if copy.src is None else [copy.src, copy.dst]
+        if bo.resource is not None and bo.resource.pages is not None:
+            backings.append(bo.resource)
+        if bo.tt is not None:
+            backings.append(bo.tt)
+        for backing in {id(backing): backing for backing in backings}.values():
+            if size % PAGE_SIZE:
+                _zero_partial_page(backing, size)
+            index = first_page
+            while index < min(end_page, backing.num_pages):
+                page, length = backing.extent(index, min(end_page, backing.num_pages) - index)
+                if page < 0:
+                    index += length
+                    continue
+                length = min(length, CLEAR_STEP_PAGES)
+                zero_pages(backing.arena, backing.numbers(index, length))
+                index += length
+                await trio.lowlevel.checkpoint()
+
+    def apply_resize(self, bo: BufferObject) -> None:
+        """Bring resource and tt in line with the size; called with the reservation held, when the BO is idle."""
+        if bo.copies or bo.gate.unmapping or not bo.resv.test_signaled(Usage.BOOKKEEP):
+            return
+        bo.resize_pending = False
+        bo.drop_view()
+        pages = bo.num_pages
+        resource = bo.resource
+        if resource is not None and (resource.mem_type == SYSTEM or pages < resource.num_pages):
+            resource.manager.trim(resource, pages)
+        if bo.tt is not None:
+            bo.tt.resize(pages)
+        if not pages and resource is not None and resource.mem_type != SYSTEM:
+            # Nothing is left of it: back to a new file's state, so that its next content goes to its placement.
+            bo.resource = None
+            resource.manager.free(resource)
+            bo.assign(self.managers[SYSTEM].alloc(bo, Place(SYSTEM)))
+            bo.placed = False
+
+    # -- deletion ------------------------------------------------------------------------------------------------
+
+    def release(self, bo: BufferObject) -> None:
+        """The last reference is gone (ttm_bo_release): free now if idle, else when the last fence signals.
+
+        A busy BO becomes a zombie: it keeps its space, stays on its LRU and can be reclaimed by eviction.
+        """
+        bo.deleted = True
+        bo.drop_view()
+        bo.pin_count = 0
+        if bo.resource is not None:
+            self.lru_readd(bo.resource)
+        if not bo.ghost:
+            self.num_zombies += 1
+        self.cleanup_when_idle(bo)
+
+    def cleanup_when_idle(self, bo: BufferObject) -> None:
+        """Free a deleted BO if nobody uses it; otherwise the last fence, or the holder's unreserve, comes back here."""
+        if bo.resource is None and bo.tt is None and not bo.deleted:
+            return
+        for fence in bo.resv.fences(Usage.BOOKKEEP):
+            if fence.add_callback(lambda _fence: self.cleanup_when_idle(bo)):
+                return
+        if bo.resv.trylock():
+            self.cleanup(bo)
+            bo.resv.unlock()
+
+    def cleanup(self, bo: BufferObject) -> None:
+        """ttm_bo_cleanup_memtype_use: free tt and resource of an idle, reserved BO for good."""
+        if not bo.deleted:
+            return
+        bo.funcs.delete_mem_notify(bo)
+        bo.drop_view()
+        if bo.tt is not None:
+            bo.tt.unpopulate()
+            bo.tt = None
+        resource, bo.resource = bo.resource, None
+        if resource is not None:
+            resource.manager.free(resource)
+        bo.deleted = False
+        self.num_bos -= 1
+        if bo.ghost:
+            self.num_ghosts -= 1
+            self.ghost_gone.set()
+            self.ghost_gone = trio.Event()
+        else:
+            self.num_zombies -= 1
+
+
+def _zero_partial_page(backing: Backing, size: int) -> None:
+    """Zero from byte `size` to the end of its page."""
+    index = size // PAGE_SIZE
+    if index >= backing.num_pages:
+        return
+    page, _length = backing.extent(index, 1)
+    if page >= 0:
+        backing.arena.mem[page, size % PAGE_SIZE :] = 0

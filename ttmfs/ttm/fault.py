@@ -1,0 +1,212 @@
+"""The fault helpers and the default handler (ttm_bo_vm_reserve, ttm_bo_vm_fault_idle, ttm_bo_vm_fault_reserved).
+
+Seed: "TTM fault handler helpers". A driver builds its own handler from these three; `default_fault` is the one that
+everybody else uses. A READ of the page cache is a fault of every page it names.
+
+A handler answers with a FaultResult. OK: the bytes may be handed out right now, with no await in between. NOPAGE and
+RETRY: start over. `vmf.reserved` says whether the reservation is still held. The waits inside end early when an INVAL
+of the BO is about to be issued (`Gate.park`); what was being waited for is then not had, and the answer is RETRY.
+"""
+
+import enum
+import errno
+from typing import Final
+
+import trio
+
+from ttmfs.errors import TtmError
+from ttmfs.sync.resv import Usage
+from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.populate import populate_range
+from ttmfs.ttm.validate import validate
+
+NUM_PREFAULT: Final = 16
+"""TTM_BO_VM_NUM_PREFAULT: the kernel's number of pages, for drivers that keep it."""
+
+
+class FaultResult(enum.Enum):
+    """vm_fault_t, as far as TTM uses it."""
+
+    OK = "ok"
+    NOPAGE = "nopage"
+    RETRY = "retry"
+    SIGBUS = "sigbus"
+    OOM = "oom"
+
+
+class FaultFlag(enum.Flag):
+    """FAULT_FLAG_*: how a fault may wait."""
+
+    NONE = 0
+    ALLOW_RETRY = enum.auto()
+    """The reservation may be dropped for a long wait; the fault then starts over."""
+    RETRY_NOWAIT = enum.auto()
+    """Do not even wait: answer RETRY at once."""
+    WRITE = enum.auto()
+
+
+class Protection(enum.Flag):
+    """vm_page_prot: recorded, not enforced (the page cache maps as it likes)."""
+
+    READ = enum.auto()
+    WRITE = enum.auto()
+
+
+class VmFault:
+    """One fault (struct vm_fault): pages [first, first + count) of `bo`.
+
+    `overwrite` says that every byte of these pages is about to be written, so that fresh ones need not be zeroed.
+    `deadline` is on trio's clock.
+    """
+
+    __slots__ = ("bo", "count", "deadline", "first", "flags", "message", "overwrite", "prot", "reserved")
+
+    def __init__(
+        self,
+        bo: BufferObject,
+        first: int,
+        count: int,
+        *,
+        deadline: float,
+        flags: FaultFlag = FaultFlag.ALLOW_RETRY,
+        overwrite: bool = False,
+    ) -> None:
+        self.bo = bo
+        self.first = first
+        self.count = count
+        self.deadline = deadline
+        self.flags = flags
+        self.overwrite = overwrite
+        self.prot = Protection.READ
+        self.reserved = False
+        self.message = ""
+        """Why it was SIGBUS or OOM, for error_log."""
+
+    @property
+    def time_left(self) -> float:
+        """Seconds until the deadline, never negative."""
+        return max(0.0, self.deadline - trio.current_time())
+
+    def unreserve(self) -> None:
+        """Drop the reservation if it is held."""
+        if self.reserved:
+            self.reserved = False
+            self.bo.unreserve()
+
+    def fail(self, result: FaultResult, error: OSError | str) -> FaultResult:
+        """Remember why, return `result`."""
+        self.message = error if isinstance(error, str) else str(error.strerror)
+        return result
+
+
+async def vm_reserve(vmf: VmFault) -> FaultResult:
+    """ttm_bo_vm_reserve: OK with the BO reserved, else RETRY (after waiting, if that was allowed) or NOPAGE.
+
+    Trylock; if somebody holds it: count a retry and, with ALLOW_RETRY, wait for the release without taking the lock,
+    then RETRY (with RETRY_NOWAIT at once). Without ALLOW_RETRY queue for it in arrival order.
+    """
+    bo = vmf.bo
+    if bo.resv.trylock():
+        vmf.reserved = True
+        return FaultResult.OK
+    bo.reservation_retries += 1
+    bo.device.counters.faults.retries += 1
+    if FaultFlag.ALLOW_RETRY in vmf.flags:
+        if FaultFlag.RETRY_NOWAIT not in vmf.flags:
+            await bo.gate.park(bo.resv.wait_unlocked, vmf.time_left)
+        return FaultResult.RETRY
+    if not await bo.gate.park(bo.resv.lock, vmf.time_left):
+        return FaultResult.NOPAGE
+    vmf.reserved = True
+    return FaultResult.OK
+
+
+async def fault_idle(vmf: VmFault) -> FaultResult:
+    """ttm_bo_vm_fault_idle: wait for the moves of the BO (KERNEL usage), never for jobs that use it.
+
+    With ALLOW_RETRY the reservation is dropped before the wait and the answer is RETRY.
+    """
+    bo = vmf.bo
+    if bo.resv.test_signaled(Usage.KERNEL):
+        return FaultResult.OK
+
+    async def wait() -> None:
+        await bo.resv.wait(Usage.KERNEL)
+
+    if FaultFlag.ALLOW_RETRY in vmf.flags:
+        if FaultFlag.RETRY_NOWAIT not in vmf.flags:
+            vmf.unreserve()
+            await bo.gate.park(wait, vmf.time_left)
+        return FaultResult.RETRY
+    return FaultResult.OK if await bo.gate.park(wait, vmf.time_left) else FaultResult.NOPAGE
+
+
+async def fault_reserved(vmf: VmFault, prot: Protection, num_prefault: int) -> FaultResult:
+    """ttm_bo_vm_fault_reserved: make the faulting pages available; at most `num_prefault` pages besides.
+
+    SIGBUS: imported BO that may not be mapped, offset past the end, unknown state, or no way to bring it within the
+    CPU's reach. OOM: no memory. NOPAGE: again. RETRY: again, and the reservation may be gone (`vmf.reserved`).
+    """
+    bo = vmf.bo
+    vmf.prot = prot
+    if bo.tt is not None and bo.tt.external and not bo.tt.mappable:
+        return vmf.fail(FaultResult.SIGBUS, "it is imported and not mappable: use the exporter's own file")
+    if bo.unknown_state:
+        return vmf.fail(FaultResult.SIGBUS, "its content was lost in a failed copy; write it anew after validate none")
+    if vmf.first >= bo.num_pages:
+        return vmf.fail(FaultResult.SIGBUS, f"page {vmf.first} is past the end of {bo.num_pages} pages")
+    try:
+        await _place(vmf)
+        await bo.funcs.fault_reserve_notify(bo)
+    except TtmError as error:
+        return _notify_failed(vmf, error)
+    result = await fault_idle(vmf)
+    if result is not FaultResult.OK:
+        return result
+    ctx = OperationContext(resv=bo.resv, faulting=bo)
+    count = min(vmf.count, bo.num_pages - vmf.first)
+    try:
+        added = await populate_range(
+            bo, vmf.first, count, ctx, prefault=num_prefault, zero=not vmf.overwrite
+        )
+    except TtmError as error:
+        if error.errno in (errno.EINTR, errno.EAGAIN):
+            return FaultResult.NOPAGE
+        return vmf.fail(FaultResult.OOM if error.errno == errno.ENOMEM else FaultResult.SIGBUS, error)
+    extra = max(0, added - count)
+    bo.prefault_pages += extra
+    bo.device.counters.faults.prefault_pages += extra
+    return FaultResult.OK
+
+
+async def _place(vmf: VmFault) -> None:
+    """A BO that was never placed, or was gutted, goes to its placement first."""
+    bo = vmf.bo
+    if bo.placed and bo.resource is not None:
+        return
+    bo.placed = True
+    if bo.placement or bo.resource is None:
+        try:
+            await validate(bo, bo.placement or bo.device.default_placement, OperationContext(faulting=bo))
+        except TtmError:
+            bo.placed = False
+            raise
+
+
+def _notify_failed(vmf: VmFault, error: TtmError) -> FaultResult:
+    if error.errno in (errno.EBUSY, errno.EINTR):
+        return FaultResult.NOPAGE
+    result = FaultResult.OOM if error.errno in (errno.ENOMEM, errno.ENOSPC) else FaultResult.SIGBUS
+    return vmf.fail(result, error)
+
+
+async def default_fault(vmf: VmFault) -> FaultResult:
+    """ttm_bo_vm_fault: reserve, serve with the BO's prefault, unreserve."""
+    result = await vm_reserve(vmf)
+    if result is not FaultResult.OK:
+        return result
+    try:
+        return await fault_reserved(vmf, Protection.READ | Protection.WRITE, vmf.bo.prefault)
+    finally:
+        vmf.unreserve()

@@ -1,0 +1,439 @@
+"""The LRU of a resource manager: intrusive lists by priority, and cursors that survive any change.
+
+What it is: `PriorityLru` is the kernel's `ttm_resource_manager.lru[]`, `LruItem` its `ttm_lru_item` as part of a
+resource, `LruCursor` its `ttm_resource_cursor` with the *hitch* (a list node parked behind the item returned
+last). `LruList` alone is the device's `unevictable` list. Bulk moves (`ttm_lru_bulk_move`) are in
+`ttmfs.ttm.bulk`; their private sublists are `BulkGroup` here, because cursors descend into them.
+
+What it promises: every operation touches a constant number of nodes (`PriorityLru.steps` counts them) plus one
+per cursor parked in the way; a walk copies nothing; an item pays four slots and one integer, less than 100
+bytes. The caller decides where an item belongs: pinned, swapped and backed-up ones to `unevictable`.
+
+How a bounded walk ends: the manager numbers every insertion (`PriorityLru.stamp`), and since all insertion is at
+a tail the stamps rise along every list. A cursor made with `until_now=True` remembers the stamp of its birth and
+takes the first newer node for the end of that list. A walk that puts what it failed on back at the tail (the
+kernel's endless swapout walk, CVE-2026-52965) therefore ends.
+"""
+
+import errno
+import sys
+from collections.abc import Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
+
+from ttmfs.errors import TtmError
+
+if TYPE_CHECKING:
+    from ttmfs.ttm.bulk import LruBulkMove
+
+NUM_PRIORITIES: Final = 4
+"""TTM_MAX_BO_PRIORITY: priorities 0..3, the lower is walked, and so evicted, first."""
+
+_HEAD: Final = 0
+_HITCH: Final = 1  # TTM_LRU_HITCH
+_BULK: Final = 2  # TTM_LRU_BULK
+_RESOURCE: Final = 3  # TTM_LRU_RESOURCE
+
+
+class LruNode:
+    """Whatever stands on a list: an item, a hitch, a bulk marker or the list's own head (`ttm_lru_item`)."""
+
+    __slots__ = ("_lru_list", "_lru_next", "_lru_prev", "_lru_stamp")
+
+    _lru_kind: ClassVar[int] = _HITCH
+    _lru_prev: "LruNode"
+    _lru_next: "LruNode"
+    _lru_list: "LruList | None"
+    _lru_stamp: int
+
+    def __init__(self) -> None:
+        # Not linked to itself: a node off all lists must be freed by its reference count, without the collector.
+        self._lru_prev = self._lru_next = _NOWHERE
+        self._lru_list = None
+        self._lru_stamp = 0
+
+
+_NOWHERE: Final[LruNode] = LruNode.__new__(LruNode)
+
+
+def _link_after(node: LruNode, prev: LruNode) -> None:
+    after = prev._lru_next
+    node._lru_prev = prev
+    node._lru_next = after
+    prev._lru_next = after._lru_prev = node
+
+
+def _unlink(node: LruNode) -> None:
+    """Take `node` out of whatever it is in; nothing happens to a node that is in nothing (`list_del_init`)."""
+    prev = node._lru_prev
+    if prev is _NOWHERE:
+        return
+    after = node._lru_next
+    prev._lru_next = after
+    after._lru_prev = prev
+    node._lru_prev = node._lru_next = _NOWHERE
+
+
+class LruItem(LruNode):
+    """Base of `Resource`: one place on one list. Subclasses call `super().__init__()`.
+
+    `bo.resv`, the reservation of the object that owns it, is read when the item joins a bulk move.
+    """
+
+    __slots__ = ()
+
+    _lru_kind = _RESOURCE
+    bo: Any
+
+    @property
+    def on_lru(self) -> bool:
+        """Whether it stands on any list, `unevictable` included."""
+        return self._lru_list is not None
+
+    @property
+    def lru_list(self) -> "LruList | None":
+        """The list it stands on; a `BulkGroup` while it is a member of a bulk move."""
+        return self._lru_list
+
+    @property
+    def bulk(self) -> "LruBulkMove | None":
+        """The bulk move it is a member of."""
+        where = self._lru_list
+        return where.bulk if isinstance(where, BulkGroup) else None
+
+
+class LruList(LruNode):
+    """One list, oldest first. On its own it is the `unevictable` list of a device.
+
+    `count` is the number of items in it, those in the sublists of bulk moves not included.
+    """
+
+    __slots__ = ("count", "owner", "priority")
+
+    _lru_kind = _HEAD
+
+    def __init__(self, owner: "PriorityLru | None" = None, priority: int = 0) -> None:
+        super().__init__()
+        self._lru_prev = self._lru_next = self
+        self.count = 0
+        self.owner = owner
+        self.priority = priority
+
+    def add_tail(self, item: LruItem) -> None:
+        """Put an item that is on no list at the tail."""
+        assert item._lru_list is None, "the item is on a list already: move_to_tail takes it off there"
+        self._append(item)
+
+    def remove(self, item: LruItem) -> None:
+        """Take the item off; nothing happens when it is on no list."""
+        where = item._lru_list
+        assert where is None or where is self, "the item is on another list"
+        if where is not None:
+            self._detach(item)
+
+    def move_to_tail(self, item: LruItem) -> None:
+        """Take the item off whatever list (and bulk move) it is on, if any, and put it at this tail."""
+        where = item._lru_list
+        if where is self:
+            # Never through an empty group: bumping a bulk's only member must not move the bulk.
+            _unlink(item)
+            self._place(item)
+            return
+        if where is not None:
+            where._detach(item)
+        self._append(item)
+
+    def first(self) -> LruItem | None:
+        """The oldest item, or None."""
+        node = self._lru_next
+        steps = 1
+        while True:
+            if isinstance(node, BulkMarker):  # never that of an empty group
+                node = node.group._lru_next
+            elif node._lru_kind == _HITCH:
+                node = node._lru_next
+            else:
+                break
+            steps += 1
+        if self.owner is not None:
+            self.owner.steps += steps
+        return node if isinstance(node, LruItem) else None
+
+    def __iter__(self) -> Iterator[LruItem]:
+        """All items in walking order, for tests and dumps: the list must not change meanwhile."""
+        node = self._lru_next
+        while node is not self:
+            if isinstance(node, LruItem):
+                yield node
+            elif isinstance(node, BulkMarker):
+                yield from node.group
+            node = node._lru_next
+
+    def _place(self, node: LruNode) -> None:
+        """Link at the tail and stamp: the one way onto a list, which is what keeps stamps in order."""
+        _link_after(node, self._lru_prev)
+        node._lru_list = self
+        owner = self.owner
+        if owner is not None:
+            owner.steps += 1
+            owner.stamp += 1
+            node._lru_stamp = owner.stamp
+
+    def _append(self, item: LruItem) -> None:
+        self._place(item)
+        self.count += 1
+        if self.owner is not None:
+            self.owner.count += 1
+
+    def _detach(self, item: LruItem) -> None:
+        _unlink(item)
+        item._lru_list = None
+        self.count -= 1
+        if self.owner is not None:
+            self.owner.count -= 1
+            self.owner.steps += 1
+
+
+class BulkMarker(LruNode):
+    """TTM_LRU_BULK: stands on the manager's list for all members of one group."""
+
+    __slots__ = ("group",)
+
+    _lru_kind = _BULK
+
+    def __init__(self, group: "BulkGroup") -> None:
+        super().__init__()
+        self.group = group
+
+
+class BulkGroup(LruList):
+    """The members of one bulk move in one (manager, priority): a private sublist and its marker.
+
+    The marker is on the manager's list while there are members, and enters at the tail when the first one comes.
+    `epoch` rises whenever the marker moves or goes: a cursor parked inside sees that its place is gone.
+    """
+
+    __slots__ = ("bulk", "epoch", "home", "marker")
+
+    def __init__(self, bulk: "LruBulkMove", owner: "PriorityLru", priority: int) -> None:
+        super().__init__(owner, priority)
+        self.bulk = bulk
+        self.epoch = 0
+        self.home = owner.lists[priority]
+        self.marker = BulkMarker(self)
+
+    def move_tail(self) -> None:
+        """The marker, and so all members in their order, to the tail of the manager's list."""
+        if self.count:
+            _unlink(self.marker)
+            self.home._place(self.marker)
+            self.epoch += 1
+
+    def _append(self, item: LruItem) -> None:
+        if not self.count:
+            self.home._place(self.marker)
+        super()._append(item)
+        self.bulk._joined(item)
+
+    def _detach(self, item: LruItem) -> None:
+        super()._detach(item)
+        if not self.count:
+            _unlink(self.marker)
+            self.marker._lru_list = None
+            self.epoch += 1
+        self.bulk._left()
+
+
+class PriorityLru:
+    """The lists of one resource manager, one for each priority (`ttm_resource_manager.lru`).
+
+    `count`: items on them, members of bulk moves included. `steps`: nodes visited since it was made, by all
+    operations. `stamp`: insertions so far.
+    """
+
+    __slots__ = ("count", "lists", "stamp", "steps")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.steps = 0
+        self.stamp = 0
+        self.lists = tuple(LruList(self, priority) for priority in range(NUM_PRIORITIES))
+
+    def add_tail(self, item: LruItem, priority: int) -> None:
+        """Put an item that is on no list at the tail of its priority (`ttm_resource_init`).
+
+        Raises TtmError(EINVAL) when the priority is not 0..3.
+        """
+        self._list(priority).add_tail(item)
+
+    def remove(self, item: LruItem) -> None:
+        """Take the item off, out of its bulk move too; nothing happens when it is on no list."""
+        where = item._lru_list
+        assert where is None or where.owner is self, "the item is on the list of another manager"
+        if where is not None:
+            where._detach(item)
+
+    def move_to_tail(self, item: LruItem, priority: int) -> None:
+        """Bump (`ttm_resource_move_to_lru_tail`): to the tail of its bulk's group, else of its priority's list.
+
+        The item may come from any list (unpin: from `unevictable`) or none. A bulk member whose priority has
+        changed goes to the group of the same bulk in that priority.
+
+        Raises TtmError(EINVAL) when the priority is not 0..3.
+        """
+        target = self._list(priority)
+        where = item._lru_list
+        if isinstance(where, BulkGroup) and where.owner is self:
+            target = where if where.priority == priority else where.bulk.group(self, priority)
+        target.move_to_tail(item)
+
+    def first(self) -> LruItem | None:
+        """The item to evict first: lowest priority, oldest (`ttm_resource_manager_first`)."""
+        for lru_list in self.lists:
+            item = lru_list.first()
+            if item is not None:
+                return item
+        return None
+
+    def __iter__(self) -> Iterator[LruItem]:
+        """All items in walking order, for tests and dumps: the lists must not change meanwhile."""
+        for lru_list in self.lists:
+            yield from lru_list
+
+    def check(self) -> list[str]:
+        """Walk everything; a sentence for each thing that is wrong."""
+        wrong: list[str] = []
+        total = 0
+        for lru_list in self.lists:
+            wrong += _check_list(lru_list, f"priority {lru_list.priority}")
+            node = lru_list._lru_next
+            while node is not lru_list:
+                if isinstance(node, BulkMarker):
+                    wrong += _check_list(node.group, f"bulk group in priority {lru_list.priority}")
+                    if node.group.home is not lru_list or not node.group.count:
+                        wrong.append(f"priority {lru_list.priority}: a bulk marker is out of place")
+                    total += node.group.count
+                node = node._lru_next
+            total += lru_list.count
+        if total != self.count:
+            wrong.append(f"lru: counts {self.count} items, the lists hold {total}")
+        return wrong
+
+    def _list(self, priority: int) -> LruList:
+        if not 0 <= priority < NUM_PRIORITIES:
+            raise TtmError(errno.EINVAL, f"priority {priority} does not exist: it is 0 to {NUM_PRIORITIES - 1}")
+        return self.lists[priority]
+
+
+def _check_list(lru_list: LruList, name: str) -> list[str]:
+    wrong: list[str] = []
+    found = 0
+    stamp = 0
+    prev: LruNode = lru_list
+    node = lru_list._lru_next
+    while node is not lru_list:
+        if node._lru_prev is not prev:
+            wrong.append(f"{name}: links do not agree after {found} items")
+            break
+        if node._lru_kind != _HITCH:
+            found += node._lru_kind == _RESOURCE
+            if node._lru_list is not lru_list:
+                wrong.append(f"{name}: node {found} believes it is on another list")
+            if node._lru_stamp <= stamp:
+                wrong.append(f"{name}: stamps fall at item {found}")
+            stamp = node._lru_stamp
+        prev, node = node, node._lru_next
+    if found != lru_list.count:
+        wrong.append(f"{name}: counts {lru_list.count} items, holds {found}")
+    return wrong
+
+
+class LruCursor:
+    """A walk over a PriorityLru that may be changed in any way between two steps (`ttm_resource_cursor`).
+
+    It goes on behind its hitch: items that did not move are returned once each, in order; items that were bumped
+    to a tail ahead of it are returned (again) there; items of a priority already left are not. Into a bulk move
+    it descends with a second hitch, the first waiting behind the marker. When the bulk moves to the tail, or
+    loses its last member, the place inside is given up: the walk goes on where the marker stood, and meets the
+    members at the tail as it meets all that was bumped (the kernel moves such cursors to the end of the range
+    before it splices the range away: the same).
+
+    `until_now`: leave out everything added or bumped since the cursor was made, so that the walk ends whatever
+    is done to the items it returns.
+
+    A hitch costs others a step each time they pass: use it as a context manager or call `fini`.
+    """
+
+    __slots__ = ("_epoch", "_group", "_hitch", "_inner", "_limit", "_lru", "_priority")
+
+    def __init__(self, lru: PriorityLru, *, until_now: bool = False) -> None:
+        self._lru = lru
+        self._limit = lru.stamp if until_now else sys.maxsize
+        self._priority = 0
+        self._hitch = LruNode()
+        self._inner = LruNode()
+        self._group: BulkGroup | None = None
+        self._epoch = 0
+
+    def next(self) -> LruItem | None:
+        """The next item, or None at the end; after that and after `fini` always None."""
+        if self._group is not None:
+            item = self._advance(self._inner) if self._group.epoch == self._epoch else None
+            if isinstance(item, LruItem):
+                return item
+            self._ascend()
+        while self._priority < NUM_PRIORITIES:
+            if self._hitch._lru_prev is _NOWHERE:
+                _link_after(self._hitch, self._lru.lists[self._priority])
+            node = self._advance(self._hitch)
+            if node is None:
+                _unlink(self._hitch)
+                self._priority += 1
+            elif isinstance(node, BulkMarker):
+                self._group = node.group
+                self._epoch = node.group.epoch
+                _link_after(self._inner, node.group)
+                item = self._advance(self._inner)
+                if isinstance(item, LruItem):
+                    return item
+                self._ascend()
+            elif isinstance(node, LruItem):
+                return node
+        return None
+
+    def fini(self) -> None:
+        """End the walk and take the hitches out (`ttm_resource_cursor_fini`). May be called again."""
+        self._ascend()
+        _unlink(self._hitch)
+        self._priority = NUM_PRIORITIES
+
+    def __iter__(self) -> Iterator[LruItem]:
+        """The rest of the walk; the lists may change meanwhile."""
+        while (item := self.next()) is not None:
+            yield item
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.fini()
+
+    def _ascend(self) -> None:
+        _unlink(self._inner)
+        self._group = None
+
+    def _advance(self, hitch: LruNode) -> LruNode | None:
+        """Park the hitch behind the item or marker that follows it, and return that; None at the end."""
+        node = hitch._lru_next
+        steps = 1
+        while node._lru_kind == _HITCH:
+            node = node._lru_next
+            steps += 1
+        self._lru.steps += steps
+        if node._lru_kind == _HEAD or node._lru_stamp > self._limit:
+            return None
+        _unlink(hitch)
+        _link_after(hitch, node)
+        return node

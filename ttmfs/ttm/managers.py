@@ -1,0 +1,223 @@
+"""The three resource managers: system, range (GTT) and buddy (VRAM).
+
+Contract of `alloc`: TtmError(ENOSPC) means full and worth evicting for; E2BIG and EINVAL can never work. A manager
+of size 0 is a region that this device has not: validate skips it.
+"""
+
+import errno
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from ttmfs.errors import TtmError
+from ttmfs.memory.arena import Arena
+from ttmfs.memory.buddy import Blocks, Buddy
+from ttmfs.memory.range_allocator import Mode, RangeAllocator, RangeNode
+from ttmfs.ttm.placement import SYSTEM, Place, PlaceFlag
+from ttmfs.ttm.resource import Resource, ResourceManager, no_space
+from ttmfs.units import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from ttmfs.ttm.bo import BufferObject
+
+
+class SystemManager(ResourceManager):
+    """ttm_sys_manager: no addresses and no limit; the pages are the tt's and are limited by the arena."""
+
+    def __init__(self) -> None:
+        super().__init__(SYSTEM, 0, use_tt=True)
+
+    def alloc(self, bo: "BufferObject", place: Place) -> Resource:
+        """Never fails."""
+        return self.account(Resource(self, bo, bo.num_pages, -1, place.flags))
+
+    def free_space(self, resource: Resource) -> None:
+        """Nothing is held."""
+
+
+class RangeManager(ResourceManager):
+    """ttm_range_manager: an address range (the GPU's page table); the bytes are in the BO's tt."""
+
+    def __init__(self, name: str, size: int, *, use_tt: bool = True, arena: Arena | None = None) -> None:
+        super().__init__(name, size, use_tt=use_tt, arena=arena)
+        self.ranges = RangeAllocator(size // PAGE_SIZE)
+
+    def alloc(self, bo: "BufferObject", place: Place) -> Resource:
+        """Best fit from low addresses, or from the high end with TOPDOWN. Always contiguous."""
+        pages = bo.num_pages
+        mode: Mode = "high" if PlaceFlag.TOPDOWN in place.flags else "best"
+        node = None
+        if pages:
+            end = min(place.end, self.num_pages) if place.end else self.num_pages
+            if place.first + pages > end:
+                raise no_space(self, pages, place)
+            try:
+                node = self.ranges.insert(pages, alignment=bo.page_alignment, first=place.first, last=end, mode=mode)
+            except TtmError as error:
+                raise no_space(self, pages, place) if error.errno == errno.ENOSPC else error from None
+        resource = Resource(self, bo, pages, node.start if node else 0, place.flags)
+        resource.private = node
+        if self.arena is not None and node is not None:
+            resource.pages = _page_numbers(node.start, pages)
+        return self.account(resource)
+
+    def free_space(self, resource: Resource) -> None:
+        """Remove the node."""
+        if resource.private is not None:
+            self.ranges.remove(cast(RangeNode, resource.private))
+            resource.private = None
+
+    def trim(self, resource: Resource, num_pages: int) -> None:
+        """Keep the front of the range."""
+        node = cast("RangeNode | None", resource.private)
+        if node is not None:
+            start = node.start
+            self.ranges.remove(node)
+            resource.private = self.ranges.reserve_exact(start, num_pages) if num_pages else None
+        if resource.pages is not None:
+            resource.pages = resource.pages[:num_pages].copy()
+        super().trim(resource, num_pages)
+
+    def intersects(self, resource: Resource, place: Place) -> bool:
+        """ttm_range_man_intersects."""
+        end = resource.start + resource.num_pages
+        return not (place.first >= end or (place.end and place.end <= resource.start))
+
+    def compatible(self, resource: Resource, place: Place) -> bool:
+        """ttm_range_man_compatible."""
+        end = resource.start + resource.num_pages
+        return resource.start >= place.first and (not place.end or end <= place.end)
+
+    def check(self) -> None:
+        """The ranges, and that they add up to the usage."""
+        super().check()
+        wrong = self.ranges.check()
+        assert not wrong, "; ".join(wrong)
+        assert self.ranges.used_pages * PAGE_SIZE == self.usage, (
+            f"{self.ranges.used_pages} pages are taken, usage says {self.usage} bytes"
+        )
+
+    def debug_lines(self) -> list[str]:
+        """drm_mm_print."""
+        return self.ranges.dump().splitlines()
+
+
+class BuddyManager(ResourceManager):
+    """xe_ttm_vram_mgr: memory of its own, handed out by a buddy allocator, part of it visible to the CPU."""
+
+    def __init__(self, name: str, size: int, visible_size: int, arena: Arena) -> None:
+        super().__init__(name, size, use_tt=False, arena=arena)
+        self.buddy = Buddy(size // PAGE_SIZE)
+        self.visible_pages = min(visible_size, size) // PAGE_SIZE
+        self.visible_used_pages = 0
+
+    def alloc(self, bo: "BufferObject", place: Place) -> Resource:
+        """Blocks within the place. CONTIGUOUS is set whenever the blocks happen to be one run, as xe does."""
+        pages = bo.num_pages
+        end = min(place.end, self.num_pages) if place.end else self.num_pages
+        if pages > max(end - place.first, 0):
+            # xe answers E2BIG; a window that can never hold the BO must not be evicted for, but may be skipped.
+            raise TtmError(
+                errno.E2BIG, f"{pages} pages never fit into {place}: the region has {self.num_pages} pages"
+            )
+        blocks: Blocks | None = None
+        if pages:
+            ranged = place.first > 0 or end < self.num_pages
+            contiguous = PlaceFlag.CONTIGUOUS in place.flags
+            try:
+                blocks = self.buddy.alloc(
+                    pages,
+                    first=place.first if ranged else 0,
+                    last=end if ranged else None,
+                    contiguous=contiguous,
+                    topdown=PlaceFlag.TOPDOWN in place.flags,
+                )
+            except TtmError as error:
+                raise no_space(self, pages, place) if error.errno == errno.ENOSPC else error from None
+        resource = Resource(self, bo, pages, -1, place.flags)
+        self._take(resource, blocks)
+        return self.account(resource)
+
+    def _take(self, resource: Resource, blocks: Blocks | None) -> None:
+        resource.private = blocks
+        if blocks is None:
+            resource.pages = _page_numbers(0, 0)
+            resource.start = 0
+        else:
+            pages = resource.pages = blocks.pages()
+            one_run = bool((pages[1:] - pages[:-1] == 1).all())
+            resource.start = int(pages[0]) if one_run else -1
+        if resource.start >= 0:
+            resource.flags |= PlaceFlag.CONTIGUOUS
+        self.visible_used_pages += self._visible_pages(resource)
+
+    def _visible_pages(self, resource: Resource) -> int:
+        assert resource.pages is not None
+        return int((resource.pages < self.visible_pages).sum())
+
+    def free_space(self, resource: Resource) -> None:
+        """Blocks go back dirty: the next owner clears what it does not overwrite."""
+        self.visible_used_pages -= self._visible_pages(resource)
+        if resource.private is not None:
+            self.buddy.free(cast(Blocks, resource.private))
+            resource.private = None
+
+    def trim(self, resource: Resource, num_pages: int) -> None:
+        """Free the blocks behind `num_pages`."""
+        self.visible_used_pages -= self._visible_pages(resource)
+        blocks = cast("Blocks | None", resource.private)
+        if blocks is not None:
+            if num_pages:
+                blocks = self.buddy.trim_tail(blocks, num_pages)
+            else:
+                self.buddy.free(blocks)
+                blocks = None
+        super().trim(resource, num_pages)
+        self._take(resource, blocks)
+
+    def intersects(self, resource: Resource, place: Place) -> bool:
+        """Does any page of `resource` lie in the place?"""
+        if not place.first and not place.end:
+            return True
+        pages = resource.pages
+        assert pages is not None
+        end = place.end or self.num_pages
+        return bool(((pages >= place.first) & (pages < end)).any())
+
+    def compatible(self, resource: Resource, place: Place) -> bool:
+        """Do all pages of `resource` lie in the place?"""
+        if not place.first and not place.end:
+            return True
+        pages = resource.pages
+        assert pages is not None
+        end = place.end or self.num_pages
+        return bool(((pages >= place.first) & (pages < end)).all())
+
+    def visible(self, resource: Resource) -> bool:
+        """All pages within the CPU-visible part?"""
+        if self.visible_pages >= self.num_pages:
+            return True
+        pages = resource.pages
+        assert pages is not None
+        return bool((pages < self.visible_pages).all())
+
+    def check(self) -> None:
+        """The buddy, and that it adds up to the usage."""
+        super().check()
+        self.buddy.check()
+        taken = (self.num_pages - self.buddy.free_pages) * PAGE_SIZE
+        assert taken == self.usage, f"{taken} bytes are taken, usage says {self.usage}"
+
+    def debug_lines(self) -> list[str]:
+        """xe_ttm_vram_mgr_debug: page size, visible part, drm_buddy_print."""
+        avail = (self.visible_pages - self.visible_used_pages) * PAGE_SIZE >> 20
+        head = [
+            f"default_page_size: {PAGE_SIZE >> 10}KiB",
+            f"visible_avail: {avail}MiB",
+            f"visible_size: {self.visible_pages * PAGE_SIZE >> 20}MiB",
+        ]
+        return [*head, *self.buddy.dump().splitlines()]
+
+
+def _page_numbers(start: int, count: int) -> "np.ndarray[tuple[int], np.dtype[np.uint32]]":
+    return np.arange(start, start + count, dtype=np.uint32)

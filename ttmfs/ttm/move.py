@@ -1,0 +1,259 @@
+"""Moves: handing a BO from one Resource to another (ttm_bo_move_*, ttm_bo_handle_move_mem).
+
+The driver's `move` callback decides how; it ends in one of `move_null`, `move_sync_cleanup` or `move_accel_cleanup`,
+which decide what becomes of the old space: freed at once, given to a ghost until the copy's fence signals, or, for a
+pipelined eviction, freed now with the fence left behind at the manager for every next owner.
+"""
+
+import errno
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from ttmfs.errors import TtmError
+from ttmfs.sync.fence import Fence, get_stub
+from ttmfs.sync.resv import Usage
+from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.placement import SYSTEM, Place, PlaceFlag, Placement
+from ttmfs.ttm.populate import populate_all
+from ttmfs.ttm.resource import Resource
+from ttmfs.ttm.unmap import unmap_virtual
+from ttmfs.units import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from ttmfs.ttm.fault import FaultResult, VmFault
+
+IDLE_TIMEOUT: Final = 15.0
+"""Seconds that a move waits for a BO to become idle (ttm_bo_wait_ctx)."""
+
+
+class Multihop(Exception):  # noqa: N818 - the kernel's -EMULTIHOP is a request, not an error
+    """The driver needs the BO in a temporary place first. Never leaves the core."""
+
+    def __init__(self, hop: Placement) -> None:
+        super().__init__(hop)
+        self.hop = hop
+
+
+class _GhostFuncs:
+    """Ghosts have no driver: evicting one means waiting for it."""
+
+    async def fault(self, vmf: "VmFault") -> "FaultResult":
+        raise NotImplementedError
+
+    async def fault_reserve_notify(self, bo: BufferObject) -> None:
+        raise NotImplementedError
+
+    async def move(self, bo: BufferObject, resource: Resource, ctx: OperationContext, *, evict: bool) -> None:
+        raise NotImplementedError
+
+    def evict_flags(self, bo: BufferObject) -> Placement:
+        raise NotImplementedError
+
+    def eviction_valuable(self, bo: BufferObject, place: Place | None) -> bool:
+        del bo, place
+        return True
+
+    def swap_notify(self, bo: BufferObject) -> None:
+        raise NotImplementedError
+
+    def delete_mem_notify(self, bo: BufferObject) -> None:
+        """Nothing hangs on a ghost."""
+
+
+_GHOST_FUNCS: Final = _GhostFuncs()
+
+
+async def wait_ctx(bo: BufferObject, ctx: OperationContext) -> None:
+    """ttm_bo_wait_ctx: until nothing uses the BO. TtmError(EBUSY) with no_wait_gpu, or after 15 s."""
+    if bo.resv.test_signaled(Usage.BOOKKEEP):
+        return
+    if ctx.no_wait_gpu:
+        raise TtmError(errno.EBUSY, f"{bo.name or 'a BO'} is in use by the device and no_wait_gpu was asked for")
+    if not await bo.resv.wait(Usage.BOOKKEEP, IDLE_TIMEOUT):
+        raise TtmError(errno.EBUSY, f"{bo.name or 'a BO'} did not become idle within {IDLE_TIMEOUT:g} s")
+
+
+async def handle_move_mem(bo: BufferObject, resource: Resource, ctx: OperationContext, *, evict: bool) -> None:
+    """ttm_bo_handle_move_mem: unmap, give the target a populated tt, let the driver move.
+
+    `bo` is reserved. Raises what the driver raises; the BO is then as it was and `resource` still the caller's.
+    """
+    device = bo.device
+    old = bo.resource
+    if ctx.faulting is not bo:
+        await unmap_virtual(bo)
+    bo.drop_view()
+    had_tt = bo.tt is not None
+    try:
+        if resource.manager.use_tt:
+            tt = bo.need_tt()
+            # A hop of a BO without content stays without memory: its last leg is a clear.
+            passing = PlaceFlag.TEMPORARY in resource.flags and _is_empty(bo)
+            if resource.mem_type != SYSTEM and not passing:
+                in_region = old.num_pages if old is not None and old.pages is not None else 0
+                await populate_all(bo, tt, ctx, overwritten=in_region)
+        bo.resv.reserve_fences(1)
+        await bo.funcs.move(bo, resource, ctx, evict=evict)
+    except BaseException as error:
+        _undo_populate(bo, old, had_tt)
+        if not isinstance(error, Multihop):
+            device.counters.moves.failed += 1
+        raise
+    bo.drop_view()
+    moved = bo.num_pages * PAGE_SIZE
+    ctx.bytes_moved += moved
+    bo.bytes_moved += moved
+    bo.moves += 1
+    bo.placed = True
+    device.counters.moves.count += 1
+    device.counters.moves.bytes += moved
+    if device.trace.on:
+        device.trace.emit("move", bo.name, src=old.mem_type if old else "-", dst=resource.mem_type, evict=int(evict))
+
+
+def _is_empty(bo: BufferObject) -> bool:
+    in_region = bo.resource is not None and bo.resource.pages is not None and bo.resource.num_pages > 0
+    return not in_region and (bo.tt is None or not (bo.tt.populated_pages or bo.tt.backed_up_pages))
+
+
+def _undo_populate(bo: BufferObject, old: Resource | None, had_tt: bool) -> None:
+    """A failed move out of a region with memory of its own: its tt keeps only what it had to."""
+    if old is None or old.pages is None or bo.resource is not old or bo.tt is None:
+        return
+    present = bo.tt.present()
+    bo.tt.depopulate(present[present < old.num_pages])
+    if not had_tt:
+        bo.tt = None
+
+
+def move_null(bo: BufferObject, resource: Resource) -> None:
+    """ttm_bo_move_null: take `resource`; the bytes are where they were."""
+    old = bo.resource
+    bo.assign(resource)
+    if old is not None:
+        old.manager.free(old)
+
+
+def move_to_ghost(bo: BufferObject, *, take_tt: bool) -> None:
+    """ttm_bo_move_to_ghost: a ghost takes the old resource, and the tt when the BO does not keep it.
+
+    It inherits all fences of the BO, readers included, and goes when the last one signals.
+    """
+    ghost = BufferObject(bo.device, _GHOST_FUNCS, name=f"{bo.name} (ghost)")
+    ghost.ghost = True
+    ghost.size = bo.size
+    ghost.priority = bo.priority
+    locked = ghost.resv.trylock()
+    assert locked
+    ghost.resv.copy_fences(bo.resv)
+    ghost.resv.unlock()
+    bo.device.num_ghosts += 1
+    old = bo.resource
+    if old is not None:
+        bo.device.lru_remove(old)
+        bo.resource = None
+        ghost.assign(old)
+    if take_tt:
+        ghost.tt, bo.tt = bo.tt, None
+    bo.device.release(ghost)
+
+
+async def move_accel_cleanup(
+    bo: BufferObject, fence: Fence, resource: Resource, ctx: OperationContext, *, evict: bool, pipeline: bool
+) -> None:
+    """ttm_bo_move_accel_cleanup: the copy that `fence` announces was submitted; `resource` is the BO's from now on.
+
+    A slot for the fence was reserved by handle_move_mem.
+    """
+    bo.resv.add_fence(fence, Usage.KERNEL)
+    old = bo.resource
+    keep_tt = resource.manager.use_tt
+    if not evict or old is None:
+        move_to_ghost(bo, take_tt=not keep_tt and (old is None or old.manager.use_tt))
+    elif not old.manager.use_tt and pipeline:
+        await _pipeline_evict(bo, old)
+    else:
+        await _wait_free_node(bo, old, keep_tt=keep_tt, ctx=ctx)
+    bo.assign(resource)
+
+
+async def _pipeline_evict(bo: BufferObject, old: Resource) -> None:
+    """ttm_bo_move_pipeline_evict: the space is free now; whoever gets it waits for the copy and for the readers."""
+    for fence in list(bo.resv.fences(Usage.BOOKKEEP)):
+        if not fence.signaled and not old.manager.add_eviction_fence(fence):
+            await fence.wait()
+    bo.resource = None
+    old.manager.free(old)
+
+
+async def _wait_free_node(bo: BufferObject, old: Resource, *, keep_tt: bool, ctx: OperationContext) -> None:
+    """ttm_bo_wait_free_node: wait until idle, then free the old space."""
+    del ctx
+    if not await bo.resv.wait(Usage.BOOKKEEP, IDLE_TIMEOUT):
+        # The copy is submitted and cannot be taken back: a ghost frees the space when it ends after all.
+        move_to_ghost(bo, take_tt=not keep_tt)
+        return
+    if not keep_tt and bo.tt is not None:
+        bo.tt.unpopulate()
+        bo.tt = None
+    bo.resource = None
+    old.manager.free(old)
+
+
+async def move_sync_cleanup(bo: BufferObject, resource: Resource, *, keep_tt: bool) -> None:
+    """ttm_bo_move_sync_cleanup: the copy is done; free the old space and take `resource`."""
+    old = bo.resource
+    if not keep_tt and bo.tt is not None and (old is None or old.manager.use_tt):
+        bo.tt.unpopulate()
+        bo.tt = None
+    bo.resource = None
+    if old is not None:
+        old.manager.free(old)
+    bo.assign(resource)
+    await trio.lowlevel.checkpoint_if_cancelled()
+
+
+async def pipeline_gutting(bo: BufferObject, ctx: OperationContext) -> None:
+    """ttm_bo_pipeline_gutting: drop content and resource; the BO reads as zeros and is placed anew by its next use.
+
+    Unlike the kernel, which guts pinned BOs, a pinned one is refused with EINVAL.
+    """
+    if bo.pin_count:
+        raise TtmError(errno.EINVAL, f"{bo.name} is pinned {bo.pin_count} times: unpin it before it is gutted")
+    if ctx.faulting is not bo:
+        await unmap_virtual(bo)
+    bo.drop_view()
+    if bo.resv.test_signaled(Usage.BOOKKEEP):
+        if bo.tt is not None:
+            bo.tt.unpopulate()
+        resource, bo.resource = bo.resource, None
+        if resource is not None:
+            resource.manager.free(resource)
+    else:
+        move_to_ghost(bo, take_tt=True)
+        bo.forget_copies()
+    bo.placed = False
+    bo.unknown_state = False
+    # Published; whoever cached old bytes meanwhile must see the zeros.
+    if ctx.faulting is not bo:
+        await unmap_virtual(bo)
+
+
+def retreat_to_system(bo: BufferObject) -> bool:
+    """Put a BO whose clear cannot start into system (rule R4): it is fresh, so holes say all there is to say.
+
+    The space it was given stays with a ghost until the clear has run. False when somebody holds the reservation.
+    """
+    if not bo.resv.trylock():
+        return False
+    try:
+        move_to_ghost(bo, take_tt=False)
+        bo.forget_copies()
+        for fence in bo.resv.get_fences(Usage.KERNEL):
+            bo.resv.replace_fences(fence.context, get_stub(), Usage.KERNEL)
+        bo.assign(bo.device.managers[SYSTEM].alloc(bo, Place(SYSTEM)))
+    finally:
+        bo.unlock()
+    return True

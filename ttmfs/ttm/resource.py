@@ -1,0 +1,216 @@
+"""Resource and ResourceManager: who owns which pages of a region (ttm_resource, ttm_resource_manager).
+
+A Resource is what a BO holds while it lives in a region. Its manager hands it out, keeps the region's LRU and
+counts `usage`. Managers differ in how they choose pages (`ttmfs.ttm.managers`); what they share is here.
+"""
+
+import errno
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ttmfs.errors import TtmError
+from ttmfs.memory.arena import Arena
+from ttmfs.sync.fence import Fence
+from ttmfs.ttm.lru import LruItem, PriorityLru
+from ttmfs.ttm.placement import SYSTEM, Place, PlaceFlag
+from ttmfs.units import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from ttmfs.ttm.bo import BufferObject
+
+NUM_MOVE_FENCES: Final = 8
+"""Eviction-fence slots of a manager (TTM_NUM_MOVE_FENCES)."""
+
+
+class Resource(LruItem):
+    """Space of `num_pages` pages in one region, owned by `bo`.
+
+    `start` is the first page in the region, or -1 when it has no address (system, scattered VRAM). A region with
+    memory of its own (VRAM) puts its page numbers into `pages`, uint32 (num_pages,); elsewhere `pages` is None and
+    the bytes are in the BO's tt.
+    """
+
+    __slots__ = ("bo", "flags", "manager", "num_pages", "pages", "private", "start")
+
+    def __init__(
+        self, manager: "ResourceManager", bo: "BufferObject", num_pages: int, start: int, flags: PlaceFlag
+    ) -> None:
+        super().__init__()
+        self.manager = manager
+        self.bo = bo
+        self.num_pages = num_pages
+        self.start = start
+        self.flags = flags
+        self.pages: NDArray[np.uint32] | None = None
+        self.private: object = None
+        """What the manager needs to take the space back."""
+
+    @property
+    def mem_type(self) -> str:
+        """The region's name."""
+        return self.manager.name
+
+    @property
+    def arena(self) -> Arena:
+        """The memory that `pages` number; only for regions with memory of their own."""
+        arena = self.manager.arena
+        assert arena is not None
+        return arena
+
+    def extent(self, index: int, count: int) -> tuple[int, int]:
+        """(page number, length): the longest run of consecutive pages from page `index` on, `count` at most."""
+        pages = self.pages
+        assert pages is not None
+        first = pages.item(index)
+        if count == 1 or self.start >= 0:
+            return first, min(count, self.num_pages - index)
+        part = pages[index : index + count]
+        if part[-1] - first == len(part) - 1 and bool((part[1:] - part[:-1] == 1).all()):
+            return first, len(part)
+        breaks = np.flatnonzero(part[1:] - part[:-1] != 1)
+        return first, int(breaks[0]) + 1
+
+    def numbers(self, index: int, count: int) -> NDArray[np.uint32]:
+        """Page numbers of `count` pages from `index` on (a view)."""
+        assert self.pages is not None
+        return self.pages[index : index + count]
+
+
+class ResourceManager:
+    """One region: allocates Resources, keeps their LRU, and remembers the fences of pipelined evictions.
+
+    `size` and `usage` are bytes; size 0 of the system manager means no limit of its own. `use_tt` says that the
+    bytes of its BOs are in their tt.
+    """
+
+    name: str
+    use_tt: bool
+
+    def __init__(self, name: str, size: int, *, use_tt: bool, arena: Arena | None = None) -> None:
+        self.name = name
+        self.size = size
+        self.use_tt = use_tt
+        self.arena = arena
+        self.usage = 0
+        self.num_bos = 0
+        self.lru = PriorityLru()
+        self.used = True
+        """ttm_resource_manager_set_used: an unused manager hands nothing out."""
+        self.eviction_fences: list[Fence] = []
+
+    @property
+    def num_pages(self) -> int:
+        """Size in pages."""
+        return self.size // PAGE_SIZE
+
+    def alloc(self, bo: "BufferObject", place: Place) -> Resource:
+        """Space for all of `bo` in `place`. TtmError(ENOSPC): full, eviction may help; any other error is final.
+
+        Accounts the space; puts nothing on the LRU (that is `bo.assign`'s business).
+        """
+        raise NotImplementedError
+
+    def free_space(self, resource: Resource) -> None:
+        """Give the space of `resource` back; called once by `free`."""
+        raise NotImplementedError
+
+    def account(self, resource: Resource) -> Resource:
+        """Count a new resource in `usage`."""
+        self.usage += resource.num_pages * PAGE_SIZE
+        self.num_bos += 1
+        return resource
+
+    def free(self, resource: Resource) -> None:
+        """ttm_resource_free: off the LRU, uncounted, space given back."""
+        resource.bo.device.lru_remove(resource)
+        self.usage -= resource.num_pages * PAGE_SIZE
+        self.num_bos -= 1
+        self.free_space(resource)
+
+    def trim(self, resource: Resource, num_pages: int) -> None:
+        """Shrink `resource` to its first `num_pages` pages in place, when the BO was truncated."""
+        self.usage -= (resource.num_pages - num_pages) * PAGE_SIZE
+        resource.num_pages = num_pages
+
+    def intersects(self, resource: Resource, place: Place) -> bool:
+        """Would evicting `resource` help an allocation in `place`?"""
+        del resource, place
+        return True
+
+    def compatible(self, resource: Resource, place: Place) -> bool:
+        """Is `resource` within the range of `place`?"""
+        del resource, place
+        return True
+
+    def visible(self, resource: Resource) -> bool:
+        """Can the CPU reach all of `resource`?"""
+        del resource
+        return True
+
+    def pending_eviction_fences(self) -> list[Fence]:
+        """Fences of copies out of this region whose space is already free: every new owner waits for them."""
+        self.eviction_fences = [fence for fence in self.eviction_fences if not fence.signaled]
+        return self.eviction_fences
+
+    def add_eviction_fence(self, fence: Fence) -> bool:
+        """Keep `fence` for the next owners; False when all slots hold fences of other contexts."""
+        fences = self.pending_eviction_fences()
+        for index, old in enumerate(fences):
+            if old.context == fence.context:
+                fences[index] = fence
+                return True
+        if len(fences) >= NUM_MOVE_FENCES:
+            return False
+        fences.append(fence)
+        return True
+
+    def check(self) -> None:
+        """AssertionError naming what is wrong with the manager's own books."""
+        assert self.usage >= 0, f"usage is {self.usage}"
+
+    def debug_lines(self) -> list[str]:
+        """The manager's own dump, after the four common lines."""
+        return []
+
+    def debug(self) -> str:
+        """ttm_resource_manager_debug."""
+        head = [
+            f"  use_type: {int(self.used)}",
+            f"  use_tt: {int(self.use_tt)}",
+            f"  size: {self.size}",
+            f"  usage: {self.usage}",
+        ]
+        return "\n".join(head + self.debug_lines()) + "\n"
+
+
+def resource_compatible(resource: Resource, placement: tuple[Place, ...], *, evicting: bool) -> bool:
+    """ttm_resource_compatible: does one place of this pass accept the BO where it is?
+
+    A BO whose size outgrew its resource is compatible with nothing, so that the next validate makes room.
+    """
+    if PlaceFlag.TEMPORARY in resource.flags or resource.num_pages != resource.bo.num_pages:
+        return False
+    skipped = PlaceFlag.DESIRED if evicting else PlaceFlag.FALLBACK
+    for place in placement:
+        if place.mem_type != resource.mem_type or skipped in place.flags:
+            continue
+        if PlaceFlag.CONTIGUOUS in place.flags and PlaceFlag.CONTIGUOUS not in resource.flags:
+            continue
+        if resource.manager.compatible(resource, place):
+            return True
+    return False
+
+
+def no_space(manager: ResourceManager, num_pages: int, place: Place) -> TtmError:
+    """The ENOSPC of a manager: full for now, evicting may help."""
+    return TtmError(
+        errno.ENOSPC,
+        f"{manager.name} has no room for {num_pages} pages at {place}: {manager.usage} of {manager.size} bytes used",
+    )
+
+
+def is_system(resource: Resource | None) -> bool:
+    """No resource, or one in system."""
+    return resource is None or resource.mem_type == SYSTEM

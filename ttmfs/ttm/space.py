@@ -1,0 +1,251 @@
+"""Space: allocate a Resource for a BO, evicting others as needed, and move it there.
+
+ttm_bo_alloc_resource, ttm_bo_mem_space, ttm_bo_evict_alloc, ttm_bo_evict: they call each other, because an evicted BO
+needs space too, so they live together.
+
+A first walk over the region's LRU only trylocks. If the evictor's reservation was taken with a ww ticket, more walks
+may block for one victim each, as long as the walk before freed something. After each victim the allocation is tried
+again, so never more is evicted than needed in LRU order.
+"""
+
+import errno
+from typing import Final
+
+import trio
+
+from ttmfs.errors import TtmError
+from ttmfs.sync.resv import AcquireContext, Usage
+from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.lru import LruCursor
+from ttmfs.ttm.move import Multihop, handle_move_mem, pipeline_gutting, wait_ctx
+from ttmfs.ttm.placement import SYSTEM, Place, PlaceFlag, Placement, format_placement
+from ttmfs.ttm.resource import NUM_MOVE_FENCES, Resource, ResourceManager
+
+_SKIP: Final = frozenset({errno.ENOSPC, errno.EBUSY, errno.EALREADY, errno.E2BIG})
+"""A victim that fails so is passed over; any other error ends the walk."""
+
+BUSY_RETRY_SECONDS: Final = 0.02
+"""How long an allocation waits once for victims that were only briefly locked, before it gives up."""
+
+
+async def alloc_resource(
+    bo: BufferObject, placement: Placement, ctx: OperationContext, *, evicting: bool
+) -> Resource | None:
+    """ttm_bo_alloc_resource: one pass over the places; None when none of them has room.
+
+    The new resource inherits the fences of evictions that still copy out of its region.
+    """
+    device = bo.device
+    skipped = PlaceFlag.DESIRED if evicting else PlaceFlag.FALLBACK
+    bo.resv.reserve_fences(NUM_MOVE_FENCES)
+    for place in placement:
+        manager = device.managers.get(place.mem_type)
+        if manager is None or not manager.used or skipped in place.flags:
+            continue
+        if manager.name != SYSTEM and not manager.size:
+            continue
+        try:
+            resource = manager.alloc(bo, place)
+        except TtmError as error:
+            if error.errno == errno.E2BIG:
+                continue
+            if error.errno != errno.ENOSPC:
+                raise
+            if device.trace.on:
+                device.trace.emit("place_full", bo.name, place=str(place), why=error.message)
+            if not evicting or manager.name == SYSTEM:
+                continue
+            found = await evict_alloc(bo, manager, place, ctx)
+            if found is None:
+                continue
+            resource = found
+        if _add_eviction_fences(bo, resource, ctx):
+            return resource
+        manager.free(resource)
+    return None
+
+
+def _add_eviction_fences(bo: BufferObject, resource: Resource, ctx: OperationContext) -> bool:
+    """ttm_bo_add_pipelined_eviction_fences; False when some are pending and no_wait_gpu makes the place busy."""
+    pending = resource.manager.pending_eviction_fences()
+    if pending and ctx.no_wait_gpu:
+        return False
+    for fence in pending:
+        bo.resv.reserve_fences(1)
+        bo.resv.add_fence(fence, Usage.KERNEL)
+    return True
+
+
+async def mem_space(bo: BufferObject, placement: Placement, ctx: OperationContext) -> Resource:
+    """ttm_bo_mem_space: both passes, without the ENOMEM conversion. TtmError(ENOSPC) when there is no room."""
+    for evicting in (False, True):
+        resource = await alloc_resource(bo, placement, ctx, evicting=evicting)
+        if resource is not None:
+            return resource
+    raise TtmError(errno.ENOSPC, f"no room for {bo.name or 'a BO'} in {format_placement(placement)}")
+
+
+async def move_to(bo: BufferObject, resource: Resource, ctx: OperationContext, *, evict: bool) -> None:
+    """Move `bo` to `resource`, bouncing through the hops that the driver asks for.
+
+    From here on nothing is cancelled: INVAL and bytes in flight cannot be taken back, and both are bounded. On failure
+    `resource` is freed.
+    """
+    with trio.CancelScope(shield=True):
+        try:
+            while True:
+                try:
+                    await handle_move_mem(bo, resource, ctx, evict=evict)
+                    break
+                except Multihop as multihop:
+                    await _bounce(bo, multihop.hop, ctx)
+        except BaseException:
+            resource.manager.free(resource)
+            raise
+    if evict:
+        bo.evictions += 1
+        bo.device.counters.moves.evictions += 1
+        ctx.evictions += 1
+
+
+async def _bounce(bo: BufferObject, hop: Placement, ctx: OperationContext) -> None:
+    """ttm_bo_bounce_temp_buffer: move to a temporary place, as an ordinary move."""
+    resource = await mem_space(bo, hop, ctx)
+    try:
+        await handle_move_mem(bo, resource, ctx, evict=False)
+    except BaseException:
+        resource.manager.free(resource)
+        raise
+
+
+class _Walk:
+    """One evict_alloc: who evicts, for what place, and what it met."""
+
+    __slots__ = ("bo", "busy", "ctx", "evicted", "manager", "place")
+
+    def __init__(self, bo: BufferObject, manager: ResourceManager, place: Place, ctx: OperationContext) -> None:
+        self.bo = bo
+        self.manager = manager
+        self.place = place
+        self.ctx = ctx
+        self.evicted = 0
+        self.busy: BufferObject | None = None
+        """A victim that somebody held."""
+
+
+async def evict_alloc(
+    bo: BufferObject, manager: ResourceManager, place: Place, ctx: OperationContext
+) -> Resource | None:
+    """ttm_bo_evict_alloc: evict from `manager` until `bo` fits into `place`; None when that cannot be done.
+
+    TtmError for errors that end the whole validate.
+    """
+    walk = _Walk(bo, manager, place, ctx)
+    resource = await _walk_lru(walk, None)
+    ticket = bo.resv.holder
+    while resource is None and ticket is not None and not ctx.no_wait_gpu:
+        walk.evicted = 0
+        resource = await _walk_lru(walk, ticket)
+        if not walk.evicted:
+            break
+    if resource is None and walk.busy is not None and not ctx.no_wait_gpu:
+        # Users of real drivers meet ENOMEM when every victim happens to be locked for a moment: try once more.
+        with trio.move_on_after(BUSY_RETRY_SECONDS):
+            await walk.busy.resv.wait_unlocked()
+        resource = await _walk_lru(walk, None)
+    return resource
+
+
+async def _walk_lru(walk: _Walk, ticket: AcquireContext | None) -> Resource | None:
+    """One walk, oldest of the lowest priority first. With `ticket` it may block for one victim (then trylocks)."""
+    with LruCursor(walk.manager.lru, until_now=True) as cursor:
+        while (item := cursor.next()) is not None:
+            assert isinstance(item, Resource)
+            victim = item.bo
+            if victim is walk.bo:
+                continue
+            locked = _trylock(victim, walk.ctx)
+            if not locked:
+                walk.busy = victim
+                if ticket is None or not await _ticket_lock(victim, ticket):
+                    continue
+                ticket = None
+                locked = True
+            try:
+                if await _evict_candidate(walk, item):
+                    resource = _try_alloc(walk)
+                    if resource is not None:
+                        return resource
+            finally:
+                if not _shares_held(victim, walk.ctx):
+                    victim.unlock()
+    return None
+
+
+def _shares_held(victim: BufferObject, ctx: OperationContext) -> bool:
+    return ctx.allow_res_evict and ctx.resv is not None and victim.resv is ctx.resv
+
+
+def _trylock(victim: BufferObject, ctx: OperationContext) -> bool:
+    return _shares_held(victim, ctx) or victim.resv.trylock()
+
+
+async def _ticket_lock(victim: BufferObject, ticket: AcquireContext) -> bool:
+    """Wait for a victim under the ticket. EDEADLK and EALREADY make it unusable, they never leave the walk."""
+    try:
+        await victim.resv.lock(ticket)
+    except TtmError as error:
+        if error.errno in (errno.EDEADLK, errno.EALREADY):
+            return False
+        raise
+    return True
+
+
+async def _evict_candidate(walk: _Walk, resource: Resource) -> bool:
+    """Evict the locked BO of `resource` if it still is there and worth it; True when it went."""
+    victim = resource.bo
+    if victim.resource is not resource or not resource.on_lru or victim.pin_count:
+        return False
+    if not victim.funcs.eviction_valuable(victim, walk.place) or not walk.manager.intersects(resource, walk.place):
+        return False
+    try:
+        await evict_bo(victim, walk.ctx)
+    except TtmError as error:
+        if error.errno in _SKIP:
+            return False
+        raise
+    walk.evicted += 1
+    return True
+
+
+def _try_alloc(walk: _Walk) -> Resource | None:
+    try:
+        return walk.manager.alloc(walk.bo, walk.place)
+    except TtmError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+    return None
+
+
+async def evict_bo(bo: BufferObject, ctx: OperationContext) -> None:
+    """ttm_bo_evict: move a reserved BO to where its driver sends evicted ones, or purge it.
+
+    A zombie or ghost is waited for and cleaned up instead. TtmError: ENOSPC no room there, EBUSY, or the driver's.
+    """
+    if bo.deleted:
+        await wait_ctx(bo, ctx)
+        bo.device.cleanup(bo)
+        return
+    placement = bo.funcs.evict_flags(bo)
+    if bo.device.trace.on:
+        bo.device.trace.emit("evict", bo.name, region=bo.mem_type, to=" ".join(map(str, placement)) or "purge")
+    if not placement:
+        await wait_ctx(bo, ctx)
+        await pipeline_gutting(bo, ctx)
+        bo.evictions += 1
+        bo.device.counters.moves.evictions += 1
+        ctx.evictions += 1
+        return
+    resource = await mem_space(bo, placement, ctx)
+    await move_to(bo, resource, ctx, evict=PlaceFlag.TEMPORARY not in placement[0].flags)

@@ -1,0 +1,32 @@
+"""ttm_bo_unmap_virtual: make every cache give up its pages of a BO, without a deadlock.
+
+Rules R1 and R3: while an INVAL is outstanding the BO's own requests are served from where the bytes are, and INVAL is
+skipped when no READ or WRITE was answered since the last one.
+"""
+
+import trio
+
+from ttmfs.ttm.bo import BufferObject
+
+
+async def unmap_virtual(bo: BufferObject, first_page: int = 0, num_pages: int = 0) -> None:
+    """Drop cached pages [first_page, first_page + num_pages), or from `first_page` to the end when `num_pages` is 0.
+
+    Dirty ones are written back first. On return the caller may close the gate in the same step. Never cancelled half
+    way, never raises.
+    """
+    if not bo.handed_out:
+        return
+    if not first_page and not num_pages:
+        # A READ that is answered from here on sets it again: its page may be cached behind the walk.
+        bo.handed_out = False
+    device = bo.device
+    device.counters.moves.unmaps += 1
+    if device.trace.on:
+        device.trace.emit("unmap", bo.name, first=first_page, pages=num_pages)
+    bo.gate.begin_unmapping()
+    try:
+        with trio.CancelScope(shield=True):
+            await device.unmapper.invalidate(bo, first_page, num_pages)
+    finally:
+        bo.gate.end_unmapping()

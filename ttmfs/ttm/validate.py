@@ -1,0 +1,90 @@
+"""Validate: make a BO satisfy a Placement (ttm_bo_validate).
+
+Two passes: first only idle space and no FALLBACK places; then, evicting as needed, no DESIRED ones. An allocation
+error other than "full" ends the call; a place that can never hold the BO is skipped without evicting for it. Full
+everywhere is ENOMEM, or ENOSPC with `--propagate-enospc`.
+"""
+
+import errno
+from collections.abc import Sequence
+
+import trio
+
+from ttmfs.errors import TtmError
+from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.move import pipeline_gutting
+from ttmfs.ttm.placement import Place, Placement, format_placement
+from ttmfs.ttm.resource import Resource, resource_compatible
+from ttmfs.ttm.space import alloc_resource, move_to
+
+
+async def validate(bo: BufferObject, placement: Placement, ctx: OperationContext) -> None:
+    """ttm_bo_validate: `bo` (reserved) ends in the first of `placement` that can be had, or stays as it was.
+
+    Compatible already: no move, no LRU bump. TtmError: EINVAL pinned and would have to move; ENOMEM (or ENOSPC) no
+    room; EBUSY a wait was needed that ctx forbids; whatever the driver's move raises.
+    """
+    bo.validations += 1
+    if bo.device.trace.on:
+        bo.device.trace.emit("validate", bo.name, placement=format_placement(placement))
+    if not placement:
+        await pipeline_gutting(bo, ctx)
+        return
+    resource = await _allocate(bo, placement, ctx)
+    if resource is not None:
+        await move_to(bo, resource, ctx, evict=False)
+
+
+async def _allocate(bo: BufferObject, placement: Placement, ctx: OperationContext) -> Resource | None:
+    """The new home of `bo` by the two passes; None when it is at home already."""
+    for evicting in (False, True):
+        old = bo.resource
+        if old is not None and not ctx.defrag and resource_compatible(old, placement, evicting=evicting):
+            bo.placed = True
+            return None
+        if bo.pin_count:
+            raise TtmError(errno.EINVAL, f"{bo.name} is pinned in {bo.mem_type} and would have to move: unpin it first")
+        resource = await alloc_resource(bo, placement, ctx, evicting=evicting)
+        if resource is not None:
+            return resource
+    code = errno.ENOSPC if bo.device.propagate_enospc else errno.ENOMEM
+    raise TtmError(code, f"no room for {bo.name or 'a BO'} ({bo.num_pages} pages) in {format_placement(placement)}")
+
+
+async def validate_all(
+    bos: Sequence[BufferObject], placement: Placement, ctx: OperationContext
+) -> list[BufferObject]:
+    """Validate BOs that are reserved under one ticket, all or none; returns those that moved.
+
+    Every new resource is allocated before the first move. The BOs are never each other's victims, because an eviction
+    walk passes over what its own ticket holds. If a move fails, those before it are moved back.
+    """
+    if not placement:
+        for bo in bos:
+            await validate(bo, placement, ctx)
+        return list(bos)
+    allocated: list[tuple[BufferObject, Resource]] = []
+    try:
+        for bo in bos:
+            resource = await _allocate(bo, placement, ctx)
+            if resource is not None:
+                allocated.append((bo, resource))
+    except BaseException:
+        for _bo, resource in allocated:
+            resource.manager.free(resource)
+        raise
+    moved: list[tuple[BufferObject, Placement]] = []
+    for index, (bo, resource) in enumerate(allocated):
+        before = (Place(bo.mem_type),)
+        try:
+            await move_to(bo, resource, ctx, evict=False)
+        except BaseException:
+            for _later, unused in allocated[index + 1 :]:
+                unused.manager.free(unused)
+            with trio.CancelScope(shield=True):
+                for earlier, place in reversed(moved):
+                    await validate(earlier, place, OperationContext(resv=earlier.resv))
+            raise
+        moved.append((bo, before))
+    return [bo for bo, _resource in allocated]
