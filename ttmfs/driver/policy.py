@@ -75,17 +75,22 @@ class DefaultDriver:
         if old is None or old.mem_type == SYSTEM:
             if resource.manager.use_tt:
                 move_null(bo, resource)
-            elif old is None or old.num_pages == 0:
-                await self._submit(bo, None, resource, ctx, evict=evict)
+            elif old is None and (bo.tt is None or not bo.tt.has_content):
+                await self._submit(bo, None, resource, evict=evict)
             else:
                 raise Multihop(_HOP)
         elif old.manager.use_tt:
             await self._from_gtt(bo, resource, ctx, evict=evict)
-        elif resource.mem_type == SYSTEM or (not resource.manager.use_tt and bo.tt is not None):
+        elif resource.mem_type == SYSTEM or (not resource.manager.use_tt and self._has_tail(bo, resource)):
             raise Multihop(_HOP)
         else:
             dst: Backing = bo.need_tt() if resource.manager.use_tt else resource
-            await self._submit(bo, old, resource, ctx, evict=evict, dst=dst)
+            await self._submit(bo, old, resource, evict=evict, dst=dst)
+
+    @staticmethod
+    def _has_tail(bo: BufferObject, resource: Resource) -> bool:
+        """Has the file grown beyond one of its VRAM resources, so that part of it is, or must stay, in the tt?"""
+        return bo.tt is not None or resource.num_pages < bo.num_pages
 
     async def _from_gtt(self, bo: BufferObject, resource: Resource, ctx: OperationContext, *, evict: bool) -> None:
         if resource.mem_type == SYSTEM:
@@ -95,27 +100,33 @@ class DefaultDriver:
             move_null(bo, resource)
         else:
             tt = bo.need_tt()
-            if tt.populated_pages:
+            if tt.has_content:
                 await populate_all(bo, tt, ctx)
-            await self._submit(bo, tt if tt.populated_pages else None, resource, ctx, evict=evict)
+            while bo.copies and resource.num_pages < bo.num_pages:
+                # What was appended since the space was allocated stays behind; nothing may be on its way into it.
+                await bo.copies[-1].fence.wait()
+            await self._submit(bo, tt if tt.has_content else None, resource, evict=evict)
 
     async def _submit(
         self,
         bo: BufferObject,
         src: Backing | None,
         resource: Resource,
-        ctx: OperationContext,
         *,
         evict: bool,
         dst: Backing | None = None,
     ) -> None:
         """Hand the copy to an engine behind the BO's moves and writers; readers may go on reading the source."""
         deps: list[Fence] = bo.resv.get_fences(Usage.WRITE)
-        pages = resource.num_pages if src is None else min(resource.num_pages, src.num_pages)
-        fence = self.vdev.copy_engine().submit(bo, src, dst or resource, pages, deps)
+        dst = resource if dst is None else dst
+        # The file may have shrunk or grown since the space was allocated; a tail that does not fit stays in the tt.
+        if src is not None and dst is resource and resource.num_pages > src.num_pages:
+            resource.manager.trim(resource, src.num_pages)
+        pages = dst.num_pages if src is None else min(dst.num_pages, src.num_pages)
+        fence = self.vdev.copy_engine().submit(bo, src, dst, pages, deps)
         if self.vdev.sync_moves:
             await fence.wait()
             if bo.resv.test_signaled(Usage.BOOKKEEP):
-                await move_sync_cleanup(bo, resource, keep_tt=resource.manager.use_tt)
+                move_sync_cleanup(bo, resource)
                 return
-        await move_accel_cleanup(bo, fence, resource, ctx, evict=evict, pipeline=True)
+        await move_accel_cleanup(bo, fence, resource, evict=evict, pipeline=True)

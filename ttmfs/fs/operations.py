@@ -24,6 +24,7 @@ from ttmfs.fs.nodes import Handle, Node, VirtualDir, VirtualFile
 from ttmfs.fs.tree import Tree
 from ttmfs.ttm import access
 from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.unmap import unmap_virtual
 from ttmfs.units import PAGE_SHIFT, PAGE_SIZE
 
 LONG_TIMEOUT: Final = 300.0
@@ -228,7 +229,7 @@ class TtmOperations(pyfuse3.Operations):
         if fields.update_size:
             if not isinstance(node, BoFile):
                 raise TtmError(errno.EISDIR, "a folder has no size")
-            await self._set_size(node, attr.st_size)
+            self._set_size(node, attr.st_size)
         if fields.update_mode:
             node.mode = stat.S_IFMT(node.mode) | stat.S_IMODE(attr.st_mode)
         if fields.update_uid:
@@ -242,11 +243,11 @@ class TtmOperations(pyfuse3.Operations):
         node.ctime = now
         return self._attributes(node, inode)
 
-    async def _set_size(self, file: BoFile, size: int) -> None:
+    def _set_size(self, file: BoFile, size: int) -> None:
         if size > MAX_FILE_SIZE:
             raise TtmError(errno.EFBIG, f"a BO has at most {MAX_FILE_SIZE} bytes")
         if size != file.bo.size:
-            await self.ttm.set_size(file.bo, size)
+            self.ttm.set_size(file.bo, size)
             file.mtime = time.time_ns()
 
     # -- names ---------------------------------------------------------------------------------------------------
@@ -342,7 +343,10 @@ class TtmOperations(pyfuse3.Operations):
         node = self.inodes.get(inode)
         if isinstance(node, BoFile):
             if flags & os.O_TRUNC:
-                await self._set_size(node, 0)
+                # Unlike a SETATTR, an OPEN holds no writeback back: a WRITE of old bytes that is under way would
+                # arrive after the truncate and make the file grow again. INVAL waits for it.
+                await unmap_virtual(node.bo)
+                self._set_size(node, 0)
             return self._open_bo(node, flags, ctx)
         if not isinstance(node, VirtualFile):
             raise TtmError(errno.EISDIR, "a folder cannot be opened as a file")

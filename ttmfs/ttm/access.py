@@ -82,7 +82,7 @@ def _locate(bo: BufferObject, index: int, count: int) -> tuple[Backing | None, i
     backing, copy = bo.truth(index)
     assert copy is not None or backing is not None
     if copy is not None:
-        count = min(count, copy.num_pages - index)
+        count = min(count, copy.covers - index)
     if backing is None:
         return None, -1, count
     page, length = backing.extent(index, count)
@@ -182,7 +182,7 @@ def _tt_ranges(bo: BufferObject, first: int, count: int) -> list[tuple[int, int]
     """The parts of a page range that are in the BO's own tt now (not in a copy's source, not in VRAM)."""
     start = first
     for copy in bo.copies:
-        start = max(start, copy.num_pages)
+        start = max(start, copy.covers)
     if not bo.copies and bo.resource is not None and bo.resource.pages is not None:
         start = max(start, bo.resource.num_pages)
     end = first + count
@@ -199,7 +199,7 @@ async def write(bo: BufferObject, offset: int, data: bytes) -> int:
     """
     end = offset + len(data)
     if end > bo.size:
-        await bo.device.set_size(bo, end)
+        bo.device.set_size(bo, end)
     if not _try_write(bo, offset, data):
         await _parked(bo, _write_slowly, offset, data)
     bo.handed_out = True
@@ -213,9 +213,9 @@ def _try_write(bo: BufferObject, offset: int, data: bytes) -> bool:
     if not data or bo.device.unplugged:
         return True
     if not bo.copies:
-        if not bo.placed or bo.unknown_state or not bo.has_memory(first, count):
+        if bo.unknown_state or not bo.has_memory(first, count):
             return False
-        if not bo.visible and not bo.gate.unmapping:
+        if not bo.gate.unmapping and not (bo.placed and bo.visible):
             return False
         _scatter(bo, offset, data)
         return True
@@ -228,7 +228,7 @@ def _try_write(bo: BufferObject, offset: int, data: bytes) -> bool:
             break
         if backing is None or copy.state is not CopyState.QUEUED:
             return False
-        index = copy.num_pages
+        index = copy.covers
     return _scatter(bo, offset, data)
 
 
@@ -259,7 +259,7 @@ async def _write_slowly(bo: BufferObject, offset: int, data: bytes, deadline: fl
         if bo.device.closing:
             raise TtmError(errno.ESHUTDOWN, f"write to {bo.name}: the mount is being taken down")
         if end > bo.size:
-            await bo.device.set_size(bo, end)
+            bo.device.set_size(bo, end)
         if bo.copies:
             await _wait_for_copy(bo, first, count, deadline)
         elif bo.gate.unmapping or trio.current_time() >= deadline:
@@ -297,4 +297,4 @@ async def _wait_for_copy(bo: BufferObject, first: int, count: int, deadline: flo
             if backing is None and retreat_to_system(bo):
                 return
             raise TtmError(errno.EIO, f"write to {bo.name}: a copy did not end in {bo.device.fault_timeout:g} s")
-        index = copy.num_pages
+        index = copy.covers

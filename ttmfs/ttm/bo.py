@@ -172,6 +172,9 @@ class BufferObject:
         """A copy was submitted; it leaves the list when it is done."""
         if self._copies is _NO_COPIES:
             self._copies = deque()
+        for earlier in self._copies:
+            # What this one does not take on was cut off by a truncate: it is no content any more.
+            earlier.covers = min(earlier.covers, copy.num_pages)
         self._copies.append(copy)
         self.drop_view()
         copy.fence.add_callback(lambda _fence: self._copy_done(copy))
@@ -196,7 +199,7 @@ class BufferObject:
     def truth(self, index: int) -> tuple[Backing | None, Copy | None]:
         """(backing that holds page `index` now, the pending copy whose source it is); no backing means zeros."""
         for copy in self._copies:
-            if index < copy.num_pages:
+            if index < copy.covers:
                 return copy.src, copy
         return self.backing_now(index), None
 
@@ -258,21 +261,25 @@ class BufferObject:
         if self.resource is not None and self.resource.pages is not None:
             letters[: min(pages, self.resource.num_pages)] = ord(self.mem_type[0])
         for copy in self._copies:
-            letters[: min(pages, copy.num_pages)] = ord("m")
+            letters[: min(pages, copy.covers)] = ord("m")
         return letters.tobytes()
 
     # -- reservation, LRU, pins ----------------------------------------------------------------------------------
 
     def unreserve(self) -> None:
         """ttm_bo_unreserve: bump to the LRU tail, then unlock."""
-        self.device.lru_bump(self)
-        self.unlock()
+        try:
+            self.device.lru_bump(self)
+        finally:
+            self.unlock()
 
     def unlock(self) -> None:
         """dma_resv_unlock, without the bump. What had to wait for it is done: a truncate's trim, a deletion."""
-        if self.resize_pending:
-            self.device.apply_resize(self)
-        self.resv.unlock()
+        try:
+            if self.resize_pending:
+                self.device.apply_resize(self)
+        finally:
+            self.resv.unlock()
         if self.deleted:
             self.device.cleanup_when_idle(self)
 

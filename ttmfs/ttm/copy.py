@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ttmfs.memory.arena import Arena
 from ttmfs.memory.copy import copy_pages, zero_pages
 from ttmfs.sync.fence import Fence
+from ttmfs.units import PAGE_MASK, PAGE_SHIFT
 
 
 class Backing(Protocol):
@@ -37,16 +38,18 @@ class CopyState(enum.Enum):
 class Copy:
     """`num_pages` pages from `src` (None: zeros) to `dst`, announced by `fence`.
 
-    `src` and `dst` have memory for all of these pages when the copy runs. `zero_from` is a page index or None: pages
-    of `dst` from there on were cut off by a truncate while the copy ran and read as zeros.
+    `src` and `dst` have memory for all of these pages when the copy runs. `zero_from` is a byte offset or None: what
+    `dst` has from there on was cut off by a truncate while the copy ran and reads as zeros.
     """
 
-    __slots__ = ("dst", "fence", "num_pages", "src", "state", "zero_from")
+    __slots__ = ("covers", "dst", "fence", "num_pages", "src", "state", "zero_from")
 
     def __init__(self, src: Backing | None, dst: Backing, num_pages: int, fence: Fence) -> None:
         self.src = src
         self.dst = dst
         self.num_pages = num_pages
+        self.covers = num_pages
+        """Pages for which `src` is where requests find them; fewer when a later copy takes fewer on."""
         self.fence = fence
         self.state = CopyState.QUEUED
         self.zero_from: int | None = None
@@ -61,6 +64,21 @@ class Copy:
 
     def finish(self) -> None:
         """Cut off what a truncate took away meanwhile."""
-        if self.zero_from is not None and self.zero_from < self.num_pages:
-            zero_pages(self.dst.arena, self.dst.numbers(self.zero_from, self.num_pages - self.zero_from))
+        if self.zero_from is not None:
+            zero_bytes(self.dst, self.zero_from, self.num_pages)
         self.state = CopyState.DONE
+
+
+def zero_bytes(backing: Backing, offset: int, end_page: int) -> None:
+    """Zero the memory of `backing` from byte `offset` to the end of page `end_page` - 1; holes are zeros already."""
+    index = offset >> PAGE_SHIFT
+    if offset & PAGE_MASK and index < end_page:
+        page, _length = backing.extent(index, 1)
+        if page >= 0:
+            backing.arena.mem[page, offset & PAGE_MASK :] = 0
+        index += 1
+    while index < end_page:
+        page, length = backing.extent(index, end_page - index)
+        if page >= 0:
+            zero_pages(backing.arena, backing.numbers(index, length))
+        index += length

@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
-from ttmfs.memory.copy import zero_pages
 from ttmfs.memory.pool import PagePool
 from ttmfs.observe.counters import Counters
 from ttmfs.observe.trace import Trace
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
-from ttmfs.ttm.copy import Backing, CopyState
+from ttmfs.ttm.copy import CopyState, zero_bytes
 from ttmfs.ttm.lru import LruList
 from ttmfs.ttm.placement import SYSTEM, Place, Placement
 from ttmfs.ttm.resource import Resource, ResourceManager
-from ttmfs.units import PAGE_SIZE
+from ttmfs.units import PAGE_SHIFT, pages_of
 
 if TYPE_CHECKING:
     from ttmfs.ttm.fault import FaultResult, VmFault
@@ -135,7 +134,7 @@ class Device:
 
     # -- truncate ------------------------------------------------------------------------------------------------
 
-    async def set_size(self, bo: BufferObject, size: int) -> None:
+    def set_size(self, bo: BufferObject, size: int) -> None:
         """SETATTR(size), O_TRUNC and WRITEs past the end: takes effect at once and waits for nobody (rule R5).
 
         What was cut off reads as zeros if the file grows again. Memory behind the end is freed as soon as the BO is
@@ -144,39 +143,36 @@ class Device:
         old_size, bo.size = bo.size, size
         bo.drop_view()
         if size < old_size:
-            await self._zero_tail(bo, size, old_size)
+            self._zero_tail(bo, size, old_size)
         if size == old_size:
             return
         bo.resize_pending = True
         if bo.resv.trylock():
             bo.unreserve()
 
-    async def _zero_tail(self, bo: BufferObject, size: int, old_size: int) -> None:
-        """Zero [size, old_size) wherever these bytes are or are on their way to."""
-        first_page = (size + PAGE_SIZE - 1) // PAGE_SIZE
-        end_page = (old_size + PAGE_SIZE - 1) // PAGE_SIZE
-        backings: list[Backing] = []
+    def _zero_tail(self, bo: BufferObject, size: int, old_size: int) -> None:
+        """Zero [size, old_size) where these bytes are now; copies that have not begun carry the zeros on.
+
+        Nowhere else: the target of a queued copy may still be read by the one that empties it for its former owner.
+        In one step: a move that began in between would carry along what is not zeroed yet.
+        """
+        end_page = pages_of(old_size)
         for copy in bo.copies:
-            if copy.state is CopyState.RUNNING and first_page < copy.num_pages:
-                copy.zero_from = first_page if copy.zero_from is None else min(copy.zero_from, first_page)
-            backings += [copy.dst] if copy.src is None else [copy.src, copy.dst]
-        if bo.resource is not None and bo.resource.pages is not None:
-            backings.append(bo.resource)
-        if bo.tt is not None:
-            backings.append(bo.tt)
-        for backing in {id(backing): backing for backing in backings}.values():
-            if size % PAGE_SIZE:
-                _zero_partial_page(backing, size)
-            index = first_page
-            while index < min(end_page, backing.num_pages):
-                page, length = backing.extent(index, min(end_page, backing.num_pages) - index)
-                if page < 0:
-                    index += length
-                    continue
-                length = min(length, CLEAR_STEP_PAGES)
-                zero_pages(backing.arena, backing.numbers(index, length))
-                index += length
-                await trio.lowlevel.checkpoint()
+            if copy.state is CopyState.RUNNING:
+                copy.zero_from = size if copy.zero_from is None else min(copy.zero_from, size)
+        offset = size
+        while (index := offset >> PAGE_SHIFT) < end_page:
+            backing, copy_of = bo.truth(index)
+            stop = end_page
+            if copy_of is not None:
+                stop = min(stop, copy_of.covers)
+            elif backing is not None:
+                stop = min(stop, backing.num_pages)
+            if stop <= index:
+                break
+            if backing is not None:
+                zero_bytes(backing, offset, stop)
+            offset = stop << PAGE_SHIFT
 
     def apply_resize(self, bo: BufferObject) -> None:
         """Bring resource and tt in line with the size; called with the reservation held, when the BO is idle."""
@@ -244,13 +240,3 @@ class Device:
             self.ghost_gone = trio.Event()
         else:
             self.num_zombies -= 1
-
-
-def _zero_partial_page(backing: Backing, size: int) -> None:
-    """Zero from byte `size` to the end of its page."""
-    index = size // PAGE_SIZE
-    if index >= backing.num_pages:
-        return
-    page, _length = backing.extent(index, 1)
-    if page >= 0:
-        backing.arena.mem[page, size % PAGE_SIZE :] = 0

@@ -8,8 +8,6 @@ pipelined eviction, freed now with the fence left behind at the manager for ever
 import errno
 from typing import TYPE_CHECKING, Final
 
-import trio
-
 from ttmfs.errors import TtmError
 from ttmfs.sync.fence import Fence, get_stub
 from ttmfs.sync.resv import Usage
@@ -136,10 +134,11 @@ def move_null(bo: BufferObject, resource: Resource) -> None:
         old.manager.free(old)
 
 
-def move_to_ghost(bo: BufferObject, *, take_tt: bool) -> None:
+def move_to_ghost(bo: BufferObject, *, take_tt: bool, kept_pages: int = 1 << 62) -> None:
     """ttm_bo_move_to_ghost: a ghost takes the old resource, and the tt when the BO does not keep it.
 
-    It inherits all fences of the BO, readers included, and goes when the last one signals.
+    `kept_pages` is what the copy covers: pages of the tt from there on stay with the BO. The ghost inherits all
+    fences of the BO, readers included, and goes when the last one signals.
     """
     ghost = BufferObject(bo.device, _GHOST_FUNCS, name=f"{bo.name} (ghost)")
     ghost.ghost = True
@@ -157,11 +156,14 @@ def move_to_ghost(bo: BufferObject, *, take_tt: bool) -> None:
         ghost.assign(old)
     if take_tt:
         ghost.tt, bo.tt = bo.tt, None
+        if ghost.tt is not None and bo.num_pages > kept_pages:
+            # The file grew while its new home was sought: what was appended stays behind the new resource.
+            bo.tt = ghost.tt.cut_tail(kept_pages)
     bo.device.release(ghost)
 
 
 async def move_accel_cleanup(
-    bo: BufferObject, fence: Fence, resource: Resource, ctx: OperationContext, *, evict: bool, pipeline: bool
+    bo: BufferObject, fence: Fence, resource: Resource, *, evict: bool, pipeline: bool
 ) -> None:
     """ttm_bo_move_accel_cleanup: the copy that `fence` announces was submitted; `resource` is the BO's from now on.
 
@@ -171,11 +173,12 @@ async def move_accel_cleanup(
     old = bo.resource
     keep_tt = resource.manager.use_tt
     if not evict or old is None:
-        move_to_ghost(bo, take_tt=not keep_tt and (old is None or old.manager.use_tt))
+        take_tt = not keep_tt and (old is None or old.manager.use_tt)
+        move_to_ghost(bo, take_tt=take_tt, kept_pages=resource.num_pages)
     elif not old.manager.use_tt and pipeline:
         await _pipeline_evict(bo, old)
     else:
-        await _wait_free_node(bo, old, keep_tt=keep_tt, ctx=ctx)
+        await _wait_free_node(bo, keep_tt=keep_tt, kept_pages=resource.num_pages)
     bo.assign(resource)
 
 
@@ -188,31 +191,20 @@ async def _pipeline_evict(bo: BufferObject, old: Resource) -> None:
     old.manager.free(old)
 
 
-async def _wait_free_node(bo: BufferObject, old: Resource, *, keep_tt: bool, ctx: OperationContext) -> None:
+async def _wait_free_node(bo: BufferObject, *, keep_tt: bool, kept_pages: int) -> None:
     """ttm_bo_wait_free_node: wait until idle, then free the old space."""
-    del ctx
-    if not await bo.resv.wait(Usage.BOOKKEEP, IDLE_TIMEOUT):
-        # The copy is submitted and cannot be taken back: a ghost frees the space when it ends after all.
-        move_to_ghost(bo, take_tt=not keep_tt)
-        return
-    if not keep_tt and bo.tt is not None:
-        bo.tt.unpopulate()
-        bo.tt = None
-    bo.resource = None
-    old.manager.free(old)
+    await bo.resv.wait(Usage.BOOKKEEP, IDLE_TIMEOUT)
+    # The copy is submitted and cannot be taken back: if it has not ended, the ghost frees the space when it does.
+    move_to_ghost(bo, take_tt=not keep_tt, kept_pages=kept_pages)
 
 
-async def move_sync_cleanup(bo: BufferObject, resource: Resource, *, keep_tt: bool) -> None:
-    """ttm_bo_move_sync_cleanup: the copy is done; free the old space and take `resource`."""
+def move_sync_cleanup(bo: BufferObject, resource: Resource) -> None:
+    """ttm_bo_move_sync_cleanup: the copy is done and the BO idle; free the old space and take `resource`."""
     old = bo.resource
-    if not keep_tt and bo.tt is not None and (old is None or old.manager.use_tt):
-        bo.tt.unpopulate()
-        bo.tt = None
-    bo.resource = None
-    if old is not None:
-        old.manager.free(old)
+    take_tt = not resource.manager.use_tt and (old is None or old.manager.use_tt)
+    # With nothing to wait for, the ghost goes at once.
+    move_to_ghost(bo, take_tt=take_tt, kept_pages=resource.num_pages)
     bo.assign(resource)
-    await trio.lowlevel.checkpoint_if_cancelled()
 
 
 async def pipeline_gutting(bo: BufferObject, ctx: OperationContext) -> None:

@@ -67,7 +67,7 @@ class Resource(LruItem):
         if count == 1 or self.start >= 0:
             return first, min(count, self.num_pages - index)
         part = pages[index : index + count]
-        if part[-1] - first == len(part) - 1 and bool((part[1:] - part[:-1] == 1).all()):
+        if part.item(-1) - first == len(part) - 1 and bool((part[1:] - part[:-1] == 1).all()):
             return first, len(part)
         breaks = np.flatnonzero(part[1:] - part[:-1] != 1)
         return first, int(breaks[0]) + 1

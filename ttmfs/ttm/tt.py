@@ -74,6 +74,11 @@ class TT:
         """Every page has memory (ttm_tt_is_populated)."""
         return self.populated_pages == self.num_pages
 
+    @property
+    def has_content(self) -> bool:
+        """Is any page not a hole?"""
+        return self.populated_pages > 0 or self.backed_up_pages > 0
+
     def extent(self, index: int, count: int) -> tuple[int, int]:
         """(page number, length) of the longest run of consecutive pages from `index` on, at most `count` pages.
 
@@ -136,11 +141,18 @@ class TT:
         added = 0
         end = first + count
         index = first
-        while index < end:
-            index += self._first_hole(index, end)
-            if index >= end:
-                break
-            added += self._populate_piece(index, first, end, prefault, zero, use_reserve)
+        holes = None if zero else np.flatnonzero(self.vector[first:end] == HOLE) + first
+        try:
+            while index < end:
+                index += self._first_hole(index, end)
+                if index >= end:
+                    break
+                added += self._populate_piece(index, first, end, prefault, zero, use_reserve)
+        except TtmError:
+            if holes is not None:
+                # Nobody will overwrite these now, and they may hold another BO's bytes.
+                self.depopulate(holes[self.vector[holes] != HOLE])
+            raise
         return added
 
     def _first_hole(self, index: int, end: int) -> int:
@@ -195,19 +207,20 @@ class TT:
         self.populated_pages += len(pages)
 
     def depopulate(self, index: NDArray[np.intp], *, to_pool: bool = True) -> int:
-        """Free the memory of these entries, which become holes; returns how many pages. Entries must have pages."""
+        """Free the memory of these entries, which become holes; returns how many pages. Entries must have pages.
+
+        Blocks of which only a part goes are split first.
+        """
         if not len(index):
             return 0
         pages = decode_pages(self.vector[index])
+        if not self.external:
+            if len(index) != self.populated_pages:
+                self.pool.split(pages)
+            self.pool.free(pages, self.caching, to_pool=to_pool)
         self.vector[index] = HOLE
         self.populated_pages -= len(index)
-        self._free(pages, to_pool=to_pool)
         return len(index)
-
-    def _free(self, pages: PageVector, *, to_pool: bool) -> None:
-        if self.external:
-            return
-        self.pool.free(pages, self.caching, to_pool=to_pool)
 
     def unpopulate(self, *, to_pool: bool = True) -> int:
         """Free everything (ttm_tt_unpopulate): all entries become holes. Returns the pages freed."""
@@ -225,6 +238,20 @@ class TT:
                 grown[: self.num_pages] = self.vector
             self.vector = grown
         self.num_pages = num_pages
+
+    def cut_tail(self, num_pages: int) -> "TT":
+        """Take the pages from `num_pages` on away, into a new TT of the same length; blocks may be split."""
+        tail = TT(self.pool, self.num_pages, self.caching)
+        present = self.present()
+        moved = present[present >= num_pages]
+        if len(moved):
+            if len(moved) != len(present):
+                self.pool.split(decode_pages(self.vector[moved]))
+            tail.vector[num_pages:] = self.vector[num_pages:]
+            tail.populated_pages = len(moved)
+            self.vector[num_pages:] = HOLE
+            self.populated_pages -= len(moved)
+        return tail
 
     def page_orders(self) -> dict[int, int]:
         """Blocks by order among the pages it holds."""

@@ -1,0 +1,241 @@
+"""What every measurement needs: awake processors, built C programs, alternation, medians, ratios and goals.
+
+Only ratios within one run mean anything: idle wake-ups on a small virtual machine vary by half from one to the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lib.device import ROOT, Device, ScriptError
+from rich.console import Console
+from rich.table import Table
+
+C_SOURCES = ROOT / "scripts" / "bench.d"
+SPIN = """
+import os, sys
+os.sched_setaffinity(0, {int(sys.argv[1])})
+os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+while os.getppid() != 1:
+    for _ in range(1000000): pass
+"""
+console = Console(stderr=True)
+
+
+def parse_size(text: str) -> int:
+    """512M and the like, in bytes."""
+    unit = {"K": 10, "M": 20, "G": 30}.get(text[-1:].upper())
+    return int(text[:-1]) << unit if unit else int(text)
+
+
+@contextlib.contextmanager
+def awake_processors() -> Iterator[None]:
+    """A SCHED_IDLE spinner on every processor: it never sleeps, and never takes time from others."""
+    spinners = [
+        subprocess.Popen([sys.executable, "-c", SPIN, str(cpu)]) for cpu in sorted(os.sched_getaffinity(0))
+    ]
+    try:
+        yield
+    finally:
+        for spinner in spinners:
+            spinner.kill()
+            spinner.wait()
+
+
+@contextlib.contextmanager
+def built(*names: str) -> Iterator[dict[str, Path]]:
+    """The programs NAME.c of scripts/bench.d, built in a temporary folder: name to path."""
+    directory = Path(tempfile.mkdtemp(prefix="ttmfs-bench-"))
+    try:
+        flags = _tool("pkg-config", "--cflags", "--libs", "fuse3").split()
+        for name in names:
+            _tool("cc", "-O2", str(C_SOURCES / f"{name}.c"), "-o", str(directory / name), *flags, "-lpthread")
+        yield {name: directory / name for name in names}
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _tool(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except FileNotFoundError as error:
+        raise ScriptError(f"there is no {command[0]}: install gcc pkg-config libfuse3-dev") from error
+    except subprocess.CalledProcessError as error:
+        raise ScriptError(f"{' '.join(command[:3])} failed:\n{error.stderr}") from error
+
+
+class MemfsServer(Device):
+    """The C reference server, with the same guard against hanging as a ttmfs device."""
+
+    def __init__(self, program: Path, size: int) -> None:
+        super().__init__([])
+        self._program, self._size = program, size
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> MemfsServer:
+        self._process = subprocess.Popen([self._program, self.mount, str(self._size >> 20)], stderr=subprocess.PIPE)
+        end = time.monotonic() + 60
+        while not self.is_mounted():
+            if self._process.poll() is not None or time.monotonic() > end:
+                error = self._process.stderr.read().decode() if self._process.poll() is not None else "not in 60 s"  # type: ignore[union-attr]
+                self.stop()
+                raise ScriptError(f"memfs did not mount: {error}")
+            time.sleep(0.02)
+        return self
+
+    def stop(self) -> str | None:
+        if self._process is not None:
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(20)
+            if self._process.poll() is None:
+                self._abort()
+                self._process.kill()
+        shutil.rmtree(self.directory, ignore_errors=True) if not self.is_mounted() else self._abort()
+        return None
+
+
+def set_read_ahead(device: Device, kib: int) -> None:
+    """Give the mount's readahead window this size; it counts for files opened from now on."""
+    knob = Path(f"/sys/class/bdi/0:{device.connection()}/read_ahead_kb")
+    try:
+        knob.write_text(str(kib))
+    except OSError as error:
+        raise ScriptError(f"cannot set {knob}: {error}; without the same readahead nothing can be compared") from error
+
+
+@dataclass
+class Goal:
+    """What a ratio must be: at most (times) or at least (rates) `limit`."""
+
+    limit: float
+    at_least: bool = False
+
+    def met(self, ratio: float) -> bool:
+        """Whether the goal holds."""
+        return ratio >= self.limit if self.at_least else ratio <= self.limit
+
+    def __str__(self) -> str:
+        return f"{'≥' if self.at_least else '≤'} {self.limit:g} x"
+
+
+@dataclass
+class Metric:
+    """All samples of one thing that was measured, for each who was measured."""
+
+    name: str
+    unit: str
+    samples: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, who: str, value: float) -> None:
+        """One more sample."""
+        self.samples.setdefault(who, []).append(value)
+
+    def median(self, who: str) -> float | None:
+        """The median of the samples, None without any."""
+        return statistics.median(self.samples[who]) if self.samples.get(who) else None
+
+
+@dataclass
+class Report:
+    """What a subcommand measured: a table of medians, the ratio of `subject` to `reference`, and the goals."""
+
+    title: str
+    subject: str
+    reference: str
+    goals: dict[str, Goal] = field(default_factory=dict)
+    metrics: dict[str, Metric] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    requests: dict[str, Metric] = field(default_factory=dict)  # READs the server saw, by the metric they belong to
+    more: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, name: str, unit: str, who: str, value: float) -> None:
+        """One sample."""
+        self.metrics.setdefault(name, Metric(name, unit)).add(who, value)
+
+    def add_requests(self, name: str, who: str, reads: float) -> None:
+        """How many READs one run of the test cost whose first metric is `name`."""
+        self.requests.setdefault(name, Metric(name, "READs")).add(who, reads)
+
+    def who(self) -> list[str]:
+        """Everyone who was measured, the reference first."""
+        found = dict.fromkeys([self.reference, self.subject])
+        for metric in self.metrics.values():
+            found.update(dict.fromkeys(metric.samples))
+        return list(found)
+
+    def ratio(self, name: str) -> float | None:
+        """Median of the subject by median of the reference."""
+        metric = self.metrics.get(name)
+        mine, reference = (metric.median(w) if metric else None for w in (self.subject, self.reference))
+        return mine / reference if mine is not None and reference else None
+
+    def verdict(self, name: str) -> bool | None:
+        """Whether the goal for this metric is met; None where there is no goal or nothing measured."""
+        ratio = self.ratio(name)
+        return self.goals[name].met(ratio) if name in self.goals and ratio is not None else None
+
+    def missed(self) -> list[str]:
+        """The metrics whose goals are missed."""
+        return [name for name in self.goals if self.verdict(name) is False]
+
+    def print(self) -> None:
+        """The table, for people."""
+        who = self.who()
+        table = Table(title=self.title)
+        for heading in ("", "unit", *who, "ratio", "goal", "", "READs of " + " / ".join(who[:2])):
+            table.add_column(heading, justify="left" if heading in ("", "unit") else "right")
+        for name, metric in self.metrics.items():
+            ratio, verdict = self.ratio(name), self.verdict(name)
+            table.add_row(
+                name,
+                metric.unit,
+                *["-" if (m := metric.median(w)) is None else f"{m:.2f}" for w in who],
+                "-" if ratio is None else f"{ratio:.2f}",
+                str(self.goals[name]) if name in self.goals else "",
+                {True: "[green]goal met[/]", False: "[red]missed[/]", None: ""}[verdict],
+                self._reads_of(name, who[:2]),
+            )
+        out = Console()
+        out.print(table)
+        for note in self.notes:
+            out.print(note, markup=False, highlight=False, soft_wrap=True)
+
+    def _reads_of(self, name: str, who: list[str]) -> str:
+        if name not in self.requests:
+            return ""
+        medians = [self.requests[name].median(w) for w in who]
+        return " / ".join("-" if m is None else f"{m:.0f}" for m in medians)
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, for programs."""
+        return {
+            "title": self.title,
+            "subject": self.subject,
+            "reference": self.reference,
+            "metrics": {
+                name: {
+                    "unit": m.unit,
+                    "samples": m.samples,
+                    "medians": {w: m.median(w) for w in m.samples},
+                    "ratio": self.ratio(name),
+                    "goal": str(self.goals[name]) if name in self.goals else None,
+                    "met": self.verdict(name),
+                }
+                for name, m in self.metrics.items()
+            },
+            "reads": {name: m.samples for name, m in self.requests.items()},
+            "notes": self.notes,
+            **self.more,
+        }
