@@ -90,7 +90,7 @@ class DefaultDriver:
     @staticmethod
     def _has_tail(bo: BufferObject, resource: Resource) -> bool:
         """Has the file grown beyond one of its VRAM resources, so that part of it is, or must stay, in the tt?"""
-        return bo.tt is not None or resource.num_pages < bo.num_pages
+        return (bo.tt is not None and bo.tt.has_content) or resource.num_pages < bo.num_pages
 
     async def _from_gtt(self, bo: BufferObject, resource: Resource, ctx: OperationContext, *, evict: bool) -> None:
         if resource.mem_type == SYSTEM:

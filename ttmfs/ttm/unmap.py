@@ -15,7 +15,8 @@ async def unmap_virtual(bo: BufferObject, first_page: int = 0, num_pages: int = 
     Dirty ones are written back first. On return the caller may close the gate in the same step. Never cancelled half
     way, never raises.
     """
-    if not bo.handed_out:
+    if not bo.handed_out and not bo.gate.unmapping:
+        # While another INVAL is outstanding its writeback may still be on the way: wait for it, by one more.
         return
     if not first_page and not num_pages:
         # A READ that is answered from here on sets it again: its page may be cached behind the walk.
