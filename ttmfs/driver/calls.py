@@ -28,6 +28,7 @@ Result = dict[str, Any]
 @asynccontextmanager
 async def reserved(bo: BufferObject) -> AsyncIterator[None]:
     """ttm_bo_reserve … ttm_bo_unreserve around a block."""
+    bo.device.inject.check("interrupt", errno.EINTR, f"waiting for {bo.name}")
     await bo.resv.lock()
     try:
         yield
@@ -42,6 +43,7 @@ async def reserved_all(bos: Sequence[BufferObject]) -> AsyncIterator[Exec[Buffer
         async for attempt in execution.until_all_locked():
             with attempt:
                 for bo in bos:
+                    bo.device.inject.check("interrupt", errno.EINTR, f"waiting for {bo.name}")
                     await execution.prepare(bo, 1)
         yield execution
 

@@ -6,13 +6,14 @@ from itertools import count
 
 import trio
 
+from ttmfs.driver.compute import ComputeEngine
 from ttmfs.driver.config import Config
-from ttmfs.driver.engine import CopyEngine, Link
+from ttmfs.driver.engine import CopyEngine, FenceErrors, Link
 from ttmfs.driver.policy import DefaultDriver
 from ttmfs.errors import TtmError
 from ttmfs.memory.arena import Arena
 from ttmfs.memory.pool import PagePool
-from ttmfs.sync.fence import FenceCounters
+from ttmfs.sync.fence import Fence, FenceCounters
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.device import Device
 from ttmfs.ttm.managers import BuddyManager, RangeManager, SystemManager
@@ -46,7 +47,12 @@ class VirtualDevice:
         self.ttm.propagate_enospc = config.propagate_enospc
         self.fence_counters = FenceCounters()
         link = Link(config.copy_bandwidth, config.copy_latency)
-        self.engines = [CopyEngine(f"copy{n}", self.fence_counters, link) for n in range(max(1, config.copy_engines))]
+        self.fence_errors = FenceErrors()
+        self.engines = [
+            CopyEngine(f"copy{n}", self.fence_counters, link, self.ttm.inject, self.fence_errors)
+            for n in range(max(1, config.copy_engines))
+        ]
+        self.compute = ComputeEngine("compute0", self.fence_counters, self.fence_errors)
         self._next_engine = count()
         self.sync_moves = config.sync_moves
         self.funcs = DefaultDriver(self)
@@ -95,6 +101,20 @@ class VirtualDevice:
         """Pages of a region that the CPU can reach."""
         manager = self.ttm.managers[region]
         return manager.visible_pages if isinstance(manager, BuddyManager) else manager.num_pages
+
+    @property
+    def all_engines(self) -> tuple[CopyEngine | ComputeEngine, ...]:
+        """Copy engines and the compute engine."""
+        return (*self.engines, self.compute)
+
+    def find_fence(self, name: str) -> Fence | None:
+        """The pending fence `CONTEXT:SEQNO`; None when it has signaled. TtmError(EINVAL) for one never emitted."""
+        context, _, seqno = name.partition(":")
+        if context.isdecimal() and seqno.isdecimal() and name.isascii() and len(name) < 40:
+            for engine in self.all_engines:
+                if engine.timeline.context == int(context) and 0 < int(seqno) <= engine.timeline.last_emitted:
+                    return engine.timeline.find(int(seqno))
+        raise TtmError(errno.EINVAL, f"{name[:40]!r} is no fence: say CONTEXT:SEQNO as in a command's result")
 
     def copy_engine(self) -> CopyEngine:
         """The engine for the next copy, in turn."""
@@ -166,7 +186,7 @@ class VirtualDevice:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """The engines and the housekeeping; runs until cancelled."""
         async with trio.open_nursery() as nursery:
-            tasks: list[Callable[[], Awaitable[None]]] = [engine.run for engine in self.engines]
+            tasks: list[Callable[[], Awaitable[None]]] = [engine.run for engine in self.all_engines]
             for task in (*tasks, self._trim_pool):
                 nursery.start_soon(task)
             task_status.started()

@@ -5,17 +5,25 @@ bytes move on the loop, in steps of at most 256 KiB with a checkpoint in between
 Simulated latency and bandwidth are spent before any byte moves.
 """
 
-from collections import deque
+import errno
+import logging
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import trio
 
+from ttmfs.observe.inject import Injection
 from ttmfs.sync.fence import Fence, FenceCounters, Timeline
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.copy import Backing, Copy, CopyState
 from ttmfs.ttm.device import CLEAR_STEP_PAGES
 from ttmfs.units import PAGE_SIZE
+
+log = logging.getLogger(__name__)
+
+_ERRORS_KEPT: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +38,56 @@ class Link:
         return self.latency + (size / self.bandwidth if self.bandwidth else 0.0)
 
 
-class CopyEngine:
-    """One engine. `run` is its task; `paused` keeps it from starting the next copy."""
+@dataclass(frozen=True, slots=True)
+class _Queued:
+    """A copy in the queue, what it waits for, and whether the CPU could do it."""
 
-    def __init__(self, name: str, counters: FenceCounters, link: Link) -> None:
+    bo: BufferObject
+    copy: Copy
+    deps: tuple[Fence, ...]
+    cpu_reachable: bool
+
+
+class FenceErrors:
+    """The errors of the last fences that signaled with one, by name: who waits later still hears of them."""
+
+    def __init__(self) -> None:
+        self._errors: OrderedDict[str, int] = OrderedDict()
+
+    def add(self, fence: Fence, error: int) -> None:
+        """Remember the errno of a fence."""
+        self._errors[fence.name] = error
+        if len(self._errors) > _ERRORS_KEPT:
+            self._errors.popitem(last=False)
+
+    def get(self, name: str) -> int:
+        """The errno, 0 when the fence was clean or is forgotten."""
+        return self._errors.get(name, 0)
+
+
+class _InjectedError(Exception):
+    """debug/fail_engine: the engine gives up half way."""
+
+
+class CopyEngine:
+    """One engine. `run` is its task; `paused` keeps it from starting the next copy.
+
+    A copy that fails is intercepted (seed: i915_ttm_memcpy_work): its source is still intact, so the CPU copies all of
+    it and the fence signals clean. Where the CPU may not or cannot, the BO is marked unknown-state, the fence carries
+    EIO, and nobody is shown the target's bytes.
+    """
+
+    def __init__(
+        self, name: str, counters: FenceCounters, link: Link, inject: Injection, errors: FenceErrors
+    ) -> None:
         self.name = name
         self.timeline = Timeline(name, counters)
         self.link = link
-        self._queue: deque[tuple[Copy, tuple[Fence, ...]]] = deque()
+        self.cpu_copies = 0
+        """Copies that the CPU did for a failed engine."""
+        self._inject = inject
+        self._errors = errors
+        self._queue: deque[_Queued] = deque()
         self._work = trio.Event()
         self._resumed = trio.Event()
         self._resumed.set()
@@ -55,41 +105,81 @@ class CopyEngine:
             self._resumed.set()
 
     def submit(
-        self, bo: BufferObject, src: Backing | None, dst: Backing, num_pages: int, deps: Sequence[Fence]
+        self,
+        bo: BufferObject,
+        src: Backing | None,
+        dst: Backing,
+        num_pages: int,
+        deps: Sequence[Fence],
+        *,
+        cpu_reachable: bool,
     ) -> Fence:
-        """Queue a copy (a clear when `src` is None) behind `deps`; returns the fence that announces it."""
+        """Queue a copy (a clear when `src` is None) behind `deps`; returns the fence that announces it.
+
+        `cpu_reachable`: both ends can be reached by the CPU, so that it may do the copy if the engine fails.
+        """
         what = f"{'copy' if src is not None else 'clear'} {bo.name} {num_pages} pages"
         fence = self.timeline.next_fence(what, deps)
         copy = Copy(src, dst, num_pages, fence)
         bo.add_copy(copy)
-        self._queue.append((copy, tuple(deps)))
+        self._queue.append(_Queued(bo, copy, tuple(deps), cpu_reachable))
         self._work.set()
         return fence
 
     def pending(self) -> list[Fence]:
         """Fences of copies that are queued or running, oldest first."""
-        return [copy.fence for copy, _deps in self._queue]
+        return [queued.copy.fence for queued in self._queue]
 
     async def run(self) -> None:
         """Execute copies for ever."""
         while True:
             while self._queue:
-                copy, deps = self._queue[0]
-                for fence in deps:
+                queued = self._queue[0]
+                for fence in queued.deps:
                     await fence.wait()
-                await self._execute(copy)
+                await self._execute(queued)
                 self._queue.popleft()
             self._work = trio.Event()
             await self._work.wait()
 
-    async def _execute(self, copy: Copy) -> None:
+    async def _execute(self, queued: _Queued) -> None:
+        copy = queued.copy
         seconds = self.link.seconds(copy.num_pages * PAGE_SIZE)
         if seconds:
             await trio.sleep(seconds)
         await self._resumed.wait()
         copy.state = CopyState.RUNNING
+        error = 0
+        try:
+            await self._move_bytes(copy, fail=self._inject["engine"].should_fail(copy.num_pages))
+        except Exception as failure:  # whatever it was: the BO's bytes depend on what happens now
+            if not isinstance(failure, _InjectedError):
+                log.exception("%s", copy.fence.what)
+            error = await self._intercept(queued)
+        copy.finish()
+        if error:
+            self._errors.add(copy.fence, error)
+        copy.fence.signal(error)
+
+    async def _move_bytes(self, copy: Copy, *, fail: bool = False) -> None:
         for index in range(0, copy.num_pages, CLEAR_STEP_PAGES):
+            if fail and index * 2 >= copy.num_pages - CLEAR_STEP_PAGES:
+                raise _InjectedError
             copy.step(index, min(CLEAR_STEP_PAGES, copy.num_pages - index))
             await trio.lowlevel.checkpoint()
-        copy.finish()
-        copy.fence.signal()
+
+    async def _intercept(self, queued: _Queued) -> int:
+        """i915_ttm_memcpy_work: 0 when the CPU has copied instead, else the errno of the fence."""
+        if queued.cpu_reachable and not self._inject.ban_memcpy:
+            try:
+                await self._move_bytes(queued.copy)
+            except Exception:
+                log.exception("CPU copy for %s", queued.copy.fence.what)
+            else:
+                self.cpu_copies += 1
+                return 0
+        if queued.copy in queued.bo.copies:
+            # Otherwise the BO was gutted meanwhile, and what is lost was no content any more.
+            queued.bo.unknown_state = True
+            queued.bo.last_error = f"{queued.copy.fence.what} failed: the content is lost"
+        return errno.EIO

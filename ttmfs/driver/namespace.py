@@ -78,6 +78,10 @@ class BoFile(Entry):
         self.written = False
         """A WRITE came since mtime was last set."""
 
+    def touch(self, when: int) -> None:
+        """The device changed the content: mtime and ctime are `when`, ns since the epoch."""
+        self.mtime = self.ctime = when
+
 
 class Namespace:
     """The tree below bo/ of one device."""

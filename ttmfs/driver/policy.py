@@ -5,9 +5,12 @@ is dropped. A CPU fault on VRAM beyond the visible part moves the BO within reac
 """
 
 import errno
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ttmfs.errors import TtmError
+from ttmfs.sync.containers import unwrap
+from ttmfs.sync.deps import Deps
 from ttmfs.sync.fence import Fence
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm.bo import BufferObject
@@ -75,17 +78,19 @@ class DefaultDriver:
         if old is None or old.mem_type == SYSTEM:
             if resource.manager.use_tt:
                 move_null(bo, resource)
-            elif old is None and (bo.tt is None or not bo.tt.has_content):
-                await self._submit(bo, None, resource, evict=evict)
-            else:
+                return
+            deps = await self._collect_deps(bo, ctx)
+            if old is not None or (bo.tt is not None and bo.tt.has_content):
                 raise Multihop(_HOP)
+            await self._submit(bo, None, resource, deps, evict=evict)
         elif old.manager.use_tt:
             await self._from_gtt(bo, resource, ctx, evict=evict)
         elif resource.mem_type == SYSTEM or (not resource.manager.use_tt and self._has_tail(bo, resource)):
             raise Multihop(_HOP)
         else:
+            deps = await self._collect_deps(bo, ctx)
             dst: Backing = bo.need_tt() if resource.manager.use_tt else resource
-            await self._submit(bo, old, resource, evict=evict, dst=dst)
+            await self._submit(bo, old, resource, deps, evict=evict, dst=dst)
 
     @staticmethod
     def _has_tail(bo: BufferObject, resource: Resource) -> bool:
@@ -99,34 +104,59 @@ class DefaultDriver:
         elif resource.manager.use_tt:
             move_null(bo, resource)
         else:
-            tt = bo.need_tt()
-            if tt.has_content:
-                await populate_all(bo, tt, ctx)
-            while bo.copies and resource.num_pages < bo.num_pages:
+            deps = await self._collect_deps(bo, ctx)
+            while True:
+                tt = bo.need_tt()
+                if tt.has_content:
+                    await populate_all(bo, tt, ctx)
+                if not bo.copies or resource.num_pages >= bo.num_pages:
+                    break
                 # What was appended since the space was allocated stays behind; nothing may be on its way into it.
                 await bo.copies[-1].fence.wait()
-            await self._submit(bo, tt if tt.has_content else None, resource, evict=evict)
+            await self._submit(bo, tt if tt.has_content else None, resource, deps, evict=evict)
 
     async def _submit(
         self,
         bo: BufferObject,
         src: Backing | None,
         resource: Resource,
+        deps: Sequence[Fence],
         *,
         evict: bool,
         dst: Backing | None = None,
     ) -> None:
-        """Hand the copy to an engine behind the BO's moves and writers; readers may go on reading the source."""
-        deps: list[Fence] = bo.resv.get_fences(Usage.WRITE)
+        """Hand the copy to an engine behind `deps`. No await before that: what was checked about the BO still holds."""
         dst = resource if dst is None else dst
         # The file may have shrunk or grown since the space was allocated; a tail that does not fit stays in the tt.
         if src is not None and dst is resource and resource.num_pages > src.num_pages:
             resource.manager.trim(resource, src.num_pages)
         pages = dst.num_pages if src is None else min(dst.num_pages, src.num_pages)
-        fence = self.vdev.copy_engine().submit(bo, src, dst, pages, deps)
-        if self.vdev.sync_moves:
+        reachable = bo.visible and resource.manager.visible(resource)
+        fence = self.vdev.copy_engine().submit(bo, src, dst, pages, deps, cpu_reachable=reachable)
+        # Without the work item that would intercept an error (seed: work allocation failed), or in synchronous mode,
+        # the move waits for the copy here.
+        if self.vdev.sync_moves or self.vdev.ttm.inject["work_alloc"].should_fail():
             await fence.wait()
             if bo.resv.test_signaled(Usage.BOOKKEEP):
                 move_sync_cleanup(bo, resource)
                 return
         await move_accel_cleanup(bo, fence, resource, evict=evict, pipeline=True)
+
+    async def _collect_deps(self, bo: BufferObject, ctx: OperationContext) -> tuple[Fence, ...]:
+        """prev_fence of the seed: the BO's moves and writers, coalesced; nothing when they were waited for here.
+
+        Readers are left out: they may go on reading the source while it is copied.
+        An earlier fence's error is not this move's: whoever waits for that fence hears of it.
+        """
+        inject = self.vdev.ttm.inject
+        deps = Deps(fail_grow=inject["deps_grow"].should_fail, fail_array=inject["fence_array"].should_fail)
+        try:
+            for fence in bo.resv.get_fences(Usage.WRITE):
+                await deps.add_dependency(fence, ctx)
+            fence_for_all = await deps.to_fence(ctx)
+        except TtmError as error:
+            if error.errno == errno.EBUSY and ctx.no_wait_gpu:
+                raise
+            await bo.resv.wait(Usage.WRITE)
+            return ()
+        return () if fence_for_all is None else tuple(unwrap(fence_for_all))

@@ -12,8 +12,10 @@ from typing import Any, Final
 
 from ttmfs.driver import calls
 from ttmfs.driver.device import VirtualDevice
+from ttmfs.driver.jobs import Job
 from ttmfs.driver.namespace import Namespace
 from ttmfs.errors import TtmError
+from ttmfs.fs.jobwords import JOB_USAGE, parse_job, run_job
 from ttmfs.fs.words import split_names, unescape
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm.bo import BufferObject
@@ -210,6 +212,34 @@ async def _ctl_evict(machine: Machine, words: list[str]) -> Result:
     return await calls.evict_region(machine.vdev, region, size, ctx)
 
 
+async def _ctl_submit(machine: Machine, words: list[str]) -> Result:
+    wait = "wait" in words
+    words, ctx = _options([word for word in words if word != "wait"])
+    job = parse_job(machine.names, machine.vdev, words)
+    return await run_job(machine.vdev, job, ctx, wait=wait)
+
+
+async def _ctl_copy(machine: Machine, words: list[str]) -> Result:
+    words, ctx = _options(words)
+    if len(words) != 2:
+        raise TtmError(errno.EINVAL, "say SRC DST, two BOs")
+    job = Job("copy", dst=machine.bo(unescape(words[1])), srcs=(machine.bo(unescape(words[0])),))
+    return await run_job(machine.vdev, job, ctx, wait=False)
+
+
+async def _ctl_wait(machine: Machine, words: list[str]) -> Result:
+    if not 1 <= len(words) <= 2:
+        raise TtmError(errno.EINVAL, "say FENCE [SECONDS], FENCE as CONTEXT:SEQNO")
+    fence = machine.vdev.find_fence(words[0])
+    timeout = _seconds(words[1]) if len(words) == 2 else machine.vdev.config.fault_timeout
+    if fence is not None and not await fence.wait(timeout):
+        raise TtmError(errno.ETIME, f"fence {fence.name} ({fence.what}) is still pending after {timeout:g} s")
+    error = machine.vdev.fence_errors.get(words[0])
+    if error:
+        raise TtmError(error, f"what fence {words[0]} stood for failed: see objects/*/status and the trace")
+    return {}
+
+
 CTL_COMMANDS: Final[Mapping[str, Command]] = {
     command.name: command
     for command in (
@@ -226,6 +256,21 @@ CTL_COMMANDS: Final[Mapping[str, Command]] = {
             "Evict the least recently used first, until BYTES are free that were used, or everything.",
             ("vram 64M", "vram all"),
             _ctl_evict,
+        ),
+        Command(
+            "submit",
+            JOB_USAGE,
+            "A job of the compute engine over BOs; the result has its fence, and its value with `wait`.",
+            ("fill dst=tex0 value=7", "checksum src=tex0 wait", "saxpy a=2.5 x=tex0 y=tex1", "busy seconds=1 bo=tex0"),
+            _ctl_submit,
+        ),
+        Command("copy", "SRC DST", "A copy job between two BOs.", ("tex0 tex1",), _ctl_copy),
+        Command(
+            "wait",
+            "FENCE [SECONDS]",
+            "Until a fence CONTEXT:SEQNO is signaled; 0 seconds polls; ETIME while it is pending.",
+            ("2:1 5",),
+            _ctl_wait,
         ),
     )
 }

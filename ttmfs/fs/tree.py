@@ -16,6 +16,8 @@ from ttmfs.fs.nodes import CommandHandle, Handle, Node, TextHandle, VirtualDir, 
 from ttmfs.fs.notify import PageCache
 from ttmfs.fs.runner import Runner
 from ttmfs.fs.stats import region_stats, stats
+from ttmfs.observe.inject import KEYS as INJECTION_KEYS
+from ttmfs.observe.inject import PLACES as INJECTION_PLACES
 from ttmfs.ttm.lru import LruCursor
 from ttmfs.ttm.resource import Resource, ResourceManager
 from ttmfs.units import MAX_ORDER, PAGE_SIZE
@@ -47,8 +49,9 @@ class Tree:
             "regions": self._dir("regions", self._find_region, lambda: machine.vdev.region_names),
             "pool": self._dir("pool", self._find_pool, lambda: ("fragmentation", "pages")),
             "fences": self._dir("fences", self._find_fences, lambda: ("pending", "timelines")),
-            "debug": self._dir("debug", self._find_debug, lambda: ("loop", "pause_engine")),
+            "debug": self._dir("debug", self._find_debug, lambda: self._debug_names),
         }
+        self._debug_names = ("loop", "pause_engine", "ban_memcpy", *(f"fail_{place}" for place in INJECTION_PLACES))
         self._root_names = ("bo", *self._dirs, *self._root_files)
 
     def _dir(self, key: str, find: Callable[[str], Node | None], names: Callable[[], Iterable[str]]) -> VirtualDir:
@@ -218,7 +221,7 @@ class Tree:
                     "context\tname\tlast_signaled\n"
                     + "".join(
                         f"{engine.timeline.context}\t{engine.name}\t{engine.timeline.last_signaled}\n"
-                        for engine in vdev.engines
+                        for engine in vdev.all_engines
                     )
                 )
             )
@@ -228,7 +231,7 @@ class Tree:
                     "fence\twhat\twaits_for\n"
                     + "".join(
                         f"{fence.name}\t{fence.what}\t{' '.join(dep.name for dep in fence.deps) or '-'}\n"
-                        for engine in vdev.engines
+                        for engine in vdev.all_engines
                         for fence in engine.pending()
                     )
                 )
@@ -238,18 +241,42 @@ class Tree:
     def _find_debug(self, name: str) -> Node | None:
         if name == "loop":
             return self._text(self._loop_text)
+        if name.startswith("fail_"):
+            return self._find_injection(name[5:])
+        if name == "ban_memcpy":
+            return self._text(lambda: f"{int(self.machine.vdev.ttm.inject.ban_memcpy)}\n", self._ban_memcpy)
         if name == "pause_engine":
             return self._text(lambda: f"{int(self.machine.vdev.engines[0].paused)}\n", self._pause_engines)
         return None
+
+    def _find_injection(self, place: str) -> Node | None:
+        if place not in INJECTION_PLACES:
+            return None
+        attr = self.machine.vdev.ttm.inject[place]
+
+        def find(key: str) -> Node | None:
+            if key not in INJECTION_KEYS:
+                return None
+            return self._text(lambda: f"{getattr(attr, key)}\n", lambda text: attr.set(key, text))
+
+        return self._dir(f"fail_{place}", find, lambda: INJECTION_KEYS)
+
+    def _ban_memcpy(self, text: str) -> None:
+        self.machine.vdev.ttm.inject.ban_memcpy = _flag(text, "forbid the CPU to copy for an engine that failed")
 
     def _loop_text(self) -> str:
         return self.loop_status()
 
     def _pause_engines(self, text: str) -> None:
-        if text.strip() not in ("0", "1"):
-            raise TtmError(errno.EINVAL, "say 1 to hold the engines before their next copy, 0 to let them go on")
+        hold = _flag(text, "hold the engines before their next copy")
         for engine in self.machine.vdev.engines:
-            engine.paused = text.strip() == "1"
+            engine.paused = hold
+
+
+def _flag(text: str, does: str) -> bool:
+    if text.strip() not in ("0", "1"):
+        raise TtmError(errno.EINVAL, f"say 1 to {does}, 0 not to")
+    return text.strip() == "1"
 
 
 def _lru_text(manager: ResourceManager) -> str:

@@ -91,7 +91,7 @@ class BufferObject:
         self.size = 0
         self.resource: Resource | None = None
         self.tt: TT | None = None
-        self.resv = Reservation() if resv is None else resv
+        self.resv = Reservation(device.ww_class) if resv is None else resv
         self.gate = Gate()
         self._copies: deque[Copy] = _NO_COPIES
         self.fast: memoryview | None = None

@@ -11,8 +11,9 @@ import trio
 
 from ttmfs.memory.pool import PagePool
 from ttmfs.observe.counters import Counters
+from ttmfs.observe.inject import Injection
 from ttmfs.observe.trace import Trace
-from ttmfs.sync.resv import Usage
+from ttmfs.sync.resv import Usage, WwClass
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.copy import CopyState, zero_bytes
@@ -79,6 +80,9 @@ class Device:
         assert SYSTEM in self.managers
         self.counters = Counters()
         self.trace = Trace()
+        self.inject = Injection()
+        self.ww_class = WwClass()
+        self.ww_class.fail_fence_slot = self.inject["fence_slot"].should_fail
         self.unevictable = LruList()
         """Pinned and swapped BOs: on no manager's LRU."""
         self.unmapper: Unmapper = NoUnmapper()

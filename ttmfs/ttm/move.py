@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from ttmfs.errors import TtmError
 from ttmfs.sync.fence import Fence, get_stub
-from ttmfs.sync.resv import Usage
+from ttmfs.sync.resv import Reservation, Usage
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.placement import SYSTEM, Place, PlaceFlag, Placement
@@ -80,12 +80,15 @@ async def handle_move_mem(bo: BufferObject, resource: Resource, ctx: OperationCo
     """
     device = bo.device
     old = bo.resource
-    if ctx.faulting is not bo:
-        await unmap_virtual(bo)
-    bo.drop_view()
+    inject = device.inject
     had_tt = bo.tt is not None
     try:
+        inject.check("unmap", errno.EIO, f"unmapping {bo.name}")
+        if ctx.faulting is not bo:
+            await unmap_virtual(bo)
+        bo.drop_view()
         if resource.manager.use_tt:
+            inject.check("tt_create", errno.ENOMEM, f"making a tt for {bo.name}")
             tt = bo.need_tt()
             # A hop of a BO without content stays without memory: its last leg is a clear.
             passing = PlaceFlag.TEMPORARY in resource.flags and _is_empty(bo)
@@ -93,6 +96,7 @@ async def handle_move_mem(bo: BufferObject, resource: Resource, ctx: OperationCo
                 in_region = old.num_pages if old is not None and old.pages is not None else 0
                 await populate_all(bo, tt, ctx, overwritten=in_region)
         bo.resv.reserve_fences(1)
+        inject.check("move", errno.EIO, f"moving {bo.name}")
         await bo.funcs.move(bo, resource, ctx, evict=evict)
     except BaseException as error:
         _undo_populate(bo, old, had_tt)
@@ -140,7 +144,8 @@ def move_to_ghost(bo: BufferObject, *, take_tt: bool, kept_pages: int = 1 << 62)
     `kept_pages` is what the copy covers: pages of the tt from there on stay with the BO. The ghost inherits all
     fences of the BO, readers included, and goes when the last one signals.
     """
-    ghost = BufferObject(bo.device, _GHOST_FUNCS, name=f"{bo.name} (ghost)")
+    # A reservation of no device: what was submitted must be guarded, so this must not fail.
+    ghost = BufferObject(bo.device, _GHOST_FUNCS, name=f"{bo.name} (ghost)", resv=Reservation())
     ghost.ghost = True
     ghost.size = bo.size
     ghost.priority = bo.priority
@@ -172,6 +177,11 @@ async def move_accel_cleanup(
     bo.resv.add_fence(fence, Usage.KERNEL)
     old = bo.resource
     keep_tt = resource.manager.use_tt
+    if bo.device.inject["ghost"].should_fail():
+        # No memory for a ghost: wait until nobody uses the old space, then nothing has to outlive the move.
+        await bo.resv.wait(Usage.BOOKKEEP)
+        move_sync_cleanup(bo, resource)
+        return
     if not evict or old is None:
         take_tt = not keep_tt and (old is None or old.manager.use_tt)
         move_to_ghost(bo, take_tt=take_tt, kept_pages=resource.num_pages)

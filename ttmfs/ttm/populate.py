@@ -35,6 +35,7 @@ async def populate_range(
     if tt.has_memory(first, count):
         return 0
     bo.drop_view()
+    bo.device.inject.check("page_alloc", errno.ENOMEM, f"{count} pages for {bo.name}")
     while True:
         try:
             return tt.populate_range(first, count, prefault=prefault, zero=zero)
@@ -49,6 +50,8 @@ async def populate_all(bo: BufferObject, tt: TT, ctx: OperationContext, *, overw
     The first `overwritten` pages are about to be copied over, so they are taken as they come.
     """
     present_before = None
+    if not tt.is_populated:
+        bo.device.inject.check("page_alloc", errno.ENOMEM, f"{tt.num_pages - tt.populated_pages} pages for {bo.name}")
     while not tt.is_populated:
         if present_before is None:
             present_before = tt.present()

@@ -46,6 +46,7 @@ async def alloc_resource(
         if manager.name != SYSTEM and not manager.size:
             continue
         try:
+            device.inject.check("resource_alloc", errno.ENOSPC, f"allocating in {place}")
             resource = manager.alloc(bo, place)
         except TtmError as error:
             if error.errno == errno.E2BIG:

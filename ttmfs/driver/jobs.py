@@ -1,0 +1,193 @@
+"""Jobs: what the compute engine does to the bytes of BOs (a command submission).
+
+A job is submitted under one ticket over all its BOs: each is validated to its placement and given all its memory, the
+job is queued behind their fences, and its own fence is left on them (WRITE on what it writes, READ on what it reads).
+It works on the memory that the BOs had at submission; a later move waits for it or leaves that memory alive. CPU
+caches are flushed when the engine starts it; at the end its bytes are published: INVAL, then signal (rule R7).
+"""
+
+import errno
+import time
+import zlib
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ttmfs.errors import TtmError
+from ttmfs.memory.arena import Arena
+from ttmfs.memory.copy import gather, scatter
+from ttmfs.sync.fence import Fence
+from ttmfs.ttm.bo import BufferObject
+from ttmfs.units import PAGE_MASK, PAGE_SHIFT
+
+DTYPES: Final[Mapping[str, type[np.generic]]] = {
+    "u8": np.uint8,
+    "u32": np.uint32,
+    "i64": np.int64,
+    "f32": np.float32,
+    "f64": np.float64,
+}
+_STEP: Final = 1 << 20
+"""Bytes that a job works on at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One job. `offset` and `size` are bytes and the same in all BOs; `size` None means to the end of the shortest."""
+
+    kind: str
+    dst: BufferObject | None = None
+    srcs: tuple[BufferObject, ...] = ()
+    factor: float = 0.0
+    seconds: float = 0.0
+    value: int = 0
+    offset: int = 0
+    size: int | None = None
+    dtype: str = "u8"
+    after: Fence | None = None
+
+    @property
+    def bos(self) -> tuple[BufferObject, ...]:
+        """All BOs, what it writes first; one that is named twice comes once."""
+        named = (self.dst, *self.srcs) if self.dst is not None else self.srcs
+        return tuple(dict.fromkeys(named))
+
+
+@dataclass(slots=True)
+class Span:
+    """The memory of one BO as it was at submission: `parts` of (arena, page numbers uint32), in the BO's order."""
+
+    parts: list[tuple[Arena, NDArray[np.uint32]]] = field(default_factory=list)
+
+    def pieces(self, offset: int, size: int) -> list[tuple[Arena, NDArray[np.uint32], int, int]]:
+        """(arena, page numbers, offset in the first page, bytes) that make up bytes [offset, offset + size)."""
+        found = []
+        start = 0
+        for arena, numbers in self.parts:
+            end = start + len(numbers)
+            low, high = max(offset, start << PAGE_SHIFT), min(offset + size, end << PAGE_SHIFT)
+            if low < high:
+                first, last = low >> PAGE_SHIFT, (high - 1) >> PAGE_SHIFT
+                found.append((arena, numbers[first - start : last - start + 1], low & PAGE_MASK, high - low))
+            start = end
+        return found
+
+    def load(self, offset: int, size: int) -> memoryview:
+        """The bytes: the memory itself where it is one run, else a copy."""
+        pieces = self.pieces(offset, size)
+        if len(pieces) == 1:
+            return gather(*pieces[0])
+        return memoryview(b"".join(gather(*piece) for piece in pieces))
+
+    def store(self, offset: int, data: memoryview) -> None:
+        """Put bytes."""
+        done = 0
+        for arena, numbers, skip, length in self.pieces(offset, len(data)):
+            scatter(arena, numbers, skip, data[done : done + length])
+            done += length
+
+
+def capture(bo: BufferObject) -> Span:
+    """The memory of a reserved BO whose pages all have memory."""
+    span = Span()
+    resource = bo.resource
+    start = 0
+    if resource is not None and resource.pages is not None:
+        start = min(resource.num_pages, bo.num_pages)
+        span.parts.append((resource.arena, resource.numbers(0, start).copy()))
+    if start < bo.num_pages:
+        tt = bo.need_tt()
+        span.parts.append((tt.arena, tt.numbers(start, bo.num_pages - start).copy()))
+    return span
+
+
+def check(job: Job) -> int:
+    """The bytes that the job works on. TtmError(EINVAL) for a range outside a BO or not a multiple of the type."""
+    if job.kind == "busy":
+        return 0
+    shortest = min(bo.size for bo in job.bos)
+    size = max(shortest - job.offset, 0) if job.size is None else job.size
+    if job.offset + size > shortest:
+        raise TtmError(errno.EINVAL, f"{job.offset}+{size} is not within {shortest} bytes, the shortest of the BOs")
+    width = np.dtype(DTYPES[job.dtype]).itemsize
+    if job.size is None:
+        size -= size % width
+    if size % width or job.offset % width:
+        raise TtmError(errno.EINVAL, f"offset and bytes must be multiples of {width}, the size of a {job.dtype}")
+    return size
+
+
+# -- what runs in the worker thread: memory only, nothing of TTM -------------------------------------------------------
+
+
+def _typed(data: memoryview, dtype: str) -> NDArray[Any]:
+    return np.frombuffer(data, DTYPES[dtype])
+
+
+def _binary(job: Job, a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
+    with np.errstate(all="ignore"):
+        if job.kind == "xor":
+            result: NDArray[Any] = a.view(np.uint8) ^ b.view(np.uint8)
+        elif job.kind == "add":
+            result = a + b
+        else:
+            result = (b + a.dtype.type(job.factor) * a).astype(a.dtype)
+    return result
+
+
+def execute(job: Job, size: int, dst: Span | None, srcs: tuple[Span, ...]) -> int | float | None:
+    """Do the job; returns the value of a reduce or checksum. Runs outside the loop's thread."""
+    value: int | float | None = None
+    if job.kind == "checksum":
+        value = 0
+    elif job.kind == "reduce":
+        value = 0 if job.dtype in ("u8", "u32", "i64") else 0.0
+    for start in range(job.offset, job.offset + size, _STEP):
+        length = min(_STEP, job.offset + size - start)
+        if job.kind == "fill":
+            assert dst is not None
+            dst.store(start, memoryview(bytes([job.value]) * length))
+            continue
+        data = srcs[0].load(start, length)
+        if job.kind == "checksum":
+            assert isinstance(value, int)
+            value = zlib.crc32(data, value)
+        elif job.kind == "reduce":
+            assert value is not None
+            part = _typed(data, job.dtype)
+            value += int(part.sum(dtype=np.int64)) if isinstance(value, int) else float(part.sum(dtype=np.float64))
+        elif job.kind == "copy":
+            assert dst is not None
+            dst.store(start, memoryview(bytes(data)))
+        else:
+            assert dst is not None
+            a, b = _typed(data, job.dtype), _typed(dst.load(start, length), job.dtype)
+            dst.store(start, memoryview(_binary(job, a, b).tobytes()))
+    return value
+
+
+@dataclass(slots=True)
+class QueuedJob:
+    """A job in the compute engine's queue. `value` is there once its fence has signaled."""
+
+    job: Job
+    size: int
+    fence: Fence
+    dst: Span | None
+    srcs: tuple[Span, ...]
+    deps: tuple[Fence, ...]
+    flush: Callable[[BufferObject], Awaitable[None]]
+    value: int | float | None = None
+
+    async def publish(self) -> None:
+        """What the device wrote becomes visible: mtime moves, cached pages go."""
+        bo = self.job.dst
+        if bo is None:
+            return
+        touched = getattr(bo.private, "touch", None)
+        if touched is not None:
+            touched(time.time_ns())
+        await self.flush(bo)

@@ -1,0 +1,70 @@
+"""Submit: hand a job over its BOs to the compute engine (what DRM_IOCTL_*_GEM_EXECBUFFER does)."""
+
+import errno
+
+from ttmfs.driver.calls import reserved_all
+from ttmfs.driver.device import VirtualDevice
+from ttmfs.driver.jobs import Job, QueuedJob, capture, check
+from ttmfs.errors import TtmError
+from ttmfs.sync.fence import Fence
+from ttmfs.sync.resv import Usage
+from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.placement import SYSTEM
+from ttmfs.ttm.populate import populate_range
+from ttmfs.ttm.unmap import unmap_virtual
+from ttmfs.ttm.validate import validate
+
+
+async def submit_job(vdev: VirtualDevice, job: Job, ctx: OperationContext) -> QueuedJob:
+    """Reserve all BOs of the job under one ticket, validate them, queue the job behind their fences.
+
+    TtmError: EINVAL for a range outside a BO, ENODEV unplugged, EIO for a BO whose content was lost, ENOMEM, EBUSY.
+    """
+    if vdev.ttm.unplugged:
+        raise TtmError(errno.ENODEV, "the device was unplugged")
+    check(job)
+    bos = job.bos
+    async with reserved_all(bos):
+        for bo in bos:
+            await _prepare(bo, ctx)
+        # Sizes may have changed while others were waited for.
+        size = check(job)
+        return _queue(vdev, job, size)
+
+
+async def _prepare(bo: BufferObject, ctx: OperationContext) -> None:
+    """To its placement, with all its memory. Placement `system` means that the job takes it where it is."""
+    if bo.unknown_state:
+        raise TtmError(errno.EIO, f"the content of {bo.name} was lost in a failed copy: validate none, then write it")
+    ctx.resv = bo.resv
+    if any(place.mem_type != SYSTEM for place in bo.placement):
+        await validate(bo, bo.placement, ctx)
+    bo.placed = True
+    await populate_range(bo, 0, bo.num_pages, ctx)
+    bo.resv.reserve_fences(1)
+
+
+def _queue(vdev: VirtualDevice, job: Job, size: int) -> QueuedJob:
+    """Everything is reserved and has memory: from here on nothing can fail and nothing waits."""
+    writes = job.bos if job.kind == "busy" else (job.dst,)
+    deps: list[Fence] = []
+    for bo in job.bos:
+        # A writer waits for readers too; a reader for moves and writers.
+        deps += bo.resv.get_fences(Usage.READ if bo in writes else Usage.WRITE)
+    if job.after is not None:
+        deps.append(job.after)
+    what = f"{job.kind} {' '.join(bo.name for bo in job.bos)}"
+    queued = QueuedJob(
+        job,
+        size,
+        vdev.compute.timeline.next_fence(what, deps),
+        capture(job.dst) if job.dst is not None else None,
+        tuple(capture(bo) for bo in job.srcs) if job.kind != "busy" else (),
+        tuple(deps),
+        unmap_virtual,
+    )
+    for bo in job.bos:
+        bo.resv.add_fence(queued.fence, Usage.WRITE if bo in writes else Usage.READ)
+    vdev.compute.submit(queued)
+    return queued
