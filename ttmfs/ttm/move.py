@@ -81,7 +81,6 @@ async def handle_move_mem(bo: BufferObject, resource: Resource, ctx: OperationCo
     device = bo.device
     old = bo.resource
     inject = device.inject
-    had_tt = bo.tt is not None
     try:
         inject.check("unmap", errno.EIO, f"unmapping {bo.name}")
         if ctx.faulting is not bo:
@@ -99,7 +98,7 @@ async def handle_move_mem(bo: BufferObject, resource: Resource, ctx: OperationCo
         inject.check("move", errno.EIO, f"moving {bo.name}")
         await bo.funcs.move(bo, resource, ctx, evict=evict)
     except BaseException as error:
-        _undo_populate(bo, old, had_tt)
+        _undo_populate(bo, old)
         if not isinstance(error, Multihop):
             device.counters.moves.failed += 1
         raise
@@ -120,13 +119,13 @@ def _is_empty(bo: BufferObject) -> bool:
     return not in_region and (bo.tt is None or not (bo.tt.populated_pages or bo.tt.backed_up_pages))
 
 
-def _undo_populate(bo: BufferObject, old: Resource | None, had_tt: bool) -> None:
+def _undo_populate(bo: BufferObject, old: Resource | None) -> None:
     """A failed move out of a region with memory of its own: its tt keeps only what it had to."""
     if old is None or old.pages is None or bo.resource is not old or bo.tt is None:
         return
     present = bo.tt.present()
     bo.tt.depopulate(present[present < old.num_pages])
-    if not had_tt:
+    if not bo.tt.has_content:
         bo.tt = None
 
 
