@@ -4,12 +4,14 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import tomllib
 from collections.abc import Callable
-from typing import Any, NoReturn
+from types import FrameType
+from typing import Any, Final, NoReturn
 
 import click
 from rich.console import Console
@@ -18,7 +20,11 @@ from rich.table import Table
 import ttmfs
 from ttmfs.driver.config import Config, Region
 from ttmfs.errors import TtmError
-from ttmfs.units import format_size, parse_size
+from ttmfs.ttm.placement import parse_placement
+from ttmfs.units import PAGE_SIZE, format_size, parse_size
+
+MAY_BE_NONE: Final = ("vram", "gtt")
+"""Regions that a device may lack: size 0, and validating there is ENOMEM."""
 
 
 class SizeType(click.ParamType[int]):
@@ -28,7 +34,7 @@ class SizeType(click.ParamType[int]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Bytes."""
-        if isinstance(value, int):
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 1 << 62:
             return value
         try:
             return parse_size(str(value))
@@ -55,7 +61,24 @@ class RegionType(click.ParamType[Region]):
             self.fail(error.message, param, ctx)
 
 
+class SecondsType(click.ParamType[float]):
+    """A number of seconds, not negative."""
+
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Seconds."""
+        try:
+            seconds = float(value)
+        except (TypeError, ValueError):
+            seconds = -1.0
+        if isinstance(value, bool) or not 0 <= seconds <= 1e6:
+            self.fail(f"{value!r} is no number of seconds: write it as 0.5 or 15", param, ctx)
+        return seconds
+
+
 SIZE = SizeType()
+SECONDS = SecondsType()
 
 
 def _option(*names: str, **how: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -72,16 +95,16 @@ _DEVICE_OPTIONS = [
     _option("--beneficial-order", type=click.IntRange(0, 10), default=9, help="Page order worth having (0: off)."),
     _option("--copy-engines", type=click.IntRange(1, 16), default=1, help="Engines that copy at the same time."),
     _option("--copy-bandwidth", type=SIZE, default="0", help="Simulated link, bytes per second (0: not simulated)."),
-    _option("--copy-latency", type=float, default=0.0, help="Simulated latency of a copy, seconds."),
+    _option("--copy-latency", type=SECONDS, default=0.0, help="Simulated latency of a copy, seconds."),
     _option("--sync-moves", is_flag=True, help="Wait for every copy inside the move (for comparison)."),
     _option("--placement", default="system", help="Where a new BO goes at its first use, as in 'vram gtt'."),
     _option("--prefault", type=click.IntRange(0, 1 << 20), default=256, help="Pages served around a fault."),
-    _option("--fault-timeout", type=float, default=15.0, help="Seconds that a fault may wait."),
-    _option("--command-timeout", type=float, default=60.0, help="Seconds that a command may take."),
+    _option("--fault-timeout", type=SECONDS, default=15.0, help="Seconds that a fault may wait."),
+    _option("--command-timeout", type=SECONDS, default=60.0, help="Seconds that a command may take."),
     _option("--propagate-enospc", is_flag=True, help="A full region is ENOSPC, not ENOMEM."),
     _option("--allow-other", is_flag=True, help="Let other users in (file modes decide)."),
     _option("--stock-loop", is_flag=True, help="Use pyfuse3's own readiness wait."),
-    _option("--watchdog", type=float, default=30.0, help="Seconds after which a wedged daemon is put down (0: never)."),
+    _option("--watchdog", type=SECONDS, default=30.0, help="Seconds until a wedged daemon is put down (0: never)."),
     _option("--config", "config_file", type=click.Path(exists=True, dir_okay=False), help="TOML file of options."),
 ]
 
@@ -93,16 +116,44 @@ def _device_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _config(ctx: click.Context, options: dict[str, Any]) -> Config:
-    """Options given on the command line win over the file, the file over the defaults."""
+    """Options given on the command line win over the file, the file over the defaults. Click's errors (status 2)."""
     path = options.pop("config_file", None)
     if path is not None:
         with open(path, "rb") as file:
             try:
                 table = tomllib.load(file)
             except tomllib.TOMLDecodeError as error:
-                raise click.ClickException(f"{path}: {error}") from None
+                raise click.UsageError(f"{path} is no TOML: {error}") from None
+            except UnicodeDecodeError:
+                raise click.UsageError(f"{path} is no TOML: it is not UTF-8 text") from None
         _merge_file(ctx, path, table, options)
-    return Config(**options)
+    config = Config(**options)
+    _check(config)
+    return config
+
+
+def _check(config: Config) -> None:
+    """What can be known to be wrong before anything is made."""
+    names = ("system", "gtt", "vram", *(region.name for region in config.regions))
+    for name in names:
+        if names.count(name) > 1:
+            raise click.UsageError(f"--region {name}: there is a region of that name already")
+    sizes = {"memory": config.memory, "vram": config.vram, "gtt": config.gtt}
+    sizes |= {f"region {region.name}": region.size for region in config.regions}
+    for name, size in sizes.items():
+        if size < PAGE_SIZE and not (size == 0 and name in MAY_BE_NONE):
+            raise click.UsageError(f"--{name}: {size} bytes is less than a page: say at least {PAGE_SIZE}, or 256M")
+    if config.visible_vram is not None and config.visible_vram > config.vram:
+        raise click.UsageError(
+            f"--visible-vram {format_size(config.visible_vram)} is more than --vram {format_size(config.vram)}: "
+            "it is the part of vram that the CPU can reach"
+        )
+    if 0 < config.watchdog < 1:
+        raise click.UsageError(f"--watchdog {config.watchdog:g}: say at least 1 second, or 0 for none")
+    try:
+        parse_placement(config.placement.split(), names)
+    except TtmError as error:
+        raise click.UsageError(f"--placement {config.placement!r}: {error.message}") from None
 
 
 def _merge_file(ctx: click.Context, path: str, table: dict[str, Any], options: dict[str, Any]) -> None:
@@ -113,10 +164,17 @@ def _merge_file(ctx: click.Context, path: str, table: dict[str, Any], options: d
         param = parameters.get(name)
         if param is None or name not in options:
             known = " ".join(sorted(options))
-            raise click.ClickException(f"{path}: {key!r} is no mount option: say one of {known}")
+            raise click.UsageError(f"{path}: {key!r} is no mount option: say one of {known}")
         if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
             continue
-        options[name] = param.type_cast_value(ctx, value)
+        if param.multiple and not isinstance(value, list):
+            value = [value]  # noqa: PLW2901
+        elif not param.multiple and isinstance(value, list | dict):
+            raise click.UsageError(f"{path}: {key} takes one value, not {value!r}")
+        try:
+            options[name] = param.type_cast_value(ctx, value)
+        except click.BadParameter as error:
+            raise click.UsageError(f"{path}: {key}: {error.message}") from None
 
 
 def _fail(error: OSError) -> NoReturn:
@@ -134,7 +192,11 @@ def main() -> None:
     truncate -s 64M /tmp/gpu/bo/tex0
     echo "vram gtt" > /tmp/gpu/objects/tex0/validate
     cat /tmp/gpu/objects/tex0/status
+    ttmfs status /tmp/gpu
     ttmfs umount /tmp/gpu
+
+    The mount explains itself: cat /tmp/gpu/README, or any command file, as in cat /tmp/gpu/objects/tex0/validate.
+    When a command fails, /tmp/gpu/error_log says why.
     """
 
 
@@ -145,7 +207,19 @@ def main() -> None:
 @click.option("--log", "log_file", type=click.Path(), help="File for the daemon's messages.")
 @click.pass_context
 def mount(ctx: click.Context, /, mountpoint: str, foreground: bool, log_file: str | None, **options: Any) -> None:
-    """Mount a device at MOUNTPOINT (an empty directory) and go to the background when it is ready."""
+    """Mount a device at MOUNTPOINT (an empty directory) and go to the background when it is ready.
+
+    Sizes are bytes, or take K, M, G, T (binary). Exit status: 0 mounted, 1 it cannot be (the reason is printed; see
+    also `ttmfs doctor`), 2 an option is wrong. `--config` reads the same options from a TOML file; the command line
+    wins over it.
+
+    \b
+    ttmfs mount /tmp/gpu --vram 128M --visible-vram 32M     a small device with a smaller window
+    ttmfs mount /tmp/gpu --region stolen=16M:range          one more region
+    ttmfs mount /tmp/gpu --placement "vram gtt"             new BOs go to vram, else to gtt
+    ttmfs mount /tmp/gpu --copy-bandwidth 1G --copy-latency 0.001
+    printf 'vram = "128M"\\nprefault = 16\\n' > dev.toml; ttmfs mount /tmp/gpu --config dev.toml
+    """
     from ttmfs.fs.daemon import run_in_background  # noqa: PLC0415 - the other commands need no FUSE library
     from ttmfs.fs.mount import Mount, check_mountpoint  # noqa: PLC0415
 
@@ -169,34 +243,58 @@ def mount(ctx: click.Context, /, mountpoint: str, foreground: bool, log_file: st
 @click.argument("mountpoint")
 @click.option("--force", is_flag=True, help="Abort whoever uses it and detach it: dirty client pages are lost.")
 def umount(mountpoint: str, force: bool) -> None:
-    """Take the mount at MOUNTPOINT down."""
+    """Take the mount at MOUNTPOINT down; all BOs are gone with it.
+
+    Busy (somebody has a file open, or stands inside) is an error that says who. --force does not ask: their next
+    access fails. It also frees a mount whose daemon does not answer.
+    """
     from ttmfs.fs import tuning  # noqa: PLC0415
 
     path = os.path.abspath(mountpoint)
-    try:
-        connection = tuning.connection_number(path)
-    except OSError:
-        raise click.ClickException(f"{path} is no ttmfs mount") from None
+    connection = _connection(path)
     if force:
         problem = tuning.abort_connection(connection)
         problem = tuning.lazy_unmount(path) or problem
         if problem:
             raise click.ClickException(problem)
         return
-    command = ["umount", path] if os.geteuid() == 0 else ["fusermount3", "-u", path]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise click.ClickException(
-            f"{done.stderr.strip()}\nIf it is busy, `fuser -vm {path}` says who uses it; --force takes it down anyway."
-        )
+    problem = tuning.unmount(path)
+    if problem:
+        raise click.ClickException(f"{problem}{_who_uses(path)}")
 
 
-@main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+def _connection(path: str) -> int:
+    """The FUSE connection of a ttmfs mount, without touching it. ClickException when `path` is none."""
+    from ttmfs.fs import tuning  # noqa: PLC0415
+
+    try:
+        if tuning.filesystem_type(path) == "fuse.ttmfs":
+            return tuning.connection_number(path)
+    except OSError:
+        pass
+    mounts = tuning.mountpoints("fuse.ttmfs")
+    there = f"ttmfs is mounted on {' '.join(mounts)}" if mounts else "ttmfs is not mounted anywhere"
+    raise click.ClickException(f"{path} is no ttmfs mount: {there}")
+
+
+def _who_uses(path: str) -> str:
+    """The processes that keep a mount busy, and what can be done."""
+    from ttmfs.fs import users  # noqa: PLC0415
+
+    lines = [f"\n  {user}" for user in users.users_of(path)]
+    text = "\nUsed by:" + "".join(lines) if lines else ""
+    return f"{text}\n`ttmfs umount --force {path}` takes it down anyway; what clients have not written back is lost."
+
+
+@main.command(context_settings={"allow_interspersed_args": False})
 @_device_options
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_context
 def run(ctx: click.Context, /, command: tuple[str, ...], **options: Any) -> None:
     """Mount a temporary device, run COMMAND with TTMFS_MOUNT set, unmount; the status is COMMAND's.
+
+    Signals: ^C is COMMAND's own business, TERM and HUP are handed on to it. A process that COMMAND leaves behind
+    inside the mount loses it.
 
     \b
     ttmfs run --vram 128M -- sh -c 'cp /bin/ls $TTMFS_MOUNT/bo/x; cat $TTMFS_MOUNT/objects/x/status'
@@ -212,21 +310,50 @@ def run(ctx: click.Context, /, command: tuple[str, ...], **options: Any) -> None
         os.rmdir(where)
         _fail(error)
     try:
-        code = subprocess.run(command, env={**os.environ, "TTMFS_MOUNT": where}, check=False).returncode
-    except OSError as error:
-        click.echo(f"ttmfs: {command[0]}: {error.strerror}", err=True)
-        code = 127
+        code = _run_command(command, {**os.environ, "TTMFS_MOUNT": where})
     finally:
         _take_down(where)
-    sys.exit(code if code >= 0 else 128 - code)
+    sys.exit(code)
+
+
+def _run_command(command: tuple[str, ...], environment: dict[str, str]) -> int:
+    """Run it to its end; its status as a shell gives it.
+
+    A terminal sends ^C and ^\\ to the command as well, so they are its business; TERM and HUP are handed on to it.
+    """
+    child: subprocess.Popen[bytes] | None = None
+    early: list[int] = []
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        del frame
+        if child is None:
+            early.append(number)
+        else:
+            child.send_signal(number)
+
+    # Handlers, not SIG_IGN: those go back to the default in the command.
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, lambda *_: None)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, hand_on)
+    try:
+        child = subprocess.Popen(command, env=environment)
+    except OSError as error:
+        click.echo(f"ttmfs: {command[0]}: {error.strerror}", err=True)
+        return 127 if isinstance(error, FileNotFoundError) else 126
+    for signum in early:
+        child.send_signal(signum)
+    code = child.wait()
+    return code if code >= 0 else 128 - code
 
 
 def _take_down(where: str) -> None:
     """Unmount, by force if somebody still uses it."""
-    from ttmfs.fs import tuning  # noqa: PLC0415
+    from ttmfs.fs import tuning, users  # noqa: PLC0415
 
-    command = ["umount", where] if os.geteuid() == 0 else ["fusermount3", "-u", where]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
+    if tuning.unmount(where):
+        for user in users.users_of(where):
+            click.echo(f"ttmfs: the command has ended, and loses the mount: {user}", err=True)
         with contextlib.suppress(OSError):
             tuning.abort_connection(tuning.connection_number(where))
         tuning.lazy_unmount(where)
@@ -241,14 +368,21 @@ def _take_down(where: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="The whole `stats` object.")
 def status(mountpoint: str, as_json: bool) -> None:
     """Show the regions, requests and moves of the mount at MOUNTPOINT."""
+    path = os.path.abspath(mountpoint)
+    _connection(path)
     try:
-        with open(os.path.join(mountpoint, "stats"), encoding="utf-8") as file:
+        with open(os.path.join(path, "stats"), encoding="utf-8") as file:
             text = file.read()
-        values = json.loads(text)
-        regions = values["regions"]
-    except (OSError, ValueError, KeyError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it has no stats"
-        raise click.ClickException(f"{mountpoint} is no ttmfs mount: {reason}") from None
+    except PermissionError:
+        raise click.ClickException(
+            f"{path} belongs to another user, who has mounted it without --allow-other: ask as that user"
+        ) from None
+    except OSError as error:
+        raise click.ClickException(
+            f"{path} does not answer ({error.strerror}): `ttmfs umount --force {path}` takes it down"
+        ) from None
+    values = json.loads(text)
+    regions = values["regions"]
     if as_json:
         click.echo(text, nl=False)
         return
@@ -266,7 +400,11 @@ def status(mountpoint: str, as_json: bool) -> None:
 
 @main.command()
 def doctor() -> None:
-    """Say what this machine lacks, and the command that mends it."""
+    """Say what this machine lacks, and the command that mends it.
+
+    One line a check: ok, loses (works without, and what is lost), missing (will not work). Exit status 1 when
+    something is missing. Run it as the user who mounts: without root it says what that costs.
+    """
     from ttmfs.doctor import examine  # noqa: PLC0415
 
     worst = 0

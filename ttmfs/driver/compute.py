@@ -3,6 +3,7 @@
 import errno
 import logging
 from collections import deque
+from typing import Final
 
 import trio
 
@@ -11,6 +12,9 @@ from ttmfs.driver.jobs import QueuedJob, execute
 from ttmfs.sync.fence import Fence, FenceCounters, Timeline
 
 log = logging.getLogger(__name__)
+
+INLINE_BYTES: Final = 256 << 10
+"""Smaller jobs run on the loop: a thread hop costs more than they do."""
 
 
 class ComputeEngine:
@@ -56,6 +60,8 @@ class ComputeEngine:
                 await queued.flush(bo)
             if queued.job.kind == "busy":
                 await trio.sleep(queued.job.seconds)
+            elif queued.size <= INLINE_BYTES:
+                queued.value = execute(queued.job, queued.size, queued.dst, queued.srcs)
             else:
                 queued.value = await trio.to_thread.run_sync(
                     execute, queued.job, queued.size, queued.dst, queued.srcs, limiter=self._limiter

@@ -82,8 +82,10 @@ class VirtualDevice:
                 managers.append(RangeManager(region.name, size, use_tt=False, arena=self._arena(region.name, size)))
         return managers
 
-    def _buddy(self, name: str, size: int, visible: int) -> BuddyManager:
+    def _buddy(self, name: str, size: int, visible: int) -> ResourceManager:
         size = size // PAGE_SIZE * PAGE_SIZE
+        if not size:  # a region that this device has not: everything there is ENOMEM
+            return RangeManager(name, 0, use_tt=False, arena=self._arena(name, 0))
         return BuddyManager(name, size, visible, self._arena(name, size))
 
     # -- what the layers above ask for ---------------------------------------------------------------------------

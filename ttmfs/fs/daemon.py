@@ -58,6 +58,9 @@ def _serve_detached(serve: Callable[[Callable[[], None]], None], writer: int, lo
     try:
         os.chdir("/")
         _redirect_stdio(log_file)
+        # Whoever waits for the end of a pipe that the caller had open must not wait for the daemon.
+        os.closerange(3, writer)
+        os.closerange(writer + 1, os.sysconf("SC_OPEN_MAX"))
         serve(ready)
     except OSError as error:
         code = 1

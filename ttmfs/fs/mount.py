@@ -64,13 +64,7 @@ def check_mountpoint(mountpoint: str) -> str:
 
 def mounted_here() -> list[str]:
     """Mountpoints of all ttmfs mounts, from mountinfo: never touches the mounts themselves."""
-    found = []
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
-        for line in table:
-            fields, _, tail = line.partition(" - ")
-            if tail.startswith(f"fuse.{FS_NAME} "):
-                found.append(fields.split()[4].encode().decode("unicode_escape"))
-    return found
+    return tuning.mountpoints(f"fuse.{FS_NAME}")
 
 
 class Mount:

@@ -88,6 +88,18 @@ def connection_number(mountpoint: str) -> int:
     return top.major << 20 | top.minor
 
 
+def filesystem_type(mountpoint: str) -> str | None:
+    """The type of what is mounted on top at `mountpoint`, as in `fuse.ttmfs`; None for nothing. Never stats it."""
+    path = _absolute(mountpoint)
+    found = [mount.fstype for mount in _mounts() if mount.mountpoint == path]
+    return found[-1] if found else None
+
+
+def mountpoints(fstype: str) -> list[str]:
+    """Where file systems of this type are mounted."""
+    return [mount.mountpoint for mount in _mounts() if mount.fstype == fstype]
+
+
 def _absolute(mountpoint: str) -> str:
     """`mountpoint` with its parent resolved but the last component untouched: that one may hang."""
     parent, name = os.path.split(os.path.abspath(mountpoint))
@@ -226,6 +238,27 @@ def abort_connection(connection: int) -> str | None:
     except OSError as exc:
         return f"connection {connection} could not be aborted: {exc.strerror}"
     return None
+
+
+def unmount(mountpoint: str) -> str | None:
+    """Unmount what nobody uses, as umount(8) does, but without a stat that would hang on a wedged mount.
+
+    Clients' dirty pages are written back first. None when it is gone, else the reason as a sentence.
+    """
+    code = _umount2(mountpoint, 0)
+    if code == errno.EPERM:
+        done = subprocess.run(
+            ["fusermount3", "-u", "--", mountpoint], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        code = errno.EBUSY if "busy" in done.stderr else code
+        if done.returncode == 0:
+            return None
+        if code == errno.EPERM:
+            return f"{mountpoint} could not be unmounted: {done.stderr.strip()}"
+    if code == errno.EBUSY:
+        return f"{mountpoint} is busy: a process has a file of it open, or stands inside"
+    return f"{mountpoint} could not be unmounted: {os.strerror(code)}" if code else None
 
 
 def force_unmount(mountpoint: str) -> str | None:

@@ -1,5 +1,6 @@
 """OperationContext: how one TTM call may wait and what it did (ttm_operation_ctx)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,5 +26,9 @@ class OperationContext:
     """Re-back at the beneficial order although the resource is compatible (seed: defrag)."""
     faulting: "BufferObject | None" = None
     """The BO whose fault this call serves. It is never unmapped: its own folio is locked by the READ (H30)."""
+    contended: "BufferObject | None" = None
+    """A victim that the ticket could not wait for (EDEADLK): give everything up and wait for it, then start over."""
+    together: "Sequence[BufferObject]" = ()
+    """BOs that one ticket holds for a common move: none of their requests waits while one of them is unmapped."""
     bytes_moved: int = 0
     evictions: int = 0

@@ -14,7 +14,7 @@ from ttmfs.memory.arena import Arena
 from ttmfs.memory.buddy import Blocks, Buddy
 from ttmfs.memory.range_allocator import Mode, RangeAllocator, RangeNode
 from ttmfs.ttm.placement import SYSTEM, Place, PlaceFlag
-from ttmfs.ttm.resource import Resource, ResourceManager, no_space
+from ttmfs.ttm.resource import Resource, ResourceManager, never_fits, no_space
 from ttmfs.units import PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class RangeManager(ResourceManager):
         if pages:
             end = min(place.end, self.num_pages) if place.end else self.num_pages
             if place.first + pages > end:
-                raise no_space(self, pages, place)
+                raise never_fits(self, pages, place)
             try:
                 node = self.ranges.insert(pages, alignment=bo.page_alignment, first=place.first, last=end, mode=mode)
             except TtmError as error:
@@ -116,10 +116,7 @@ class BuddyManager(ResourceManager):
         pages = bo.num_pages
         end = min(place.end, self.num_pages) if place.end else self.num_pages
         if pages > max(end - place.first, 0):
-            # xe answers E2BIG; a window that can never hold the BO must not be evicted for, but may be skipped.
-            raise TtmError(
-                errno.E2BIG, f"{pages} pages never fit into {place}: the region has {self.num_pages} pages"
-            )
+            raise never_fits(self, pages, place)
         blocks: Blocks | None = None
         if pages:
             ranged = place.first > 0 or end < self.num_pages
@@ -133,7 +130,10 @@ class BuddyManager(ResourceManager):
                     topdown=PlaceFlag.TOPDOWN in place.flags,
                 )
             except TtmError as error:
-                raise no_space(self, pages, place) if error.errno == errno.ENOSPC else error from None
+                if error.errno == errno.ENOSPC:
+                    raise no_space(self, pages, place) from None
+                # One run that is longer than the largest block, within a window: no eviction makes it possible.
+                raise never_fits(self, pages, place) from None
         resource = Resource(self, bo, pages, -1, place.flags)
         self._take(resource, blocks)
         return self.account(resource)

@@ -84,7 +84,7 @@ async def handle_move_mem(bo: BufferObject, resource: Resource, ctx: OperationCo
     try:
         inject.check("unmap", errno.EIO, f"unmapping {bo.name}")
         if ctx.faulting is not bo:
-            await unmap_virtual(bo)
+            await unmap_virtual(bo, together=ctx.together)
         bo.drop_view()
         if resource.manager.use_tt:
             inject.check("tt_create", errno.ENOMEM, f"making a tt for {bo.name}")

@@ -159,7 +159,8 @@ class ResourceManager:
         fences = self.pending_eviction_fences()
         for index, old in enumerate(fences):
             if old.context == fence.context:
-                fences[index] = fence
+                if fence.is_later(old):
+                    fences[index] = fence
                 return True
         if len(fences) >= NUM_MOVE_FENCES:
             return False
@@ -208,6 +209,13 @@ def no_space(manager: ResourceManager, num_pages: int, place: Place) -> TtmError
     return TtmError(
         errno.ENOSPC,
         f"{manager.name} has no room for {num_pages} pages at {place}: {manager.usage} of {manager.size} bytes used",
+    )
+
+
+def never_fits(manager: ResourceManager, num_pages: int, place: Place) -> TtmError:
+    """The E2BIG of a manager (xe's): no eviction can help, so the place is passed over and nobody evicted for it."""
+    return TtmError(
+        errno.E2BIG, f"{num_pages} pages never fit into {place}: {manager.name} has {manager.num_pages} pages"
     )
 
 

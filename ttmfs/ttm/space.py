@@ -6,6 +6,9 @@ needs space too, so they live together.
 A first walk over the region's LRU only trylocks. If the evictor's reservation was taken with a ww ticket, more walks
 may block for one victim each, as long as the walk before freed something. After each victim the allocation is tried
 again, so never more is evicted than needed in LRU order.
+
+EDEADLK never leaves a walk. Where the kernel ends in ENOMEM then, `ctx.contended` names the victim, so that whoever
+owns the ticket can give everything up, wait for it and start over (`ttmfs.driver.locking`).
 """
 
 import errno
@@ -29,12 +32,19 @@ BUSY_RETRY_SECONDS: Final = 0.02
 """How long an allocation waits once for victims that were only briefly locked, before it gives up."""
 
 
+def no_room(bo: BufferObject, placement: Placement) -> TtmError:
+    """Full everywhere, as callers see it: ENOMEM, or ENOSPC with `--propagate-enospc`."""
+    code = errno.ENOSPC if bo.device.propagate_enospc else errno.ENOMEM
+    return TtmError(code, f"no room for {bo.name or 'a BO'} ({bo.num_pages} pages) in {format_placement(placement)}")
+
+
 async def alloc_resource(
     bo: BufferObject, placement: Placement, ctx: OperationContext, *, evicting: bool
 ) -> Resource | None:
     """ttm_bo_alloc_resource: one pass over the places; None when none of them has room.
 
-    The new resource inherits the fences of evictions that still copy out of its region.
+    The new resource inherits the fences of evictions that still copy out of its region. A place that can never hold
+    the BO (E2BIG) is passed over, and nobody is evicted for it; the kernel gives up there.
     """
     device = bo.device
     skipped = PlaceFlag.DESIRED if evicting else PlaceFlag.FALLBACK
@@ -105,14 +115,24 @@ async def move_to(bo: BufferObject, resource: Resource, ctx: OperationContext, *
             resource.manager.free(resource)
             raise
     if evict:
-        bo.evictions += 1
-        bo.device.counters.moves.evictions += 1
-        ctx.evictions += 1
+        _count_eviction(bo, ctx)
+
+
+def _count_eviction(bo: BufferObject, ctx: OperationContext) -> None:
+    bo.evictions += 1
+    bo.device.counters.moves.evictions += 1
+    ctx.evictions += 1
 
 
 async def _bounce(bo: BufferObject, hop: Placement, ctx: OperationContext) -> None:
-    """ttm_bo_bounce_temp_buffer: move to a temporary place, as an ordinary move."""
-    resource = await mem_space(bo, hop, ctx)
+    """ttm_bo_bounce_temp_buffer: move to a temporary place, as an ordinary move.
+
+    The kernel lets the ENOSPC of a full hop out as it is; here it is translated as everywhere.
+    """
+    try:
+        resource = await mem_space(bo, hop, ctx)
+    except TtmError as error:
+        raise no_room(bo, hop) if error.errno == errno.ENOSPC else error from None
     try:
         await handle_move_mem(bo, resource, ctx, evict=False)
     except BaseException:
@@ -145,8 +165,9 @@ async def evict_alloc(
     walk = _Walk(bo, manager, place, ctx)
     resource = await _walk_lru(walk, None)
     ticket = bo.resv.holder
-    while resource is None and ticket is not None and not ctx.no_wait_gpu:
+    while resource is None and ticket is not None and walk.busy is not None and not ctx.no_wait_gpu:
         walk.evicted = 0
+        walk.busy = None
         resource = await _walk_lru(walk, ticket)
         if not walk.evicted:
             break
@@ -160,19 +181,24 @@ async def evict_alloc(
 
 async def _walk_lru(walk: _Walk, ticket: AcquireContext | None) -> Resource | None:
     """One walk, oldest of the lowest priority first. With `ticket` it may block for one victim (then trylocks)."""
+    own = walk.bo.resv.holder
     with LruCursor(walk.manager.lru, until_now=True) as cursor:
         while (item := cursor.next()) is not None:
             assert isinstance(item, Resource)
             victim = item.bo
             if victim is walk.bo:
                 continue
-            locked = _trylock(victim, walk.ctx)
-            if not locked:
-                walk.busy = victim
-                if ticket is None or not await _ticket_lock(victim, ticket):
+            if not _trylock(victim, walk.ctx):
+                if own is not None and victim.resv.holder is own:
+                    # EALREADY: named in the same call, so never its victim.
                     continue
-                ticket = None
-                locked = True
+                walk.busy = victim
+                if ticket is None:
+                    continue
+                # At most one wait a walk, whether it ends well or not.
+                waiting, ticket = ticket, None
+                if not await _ticket_lock(victim, waiting, walk.ctx):
+                    continue
             try:
                 if await _evict_candidate(walk, item):
                     resource = _try_alloc(walk)
@@ -192,12 +218,15 @@ def _trylock(victim: BufferObject, ctx: OperationContext) -> bool:
     return _shares_held(victim, ctx) or victim.resv.trylock()
 
 
-async def _ticket_lock(victim: BufferObject, ticket: AcquireContext) -> bool:
+async def _ticket_lock(victim: BufferObject, ticket: AcquireContext, ctx: OperationContext) -> bool:
     """Wait for a victim under the ticket. EDEADLK and EALREADY make it unusable, they never leave the walk."""
     try:
         await victim.resv.lock(ticket)
     except TtmError as error:
-        if error.errno in (errno.EDEADLK, errno.EALREADY):
+        if error.errno == errno.EDEADLK:
+            ctx.contended = victim
+            return False
+        if error.errno == errno.EALREADY:
             return False
         raise
     return True
@@ -232,21 +261,23 @@ def _try_alloc(walk: _Walk) -> Resource | None:
 async def evict_bo(bo: BufferObject, ctx: OperationContext) -> None:
     """ttm_bo_evict: move a reserved BO to where its driver sends evicted ones, or purge it.
 
-    A zombie or ghost is waited for and cleaned up instead. TtmError: ENOSPC no room there, EBUSY, or the driver's.
+    A zombie or ghost is waited for and cleaned up instead: that counts as an eviction but moves no byte. TtmError:
+    ENOSPC no room there, EBUSY, EINVAL for an imported BO, or the driver's.
     """
     if bo.deleted:
         await wait_ctx(bo, ctx)
         bo.device.cleanup(bo)
+        _count_eviction(bo, ctx)
         return
+    if bo.external:
+        raise TtmError(errno.EINVAL, f"{bo.name} is imported: it is never moved, and its content never dropped")
     placement = bo.funcs.evict_flags(bo)
     if bo.device.trace.on:
         bo.device.trace.emit("evict", bo.name, region=bo.mem_type, to=" ".join(map(str, placement)) or "purge")
     if not placement:
         await wait_ctx(bo, ctx)
         await pipeline_gutting(bo, ctx)
-        bo.evictions += 1
-        bo.device.counters.moves.evictions += 1
-        ctx.evictions += 1
+        _count_eviction(bo, ctx)
         return
     resource = await mem_space(bo, placement, ctx)
     await move_to(bo, resource, ctx, evict=PlaceFlag.TEMPORARY not in placement[0].flags)

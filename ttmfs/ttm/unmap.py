@@ -4,16 +4,21 @@ Rules R1 and R3: while an INVAL is outstanding the BO's own requests are served 
 skipped when no READ or WRITE was answered since the last one.
 """
 
+from collections.abc import Sequence
+
 import trio
 
 from ttmfs.ttm.bo import BufferObject
 
 
-async def unmap_virtual(bo: BufferObject, first_page: int = 0, num_pages: int = 0) -> None:
+async def unmap_virtual(
+    bo: BufferObject, first_page: int = 0, num_pages: int = 0, *, together: Sequence[BufferObject] = ()
+) -> None:
     """Drop cached pages [first_page, first_page + num_pages), or from `first_page` to the end when `num_pages` is 0.
 
     Dirty ones are written back first. On return the caller may close the gate in the same step. Never cancelled half
-    way, never raises.
+    way, never raises. `together` are BOs that the caller holds reserved besides: until the INVAL has returned they are
+    served like `bo`, because their reservations wait for it too.
     """
     if not bo.handed_out and not bo.gate.unmapping:
         # While another INVAL is outstanding its writeback may still be on the way: wait for it, by one more.
@@ -25,9 +30,12 @@ async def unmap_virtual(bo: BufferObject, first_page: int = 0, num_pages: int = 
     device.counters.moves.unmaps += 1
     if device.trace.on:
         device.trace.emit("unmap", bo.name, first=first_page, pages=num_pages)
-    bo.gate.begin_unmapping()
+    gates = {bo.gate, *(other.gate for other in together)}
+    for gate in gates:
+        gate.begin_unmapping()
     try:
         with trio.CancelScope(shield=True):
             await device.unmapper.invalidate(bo, first_page, num_pages)
     finally:
-        bo.gate.end_unmapping()
+        for gate in gates:
+            gate.end_unmapping()

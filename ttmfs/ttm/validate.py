@@ -16,7 +16,7 @@ from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.move import pipeline_gutting
 from ttmfs.ttm.placement import Place, Placement, format_placement
 from ttmfs.ttm.resource import Resource, resource_compatible
-from ttmfs.ttm.space import alloc_resource, move_to
+from ttmfs.ttm.space import alloc_resource, move_to, no_room
 
 
 async def validate(bo: BufferObject, placement: Placement, ctx: OperationContext) -> None:
@@ -29,6 +29,7 @@ async def validate(bo: BufferObject, placement: Placement, ctx: OperationContext
     if bo.device.trace.on:
         bo.device.trace.emit("validate", bo.name, placement=format_placement(placement))
     if not placement:
+        _refuse_imported(bo)
         await pipeline_gutting(bo, ctx)
         return
     resource = await _allocate(bo, placement, ctx)
@@ -45,11 +46,16 @@ async def _allocate(bo: BufferObject, placement: Placement, ctx: OperationContex
             return None
         if bo.pin_count:
             raise TtmError(errno.EINVAL, f"{bo.name} is pinned in {bo.mem_type} and would have to move: unpin it first")
+        _refuse_imported(bo)
         resource = await alloc_resource(bo, placement, ctx, evicting=evicting)
         if resource is not None:
             return resource
-    code = errno.ENOSPC if bo.device.propagate_enospc else errno.ENOMEM
-    raise TtmError(code, f"no room for {bo.name or 'a BO'} ({bo.num_pages} pages) in {format_placement(placement)}")
+    raise no_room(bo, placement)
+
+
+def _refuse_imported(bo: BufferObject) -> None:
+    if bo.external:
+        raise TtmError(errno.EINVAL, f"{bo.name} is imported: its memory is another file's and cannot be moved")
 
 
 async def validate_all(
@@ -62,8 +68,13 @@ async def validate_all(
     """
     if not placement:
         for bo in bos:
+            _refuse_imported(bo)
+            if bo.pin_count:
+                raise TtmError(errno.EINVAL, f"{bo.name} is pinned: unpin it before it is gutted")
+        for bo in bos:
             await validate(bo, placement, ctx)
         return list(bos)
+    ctx.together = bos
     allocated: list[tuple[BufferObject, Resource]] = []
     try:
         for bo in bos:
@@ -82,9 +93,17 @@ async def validate_all(
         except BaseException:
             for _later, unused in allocated[index + 1 :]:
                 unused.manager.free(unused)
-            with trio.CancelScope(shield=True):
-                for earlier, place in reversed(moved):
-                    await validate(earlier, place, OperationContext(resv=earlier.resv))
+            await _move_back(moved)
             raise
         moved.append((bo, before))
     return [bo for bo, _resource in allocated]
+
+
+async def _move_back(moved: Sequence[tuple[BufferObject, Placement]]) -> None:
+    """Undo moves, the last first. Their old space is free or becomes so; one that cannot go back stays where it is."""
+    with trio.CancelScope(shield=True):
+        for bo, place in reversed(moved):
+            try:
+                await validate(bo, place, OperationContext(resv=bo.resv))
+            except TtmError as error:
+                bo.last_error = f"could not be moved back: {error.message}"
