@@ -327,3 +327,24 @@ async def test_copy_states_are_seen_in_snapshot(device, autojump_clock):
         vdev.engines[0].paused = False
         await bo.resv.wait(Usage.KERNEL)
         assert bo.snapshot() == b"gggg"
+
+
+async def test_where_few_may_wait_the_oldest_is_served_from_the_source(device, autojump_clock):
+    async with device() as vdev:
+        bo, data = await make(vdev, "a", MIB, "vram")
+        await busy(vdev, bo, 10)
+        await validate(vdev, bo, "gtt")
+        vdev.ttm.max_parked = 2
+        ended = []
+
+        async def reader(page):
+            got = bytes(await access.read(bo, page * PAGE_SIZE, PAGE_SIZE))
+            assert got == data[page * PAGE_SIZE : (page + 1) * PAGE_SIZE]
+            ended.append((page, trio.current_time()))
+
+        async with trio.open_nursery() as nursery:
+            for page in range(4):
+                nursery.start_soon(reader, page)
+                await trio.testing.wait_all_tasks_blocked()
+            assert [page for page, _when in ended] == [0, 1]
+        assert sorted(page for page, _when in ended) == [0, 1, 2, 3]

@@ -36,6 +36,10 @@ MAX_TASKS: Final = 8192
 """Requests that may be under way at once; a task is cheap, and without a free one nobody reads /dev/fuse (H8)."""
 
 MIN_TASKS: Final = 8
+
+UNPRIVILEGED_PARKED: Final = 8
+"""READs and WRITEs kept waiting where max_background cannot be raised: 12 that wait stop everybody else (H3)."""
+
 _SHUTDOWN_INVAL_SECONDS: Final = 10.0
 _CONNECTION_POLL_SECONDS: Final = 0.25
 FS_NAME: Final = "ttmfs"
@@ -148,6 +152,8 @@ class Mount:
         read_ahead = tuning.ReadAhead(device)
         self.operations.set_read_ahead = read_ahead.set_read_ahead
         read_ahead.set_read_ahead(self.config.prefault * 4)
+        if limits.failed:
+            self.vdev.ttm.max_parked = UNPRIVILEGED_PARKED
         self.report = [*limits.failed, *bdi.failed]
         for sentence in self.report:
             log.warning("%s", sentence)

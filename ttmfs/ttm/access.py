@@ -35,6 +35,8 @@ def try_read(bo: BufferObject, offset: int, size: int) -> Buffer | None:
     """`size` bytes (fewer only at the end of the BO) if they can be had with no wait at all, else None."""
     if bo.resv.locked or bo.copies or bo.gate.unmapping or not bo.placed or not bo.visible:
         return None
+    if bo.external or bo.device.unplugged:
+        return None
     size = min(size, bo.size - offset)
     if size <= 0:
         return b""
@@ -107,32 +109,63 @@ async def read(bo: BufferObject, offset: int, size: int) -> Buffer:
     return data
 
 
+class _Request:
+    """A READ or WRITE that may wait, until `deadline` on trio's clock."""
+
+    __slots__ = ("bo", "deadline")
+
+    def __init__(self, bo: BufferObject) -> None:
+        self.bo = bo
+        self.deadline = trio.current_time() + bo.device.fault_timeout
+
+    @property
+    def late(self) -> bool:
+        """Its time is up: it is served from where the bytes are, or fails."""
+        return trio.current_time() >= self.deadline
+
+    @property
+    def time_left(self) -> float:
+        """Seconds, never negative."""
+        return max(0.0, self.deadline - trio.current_time())
+
+    def hurry(self) -> None:
+        """End its wait now."""
+        self.deadline = trio.current_time()
+        self.bo.gate.wake()
+
+
 _A = TypeVar("_A")
 _R = TypeVar("_R")
 
 
 async def _parked(
-    bo: BufferObject, serve: Callable[[BufferObject, int, _A, float], Awaitable[_R]], offset: int, argument: _A
+    bo: BufferObject, serve: Callable[[BufferObject, int, _A, _Request], Awaitable[_R]], offset: int, argument: _A
 ) -> _R:
-    """Run a request that may have to wait: shielded, timed and listed among the waiting ones (R9)."""
+    """Run a request that may have to wait: shielded, timed and listed among the waiting ones (R8, R9)."""
     counters = bo.device.counters
+    parked = counters.requests.parked
     started = time.monotonic_ns()
-    token = object()
-    counters.requests.parked[token] = started
+    request = _Request(bo)
+    parked[request] = started
+    if len(parked) > bo.device.max_parked:
+        # The kernel grants an unprivileged mount few requests at a time: too many that wait would stop all others.
+        oldest = next(iter(parked))
+        if isinstance(oldest, _Request):
+            oldest.hurry()
     try:
         with trio.CancelScope(shield=True):
-            result = await serve(bo, offset, argument, trio.current_time() + bo.device.fault_timeout)
+            result = await serve(bo, offset, argument, request)
         return result
     except TtmError as error:
         counters.faults.errors += 1
         bo.last_error = error.message
         raise
     finally:
-        del counters.requests.parked[token]
+        del parked[request]
         counters.faults.max_ns = max(counters.faults.max_ns, time.monotonic_ns() - started)
 
 
-async def _read_slowly(bo: BufferObject, offset: int, size: int, deadline: float) -> Buffer:
+async def _read_slowly(bo: BufferObject, offset: int, size: int, request: _Request) -> Buffer:
     flags = FaultFlag.ALLOW_RETRY
     while True:
         size = min(size, bo.size - offset)
@@ -140,7 +173,7 @@ async def _read_slowly(bo: BufferObject, offset: int, size: int, deadline: float
             return b""
         first = offset >> PAGE_SHIFT
         count = ((offset + size - 1) >> PAGE_SHIFT) - first + 1
-        late = trio.current_time() >= deadline
+        late = request.late
         if bo.device.unplugged:
             return bytes(size)
         if bo.device.closing:
@@ -148,7 +181,7 @@ async def _read_slowly(bo: BufferObject, offset: int, size: int, deadline: float
         if bo.gate.unmapping or late:
             _give_memory_now(bo, first, count, late=late)
             return _gather(bo, offset, size)
-        vmf = VmFault(bo, first, count, deadline=deadline, flags=flags)
+        vmf = VmFault(bo, first, count, deadline=request.deadline, flags=flags)
         result = await bo.funcs.fault(vmf)
         if result is FaultResult.OK:
             # None when a copy or a truncate slipped in before: start over.
@@ -249,7 +282,7 @@ def _scatter(bo: BufferObject, offset: int, data: bytes) -> bool:
     return True
 
 
-async def _write_slowly(bo: BufferObject, offset: int, data: bytes, deadline: float) -> None:
+async def _write_slowly(bo: BufferObject, offset: int, data: bytes, request: _Request) -> None:
     first = offset >> PAGE_SHIFT
     end = offset + len(data)
     count = ((end - 1) >> PAGE_SHIFT) - first + 1
@@ -261,29 +294,33 @@ async def _write_slowly(bo: BufferObject, offset: int, data: bytes, deadline: fl
         if end > bo.size:
             bo.device.set_size(bo, end)
         if bo.copies:
-            await _wait_for_copy(bo, first, count, deadline)
-        elif bo.gate.unmapping or trio.current_time() >= deadline:
+            await _wait_for_copy(bo, first, count, request)
+        elif bo.gate.unmapping or request.late:
             _give_memory_now(bo, first, count, late=not bo.gate.unmapping)
         else:
-            vmf = VmFault(bo, first, count, deadline=deadline, flags=flags, overwrite=overwrite)
+            vmf = VmFault(bo, first, count, deadline=request.deadline, flags=flags, overwrite=overwrite)
             result = await bo.funcs.fault(vmf)
             if result in _ERRNO and not bo.has_memory(first, count):
                 raise TtmError(_ERRNO[result], f"write to {bo.name} page {first}: {vmf.message}")
+            if result is FaultResult.SIGBUS and not bo.copies and not bo.unknown_state and end <= bo.size:
+                # Pinned out of the CPU's reach, say: the memory is there, and a WRITE must not be lost.
+                _scatter(bo, offset, data)
+                return
             if result is FaultResult.RETRY:
                 flags = FaultFlag.WRITE
-        if _try_write(bo, offset, data) or _write_anyway(bo, offset, data, first, count, deadline):
+        if _try_write(bo, offset, data) or _write_anyway(bo, offset, data, first, count, request):
             return
         await trio.lowlevel.checkpoint()
 
 
-def _write_anyway(bo: BufferObject, offset: int, data: bytes, first: int, count: int, deadline: float) -> bool:
+def _write_anyway(bo: BufferObject, offset: int, data: bytes, first: int, count: int, request: _Request) -> bool:
     """Time is up but the memory is there (out of the CPU's reach, say): a WRITE must not be lost."""
-    if trio.current_time() < deadline or bo.copies or not bo.has_memory(first, count):
+    if not request.late or bo.copies or not bo.has_memory(first, count):
         return False
     return _scatter(bo, offset, data)
 
 
-async def _wait_for_copy(bo: BufferObject, first: int, count: int, deadline: float) -> None:
+async def _wait_for_copy(bo: BufferObject, first: int, count: int, request: _Request) -> None:
     """Bytes are moving, or the BO is fresh on space still being copied out: wait, then place it in system."""
     index = first
     while index < first + count:
@@ -292,7 +329,7 @@ async def _wait_for_copy(bo: BufferObject, first: int, count: int, deadline: flo
             _give_memory_now(bo, index, first + count - index, late=False)
             return
         if backing is None or copy.state is not CopyState.QUEUED:
-            if await copy.fence.wait(max(0.0, deadline - trio.current_time())):
+            if await copy.fence.wait(request.time_left):
                 return
             if backing is None and retreat_to_system(bo):
                 return
