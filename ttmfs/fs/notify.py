@@ -15,6 +15,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import queue
 import select
 import stat
 import struct
@@ -150,6 +151,31 @@ class PageCacheStatistics:
     max_seconds: float
 
 
+class _Closer:
+    """Closes descriptors of files in the mount in a thread of its own, that nobody waits for.
+
+    close(2) there sends FLUSH and takes the inode's i_rwsem (H17). A client may hold that in a pwrite whose source
+    buffer is a mapping of another BO, which may wait for the very move that an INVAL belongs to.
+    """
+
+    def __init__(self) -> None:
+        self._fds: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def close(self, fd: int) -> None:
+        """Close `fd` some time soon."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="ttmfs-closer", daemon=True)
+            self._thread.start()
+        self._fds.put(fd)
+
+    def _run(self) -> None:
+        while True:
+            # FLUSH reports an earlier error of writeback here; the WRITE handler has already recorded it.
+            with contextlib.suppress(OSError):
+                os.close(self._fds.get())
+
+
 class PageCache:
     """The clients' cached pages of this mount: what the core's unmap_virtual stands on.
 
@@ -166,6 +192,7 @@ class PageCache:
         # An own limiter: INVALs that wait for parked requests must not use up the threads of everyone else.
         self._limiter = trio.CapacityLimiter(threads)
         self._loop_thread = threading.get_ident()
+        self._closer = _Closer()
         self._by_inode: OrderedDict[int, int] = OrderedDict()
         self._invals = self._outstanding = self._not_cached = self._flushes = self._flush_failures = 0
         self._seconds = self._max_seconds = 0.0
@@ -234,6 +261,4 @@ class PageCache:
         try:
             return int(_sync_file_range(fd, first, count, _SYNC_FILE_RANGE_WRITE)) == 0
         finally:
-            # FLUSH reports an earlier error of writeback here; the WRITE handler has already recorded it.
-            with contextlib.suppress(OSError):
-                os.close(fd)
+            self._closer.close(fd)
