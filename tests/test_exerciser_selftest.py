@@ -333,9 +333,10 @@ def test_the_storm_counts_errnos_and_refuses_unexpected_ones(
     assert main([*arguments, "--ctl-words", "validate,evict,unmap"]) == 0
     totals = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert totals["ctl"]["counts"]["ok"] > 10
-    assert main([*arguments, "--ctl-words", "validate,defrag"]) == 1  # defrag is no file here: unlike on a device
+    (objects / "defrag").mkdir()  # unlike on a device
+    assert main([*arguments, "--ctl-words", "validate,defrag"]) == 1
     output = capsys.readouterr()
-    assert "objects/a/defrag: ENOENT" in output.err
+    assert "objects/a/defrag: EISDIR" in output.err
     assert write_command(objects / "nothing", "x") == errno.ENOENT
 
 

@@ -122,9 +122,21 @@ def pwrite(c: Client, rng: random.Random) -> None:
     offset = pick_offset(rng, min(c.model.size + past, c.model.capacity - 1))
     data = fresh_bytes(rng, pick_length(rng, c.model.capacity - offset))
     c.note(f"pwrite {offset}+{len(data)}")
+    clean_last_page(c, offset + len(data))
     c.model.begin_write(offset, data)
     c.write_at(offset, data)
     c.model.commit()
+
+
+def clean_last_page(c: Client, end: int) -> None:
+    """Before a write(2) that makes the file longer: write back what a mapping has dirtied in its last page.
+
+    Linux (6.17 and newer, any FUSE file system) zeroes a page behind the end of the file when it writes it back, also
+    while a write has put its bytes there already but has not moved the end yet: those bytes are lost on their way. A
+    page that is clean is not written back.
+    """
+    if end > c.model.size and c.model.size % PAGE:
+        os.fsync(c.fd)
 
 
 @operation(4, resizes=True)
@@ -136,6 +148,7 @@ def append(c: Client, rng: random.Random) -> None:
         return
     data = fresh_bytes(rng, pick_length(rng, c.model.capacity - c.model.size))
     c.note(f"append {c.model.size}+{len(data)}")
+    clean_last_page(c, c.model.size + len(data))
     c.model.begin_write(c.model.size, data)
     fd = os.open(c.path, os.O_WRONLY | os.O_APPEND)
     try:
@@ -312,6 +325,7 @@ def direct_write(c: Client, rng: random.Random) -> None:
     pages = -(-pick_length(rng, c.model.capacity - offset) // PAGE)
     data = fresh_bytes(rng, pages * PAGE)
     c.note(f"direct_write {offset}+{len(data)}")
+    clean_last_page(c, offset + len(data))
     c.model.begin_write(offset, data)
     c.direct_write_at(offset, data)
     c.model.commit()

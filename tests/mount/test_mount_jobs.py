@@ -16,7 +16,9 @@ def submit(device: Device, words: str, timeout: float = 10.0) -> dict[str, objec
 
 def test_a_mapped_client_sees_what_a_job_wrote_after_its_fence(device: Device) -> None:
     device.make("a", 4 * MIB, 0x11, "vram")
-    client = device.client(f"fd = opened('bo/a'); m = mapped(fd, {4 * MIB}); assert m[0] == 0x11 and m[3 << 20] == 0x11")
+    client = device.client(
+        f"fd = opened('bo/a'); m = mapped(fd, {4 * MIB}); assert m[0] == 0x11 and m[3 << 20] == 0x11"
+    )
     for value in (0x22, 0x33):
         submit(device, f"fill dst=a value={value} wait")
         assert client.do("m[0], m[3 << 20], m[(4 << 20) - 1]") == [value] * 3

@@ -1,0 +1,203 @@
+"""Holds and handles of a daemon under test: what its control channel can do (see daemon.py).
+
+A hold stops the code that reaches it until it is released, at most `times` times and for one BO only if named:
+
+* `validate`: the BO is reserved for a validate that has not looked for space yet;
+* `inval`: the gate is unmapping, the message to the kernel not yet written;
+* `invalled`: the kernel has dropped the pages, the gate is still unmapping;
+* `copy`: an engine has moved the first 256 KiB of a copy and not yet the next.
+
+Everything here runs on the daemon's loop, unless it says otherwise.
+"""
+
+import functools
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import trio
+
+from ttmfs.driver import calls, engine
+from ttmfs.fs import attributes, operations
+from ttmfs.fs.guard import guarded
+from ttmfs.fs.mount import Mount
+from ttmfs.fs.pagecache import BoPageCache
+from ttmfs.fs.stats import stats
+from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.placement import Placement
+
+
+class Hold:
+    """One place where code can be made to wait."""
+
+    def __init__(self) -> None:
+        self.armed = 0
+        self.bo = ""
+        self.held = 0
+        self.released = trio.Event()
+
+    async def here(self, name: str) -> None:
+        """The held code calls this."""
+        if self.armed <= 0 or self.bo not in ("", name):
+            return
+        self.armed -= 1
+        self.held += 1
+        with trio.CancelScope(shield=True):
+            await self.released.wait()
+        self.held -= 1
+
+
+HOLDS = {name: Hold() for name in ("validate", "inval", "invalled", "copy")}
+
+
+def install_holds() -> None:
+    """Put the holds into the code; they do nothing until they are armed."""
+    real_invalidate = BoPageCache.invalidate
+
+    async def invalidate(self: BoPageCache, bo: BufferObject, first_page: int, num_pages: int) -> None:
+        await HOLDS["inval"].here(bo.name)
+        await real_invalidate(self, bo, first_page, num_pages)
+        await HOLDS["invalled"].here(bo.name)
+
+    BoPageCache.invalidate = invalidate  # type: ignore[method-assign]
+    real_validate = calls.validate
+
+    async def validate(bo: BufferObject, placement: Placement, ctx: OperationContext) -> None:
+        await HOLDS["validate"].here(bo.name)
+        await real_validate(bo, placement, ctx)
+
+    calls.validate = validate  # type: ignore[attr-defined]
+    engine.trio = _HeldTrio()  # type: ignore[assignment]
+
+
+class _HeldLowlevel:
+    async def checkpoint(self) -> None:
+        await HOLDS["copy"].here("")
+        await trio.lowlevel.checkpoint()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(trio.lowlevel, name)
+
+
+class _HeldTrio:
+    """The trio of the engine module: its checkpoint is the point between two steps of a copy."""
+
+    lowlevel = _HeldLowlevel()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(trio, name)
+
+
+EXCEPTIONS: dict[str, Callable[[], BaseException]] = {
+    "ValueError": lambda: ValueError("made to fail"),
+    "MemoryError": lambda: MemoryError("made to fail"),
+    "OSError": lambda: OSError("made to fail, without an errno"),
+    "AssertionError": AssertionError,
+    "ExceptionGroup": lambda: ExceptionGroup("made to fail", [ValueError("one"), KeyError("two")]),
+    "BaseExceptionGroup": lambda: BaseExceptionGroup("made to fail", [GeneratorExit()]),
+    "RecursionError": lambda: RecursionError("made to fail"),
+    "StopAsyncIteration": lambda: StopAsyncIteration("made to fail"),
+}
+
+
+class Control:
+    """What the test may ask of the daemon. One method per command; arguments and results are JSON."""
+
+    def __init__(self, mount: Mount) -> None:
+        self._mount = mount
+        self._real: dict[str, Any] = {}
+
+    def hold(self, name: str, bo: str = "", times: int = 1) -> None:
+        """Arm a hold."""
+        hold = HOLDS[name]
+        hold.armed, hold.bo, hold.released = times, bo, trio.Event()
+
+    def release(self, name: str) -> None:
+        """Let go what is held, hold nothing more."""
+        HOLDS[name].armed = 0
+        HOLDS[name].released.set()
+
+    def held(self, name: str) -> int:
+        """How many wait there now."""
+        return HOLDS[name].held
+
+    def parked(self) -> int:
+        """READs and WRITEs that could not be answered at once and still wait."""
+        return len(self._mount.vdev.ttm.counters.requests.parked)
+
+    def commands(self) -> int:
+        """Commands that are under way."""
+        return len(self._mount.runner._running)
+
+    def stats(self) -> dict[str, Any]:
+        """As the file `stats`."""
+        return stats(self._mount.vdev, self._mount.machine.names, self._mount.tree.page_cache)
+
+    def statuses(self) -> dict[str, Any]:
+        """status.json of every BO."""
+        return {file.bo.name: attributes.status(file.bo) for file in self._mount.machine.names.files.values()}
+
+    def state(self) -> dict[str, Any]:
+        """What no rejected command may change: stats without the counts of requests, and every status."""
+        counted = self.stats()
+        del counted["requests"]
+        statuses = self.statuses()
+        for one in statuses.values():
+            del one["last_error"]
+        return {"stats": counted, "statuses": statuses}
+
+    def gates(self) -> dict[str, list[Any]]:
+        """[unmapping, copies pending, reserved, size] of every BO."""
+        return {
+            file.bo.name: [file.bo.gate.unmapping, len(file.bo.copies), file.bo.resv.locked, file.bo.size]
+            for file in self._mount.machine.names.files.values()
+        }
+
+    def selfcheck(self) -> list[str]:
+        """Sentences that say what is wrong."""
+        return self._mount.vdev.selfcheck()
+
+    def handles(self) -> int:
+        """Open files of BOs."""
+        return sum(file.opens for file in self._mount.machine.names.files.values())
+
+    def trim_pool(self) -> None:
+        """Give pooled pages back now instead of after the idle time."""
+        pool = self._mount.vdev.pool
+        pool.limit_pages, limit = 0, pool.limit_pages
+        pool.drop_idle()
+        shrink = getattr(pool, "shrink", None)
+        if pool.pooled_pages and shrink is not None:
+            shrink(pool.pooled_pages)
+        pool.limit_pages = limit
+
+    def fail_handler(self, handler: str, exception: str) -> None:
+        """Make the code of a FUSE handler raise; `restore_handlers` ends it."""
+        cls = operations.TtmOperations
+        if handler in ("read", "write"):
+            self._real.setdefault(f"access.{handler}", getattr(operations.access, handler))
+            setattr(operations.access, handler, _raiser(EXCEPTIONS[exception]))
+            return
+        real = getattr(cls, handler)
+        assert hasattr(real, "__wrapped__"), f"{handler} is not guarded"
+        self._real.setdefault(handler, real)
+        setattr(cls, handler, guarded(functools.wraps(real.__wrapped__)(_raiser(EXCEPTIONS[exception]))))
+
+    def restore_handlers(self) -> None:
+        """As before fail_handler."""
+        for name, real in self._real.items():
+            owner: Any = operations.access if name.startswith("access.") else operations.TtmOperations
+            setattr(owner, name.removeprefix("access."), real)
+        self._real.clear()
+
+    async def inval(self, ino: int) -> bool:
+        """INVAL of any inode number."""
+        assert self._mount.tree.page_cache is not None
+        return await self._mount.tree.page_cache.invalidate(ino)
+
+
+def _raiser(make: Callable[[], BaseException]) -> Callable[..., Awaitable[Any]]:
+    async def raiser(*_args: Any, **_more: Any) -> Any:
+        raise make()
+
+    return raiser

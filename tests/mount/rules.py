@@ -1,0 +1,187 @@
+"""Named patches that take one rule of the design out of a daemon under test.
+
+Each exists to show that a test of the rule is able to fail: with the rule removed, the same scenario hangs or loses
+bytes.
+"""
+
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import pyfuse3
+
+from ttmfs.driver import policy
+from ttmfs.driver.namespace import BoFile
+from ttmfs.fs import mount as mount_module
+from ttmfs.fs import session_loop, tuning
+from ttmfs.fs.guard import guarded
+from ttmfs.fs.operations import TtmOperations
+from ttmfs.sync.resv import Usage
+from ttmfs.ttm import access, fault
+from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.gate import Gate
+
+
+def without_r1() -> None:
+    """Requests wait for reservation and fences also while an INVAL of their BO is outstanding."""
+    Gate.unmapping = property(lambda self: False)  # type: ignore[method-assign,assignment]
+    Gate.wake = lambda self: None  # type: ignore[method-assign]
+
+
+def without_wake() -> None:
+    """R1, the half about requests that were parked before the INVAL began."""
+    Gate.wake = lambda self: None  # type: ignore[method-assign]
+
+
+def without_r2() -> None:
+    """A move inside a fault of the BO itself INVALs it like any other."""
+
+    def context(*, faulting: object = None, **more: Any) -> OperationContext:
+        del faulting
+        return OperationContext(**more)
+
+    policy.OperationContext = context  # type: ignore[misc,assignment]
+    fault.OperationContext = context  # type: ignore[misc,assignment]
+
+
+def without_r4_running() -> None:
+    """A WRITE goes to the source also while its bytes are being moved."""
+    real = access._try_write
+
+    def try_write(bo: BufferObject, offset: int, data: bytes) -> bool:
+        return access._scatter(bo, offset, data) if bo.copies else real(bo, offset, data)
+
+    access._try_write = try_write
+
+
+def without_r4_queued() -> None:
+    """A WRITE waits for a copy that has not begun, as a READ does."""
+    real = access.write
+
+    async def write(bo: BufferObject, offset: int, data: bytes) -> int:
+        await bo.resv.wait(Usage.KERNEL)
+        return await real(bo, offset, data)
+
+    access.write = write
+
+
+def without_r5() -> None:
+    """SETATTR waits for the reservation."""
+    real: Callable[..., Coroutine[Any, Any, Any]] = TtmOperations.setattr
+
+    async def setattr_(self: TtmOperations, inode: int, *rest: Any) -> Any:
+        node = self.inodes.get(inode)
+        if isinstance(node, BoFile):
+            await node.bo.resv.lock()
+            node.bo.resv.unlock()
+        return await real(self, inode, *rest)
+
+    TtmOperations.setattr = guarded(setattr_)  # type: ignore[method-assign,assignment]
+
+
+def without_background_limits() -> None:
+    """R8: max_background and congestion_threshold stay as FUSE sets them."""
+    real = tuning.raise_background_limits
+
+    def nothing(connection: int) -> Any:
+        result = real(connection)
+        for name, value in (("max_background", 12), ("congestion_threshold", 9)):
+            with open(f"/sys/fs/fuse/connections/{connection}/{name}", "w", encoding="ascii") as file:
+                file.write(str(value))
+        return result
+
+    mount_module.tuning.raise_background_limits = nothing  # type: ignore[attr-defined]
+
+
+def max_tasks(count: str) -> None:
+    """H8: so many requests under way at once and no more."""
+    mount_module.MAX_TASKS = int(count)  # type: ignore[misc]
+
+
+def moving_mtime() -> None:
+    """H25: every WRITE moves st_mtime."""
+    real: Callable[..., Awaitable[int]] = TtmOperations.write
+
+    async def write(self: TtmOperations, fh: int, off: int, buf: bytes) -> int:
+        written = await real(self, fh, off, buf)
+        handle: Any = self._handles.get(fh)
+        if hasattr(handle, "file"):
+            handle.file.mtime += 1_000_000
+        return written
+
+    TtmOperations.write = write  # type: ignore[method-assign]
+
+
+def short_reads() -> None:
+    """H5: READs of more than a page are answered with half."""
+    real: Callable[..., Awaitable[Any]] = TtmOperations.read
+
+    async def read(self: TtmOperations, fh: int, off: int, size: int) -> Any:
+        data = await real(self, fh, off, size)
+        return data[: len(data) // 2] if len(data) > 4096 else data
+
+    TtmOperations.read = read  # type: ignore[method-assign]
+
+
+def without_guard() -> None:
+    """R9: exceptions leave the handlers as they are."""
+
+    async def bare(self: TtmOperations, ctx: pyfuse3.RequestContext) -> Any:
+        raise ValueError("made to fail")
+
+    TtmOperations.statfs = bare  # type: ignore[method-assign]
+
+
+def without_inval() -> None:
+    """Moves INVAL nothing: a validate after which mapped clients go on without a fault."""
+    from ttmfs.fs.pagecache import BoPageCache  # noqa: PLC0415
+
+    async def invalidate(self: BoPageCache, bo: BufferObject, first_page: int, num_pages: int) -> None:
+        """Nothing."""
+
+    BoPageCache.invalidate = invalidate  # type: ignore[method-assign]
+
+
+def stall_before_write() -> None:
+    """The loop stands still for a second between the GETXATTR that the kernel sends before a WRITE of the file `stall`
+    and that WRITE.
+    """
+    real_getxattr: Callable[..., Awaitable[bytes]] = TtmOperations.getxattr
+    real_wait: Callable[..., Awaitable[bool]] = session_loop._FastWait.wait
+    asked: list[int] = []
+
+    async def getxattr(self: TtmOperations, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        file = self.names.files.get(inode)
+        if name == b"security.capability" and file is not None and file.name == b"stall":
+            asked.append(inode)
+        return await real_getxattr(self, inode, name, ctx)
+
+    async def wait(self: session_loop._FastWait) -> bool:
+        if asked:
+            asked.clear()
+            time.sleep(1.0)  # noqa: ASYNC251 - the point of it
+        return await real_wait(self)
+
+    TtmOperations.getxattr = getxattr  # type: ignore[method-assign]
+    session_loop._FastWait.wait = wait  # type: ignore[method-assign]
+
+
+PATCHES: dict[str, Callable[..., None]] = {
+    patch.__name__: patch
+    for patch in (
+        without_r1,
+        without_wake,
+        without_r2,
+        without_r4_running,
+        without_r4_queued,
+        without_r5,
+        without_background_limits,
+        max_tasks,
+        moving_mtime,
+        short_reads,
+        without_guard,
+        without_inval,
+        stall_before_write,
+    )
+}

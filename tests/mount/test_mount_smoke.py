@@ -1,0 +1,17 @@
+"""The harness itself, on a mount: a device comes up, serves a client, is asked over its control channel."""
+
+import pytest
+from mount_harness import Device
+
+pytestmark = pytest.mark.mount
+
+
+def test_a_device_serves_and_its_control_channel_answers(device: Device) -> None:
+    device.make("a", 1 << 20, fill=7, place="vram")
+    assert device.status("a")["mem_type"] == "vram"
+    assert device.shell.do("os.pread(opened('bo/a'), 5, 4094)") == b"\7" * 5
+    assert device.command("objects/a/validate", "nowhere") == "EINVAL"
+    code, lines = device.transact("objects/a/evict", "\n")
+    assert code == "ok"
+    assert lines[0]["ok"] is True
+    assert lines[0]["mem_type"] == "gtt"
