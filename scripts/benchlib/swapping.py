@@ -35,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Report:
     """Measure."""
     count = options.vram * 3 // 2 // options.bo
-    title = f"{count} BOs of {options.bo >> 20} MiB through {options.vram >> 20} MiB of VRAM, {options.cycles} jobs each"
+    sizes = f"{options.bo >> 20} MiB through {options.vram >> 20} MiB of VRAM"
+    title = f"{count} BOs of {sizes}, {options.cycles} jobs each"
     goals = {LINKED: Goal(1 / 1.5), FREE: Goal(1.0)}
     report = Report(title, subject="async", reference="sync", goals=goals)
     link = f"--copy-bandwidth={options.bandwidth}"

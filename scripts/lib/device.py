@@ -19,6 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NOBODY = 65534
+"""A user without rights: whoever else owns nothing here."""
 FUSECTL = Path("/sys/fs/fuse/connections")
 
 
@@ -34,39 +35,8 @@ def ttmfs_command() -> list[str]:
     return [str(program)] if program.exists() else [sys.executable, "-m", "ttmfs.cli"]
 
 
-def as_nobody() -> list[str]:
-    """The prefix that runs a command without root."""
-    return ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--"]
-
-
-def why_not_unprivileged() -> str | None:
-    """None if a mount without root can be tried from here, else the reason and what mends it."""
-    if os.geteuid() != 0:
-        return "already without root: every pass was"
-    for tool in ("setpriv", "fusermount3"):
-        if not shutil.which(tool):
-            return f"there is no {tool}"
-    if not os.stat(shutil.which("fusermount3") or "").st_mode & 0o4000:
-        return "fusermount3 is not setuid root (chmod u+s)"
-    if error := _error_of([*as_nobody(), sys.executable, "-c", "import numpy, pyfuse3, ttmfs"]):
-        return f"uid {NOBODY} cannot run this Python with ttmfs (below a closed folder?): {error}"
-    if _error_of([*as_nobody(), "test", "-r", "/dev/fuse", "-a", "-w", "/dev/fuse"]):
-        return f"/dev/fuse is closed to uid {NOBODY} (mend: chmod 0666 /dev/fuse)"
-    return None
-
-
-def _error_of(command: list[str]) -> str | None:
-    """None if the command succeeds, else its last words."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, cwd="/")
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return str(error)
-    lines = done.stderr.strip().splitlines()
-    return (lines[-1] if lines else f"status {done.returncode}") if done.returncode else None
-
-
 class Device:
-    """A mounted device; a context manager. `prefix` runs everything as another user (see `as_nobody`)."""
+    """A mounted device; a context manager. `prefix` runs everything as another user (see `unprivileged`)."""
 
     def __init__(self, options: list[str], *, prefix: list[str] | None = None, keep: bool = False) -> None:
         self.options = options

@@ -76,7 +76,7 @@ def parse_fio(text: str) -> dict[str, Any]:
 class Storm:
     """scripts/storm beside something else; a context manager that ends it. `total` has the counts afterwards."""
 
-    def __init__(self, device: Device, seconds: int, names: list[str], words: str, seed: int) -> None:
+    def __init__(self, device: Device, seconds: int, names: list[str], seed: int, words: str = "") -> None:
         self.device = device
         self.total: dict[str, Any] = {}
         self.failed: str | None = None

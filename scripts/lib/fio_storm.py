@@ -18,7 +18,6 @@ from .device import Device, ScriptError
 from .fio import FIO_JOBS, Storm, run_fio
 
 JOB_SECONDS = 240.0
-WORDS = "validate evict unmap defrag backup"
 console = Console(stderr=True)
 
 
@@ -70,7 +69,7 @@ def run_job(device: Device, job: Path, table: Table) -> str | None:
     names = sorted(bo_names(device) - before)
     if not names:
         return f"{job.name} made no BO: {made.failed}"
-    with Storm(device, int(JOB_SECONDS), names, WORDS, random.randrange(1 << 15)) as storm:
+    with Storm(device, int(JOB_SECONDS), names, random.randrange(1 << 15)) as storm:
         result = run_fio(device, job.resolve(), seconds=JOB_SECONDS)
     problem = result.failed or storm.failed
     counts = ", ".join(f"{key} {value}" for key, value in sorted(storm.total.get("results", {}).items()))

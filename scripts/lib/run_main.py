@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import subprocess
 import sys
 import threading
 import time
@@ -19,13 +20,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from .device import ROOT, Device, ScriptError, as_nobody, why_not_unprivileged
+from . import unprivileged
+from .device import ROOT, Device, ScriptError, ttmfs_command
 from .fio import FIO_JOBS, FioResult, Storm, add_up, run_fio
 
 JOB = FIO_JOBS / "overcommit.fio"
 NAMES = [f"{engine}.{number}" for engine in ("mmap", "psync", "libaio") for number in range(4)]
 ROUND_SECONDS = 240.0  # one round of fio takes seconds; this is where it counts as hung
 STORMS = 2
+WORDS = "validate evict unmap"
+LONGEST_MS = 5000.0  # no fault and no operation of a client may take longer
+EMPTY_SECONDS = 10.0  # until the memory of unlinked BOs is back
 console = Console(stderr=True)
 
 
@@ -47,6 +52,7 @@ class Pass:
     rounds: int = 0
     fio_verified: int = 0
     fio_max_ms: float = 0.0
+    oldest_ms: float = 0.0
     checked: int = 0
     wrong: int | None = None
     storm: dict[str, int] = field(default_factory=dict)
@@ -69,6 +75,7 @@ class Progress(threading.Thread):
             except (ScriptError, ValueError) as error:
                 console.print(f"  [yellow]{error}[/]")
                 continue
+            self._pass.oldest_ms = max(self._pass.oldest_ms, pick(stats, "requests.oldest_ms") or 0.0)
             console.print(
                 f"  {time.monotonic() - self._since:5.1f} s  round {self._pass.rounds + 1}  "
                 f"moves {pick(stats, 'moves.count')}  moved {mib(pick(stats, 'moves.bytes'))}  "
@@ -104,8 +111,13 @@ def one_pass(what: Pass, *, seconds: float, vram: int, keep: bool) -> None:
             try:
                 work(device, what, seconds, size)
                 what.stats = device.stats()
+                what.failures += too_slow(what)
+                if not pick(what.stats, "moves.count") or not what.storm.get("ok"):
+                    what.failures.append("nothing was moved: this was no storm")
                 if what.needs_window_moves and not pick(what.stats, "faults.window_moves"):
                     what.failures.append("no fault moved a BO into the visible window (stats: faults.window_moves)")
+                if not what.failures:
+                    what.failures += left_over(device)
             except ScriptError as error:
                 what.failures.append(str(error))
             if what.failures:
@@ -126,7 +138,7 @@ def work(device: Device, what: Pass, seconds: float, size: int) -> None:
     progress = Progress(device, what)
     progress.start()
     storms = [
-        Storm(device, int(seconds + ROUND_SECONDS), NAMES, "validate evict unmap", random.randrange(1 << 15))
+        Storm(device, int(seconds + ROUND_SECONDS), NAMES, random.randrange(1 << 15), WORDS)
         for _ in range(STORMS)
     ]
     started = time.monotonic()
@@ -152,6 +164,30 @@ def work(device: Device, what: Pass, seconds: float, size: int) -> None:
     take(what, run_fio(device, JOB, environment, seconds=ROUND_SECONDS, arguments=["--verify_only"]))
     console.print("  reading every BO back by pread, mmap and O_DIRECT")
     check(device, what, size)
+
+
+def too_slow(what: Pass) -> list[str]:
+    """What took longer than anything may: by the device's clock and by fio's."""
+    times = {
+        "the longest fault": pick(what.stats, "faults.max_ms") or 0.0,
+        "the oldest request": max(what.oldest_ms, pick(what.stats, "requests.oldest_ms") or 0.0),
+        "fio's longest operation": what.fio_max_ms,
+    }
+    return [f"{name} took {ms:.0f} ms" for name, ms in times.items() if ms > LONGEST_MS]
+
+
+def left_over(device: Device) -> list[str]:
+    """Unlink everything; what the device still holds after that."""
+    device.run(["rm", "-f", *[str(device.mount / "bo" / name) for name in NAMES]], 60)
+    end = time.monotonic() + EMPTY_SECONDS
+    while True:
+        stats = device.stats()
+        held = {f"regions.{name}.used": region["used"] for name, region in stats["regions"].items()}
+        held |= {path: pick(stats, path) for path in ("pool.in_use_pages", "bos.count", "requests.waiting")}
+        kept = [f"after unlink {path} is {value}" for path, value in held.items() if value]
+        if not kept or time.monotonic() > end:
+            return kept
+        time.sleep(0.2)
 
 
 def take(what: Pass, result: FioResult) -> None:
@@ -212,6 +248,16 @@ def storm_text(storm: dict[str, int]) -> str:
     return ", ".join([f"ok {storm.get('ok', 0)}", *rest])
 
 
+def without_root(what: Pass) -> list[str]:
+    """Make the pass without root possible; what to say about it: what that took, and what the doctor says is lost."""
+    notes = [f"without root: {note}" for note in unprivileged.prepare()]
+    done = subprocess.run(
+        [*what.prefix, *ttmfs_command(), "doctor"], capture_output=True, text=True, timeout=60, check=False, cwd="/"
+    )
+    lines = done.stdout.splitlines()
+    return notes + [f"without root, doctor: {line}" for line in lines if not line.startswith("ok")]
+
+
 def main() -> int:
     """Run the passes; returns the exit status."""
     p = argparse.ArgumentParser(prog="scripts/run", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -224,15 +270,25 @@ def main() -> int:
         Pass(f"{options.vram >> 20} MiB", [f"--visible-vram={options.vram}"]),
         Pass(f"{window >> 20} MiB visible", [f"--visible-vram={window}"], needs_window_moves=True),
     ]
-    reason = why_not_unprivileged()
+    reason: str | None = unprivileged.why_not()
+    notes: list[str] = []
     if reason is None:
-        passes.append(Pass("without root", [f"--visible-vram={options.vram}"], prefix=as_nobody()))
+        passes.append(Pass("without root", [f"--visible-vram={options.vram}"], prefix=unprivileged.PREFIX))
     for number, what in enumerate(passes, 1):
         console.print(f"pass {number} of {len(passes)}: {what.title}")
+        if what.prefix:
+            try:
+                notes = without_root(what)
+            except ScriptError as error:
+                what.failures.append(str(error))
+                console.print(f"  FAILED: {error}", style="red", markup=False)
+                continue
         one_pass(what, seconds=options.seconds, vram=options.vram, keep=options.keep)
         for failure in what.failures:
             console.print(f"  FAILED: {failure}", style="red", markup=False)
     report(passes)
+    for note in notes:
+        print(note)
     for what in passes:
         for failure in what.failures:
             print(f"{what.title}: {failure}")

@@ -1,0 +1,85 @@
+"""Why a mount cannot be made, and what doctor says, on a machine that lacks things (made up by monkeypatching)."""
+
+import os
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from ttmfs import cli, doctor
+from ttmfs.errors import TtmError
+from ttmfs.fs.mount import check_mountpoint
+
+REAL_EXISTS = os.path.exists
+REAL_ACCESS = os.access
+
+
+@pytest.fixture
+def closed_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: path != "/dev/fuse" and REAL_ACCESS(path, mode))
+
+
+def without_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os.path, "exists", lambda path: path != "/dev/fuse" and REAL_EXISTS(path))
+
+
+def reason(path: Path) -> str:
+    with pytest.raises(TtmError) as caught:
+        check_mountpoint(str(path))
+    return caught.value.message
+
+
+def test_no_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    without_device(monkeypatch)
+    assert "modprobe fuse" in reason(tmp_path)
+
+
+@pytest.mark.usefixtures("closed_device")
+def test_closed_device(tmp_path: Path) -> None:
+    assert "chmod 666 /dev/fuse" in reason(tmp_path)
+
+
+def test_no_fusermount(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert "apt-get install fuse3" in reason(tmp_path)
+
+
+def test_mountpoint_must_be_an_empty_folder(tmp_path: Path) -> None:
+    assert "mkdir -p" in reason(tmp_path / "missing")
+    (tmp_path / "file").touch()
+    assert "is no directory" in reason(tmp_path / "file")
+    assert "is not empty" in reason(tmp_path)
+
+
+def findings(level: str) -> str:
+    return "\n".join(f"{f.what}\n{f.mend}" for f in doctor.examine() if f.level == level)
+
+
+def test_doctor_names_what_is_missing_and_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_device(monkeypatch)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert "modprobe fuse" in findings("missing")
+    assert "apt-get install fuse3" in findings("missing")
+    assert "apt-get install fio" in findings("loses")
+    result = CliRunner().invoke(cli.main, ["doctor"])
+    assert result.exit_code == 1
+
+
+def test_doctor_says_what_a_mount_without_root_loses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    text = findings("loses")
+    assert "max_background" in text
+    assert "readahead" in text
+    assert "dirty" in text
+
+
+@pytest.mark.usefixtures("closed_device")
+def test_doctor_closed_device() -> None:
+    assert "chmod 666 /dev/fuse" in findings("missing")
+
+
+def test_doctor_status_is_0_when_nothing_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "examine", lambda: iter([doctor.Finding(0, "all"), doctor.Finding(1, "some")]))
+    assert CliRunner().invoke(cli.main, ["doctor"]).exit_code == 0

@@ -1,0 +1,162 @@
+"""Options and their errors: what is refused says why and how to write it, with status 2, before anything is made."""
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from ttmfs import cli
+from ttmfs.driver.config import Config
+
+
+def parse(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[Result, Config | None]:
+    """Run `ttmfs mount` up to the point where a daemon would be started: its Config, if there is one."""
+    seen: list[Config] = []
+
+    def stop(mountpoint: str) -> str:
+        raise OSError(0, "stopped by the test")
+
+    original = cli._config
+
+    def remember(ctx: click.Context, options: dict[str, object]) -> Config:
+        seen.append(original(ctx, options))
+        return seen[-1]
+
+    monkeypatch.setattr(cli, "_config", remember)
+    monkeypatch.setattr("ttmfs.fs.mount.check_mountpoint", stop)
+    result = CliRunner().invoke(cli.main, ["mount", "/nowhere", *arguments])
+    return result, seen[0] if seen else None
+
+
+BAD = {
+    "--vram -5": "'-5' is no size",
+    "--vram 12Q": "'12Q' is no size: write it as 4096",
+    "--memory 0": "less than a page",
+    "--memory 4095": "less than a page",
+    "--vram 100": "less than a page",
+    "--visible-vram 512M": "--visible-vram 512M is more than --vram 256M",
+    "--region 5=1M": "say NAME=SIZE:buddy or NAME=SIZE:range",
+    "--region a=1M:heap": "say NAME=SIZE:buddy or NAME=SIZE:range",
+    "--region vram=1M": "a region of that name already",
+    "--region a=0": "less than a page",
+    "--placement nowhere": "'nowhere' is no region: say one of",
+    "--beneficial-order 11": "0<=x<=10",
+    "--copy-engines 0": "not in the range",
+    "--copy-latency -1": "no number of seconds",
+    "--fault-timeout nan": "no number of seconds",
+    "--watchdog 0.5": "at least 1 second",
+    "--prefault -1": "not in the range",
+    "--no-such-option": "No such option",
+    "--config /nonexistent.toml": "does not exist",
+}
+
+
+@pytest.mark.parametrize(("option", "why"), BAD.items())
+def test_bad_option_is_status_2_and_says_why(monkeypatch: pytest.MonkeyPatch, option: str, why: str) -> None:
+    result, config = parse(monkeypatch, *option.split())
+    assert result.exit_code == 2
+    assert why in result.output
+    assert config is None
+
+
+def test_sizes_and_defaults_reach_the_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, config = parse(monkeypatch, "--vram", "128M", "--visible-vram", "0x2000000", "--region", "stolen=16M:range")
+    assert config is not None
+    assert (config.vram, config.visible_vram, config.gtt) == (128 << 20, 32 << 20, 512 << 20)
+    assert [(r.name, r.size, r.manager) for r in config.regions] == [("stolen", 16 << 20, "range")]
+    assert (config.prefault, config.fault_timeout, config.beneficial_order) == (256, 15.0, 9)
+
+
+def test_a_region_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, config = parse(monkeypatch, "--vram", "0", "--gtt", "0")
+    assert config is not None
+    assert (config.vram, config.gtt) == (0, 0)
+
+
+def test_config_file_and_command_line_wins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "device.toml"
+    file.write_text(
+        'vram = "64M"\nvisible-vram = 8388608\nprefault = 16\nregion = ["a=1M:range", "b=2M"]\n'
+        "sync_moves = true\ncopy_latency = 0.5\n"
+    )
+    _, config = parse(monkeypatch, "--config", str(file), "--prefault", "4")
+    assert config is not None
+    assert (config.vram, config.visible_vram, config.prefault) == (64 << 20, 8 << 20, 4)
+    assert [(r.name, r.manager) for r in config.regions] == [("a", "range"), ("b", "buddy")]
+    assert config.sync_moves
+    assert config.copy_latency == 0.5
+
+
+def test_one_region_in_the_file_needs_no_list(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "device.toml"
+    file.write_text('region = "a=1M:range"\n')
+    _, config = parse(monkeypatch, "--config", str(file))
+    assert config is not None
+    assert [r.name for r in config.regions] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (b"vram = \n", "is no TOML"),
+        (b"\xff\xfe", "is no TOML"),
+        (b"vrma = 1\n", "'vrma' is no mount option: say one of"),
+        (b"mountpoint = 'x'\n", "'mountpoint' is no mount option"),
+        (b"config_file = 'x'\n", "'config_file' is no mount option"),
+        (b"vram = -1\n", "vram: '-1' is no size"),
+        (b"vram = true\n", "vram: 'True' is no size"),
+        (b"vram = [1]\n", "vram takes one value"),
+        (b"copy_latency = 'soon'\n", "copy_latency: 'soon' is no number of seconds"),
+        (b"prefault = 'many'\n", "prefault: 'many'"),
+        (b"region = ['a=1M:heap']\n", "region: "),
+    ],
+)
+def test_bad_config_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: bytes, why: str) -> None:
+    file = tmp_path / "device.toml"
+    file.write_bytes(text)
+    result, config = parse(monkeypatch, "--config", str(file))
+    assert result.exit_code == 2
+    assert why in result.output
+    assert str(file) in result.output
+    assert config is None
+
+
+def test_help_names_every_field_of_the_config() -> None:
+    text = CliRunner().invoke(cli.main, ["mount", "--help"]).output
+    options = set(re.findall(r"--[a-z][a-z-]+", text))
+    wanted = {
+        *("--vram", "--visible-vram", "--gtt", "--region", "--memory", "--pool-limit", "--beneficial-order"),
+        *("--copy-engines", "--copy-bandwidth", "--copy-latency", "--sync-moves", "--placement", "--prefault"),
+        *("--fault-timeout", "--propagate-enospc", "--foreground", "--allow-other", "--config"),
+    }
+    assert wanted <= options
+
+
+@pytest.mark.parametrize("command", ["mount", "umount", "run", "status", "doctor"])
+def test_every_command_has_help_with_both_spellings(command: str) -> None:
+    for flag in ("-h", "--help"):
+        result = CliRunner().invoke(cli.main, [command, flag])
+        assert result.exit_code == 0
+        assert "Usage:" in result.output
+
+
+@pytest.mark.parametrize("command", ["umount", "status"])
+def test_what_is_no_mount_is_said(command: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli.main, [command, str(tmp_path)])
+    assert result.exit_code == 1
+    assert f"{tmp_path} is no ttmfs mount" in result.output
+    assert "mounted" in result.output
+
+
+def test_run_needs_a_command() -> None:
+    result = CliRunner().invoke(cli.main, ["run", "--vram", "1M"])
+    assert result.exit_code == 2
+    assert "COMMAND" in result.output
+
+
+def test_run_does_not_take_an_unknown_option_for_the_command() -> None:
+    result = CliRunner().invoke(cli.main, ["run", "--vrma", "1M", "--", "true"])
+    assert result.exit_code == 2
+    assert "No such option" in result.output
