@@ -5,13 +5,12 @@ TtmError and the BOs it names are as they were.
 """
 
 import errno
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from ttmfs.driver.device import VirtualDevice
+from ttmfs.driver.locking import reserved, with_all_reserved
 from ttmfs.errors import TtmError
-from ttmfs.sync.exec import Exec
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
@@ -19,38 +18,24 @@ from ttmfs.ttm.evict import evict_all, evict_first
 from ttmfs.ttm.placement import SYSTEM, Placement
 from ttmfs.ttm.populate import populate_all
 from ttmfs.ttm.space import evict_bo
+from ttmfs.ttm.swap import device_swapout, swapout
 from ttmfs.ttm.unmap import unmap_virtual
 from ttmfs.ttm.validate import validate, validate_all
 
 Result = dict[str, Any]
 
 
-@asynccontextmanager
-async def reserved(bo: BufferObject) -> AsyncIterator[None]:
-    """ttm_bo_reserve … ttm_bo_unreserve around a block."""
-    bo.device.inject.check("interrupt", errno.EINTR, f"waiting for {bo.name}")
-    await bo.resv.lock()
-    try:
-        yield
-    finally:
-        bo.unreserve()
-
-
-@asynccontextmanager
-async def reserved_all(bos: Sequence[BufferObject]) -> AsyncIterator[Exec[BufferObject]]:
-    """All of `bos` under one ww ticket (drm_exec), fences' slots included; a BO named twice is locked once."""
-    async with Exec[BufferObject](ignore_duplicates=True, unlock=BufferObject.unreserve) as execution:
-        async for attempt in execution.until_all_locked():
-            with attempt:
-                for bo in bos:
-                    bo.device.inject.check("interrupt", errno.EINTR, f"waiting for {bo.name}")
-                    await execution.prepare(bo, 1)
-        yield execution
-
-
-def _check_device(vdev: VirtualDevice) -> None:
+def check_plugged(vdev: VirtualDevice) -> None:
+    """TtmError(ENODEV) when the device was unplugged."""
     if vdev.ttm.unplugged:
         raise TtmError(errno.ENODEV, "the device was unplugged")
+
+
+def check_device(vdev: VirtualDevice) -> None:
+    """TtmError(ENODEV) when the device does no work: unplugged or suspended."""
+    check_plugged(vdev)
+    if vdev.ttm.suspended:
+        raise TtmError(errno.ENODEV, "the device is suspended: write ctl/resume first")
 
 
 def _moved(bo: BufferObject, ctx: OperationContext) -> Result:
@@ -63,21 +48,34 @@ def _moved(bo: BufferObject, ctx: OperationContext) -> Result:
 
 async def validate_bo(vdev: VirtualDevice, bo: BufferObject, placement: Placement, ctx: OperationContext) -> Result:
     """ttm_bo_validate on one BO."""
-    _check_device(vdev)
-    async with reserved_all([bo]):
+    check_device(vdev)
+
+    async def work() -> Result:
         ctx.resv = bo.resv
         await validate(bo, placement, ctx)
-        return _moved(bo, ctx)
+        result = _moved(bo, ctx)
+        result["dirty_pages"] = await vdev.funcs.take_dirty(bo)
+        return result
+
+    return await with_all_reserved([bo], ctx, work)
 
 
 async def evict_one(vdev: VirtualDevice, bo: BufferObject, ctx: OperationContext) -> Result:
-    """Out of its region, as the driver's evict_flags say; from system: success, nothing moved. EINVAL when pinned."""
-    _check_device(vdev)
+    """Out of its region, as the driver's evict_flags say; from system: success, nothing moved. EINVAL when pinned.
+
+    Evicting what cannot go anywhere is ENOMEM, or ENOSPC with `--propagate-enospc`.
+    """
+    check_device(vdev)
     async with reserved(bo):
         if bo.pin_count:
             raise TtmError(errno.EINVAL, f"{bo.name} is pinned in {bo.mem_type}: unpin it first")
         if bo.mem_type != SYSTEM or bo.purgeable:
-            await evict_bo(bo, ctx)
+            try:
+                await evict_bo(bo, ctx)
+            except TtmError as error:
+                if error.errno == errno.ENOSPC and not vdev.ttm.propagate_enospc:
+                    raise TtmError(errno.ENOMEM, error.message) from None
+                raise
         return _moved(bo, ctx)
 
 
@@ -85,19 +83,24 @@ async def validate_many(
     vdev: VirtualDevice, bos: Sequence[BufferObject], placement: Placement, ctx: OperationContext
 ) -> Result:
     """All or none: every new resource is allocated before the first move; one failure frees them all."""
-    _check_device(vdev)
-    async with reserved_all(bos) as execution:
-        moved = await validate_all(execution.objects, placement, ctx)
+    check_device(vdev)
+    # Not what the ticket has locked: of BOs that share a reservation that would be one only.
+    each = tuple(dict.fromkeys(bos))
+
+    async def work() -> Result:
+        moved = await validate_all(each, placement, ctx)
         result: Result = {"bytes_moved": ctx.bytes_moved, "evictions": ctx.evictions, "moved": len(moved)}
         fences = [fence.name for bo in moved if (fence := bo.moving_fence()) is not None]
         if fences:
             result["fences"] = fences
         return result
 
+    return await with_all_reserved(each, ctx, work)
+
 
 async def evict_region(vdev: VirtualDevice, region: str, size: int | None, ctx: OperationContext) -> Result:
     """evict_first until `size` bytes of a region are free that were used, or all of it (None)."""
-    _check_device(vdev)
+    check_device(vdev)
     manager = vdev.ttm.managers[region]
     before = manager.usage
     if region != SYSTEM:
@@ -111,7 +114,7 @@ async def evict_region(vdev: VirtualDevice, region: str, size: int | None, ctx: 
 
 async def pin(vdev: VirtualDevice, bo: BufferObject) -> Result:
     """ttm_bo_pin."""
-    _check_device(vdev)
+    check_plugged(vdev)
     async with reserved(bo):
         bo.pin()
         return {"pin_count": bo.pin_count}
@@ -119,7 +122,7 @@ async def pin(vdev: VirtualDevice, bo: BufferObject) -> Result:
 
 async def unpin(vdev: VirtualDevice, bo: BufferObject) -> Result:
     """ttm_bo_unpin; EINVAL when it is not pinned."""
-    _check_device(vdev)
+    check_plugged(vdev)
     async with reserved(bo):
         bo.unpin()
         return {"pin_count": bo.pin_count}
@@ -148,7 +151,7 @@ async def wait_bo(vdev: VirtualDevice, bo: BufferObject, usage: Usage, timeout: 
 
 async def restore(vdev: VirtualDevice, bo: BufferObject, ctx: OperationContext) -> Result:
     """Memory for every page of the BO's tt: populated whole, or ENOMEM."""
-    _check_device(vdev)
+    check_plugged(vdev)
     async with reserved(bo):
         before = 0 if bo.tt is None else bo.tt.populated_pages
         if bo.resource is None or bo.resource.manager.use_tt:
@@ -157,3 +160,20 @@ async def restore(vdev: VirtualDevice, bo: BufferObject, ctx: OperationContext) 
             await populate_all(bo, tt, ctx)
             return {"populated_pages": tt.populated_pages, "pages_in": tt.populated_pages - before}
         return {"populated_pages": bo.num_pages, "pages_in": 0}
+
+
+async def swapout_one(vdev: VirtualDevice, bo: BufferObject, ctx: OperationContext) -> Result:
+    """The pages of one BO to swap; success when it has none in memory. EBUSY pinned or imported, ENOSPC no room."""
+    check_plugged(vdev)
+    async with reserved(bo):
+        nothing = not bo.external and (bo.tt is None or not bo.tt.populated_pages) and bo.mem_type == SYSTEM
+        pages = 0 if nothing else await swapout(bo, ctx)
+        return {"pages_out": pages, "bytes_moved": ctx.bytes_moved}
+
+
+async def swapout_all(vdev: VirtualDevice, pages: int, ctx: OperationContext) -> Result:
+    """ttm_device_swapout: the least recently used of system and gtt, until `pages` pages are out or none is left."""
+    check_plugged(vdev)
+    if vdev.ttm.swap_store is None:
+        raise TtmError(errno.ENOSPC, "this device has no swap: mount with --swap SIZE")
+    return {"pages_out": await device_swapout(vdev.ttm, ctx, pages), "bytes_moved": ctx.bytes_moved}

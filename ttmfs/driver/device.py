@@ -1,18 +1,23 @@
 """VirtualDevice: regions with real memory behind them, copy engines, and the policy that drives TTM."""
 
 import errno
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from itertools import count
+from typing import Final
 
 import trio
 
 from ttmfs.driver.compute import ComputeEngine
 from ttmfs.driver.config import Config
+from ttmfs.driver.defrag import DefragWorker
 from ttmfs.driver.engine import CopyEngine, FenceErrors, Link
 from ttmfs.driver.policy import DefaultDriver
+from ttmfs.driver.suspend import PowerState
+from ttmfs.driver.vmwgfx import VmwgfxDriver
 from ttmfs.errors import TtmError
 from ttmfs.memory.arena import Arena
 from ttmfs.memory.pool import PagePool
+from ttmfs.memory.swap_store import SwapStore
 from ttmfs.sync.fence import Fence, FenceCounters
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.device import Device
@@ -25,6 +30,9 @@ RESERVE_PAGES = 256
 """Pages of the system arena kept for WRITEs to pages that were handed out (rule R4): 1 MiB."""
 
 POOL_TRIM_INTERVAL = 1.0
+
+DRIVERS: Final[Mapping[str, type[DefaultDriver]]] = {"default": DefaultDriver, "vmwgfx": VmwgfxDriver}
+"""What --driver chooses from."""
 
 
 class VirtualDevice:
@@ -45,6 +53,10 @@ class VirtualDevice:
         self.ttm.prefault = config.prefault
         self.ttm.fault_timeout = config.fault_timeout
         self.ttm.propagate_enospc = config.propagate_enospc
+        if config.swap >= PAGE_SIZE:
+            self.ttm.swap_store = SwapStore(config.swap >> PAGE_SHIFT)
+        if config.pages_limit is not None:
+            self.ttm.pages_limit = min(self.ttm.pages_limit, config.pages_limit >> PAGE_SHIFT)
         self.fence_counters = FenceCounters()
         link = Link(config.copy_bandwidth, config.copy_latency)
         self.fence_errors = FenceErrors()
@@ -54,8 +66,12 @@ class VirtualDevice:
         ]
         self.compute = ComputeEngine("compute0", self.fence_counters, self.fence_errors)
         self._next_engine = count()
+        self.power = PowerState(self)
+        self.defrag = DefragWorker(self)
         self.sync_moves = config.sync_moves
-        self.funcs = DefaultDriver(self)
+        if config.driver not in DRIVERS:
+            raise TtmError(errno.EINVAL, f"--driver {config.driver!r}: say one of {' '.join(DRIVERS)}")
+        self.funcs = DRIVERS[config.driver](self)
         self.default_placement = self.parse_placement(config.placement.split())
         self.ttm.default_placement = self.default_placement or (Place(SYSTEM),)
 
@@ -127,6 +143,7 @@ class VirtualDevice:
         bo = BufferObject(self.ttm, self.funcs, name=name, placement=self.default_placement)
         bo.assign(self.ttm.managers[SYSTEM].alloc(bo, Place(SYSTEM)))
         bo.placed = bo.placement == (Place(SYSTEM),)
+        self.funcs.bo_created(bo)
         return bo
 
     def selfcheck(self) -> list[str]:
@@ -155,6 +172,9 @@ class VirtualDevice:
             "propagate_enospc": str(int(config.propagate_enospc)),
             "copy_bandwidth": f"{self.engines[0].link.bandwidth:g}",
             "copy_latency": f"{self.engines[0].link.latency:g}",
+            "defrag_limit": str(self.defrag.limit),
+            "defrag_interval": f"{self.defrag.interval:g}",
+            "defrag_interval_max": f"{self.defrag.interval_max:g}",
         }
 
     def set_knob(self, key: str, value: str) -> None:
@@ -168,6 +188,10 @@ class VirtualDevice:
                 self._set_link(Link(self.engines[0].link.bandwidth, seconds))
             else:
                 setattr(config, key, seconds)
+        elif key in ("defrag_interval", "defrag_interval_max"):
+            setattr(self.defrag, key.removeprefix("defrag_"), _seconds(key, value))
+        elif key == "defrag_limit":
+            self.defrag.limit = parse_size(value)
         elif key == "copy_bandwidth":
             self._set_link(Link(parse_size(value), self.engines[0].link.latency))
         elif key == "propagate_enospc":
@@ -189,7 +213,7 @@ class VirtualDevice:
         """The engines and the housekeeping; runs until cancelled."""
         async with trio.open_nursery() as nursery:
             tasks: list[Callable[[], Awaitable[None]]] = [engine.run for engine in self.all_engines]
-            for task in (*tasks, self._trim_pool):
+            for task in (*tasks, self._trim_pool, self.defrag.run):
                 nursery.start_soon(task)
             task_status.started()
 

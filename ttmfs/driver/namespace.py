@@ -119,7 +119,8 @@ class Namespace:
         parent.children[name] = entry
         parent.mtime = parent.ctime = time.time_ns()
 
-    def _check_new(self, parent: Folder, name: bytes) -> None:
+    def check_new(self, parent: Folder, name: bytes) -> None:
+        """May `name` be made there? TtmError ENAMETOOLONG, EEXIST, ENOENT."""
         if len(name) > NAME_MAX:
             raise TtmError(errno.ENAMETOOLONG, f"a name has at most {NAME_MAX} bytes, this one {len(name)}")
         if name in parent.children:
@@ -129,7 +130,7 @@ class Namespace:
 
     def create(self, parent: Folder, name: bytes, mode: int, uid: int, gid: int) -> BoFile:
         """A new, empty BO."""
-        self._check_new(parent, name)
+        self.check_new(parent, name)
         bo = self.vdev.create_bo("")
         file = BoFile(next(self._inos), stat.S_IFREG | stat.S_IMODE(mode), uid, gid, bo)
         bo.private = file
@@ -140,7 +141,7 @@ class Namespace:
 
     def mkdir(self, parent: Folder, name: bytes, mode: int, uid: int, gid: int) -> Folder:
         """A new folder."""
-        self._check_new(parent, name)
+        self.check_new(parent, name)
         folder = Folder(next(self._inos), stat.S_IFDIR | stat.S_IMODE(mode), uid, gid)
         self._add(parent, name, folder)
         return folder
@@ -187,7 +188,7 @@ class Namespace:
         if target is entry:
             return
         if target is None:
-            self._check_new(to, to_name)
+            self.check_new(to, to_name)
         elif not replace:
             raise TtmError(errno.EEXIST, f"{os.fsdecode(to_name)!r} exists already")
         self._check_not_inside(entry, to)

@@ -8,6 +8,7 @@ import errno
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ttmfs.driver.dirty import DirtyTracker
 from ttmfs.errors import TtmError
 from ttmfs.sync.containers import unwrap
 from ttmfs.sync.deps import Deps
@@ -35,6 +36,15 @@ class DefaultDriver:
     def __init__(self, vdev: "VirtualDevice") -> None:
         self.vdev = vdev
 
+    def bo_created(self, bo: BufferObject) -> None:
+        """A new BO: what clients write to it is tracked."""
+        bo.dirty = DirtyTracker()
+
+    async def take_dirty(self, bo: BufferObject) -> int:
+        """The device takes a reserved BO: its dirty pages are clean from now on. Returns how many there were."""
+        tracker = bo.dirty
+        return sum(end - first for first, end in tracker.take()) if isinstance(tracker, DirtyTracker) else 0
+
     async def fault(self, vmf: VmFault) -> FaultResult:
         """The default handler."""
         return await default_fault(vmf)
@@ -43,6 +53,8 @@ class DefaultDriver:
         """amdgpu_bo_fault_reserve_notify: bring a BO that the CPU cannot reach to visible VRAM, else to gtt."""
         if bo.visible:
             return
+        if self.vdev.ttm.suspended:
+            raise TtmError(errno.EBUSY, f"{bo.name} is on its way out of, or back into, the suspended device")
         if bo.pin_count:
             raise TtmError(errno.EINVAL, f"{bo.name} is pinned where the CPU cannot reach it: unpin it")
         resource = bo.resource
@@ -75,6 +87,11 @@ class DefaultDriver:
     async def move(self, bo: BufferObject, resource: Resource, ctx: OperationContext, *, evict: bool) -> None:
         """xe_bo_move."""
         old = bo.resource
+        if bo.defrag_old_tt is not None and resource.manager.use_tt:
+            # Behind all that writes it, without Deps: growing a collection may wait, and nothing may before the copy.
+            writers = tuple(bo.resv.get_fences(Usage.WRITE))
+            await self._submit(bo, bo.defrag_old_tt, resource, writers, evict=evict, dst=bo.need_tt())
+            return
         if old is None or old.mem_type == SYSTEM:
             if resource.manager.use_tt:
                 move_null(bo, resource)
@@ -89,7 +106,12 @@ class DefaultDriver:
             raise Multihop(_HOP)
         else:
             deps = await self._collect_deps(bo, ctx)
-            dst: Backing = bo.need_tt() if resource.manager.use_tt else resource
+            dst: Backing = resource
+            if resource.manager.use_tt:
+                while not (tt := bo.need_tt()).has_memory(0, min(old.num_pages, tt.num_pages)):
+                    # The file was cut short and grew again while this waited: all that is copied needs memory.
+                    await populate_all(bo, tt, ctx, overwritten=old.num_pages)
+                dst = tt
             await self._submit(bo, old, resource, deps, evict=evict, dst=dst)
 
     @staticmethod

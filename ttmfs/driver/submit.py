@@ -2,9 +2,10 @@
 
 import errno
 
-from ttmfs.driver.calls import reserved_all
+from ttmfs.driver.calls import check_device
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.jobs import Job, QueuedJob, capture, check
+from ttmfs.driver.locking import with_all_reserved
 from ttmfs.errors import TtmError
 from ttmfs.sync.fence import Fence
 from ttmfs.sync.resv import Usage
@@ -21,16 +22,19 @@ async def submit_job(vdev: VirtualDevice, job: Job, ctx: OperationContext) -> Qu
 
     TtmError: EINVAL for a range outside a BO, ENODEV unplugged, EIO for a BO whose content was lost, ENOMEM, EBUSY.
     """
-    if vdev.ttm.unplugged:
-        raise TtmError(errno.ENODEV, "the device was unplugged")
+    check_device(vdev)
     check(job)
     bos = job.bos
-    async with reserved_all(bos):
+
+    async def work() -> QueuedJob:
         for bo in bos:
             await _prepare(bo, ctx)
+            await vdev.funcs.take_dirty(bo)
         # Sizes may have changed while others were waited for.
         size = check(job)
         return _queue(vdev, job, size)
+
+    return await with_all_reserved(bos, ctx, work)
 
 
 async def _prepare(bo: BufferObject, ctx: OperationContext) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from ttmfs.driver.device import VirtualDevice
+from ttmfs.driver.dirty import DirtyTracker
+from ttmfs.driver.vmwgfx import VmwgfxTracker
 from ttmfs.errors import TtmError
 from ttmfs.memory.pool_types import Caching
 from ttmfs.sync.resv import Usage
@@ -62,8 +64,23 @@ def status(bo: BufferObject) -> dict[str, Any]:
         "prefault_pages": bo.prefault_pages,
         "reservation_retries": bo.reservation_retries,
         "beneficial_order_failed": bool(tt is not None and tt.beneficial_order_failed),
+        "swapped_pages": tt.swapped_pages if tt is not None else 0,
+        "imported": bo.external,
+        **_dirty(bo),
         "last_error": bo.last_error,
     }
+
+
+def _dirty(bo: BufferObject) -> dict[str, Any]:
+    """Pages that clients have written since the device last took them, as far as FUSE shows it."""
+    tracker = bo.dirty
+    if not isinstance(tracker, DirtyTracker):
+        return {}
+    runs = tracker.runs()
+    found: dict[str, Any] = {"dirty_pages": sum(end - first for first, end in runs), "dirty_runs": len(runs)}
+    if isinstance(tracker, VmwgfxTracker):
+        found["dirty_method"] = tracker.method(bo).value
+    return found
 
 
 def text_value(value: object) -> str:

@@ -11,9 +11,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ttmfs.driver import calls
+from ttmfs.driver.defrag import defrag_bo
+from ttmfs.driver.defrag_plan import defrag_pass
 from ttmfs.driver.device import VirtualDevice
+from ttmfs.driver.imported import import_bo
 from ttmfs.driver.jobs import Job
 from ttmfs.driver.namespace import Namespace
+from ttmfs.driver.suspend import unplug
 from ttmfs.errors import TtmError
 from ttmfs.fs.jobwords import JOB_USAGE, parse_job, run_job
 from ttmfs.fs.words import split_names, unescape
@@ -147,6 +151,19 @@ async def _restore(machine: Machine, bo: BufferObject, words: list[str]) -> Resu
     return await calls.restore(machine.vdev, bo, ctx)
 
 
+async def _swapout(machine: Machine, bo: BufferObject, words: list[str]) -> Result:
+    words, ctx = _options(words)
+    _none(words)
+    return await calls.swapout_one(machine.vdev, bo, ctx)
+
+
+async def _defrag(machine: Machine, bo: BufferObject, words: list[str]) -> Result:
+    words, ctx = _options(words)
+    _none(words)
+    calls.check_device(machine.vdev)
+    return await defrag_bo(machine.vdev, bo, ctx)
+
+
 _PLACES: Final = "PLACE… [no_wait_gpu] [interruptible]"
 
 OBJECT_COMMANDS: Final[Mapping[str, Command]] = {
@@ -183,6 +200,21 @@ OBJECT_COMMANDS: Final[Mapping[str, Command]] = {
             "Until its fences of that usage are signaled (kernel: its moves); ETIME when the time is up.",
             ("", "kernel 5"),
             _wait,
+        ),
+        Command(
+            "swapout",
+            "[no_wait_gpu]",
+            "All its pages to swap (the older, whole-object mechanism); its next use brings them back.",
+            ("",),
+            _swapout,
+        ),
+        Command(
+            "defrag",
+            "[no_wait_gpu]",
+            "Fresh pages at the beneficial order, in place; ENOMEM, and nothing changed, when that is not to be had. "
+            "In vram: one run instead of several.",
+            ("",),
+            _defrag,
         ),
         Command("restore", "", "Give every page memory again.", ("",), _restore),
     )
@@ -240,6 +272,61 @@ async def _ctl_wait(machine: Machine, words: list[str]) -> Result:
     return {}
 
 
+async def _ctl_swapout(machine: Machine, words: list[str]) -> Result:
+    words, ctx = _options(words)
+    if len(words) != 1:
+        raise TtmError(errno.EINVAL, "say BYTES or all")
+    pages = 1 << 62 if words[0] == "all" else (parse_size(words[0]) + PAGE_SIZE - 1) >> PAGE_SHIFT
+    return await calls.swapout_all(machine.vdev, pages, ctx)
+
+
+async def _ctl_defrag(machine: Machine, words: list[str]) -> Result:
+    calls.check_device(machine.vdev)
+    limits = [word for word in words if word.startswith("limit=")]
+    names = [word for word in words if not word.startswith("limit=")]
+    if len(limits) > 1:
+        raise TtmError(errno.EINVAL, "say limit=N once")
+    limit = parse_size(limits[0].removeprefix("limit=")) if limits else None
+    planned = names == ["all"]
+    bos = [file.bo for file in machine.names.files.values()] if planned else [machine.bo(unescape(w)) for w in names]
+    return await defrag_pass(machine.vdev, bos if names else None, planned=planned, limit=limit)
+
+
+async def _ctl_import(machine: Machine, words: list[str]) -> Result:
+    if not 2 <= len(words) <= 3 or words[2:] not in ([], ["mappable"]):
+        raise TtmError(errno.EINVAL, "say NAME PATH [mappable]")
+    calls.check_plugged(machine.vdev)
+    path = unescape(words[1])
+    if not path.startswith("/"):
+        raise TtmError(errno.EINVAL, f"{path[:300]!r} is no absolute path: the daemon has no directory of yours")
+    root = machine.names.root
+    file = await import_bo(
+        machine.vdev, machine.names, unescape(words[0]), path,
+        mappable=len(words) == 3, uid=root.uid, gid=root.gid,
+    )  # fmt: skip
+    return {"size": file.bo.size, "mappable": len(words) == 3}
+
+
+async def _ctl_suspend(machine: Machine, words: list[str]) -> Result:
+    words, ctx = _options(words, ("interruptible",))
+    _none(words)
+    calls.check_plugged(machine.vdev)
+    return await machine.vdev.power.suspend(ctx)
+
+
+async def _ctl_resume(machine: Machine, words: list[str]) -> Result:
+    words, ctx = _options(words, ("interruptible",))
+    _none(words)
+    calls.check_plugged(machine.vdev)
+    return await machine.vdev.power.resume(ctx)
+
+
+async def _ctl_unplug(machine: Machine, words: list[str]) -> Result:
+    _none(words)
+    calls.check_plugged(machine.vdev)
+    return await unplug(machine.vdev, (file.bo for file in machine.names.files.values()))
+
+
 CTL_COMMANDS: Final[Mapping[str, Command]] = {
     command.name: command
     for command in (
@@ -263,6 +350,37 @@ CTL_COMMANDS: Final[Mapping[str, Command]] = {
             "A job of the compute engine over BOs; the result has its fence, and its value with `wait`.",
             ("fill dst=tex0 value=7", "checksum src=tex0 wait", "saxpy a=2.5 x=tex0 y=tex1", "busy seconds=1 bo=tex0"),
             _ctl_submit,
+        ),
+        Command(
+            "swapout",
+            "BYTES|all [no_wait_gpu]",
+            "The least recently used of system and gtt to swap, until BYTES are out.",
+            ("16M", "all"),
+            _ctl_swapout,
+        ),
+        Command(
+            "defrag",
+            "[NAME…|all] [limit=N]",
+            "One pass of defrag: over the list of its worker, over the BOs named, or over all in an order that frees "
+            "blocks. The result has how many blocks of each order can be had, and gained.",
+            ("", "tex0 tex1", "all limit=16"),
+            _ctl_defrag,
+        ),
+        Command(
+            "import",
+            "NAME PATH [mappable]",
+            "A BO over the memory of another file: never moved, and the CPU reaches it only if it is mappable.",
+            ("cam0 /dev/shm/frame mappable",),
+            _ctl_import,
+        ),
+        Command("suspend", "", "Every BO to system; the device refuses work until resume.", ("",), _ctl_suspend),
+        Command("resume", "", "Bring the BOs back to where suspend found them.", ("",), _ctl_resume),
+        Command(
+            "unplug",
+            "",
+            "The device is gone, for good: READs are zeros, WRITEs are dropped, commands are ENODEV.",
+            ("",),
+            _ctl_unplug,
         ),
         Command("copy", "SRC DST", "A copy job between two BOs.", ("tex0 tex1",), _ctl_copy),
         Command(

@@ -30,9 +30,9 @@ class HasCounters(Protocol):
 S = TypeVar("S", bound=HasCounters)
 
 
-def fuse_error(error: OSError) -> pyfuse3.FUSEError:
-    """The reply for an error that carries an errno."""
-    return pyfuse3.FUSEError(error.errno or errno.EIO)
+def fuse_error(error: OSError, counters: RequestCounters, what: str) -> pyfuse3.FUSEError:
+    """Called in an except block: the reply for an error that carries an errno; without one it is unforeseen."""
+    return pyfuse3.FUSEError(error.errno) if error.errno else unforeseen(counters, what)
 
 
 def unforeseen(counters: RequestCounters, what: str) -> pyfuse3.FUSEError:
@@ -56,8 +56,8 @@ def guarded(
         except pyfuse3.FUSEError:
             raise
         except OSError as error:
-            raise fuse_error(error) from None
-        except Exception:
+            raise fuse_error(error, self.counters, handler.__name__) from None
+        except (Exception, BaseExceptionGroup):
             raise unforeseen(self.counters, handler.__name__) from None
 
     return wrapper

@@ -29,7 +29,8 @@ def readme(regions: Sequence[str]) -> str:
     parts += [_indented(command.help(f"ctl/{name}")) for name, command in CTL_COMMANDS.items()]
     parts.append(
         "  config KEY=VALUE (reading lists the keys), trace EVENT… [bo=NAME] | all | off, selfcheck (read)\n"
-        "\nregions/NAME/{size,used,visible_size,visible_used,lru,debug}  pool/{pages,fragmentation}\n"
+        "\nregions/NAME/{size,used,visible_size,visible_used,lru,debug}  regions/system/fragmentation\n"
+        "pool/{pages,fragmentation}\n"
         "fences/{timelines,pending}  stats (JSON)  trace  error_log  debug/{loop,pause_engine}\n"
     )
     return "".join(parts)

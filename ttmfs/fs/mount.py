@@ -29,6 +29,7 @@ from ttmfs.fs.pagecache import BoPageCache
 from ttmfs.fs.runner import Runner
 from ttmfs.fs.tree import Tree
 from ttmfs.fs.watchdog import Watchdog
+from ttmfs.ttm.unmap import unmap_virtual
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ UNPRIVILEGED_PARKED: Final = 8
 """READs and WRITEs kept waiting where max_background cannot be raised: 12 that wait stop everybody else (H3)."""
 
 _SHUTDOWN_INVAL_SECONDS: Final = 10.0
+_SHUTDOWN_PATIENCE_SECONDS: Final = 2.0
 _CONNECTION_POLL_SECONDS: Final = 0.25
 FS_NAME: Final = "ttmfs"
 
@@ -169,13 +171,22 @@ class Mount:
         """Refuse new opens and commands, write back what clients have dirty, release whoever waits, end the loop."""
         self.operations.closing = True
         self.runner.close()
-        with trio.move_on_after(_SHUTDOWN_INVAL_SECONDS):
-            for file in list(self.machine.names.files.values()):
-                if file.bo.handed_out:
-                    file.bo.handed_out = False
-                    await self.vdev.ttm.unmapper.invalidate(file.bo, 0, 0)
-        self._release_waiters()
+        async with trio.open_nursery() as nursery:
+            nursery.cancel_scope.deadline = trio.current_time() + _SHUTDOWN_INVAL_SECONDS
+            written_back = trio.Event()
+            nursery.start_soon(self._write_back, written_back)
+            with trio.move_on_after(_SHUTDOWN_PATIENCE_SECONDS):
+                await written_back.wait()
+            # A WRITE that waits keeps an INVAL waiting: from here on requests are answered at once or not at all.
+            self._release_waiters()
         pyfuse3.terminate()
+
+    async def _write_back(self, done: trio.Event) -> None:
+        """Take back what clients have cached, dirty pages first, while their requests are served (R1)."""
+        for file in list(self.machine.names.files.values()):
+            await unmap_virtual(file.bo)
+            await trio.lowlevel.checkpoint()
+        done.set()
 
     def _release_waiters(self) -> None:
         self.runner.close()

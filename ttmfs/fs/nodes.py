@@ -5,11 +5,13 @@ and nothing is cached: direct_io, timeouts 0, size 0. Every LOOKUP of a virtual 
 kernel would run all writers of one command file one after another.
 """
 
+import errno
 import json
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
 
 from ttmfs.errors import TtmError
+from ttmfs.fs.words import MAX_WRITE
 
 
 class Node(Protocol):
@@ -81,6 +83,8 @@ class TextHandle:
     async def write(self, offset: int, data: bytes) -> int:
         """Set the value; a trailing newline is dropped."""
         del offset
+        if len(data) > MAX_WRITE:
+            raise TtmError(errno.E2BIG, f"a write of {len(data)} bytes: write at most {MAX_WRITE} at a time")
         assert self._store is not None
         self._store(data.decode("utf-8", "surrogateescape"))
         self._snapshot = None

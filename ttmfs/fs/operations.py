@@ -25,7 +25,7 @@ from ttmfs.fs.tree import Tree
 from ttmfs.ttm import access
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.unmap import unmap_virtual
-from ttmfs.units import PAGE_SHIFT, PAGE_SIZE
+from ttmfs.units import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
 
 LONG_TIMEOUT: Final = 300.0
 """Seconds that the kernel may trust names and attributes below bo/: only requests that it sent change them."""
@@ -91,6 +91,8 @@ class TtmOperations(pyfuse3.Operations):
                     bo.faults += 1
                     bo.fault_pages += pages
                     bo.handed_out = True
+                    if off + length >= bo.size:
+                        bo.eof_page_read = True
                     counters.read_bytes += length
                     return data
                 slow = await access.read(bo, off, size)
@@ -100,8 +102,8 @@ class TtmOperations(pyfuse3.Operations):
         except OSError as error:
             if type(handle) is BoHandle:
                 self._failed(handle.bo, "READ", error)
-            raise fuse_error(error) from None
-        except Exception:
+            raise fuse_error(error, counters, "read") from None
+        except (Exception, BaseExceptionGroup):
             raise unforeseen(counters, "read") from None
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
@@ -118,6 +120,8 @@ class TtmOperations(pyfuse3.Operations):
                 if view is not None and end <= bo.size:
                     view[off:end] = buf
                     bo.handed_out = True
+                    if bo.dirty is not None:
+                        bo.dirty.wrote(off >> PAGE_SHIFT, (end + PAGE_MASK) >> PAGE_SHIFT)
                 else:
                     await access.write(bo, off, buf)
                 counters.write_bytes += len(buf)
@@ -129,8 +133,8 @@ class TtmOperations(pyfuse3.Operations):
             if type(handle) is BoHandle:
                 counters.write_errors += 1
                 self._failed(handle.bo, "WRITE", error)
-            raise fuse_error(error) from None
-        except Exception:
+            raise fuse_error(error, counters, "write") from None
+        except (Exception, BaseExceptionGroup):
             counters.write_errors += 1
             raise unforeseen(counters, "write") from None
 
@@ -360,19 +364,22 @@ class TtmOperations(pyfuse3.Operations):
         """close(2): what was written through it shows in mtime now."""
         handle = self._handles.get(fh)
         if isinstance(handle, BoHandle):
-            self._touch(handle)
+            await self._touch(handle)
 
-    def _touch(self, handle: BoHandle) -> None:
+    async def _touch(self, handle: BoHandle) -> None:
+        """Move mtime if there were WRITEs, and have the kernel ask for it: it may have looked since the last one."""
         if handle.file.written and not handle.own:
             handle.file.written = False
             handle.file.mtime = handle.file.ctime = time.time_ns()
+            if self.tree.page_cache is not None:
+                await self.tree.page_cache.invalidate(handle.file.ino, -1)
 
     @guarded
     async def release(self, fh: int) -> None:
         """The last descriptor and the last mapping are gone."""
         handle = self._handles.pop(fh, None)
         if isinstance(handle, BoHandle):
-            self._touch(handle)
+            await self._touch(handle)
             file = handle.file
             file.opens -= 1
             file.write_opens -= handle.writes
@@ -442,11 +449,15 @@ class TtmOperations(pyfuse3.Operations):
             raise TtmError(errno.EOPNOTSUPP, "only BO files have extended attributes")
         return node
 
-    @guarded
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
         """user.ttm.KEY: the values of `status`."""
         if not name.startswith(_XATTR):
+            # Before each write(2) the kernel asks for security.capability: part of the cost of every small write.
             raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
+        return await self._status_value(inode, name)
+
+    @guarded
+    async def _status_value(self, inode: int, name: bytes) -> bytes:
         key = os.fsdecode(name[len(_XATTR) :])
         bo = self._bo_file(inode).bo
         values = attributes.status(bo)

@@ -17,13 +17,10 @@ import trio
 from ttmfs.errors import TtmError
 from ttmfs.fs.commands import Command, Machine, run_line
 from ttmfs.fs.nodes import CommandOutcome
-from ttmfs.fs.words import split_words
+from ttmfs.fs.words import MAX_WRITE, split_words
 from ttmfs.ttm.bo import BufferObject
 
 log = logging.getLogger(__name__)
-
-MAX_WRITE: Final = 64 << 10
-"""Bytes of one write. The kernel cuts writes at 1 MiB, and a cut line would be another command."""
 
 SIGNAL_INTERVAL: Final = 0.05
 _ERROR_LOG_LINES: Final = 256

@@ -46,8 +46,30 @@ def stats(vdev: VirtualDevice, names: Namespace, page_cache: PageCache | None) -
             "free_by_order": pool.free_by_order(),
         },
         "bos": {"count": len(names.files), "ghosts": ttm.num_ghosts, "zombies": ttm.num_zombies},
+        "reservations": {
+            "edeadlk": ttm.ww_class.edeadlk,
+            "slow_locks": ttm.ww_class.slow_locks,
+            "contended": ttm.ww_class.contended,
+            "ticketed_waits": ttm.ww_class.ticketed_waits,
+        },
+        "swapout": _swapout_stats(vdev),
         "faults": ttm.counters.faults.as_dict(),
         "requests": requests,
         "moves": ttm.counters.moves.as_dict(),
+        "defrag": ttm.defrag_list.as_dict(),
         "fences": {"emitted": fences.emitted, "signaled": fences.signaled, "pending": fences.pending},
+    }
+
+
+def _swapout_stats(vdev: VirtualDevice) -> dict[str, int]:
+    """The older, whole-object mechanism: BOs swapped out so far, what failed, pages through and in its storage."""
+    counters, store = vdev.ttm.counters.swap, vdev.ttm.swap_store
+    return {
+        "bos_out": counters.out,
+        "failed": counters.failed,
+        "pages_out": store.pages_out if store is not None else 0,
+        "pages_in": store.pages_in if store is not None else 0,
+        "pages": store.used_pages if store is not None else 0,
+        "limit_pages": store.limit_pages if store is not None else 0,
+        "populated_limit_pages": vdev.ttm.pages_limit,
     }

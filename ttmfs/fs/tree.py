@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterable
 from typing import Final
@@ -19,9 +20,11 @@ from ttmfs.fs.stats import region_stats, stats
 from ttmfs.observe.inject import KEYS as INJECTION_KEYS
 from ttmfs.observe.inject import PLACES as INJECTION_PLACES
 from ttmfs.ttm.lru import LruCursor
+from ttmfs.ttm.placement import SYSTEM
 from ttmfs.ttm.resource import Resource, ResourceManager
 from ttmfs.units import MAX_ORDER, PAGE_SIZE
 
+_EVENT: Final = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _READ_ONLY_OBJECT_FILES: Final = ("snapshot", "status", "status.json")
 _REGION_FILES: Final = ("size", "used", "visible_size", "visible_used", "lru", "debug")
 
@@ -158,6 +161,9 @@ class Tree:
             return
         if not words:
             raise TtmError(errno.EINVAL, "say all, or the events to record, bo=NAME to narrow it, or off")
+        for word in words:
+            if not word.startswith("bo=") and not _EVENT.fullmatch(word):
+                raise TtmError(errno.EINVAL, f"{word[:80]!r} is no name of an event: say all, or names as in `trace`")
         trace.only_bo = next((word[3:] for word in words if word.startswith("bo=")), "")
         trace.events = frozenset(word for word in words if word != "all" and not word.startswith("bo="))
         trace.on = True
@@ -180,11 +186,14 @@ class Tree:
         manager = self.machine.vdev.ttm.managers.get(name)
         if manager is None:
             return None
-        return self._dir(f"region{name}", lambda leaf: self._find_region_file(manager, leaf), lambda: _REGION_FILES)
+        files = _region_files(manager)
+        return self._dir(f"region{name}", lambda leaf: self._find_region_file(manager, leaf), lambda: files)
 
     def _find_region_file(self, manager: ResourceManager, name: str) -> Node | None:
         if name in _REGION_FILES[:4]:
             return self._text(lambda: f"{region_stats(self.machine.vdev, manager)[name]}\n")
+        if name == "fragmentation" and name in _region_files(manager):
+            return self._text(self._fragmentation)
         if name == "lru":
             return self._text(lambda: _lru_text(manager))
         if name == "debug":
@@ -271,6 +280,10 @@ class Tree:
         hold = _flag(text, "hold the engines before their next copy")
         for engine in self.machine.vdev.engines:
             engine.paused = hold
+
+
+def _region_files(manager: ResourceManager) -> tuple[str, ...]:
+    return (*_REGION_FILES, "fragmentation") if manager.name == SYSTEM else _REGION_FILES
 
 
 def _flag(text: str, does: str) -> bool:

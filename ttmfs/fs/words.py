@@ -8,6 +8,9 @@ from typing import Final
 
 from ttmfs.errors import TtmError
 
+MAX_WRITE: Final = 64 << 10
+"""Bytes of one write. The kernel cuts writes at 1 MiB, and a cut line would be another command."""
+
 _OCTAL: Final = re.compile(r"\\([0-3][0-7]{2})")
 _BASE: Final = 0x100000
 """Escaped bytes travel through shlex as characters of a private plane, so that it does not see a space or comma."""

@@ -359,9 +359,10 @@ class Buddy:
 
     def dirty_free_pages(self) -> Int64Array:
         """Numbers of all free pages that are not known to be zero, ascending, int64."""
-        return np.flatnonzero(self._free_map() & self._clear.dirty)
+        return np.flatnonzero(self.free_map() & self._clear.dirty)
 
-    def _free_map(self) -> Uint8Array:
+    def free_map(self) -> Uint8Array:
+        """Per page, 1 when it is free, uint8; a copy."""
         free = np.zeros(self.num_pages, np.uint8)
         starts, orders = self._free.all_blocks()
         for order in np.flatnonzero(np.bincount(orders)).tolist():
@@ -380,7 +381,7 @@ class Buddy:
         """Walk everything; raises AssertionError naming what is wrong. O(num_pages), for selfcheck and tests."""
         self._free.check("free")
         self._clear.area.check("clear")
-        owners = self._free_map().astype(np.int16)
+        owners = self.free_map().astype(np.int16)
         heads, orders = self._owned.all_blocks()
         assert not (heads & ((1 << orders) - 1)).any(), "allocated: a block is not aligned to its order"
         ends = heads + (1 << orders)
@@ -391,7 +392,7 @@ class Buddy:
         known = np.zeros(self.num_pages, np.uint8)
         starts, clear_orders = self._clear.area.all_blocks()
         known[expand(starts, np.left_shift(1, clear_orders, dtype=np.int64))] = 1
-        expected = self._free_map() & (self._clear.dirty == 0)
+        expected = self.free_map() & (self._clear.dirty == 0)
         differ = np.flatnonzero(known != expected)
         assert not differ.size, f"clear: page {int(differ[0])} is known as clear in one place only"
 

@@ -39,8 +39,9 @@ def copy_pages(dst: Arena, dst_pages: PageArray, src: Arena, src_pages: PageArra
         d, s = int(dst_pages[0]), int(src_pages[0])
         np.copyto(dst.mem[d : d + size], src.mem[s : s + size])
         return
-    index, lengths = common_runs(dst_pages, src_pages)
-    if size >= 2 * index.size:
+    breaks = (dst_pages[1:] - dst_pages[:-1] != 1) | (src_pages[1:] - src_pages[:-1] != 1)
+    if size >= 2 * (int(np.count_nonzero(breaks)) + 1):
+        index, lengths = common_runs(dst_pages, src_pages)
         _copy_runs(dst, np.asarray(dst_pages)[index], src, np.asarray(src_pages)[index], lengths)
     else:
         _copy_scattered(dst, dst_pages, src, src_pages)
@@ -139,7 +140,7 @@ def scatter(dst: Arena, dst_pages: PageArray, offset: int, data: bytes | bytearr
 
 
 def _check(arena: Arena, pages: PageArray) -> None:
-    if len(pages) and (int(pages.max()) >= arena.num_pages or int(pages.min()) < 0):
+    if len(pages) and (int(pages.max()) >= arena.num_pages or (pages.dtype.kind != "u" and int(pages.min()) < 0)):
         raise TtmError(errno.EINVAL, f"a page is not in {arena.name!r}, which has {arena.num_pages}")
 
 

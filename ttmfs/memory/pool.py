@@ -83,6 +83,8 @@ class PagePool:
         self.arena = arena
         self.reserve_pages = reserve_pages
         self.beneficial_order = beneficial_order
+        self.reclaim_backoff = False
+        """Defrag failed a moment ago: who populates passes this on, so that nothing is reclaimed for a high order."""
         self.in_use_pages = 0
         self._limit_pages = limit_pages
         self._now = now
@@ -134,6 +136,10 @@ class PagePool:
             return 1.0
         suitable = sum(n << k for k, n in enumerate(self._buddy.free_by_order()) if k >= order)
         return (free - suitable) / free
+
+    def free_map(self) -> Uint8Array:
+        """Per page of the arena, 1 when it is free in the buddy (pooled pages are not), uint8, the caller's own."""
+        return self._buddy.free_map()
 
     def page_orders(self, pages: PageArray) -> Uint8Array:
         """Per page, the order of the block that it belongs to, uint8. TtmError(EINVAL) for one not allocated."""

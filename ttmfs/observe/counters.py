@@ -71,12 +71,22 @@ class RequestCounters:
         }
 
 
+class SwapCounters:
+    """BOs that were swapped out, and how often that failed."""
+
+    __slots__ = ("failed", "out")
+
+    def __init__(self) -> None:
+        self.out = self.failed = 0
+
+
 class Counters:
     """All counters of one device."""
 
-    __slots__ = ("faults", "moves", "requests")
+    __slots__ = ("faults", "moves", "requests", "swap")
 
     def __init__(self) -> None:
         self.faults = FaultCounters()
         self.moves = MoveCounters()
+        self.swap = SwapCounters()
         self.requests = RequestCounters()

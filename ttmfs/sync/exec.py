@@ -57,6 +57,7 @@ class Exec(Generic[T]):
     object in place of a plain unlock of its reservation, which it must release (ttm_bo_unreserve: LRU bump, then
     unlock); a duplicate that was ignored is not among them. `ticket` is good for evictions inside the block,
     which must have released what they took before Exec ends. `restarts` counts the rounds lost to contention.
+    `stamp` is the age of an earlier ticket of the same caller, which has ended.
     """
 
     __slots__ = (
@@ -71,9 +72,17 @@ class Exec(Generic[T]):
         "ticket",
     )
 
-    def __init__(self, *, ignore_duplicates: bool = False, unlock: Callable[[T], None] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        ignore_duplicates: bool = False,
+        unlock: Callable[[T], None] | None = None,
+        stamp: int | None = None,
+    ) -> None:
         self.ignore_duplicates = ignore_duplicates
         self.ticket = AcquireContext()
+        if stamp is not None:
+            self.ticket.stamp = stamp
         self.restarts = 0
         self._unlock = unlock
         self._locked: dict[Reservation, T] = {}

@@ -21,9 +21,11 @@ import trio
 from ttmfs.errors import TtmError
 from ttmfs.memory.copy import gather
 from ttmfs.ttm.bo import BufferObject
-from ttmfs.ttm.copy import Backing, CopyState
+from ttmfs.ttm.copy import Backing, Copy, CopyState
+from ttmfs.ttm.eof import drop_cached_eof_page
 from ttmfs.ttm.fault import FaultFlag, FaultResult, VmFault
 from ttmfs.ttm.move import retreat_to_system
+from ttmfs.ttm.tt import TT
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
 
 _ERRNO: Final = {FaultResult.SIGBUS: errno.EIO, FaultResult.OOM: errno.ENOMEM}
@@ -106,17 +108,19 @@ async def read(bo: BufferObject, offset: int, size: int) -> Buffer:
     bo.faults += 1
     bo.fault_pages += pages
     bo.handed_out = True
+    if offset + len(data) >= bo.size:
+        bo.eof_page_read = True
     return data
 
 
 class _Request:
-    """A READ or WRITE that may wait, until `deadline` on trio's clock."""
+    """A READ or WRITE that may wait, until `deadline` on trio's clock; `expires` is when it may be failed for that."""
 
-    __slots__ = ("bo", "deadline")
+    __slots__ = ("bo", "deadline", "expires")
 
     def __init__(self, bo: BufferObject) -> None:
         self.bo = bo
-        self.deadline = trio.current_time() + bo.device.fault_timeout
+        self.deadline = self.expires = trio.current_time() + bo.device.fault_timeout
 
     @property
     def late(self) -> bool:
@@ -128,8 +132,18 @@ class _Request:
         """Seconds, never negative."""
         return max(0.0, self.deadline - trio.current_time())
 
+    @property
+    def expired(self) -> bool:
+        """The fault timeout is over: it may fail for that. A request that was only hurried may not."""
+        return trio.current_time() >= self.expires
+
+    @property
+    def time_to_live(self) -> float:
+        """Seconds until it is expired, never negative."""
+        return max(0.0, self.expires - trio.current_time())
+
     def hurry(self) -> None:
-        """End its wait now."""
+        """End its wait now, as far as its bytes can be had without: moving ones are waited for all the same (R4)."""
         self.deadline = trio.current_time()
         self.bo.gate.wake()
 
@@ -178,13 +192,18 @@ async def _read_slowly(bo: BufferObject, offset: int, size: int, request: _Reque
             return bytes(size)
         if bo.device.closing:
             raise TtmError(errno.ESHUTDOWN, f"fault of {bo.name}: the mount is being taken down")
+        if bo.external:
+            _check_imported(bo)
         if bo.gate.unmapping or late:
-            _give_memory_now(bo, first, count, late=late)
+            _give_memory_now(bo, first, count, late=request.expired)
             return _gather(bo, offset, size)
         vmf = VmFault(bo, first, count, deadline=request.deadline, flags=flags)
         result = await bo.funcs.fault(vmf)
         if result is FaultResult.OK:
             # None when a copy or a truncate slipped in before: start over.
+            if bo.external:
+                _check_imported(bo)
+                return bytes(_read_now(bo, offset, size) or b"")
             data = None if bo.copies or size > bo.size - offset else _read_now(bo, offset, size)
             if data is not None:
                 return data
@@ -194,6 +213,15 @@ async def _read_slowly(bo: BufferObject, offset: int, size: int, request: _Reque
             # The kernel allows one restart; after that the fault queues for what it waits for.
             flags = FaultFlag.NONE
         await trio.lowlevel.checkpoint()
+
+
+def _check_imported(bo: BufferObject) -> None:
+    """TtmError(EIO) when the memory of an imported BO may not, or can no longer, be touched. Ask right before."""
+    tt = bo.tt
+    if tt is None or not tt.mappable:
+        raise TtmError(errno.EIO, f"{bo.name} is imported and not mappable: use the exporter's own file")
+    if not tt.usable():
+        raise TtmError(errno.EIO, f"{bo.name} is imported, and the file behind it was truncated")
 
 
 def _give_memory_now(bo: BufferObject, first: int, count: int, *, late: bool) -> None:
@@ -231,11 +259,16 @@ async def write(bo: BufferObject, offset: int, data: bytes) -> int:
     Fails only for pages that never had memory.
     """
     end = offset + len(data)
-    if end > bo.size:
+    old_size = bo.size
+    if end > old_size:
         bo.device.set_size(bo, end)
     if not _try_write(bo, offset, data):
         await _parked(bo, _write_slowly, offset, data)
+    if bo.dirty is not None:
+        bo.dirty.wrote(offset >> PAGE_SHIFT, (end + PAGE_MASK) >> PAGE_SHIFT)
     bo.handed_out = True
+    if end > old_size and old_size & PAGE_MASK:
+        await drop_cached_eof_page(bo, old_size)
     return len(data)
 
 
@@ -248,6 +281,11 @@ def _try_write(bo: BufferObject, offset: int, data: bytes) -> bool:
     if not bo.copies:
         if bo.unknown_state or not bo.has_memory(first, count):
             return False
+        if bo.tt is not None and bo.tt.external:
+            if not (bo.tt.mappable and bo.tt.usable()):
+                return False
+            _scatter(bo, offset, data)
+            return True
         if not bo.gate.unmapping and not (bo.placed and bo.visible):
             return False
         _scatter(bo, offset, data)
@@ -259,10 +297,27 @@ def _try_write(bo: BufferObject, offset: int, data: bytes) -> bool:
             if not bo.need_tt().has_memory(index, first + count - index):
                 return False
             break
-        if backing is None or copy.state is not CopyState.QUEUED:
+        if backing is None or copy.state is not CopyState.QUEUED or _has_hole(backing, index, first + count, copy):
             return False
         index = copy.covers
     return _scatter(bo, offset, data)
+
+
+def _has_hole(src: Backing, index: int, end: int, copy: Copy) -> bool:
+    """Is one of the pages that the copy takes from `index` on a hole of its source (defrag leaves holes alone)?"""
+    return isinstance(src, TT) and not src.has_memory(index, min(end, copy.covers) - index)
+
+
+def _fill_holes(bo: BufferObject, index: int, count: int) -> None:
+    """Memory, zeroed, for these pages in all tts of copies that have not begun: they carry on what is written there.
+
+    Targets before sources: a source's page needs one to go to, while a target may have more than it gets.
+    TtmError(ENOMEM).
+    """
+    ends = [copy.dst for copy in bo.copies] + [copy.src for copy in bo.copies]
+    for tt in ends:
+        if isinstance(tt, TT) and index < tt.num_pages:
+            tt.populate_range(index, min(count, tt.num_pages - index), use_reserve=True)
 
 
 def _scatter(bo: BufferObject, offset: int, data: bytes) -> bool:
@@ -293,14 +348,16 @@ async def _write_slowly(bo: BufferObject, offset: int, data: bytes, request: _Re
             raise TtmError(errno.ESHUTDOWN, f"write to {bo.name}: the mount is being taken down")
         if end > bo.size:
             bo.device.set_size(bo, end)
+        if bo.external:
+            _check_imported(bo)
         if bo.copies:
             await _wait_for_copy(bo, first, count, request)
         elif bo.gate.unmapping or request.late:
-            _give_memory_now(bo, first, count, late=not bo.gate.unmapping)
+            _give_memory_now(bo, first, count, late=request.expired and not bo.gate.unmapping)
         else:
             vmf = VmFault(bo, first, count, deadline=request.deadline, flags=flags, overwrite=overwrite)
             result = await bo.funcs.fault(vmf)
-            if result in _ERRNO and not bo.has_memory(first, count):
+            if result in _ERRNO and (bo.external or not bo.has_memory(first, count)):
                 raise TtmError(_ERRNO[result], f"write to {bo.name} page {first}: {vmf.message}")
             if result is FaultResult.SIGBUS and not bo.copies and not bo.unknown_state and end <= bo.size:
                 # Pinned out of the CPU's reach, say: the memory is there, and a WRITE must not be lost.
@@ -329,9 +386,24 @@ async def _wait_for_copy(bo: BufferObject, first: int, count: int, request: _Req
             _give_memory_now(bo, index, first + count - index, late=False)
             return
         if backing is None or copy.state is not CopyState.QUEUED:
-            if await copy.fence.wait(request.time_left):
+            fence, left = copy.fence, request.time_left
+            if backing is not None or bo.gate.unmapping:
+                # Hurried or not, a WRITE cannot be put beside bytes that move, and they do not move for long.
+                done = await fence.wait(request.time_to_live)
+            else:
+                # The clear may be far off: the end of the mount releases it. Moving bytes are waited for.
+                done = await bo.gate.park(fence.wait, left)
+            if done or not request.late:
                 return
             if backing is None and retreat_to_system(bo):
                 return
+            if await bo.gate.park(fence.wait, request.time_to_live) or not request.expired:
+                return
             raise TtmError(errno.EIO, f"write to {bo.name}: a copy did not end in {bo.device.fault_timeout:g} s")
+        if _has_hole(backing, index, first + count, copy):
+            if request.late or bo.gate.unmapping:
+                _fill_holes(bo, index, min(first + count, copy.covers) - index)
+            else:
+                await bo.gate.park(copy.fence.wait, request.time_left)
+            return
         index = copy.covers

@@ -12,7 +12,7 @@ Where its bytes are, page by page:
 
 import errno
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
@@ -35,6 +35,16 @@ NUM_PRIORITIES: Final = 4
 _NO_COPIES: Final[deque[Copy]] = deque()
 
 
+class WriteObserver(Protocol):
+    """Who wants to know what clients write. All numbers are pages, `end` is exclusive."""
+
+    def wrote(self, first: int, end: int) -> None:
+        """A WRITE changed pages [first, end)."""
+
+    def cut(self, num_pages: int) -> None:
+        """A truncate took the pages from `num_pages` on away."""
+
+
 class BufferObject:
     """One BO. Every field is protected by `resv`, except what requests may do without it (see ttmfs.ttm.access)."""
 
@@ -43,8 +53,11 @@ class BufferObject:
         "bulk",
         "bytes_moved",
         "caching",
+        "defrag_old_tt",
         "deleted",
         "device",
+        "dirty",
+        "eof_page_read",
         "evictions",
         "fast",
         "fault_pages",
@@ -69,6 +82,7 @@ class BufferObject:
         "resize_pending",
         "resource",
         "resv",
+        "shares_resv",
         "size",
         "tt",
         "unknown_state",
@@ -91,7 +105,11 @@ class BufferObject:
         self.size = 0
         self.resource: Resource | None = None
         self.tt: TT | None = None
+        self.defrag_old_tt: TT | None = None
+        """The source of a defrag move while the driver makes it; `tt` is the fresh one then (seed: defrag)."""
         self.resv = Reservation(device.ww_class) if resv is None else resv
+        self.shares_resv = resv is not None
+        """The reservation was given: others may have the same one."""
         self.gate = Gate()
         self._copies: deque[Copy] = _NO_COPIES
         self.fast: memoryview | None = None
@@ -100,6 +118,8 @@ class BufferObject:
         """Has `fast` been worked out since the last change?"""
         self.handed_out = False
         """A READ or WRITE was answered since the last INVAL: clients may have pages cached."""
+        self.eof_page_read = False
+        """A client may have the page with the end of the file cached and up to date; see ttmfs.ttm.eof."""
         self.placed = False
         """False until the first validate, fault, WRITE or job; gutting resets it."""
         self.placement = placement
@@ -118,6 +138,8 @@ class BufferObject:
         device.num_bos += 1
         self.private: object = None
         """What the driver or the file system hangs on to a BO."""
+        self.dirty: WriteObserver | None = None
+        """The driver's dirty tracking: hears of every WRITE."""
         self.last_error = ""
         self.bytes_moved = self.moves = self.evictions = self.validations = 0
         self.faults = self.fault_pages = self.prefault_pages = self.reservation_retries = 0
@@ -143,6 +165,17 @@ class BufferObject:
     def external(self) -> bool:
         """An imported BO (the sg type): its memory is somebody else's."""
         return self.tt is not None and self.tt.external
+
+    @property
+    def swapped(self) -> bool:
+        """All that it has is in swap."""
+        tt = self.tt
+        return tt is not None and tt.swap is not None and not tt.populated_pages
+
+    @property
+    def unevictable(self) -> bool:
+        """Pinned or swapped out: on the device's unevictable list instead of a manager's LRU."""
+        return self.pin_count > 0 or self.swapped
 
     @property
     def state(self) -> str:
@@ -230,6 +263,9 @@ class BufferObject:
         self.view_known = True
         if not self.size or self._copies or self.device.unplugged or self.unknown_state or not self.visible:
             return
+        if self.external:
+            # Imported memory may go away: it is looked at each time.
+            return
         backing = self.backing_now(0)
         if backing is self.tt and not self.tt.is_populated:
             return
@@ -289,6 +325,7 @@ class BufferObject:
         self.resource = resource
         if resource is not None:
             resource.bo = self
+            resource.manager.unassigned.discard(resource)
             self.device.lru_add(resource)
 
     def pin(self) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ttmfs.memory.arena import Arena
 from ttmfs.memory.copy import copy_pages, zero_pages
 from ttmfs.sync.fence import Fence
+from ttmfs.ttm.tt import TT
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT
 
 
@@ -38,8 +39,9 @@ class CopyState(enum.Enum):
 class Copy:
     """`num_pages` pages from `src` (None: zeros) to `dst`, announced by `fence`.
 
-    `src` and `dst` have memory for all of these pages when the copy runs. `zero_from` is a byte offset or None: what
-    `dst` has from there on was cut off by a truncate while the copy ran and reads as zeros.
+    When the copy runs `dst` has memory for all of these pages that are no holes of `src`; holes are passed over.
+    `zero_from` is a byte offset or None: what `dst` has from there on was cut off by a truncate while the copy ran and
+    reads as zeros.
     """
 
     __slots__ = ("covers", "dst", "fence", "num_pages", "src", "state", "zero_from")
@@ -56,11 +58,39 @@ class Copy:
 
     def step(self, index: int, count: int) -> None:
         """Copy (or clear) `count` pages from page `index` on; synchronous."""
+        src = self.src
+        if src is not None and self._step_of_runs(index, count):
+            return
+        if isinstance(src, TT) and not src.has_memory(index, count):
+            self._step_over_holes(src, index, count)
+            return
         dst_pages = self.dst.numbers(index, count)
-        if self.src is None:
+        if src is None:
             zero_pages(self.dst.arena, dst_pages)
         else:
-            copy_pages(self.dst.arena, dst_pages, self.src.arena, self.src.numbers(index, count))
+            copy_pages(self.dst.arena, dst_pages, src.arena, src.numbers(index, count))
+
+    def _step_over_holes(self, src: TT, index: int, count: int) -> None:
+        """The step of a sparse source (defrag): what is a hole there is one, or zeros, in the target."""
+        at = src.present_in(index, count)
+        if len(at):
+            dst_pages = self.dst.numbers(index, count)[at - index]
+            copy_pages(self.dst.arena, dst_pages, src.arena, src.pages_at(at))
+
+    def _step_of_runs(self, index: int, count: int) -> bool:
+        """The step when both ends are one run, which is what most of them are: no page arrays are looked at."""
+        assert self.src is not None
+        src, src_length = self.src.extent(index, count)
+        if src < 0 or src_length < count:
+            return False
+        dst, dst_length = self.dst.extent(index, count)
+        if dst < 0 or dst_length < count:
+            return False
+        size = count << PAGE_SHIFT
+        src <<= PAGE_SHIFT
+        dst <<= PAGE_SHIFT
+        self.dst.arena.buf[dst : dst + size] = self.src.arena.buf[src : src + size]
+        return True
 
     def finish(self) -> None:
         """Cut off what a truncate took away meanwhile."""

@@ -4,19 +4,23 @@ The core asks two outside parties, each behind a protocol: the driver (`DriverFu
 reach it) and whoever has the BO's pages in a cache (`Unmapper`, one method, which the mount implements as INVAL).
 """
 
+import errno
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
+from ttmfs.errors import TtmError
 from ttmfs.memory.pool import PagePool
+from ttmfs.memory.swap_store import SwapStore
 from ttmfs.observe.counters import Counters
 from ttmfs.observe.inject import Injection
 from ttmfs.observe.trace import Trace
-from ttmfs.sync.resv import Usage, WwClass
+from ttmfs.sync.resv import Reservation, Usage, WwClass
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.copy import CopyState, zero_bytes
+from ttmfs.ttm.defrag_list import DefragList
 from ttmfs.ttm.lru import LruList
 from ttmfs.ttm.placement import SYSTEM, Place, Placement
 from ttmfs.ttm.resource import Resource, ResourceManager
@@ -56,7 +60,11 @@ class DriverFuncs(Protocol):
         """Bring the BO to where the CPU can reach it. EBUSY and ERESTARTSYS mean again, other errors SIGBUS."""
 
     async def move(self, bo: BufferObject, resource: Resource, ctx: OperationContext, *, evict: bool) -> None:
-        """Move the BO to `resource` and assign it, or raise Multihop; on any error the BO is as it was."""
+        """Move the BO to `resource` and assign it, or raise Multihop; on any error the BO is as it was.
+
+        With `bo.defrag_old_tt` set, copy from there to `bo.tt`, and await nothing before the copy is submitted:
+        requests find the bytes through the copy.
+        """
 
     def evict_flags(self, bo: BufferObject) -> Placement:
         """Where an evicted BO goes; empty to purge it."""
@@ -95,17 +103,28 @@ class Device:
         """Set, and replaced, when a ghost gives its memory back."""
         self.prefault = 256
         self.fault_timeout = 15.0
+        self.max_parked = 1 << 30
+        """READs and WRITEs that may wait at a time; beyond that the oldest is served without waiting on (R8)."""
         self.unplugged = False
         self.closing = False
         """The mount is going: requests end with ESHUTDOWN instead of waiting."""
         self.propagate_enospc = False
+        self.defrag_list = DefragList()
+        self.suspended = False
+        """Every BO is in system and the device does no work; a fault of a BO that was never placed stays there."""
+        self.placed_in_suspend: list[BufferObject] = []
+        """BOs whose first use was then: they are placed anew by the next one after resume."""
+        self.swap_store: SwapStore | None = None
+        """Where swapout puts pages; None: nothing can be swapped out."""
+        self.pages_limit = pool.num_pages - pool.reserve_pages
+        """Soft limit on populated pages (ttm_tt_pages_limit): populating beyond it first swaps others out."""
 
     # -- LRU -----------------------------------------------------------------------------------------------------
 
     def lru_add(self, resource: Resource) -> None:
         """Put a resource on the list where its BO belongs (ttm_resource_init)."""
         bo = resource.bo
-        if bo.pin_count:
+        if bo.unevictable:
             self.unevictable.add_tail(resource)
         else:
             resource.manager.lru.add_tail(resource, bo.priority)
@@ -122,7 +141,7 @@ class Device:
             resource.manager.lru.remove(resource)
 
     def lru_readd(self, resource: Resource) -> None:
-        """Its BO was pinned, unpinned or given another priority."""
+        """Its BO was pinned, unpinned, swapped out or in, or given another priority."""
         self.lru_remove(resource)
         self.lru_add(resource)
 
@@ -131,7 +150,10 @@ class Device:
         resource = bo.resource
         if resource is None or not resource.on_lru:
             return
-        if bo.pin_count:
+        unevictable = bo.unevictable
+        if unevictable != (resource.lru_list is self.unevictable):
+            self.lru_readd(resource)
+        elif unevictable:
             self.unevictable.move_to_tail(resource)
         else:
             resource.manager.lru.move_to_tail(resource, bo.priority)
@@ -142,12 +164,18 @@ class Device:
         """SETATTR(size), O_TRUNC and WRITEs past the end: takes effect at once and waits for nobody (rule R5).
 
         What was cut off reads as zeros if the file grows again. Memory behind the end is freed as soon as the BO is
-        idle: now, or when its reservation is released.
+        idle: now, or when its reservation is released. TtmError(EPERM) for an imported BO: its size is the file's.
         """
+        if bo.external and size != bo.size:
+            raise TtmError(errno.EPERM, f"{bo.name} is imported: its size is that of the file behind it")
         old_size, bo.size = bo.size, size
         bo.drop_view()
         if size < old_size:
+            # The page with the new end may be cached from when it was in the middle.
+            bo.eof_page_read |= bo.handed_out
             self._zero_tail(bo, size, old_size)
+            if bo.dirty is not None:
+                bo.dirty.cut(pages_of(size))
         if size == old_size:
             return
         bo.resize_pending = True
@@ -176,6 +204,8 @@ class Device:
                 break
             if backing is not None:
                 zero_bytes(backing, offset, stop)
+                if backing is bo.tt and bo.tt is not None:
+                    bo.tt.cut_swapped(offset, stop)
             offset = stop << PAGE_SHIFT
 
     def apply_resize(self, bo: BufferObject) -> None:
@@ -190,7 +220,7 @@ class Device:
             resource.manager.trim(resource, pages)
         if bo.tt is not None:
             bo.tt.resize(pages)
-        if not pages and resource is not None and resource.mem_type != SYSTEM:
+        if not pages and resource is not None and resource.mem_type != SYSTEM and not bo.pin_count:
             # Nothing is left of it: back to a new file's state, so that its next content goes to its placement.
             bo.resource = None
             resource.manager.free(resource)
@@ -205,13 +235,37 @@ class Device:
         A busy BO becomes a zombie: it keeps its space, stays on its LRU and can be reclaimed by eviction.
         """
         bo.deleted = True
+        self.defrag_list.leave(bo)
         bo.drop_view()
         bo.pin_count = 0
+        self._individualize(bo)
         if bo.resource is not None:
             self.lru_readd(bo.resource)
         if not bo.ghost:
             self.num_zombies += 1
         self.cleanup_when_idle(bo)
+
+    def _individualize(self, bo: BufferObject) -> None:
+        """ttm_bo_individualize_resv: out of its bulk move, and a reservation of its own with all fences of the shared.
+
+        Where there is no memory for that (injected) it keeps the shared one, and goes with the next unreserve.
+        """
+        if bo.bulk is not None:
+            if bo.resource is not None:
+                bo.bulk.remove(bo.resource)
+            bo.bulk = None
+        if not bo.shares_resv or bo.ghost:
+            return
+        own = Reservation(self.ww_class)
+        own.trylock()
+        try:
+            own.copy_fences(bo.resv)
+        except TtmError:
+            return
+        finally:
+            own.unlock()
+        bo.resv = own
+        bo.shares_resv = False
 
     def cleanup_when_idle(self, bo: BufferObject) -> None:
         """Free a deleted BO if nobody uses it; otherwise the last fence, or the holder's unreserve, comes back here."""
@@ -231,7 +285,7 @@ class Device:
         bo.funcs.delete_mem_notify(bo)
         bo.drop_view()
         if bo.tt is not None:
-            bo.tt.unpopulate()
+            bo.tt.fini()
             bo.tt = None
         resource, bo.resource = bo.resource, None
         if resource is not None:

@@ -18,6 +18,7 @@ from ttmfs.errors import TtmError
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.placement import SYSTEM, Place
 from ttmfs.ttm.populate import populate_range
 from ttmfs.ttm.validate import validate
 
@@ -152,6 +153,8 @@ async def fault_reserved(vmf: VmFault, prot: Protection, num_prefault: int) -> F
     vmf.prot = prot
     if bo.tt is not None and bo.tt.external and not bo.tt.mappable:
         return vmf.fail(FaultResult.SIGBUS, "it is imported and not mappable: use the exporter's own file")
+    if bo.tt is not None and bo.tt.external and not bo.tt.usable():
+        return vmf.fail(FaultResult.SIGBUS, "it is imported, and the file behind it was truncated")
     if bo.unknown_state:
         return vmf.fail(FaultResult.SIGBUS, "its content was lost in a failed copy; write it anew after validate none")
     if vmf.first >= bo.num_pages:
@@ -185,7 +188,16 @@ async def _place(vmf: VmFault) -> None:
     bo = vmf.bo
     if bo.placed and bo.resource is not None:
         return
+    if bo.device.suspended:
+        # Until it is resumed the device has no memory; then the next use places it.
+        if bo.resource is None:
+            bo.assign(bo.device.managers[SYSTEM].alloc(bo, Place(SYSTEM)))
+        bo.placed = True
+        bo.device.placed_in_suspend.append(bo)
+        return
     bo.placed = True
+    if bo.pin_count and bo.resource is not None:
+        return
     if bo.placement or bo.resource is None:
         try:
             await validate(bo, bo.placement or bo.device.default_placement, OperationContext(faulting=bo))

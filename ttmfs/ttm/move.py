@@ -13,9 +13,11 @@ from ttmfs.sync.fence import Fence, get_stub
 from ttmfs.sync.resv import Reservation, Usage
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.defrag import commit, fresh_tt, is_defrag, restore
 from ttmfs.ttm.placement import SYSTEM, Place, PlaceFlag, Placement
 from ttmfs.ttm.populate import populate_all
 from ttmfs.ttm.resource import Resource
+from ttmfs.ttm.tt import TT
 from ttmfs.ttm.unmap import unmap_virtual
 from ttmfs.units import PAGE_SIZE
 
@@ -76,17 +78,24 @@ async def wait_ctx(bo: BufferObject, ctx: OperationContext) -> None:
 async def handle_move_mem(bo: BufferObject, resource: Resource, ctx: OperationContext, *, evict: bool) -> None:
     """ttm_bo_handle_move_mem: unmap, give the target a populated tt, let the driver move.
 
+    A defrag move gets its fresh tt first and is unmapped only then, so that its usual failure disturbs nobody.
     `bo` is reserved. Raises what the driver raises; the BO is then as it was and `resource` still the caller's.
     """
     device = bo.device
     old = bo.resource
     inject = device.inject
+    fresh: TT | None = None
     try:
+        if is_defrag(bo, resource, ctx, evict=evict):
+            fresh = fresh_tt(bo)
+            bo.resv.reserve_fences(1)
         inject.check("unmap", errno.EIO, f"unmapping {bo.name}")
         if ctx.faulting is not bo:
             await unmap_virtual(bo, together=ctx.together)
         bo.drop_view()
-        if resource.manager.use_tt:
+        if fresh is not None:
+            commit(bo, fresh)
+        elif resource.manager.use_tt:
             inject.check("tt_create", errno.ENOMEM, f"making a tt for {bo.name}")
             tt = bo.need_tt()
             # A hop of a BO without content stays without memory: its last leg is a clear.
@@ -94,14 +103,19 @@ async def handle_move_mem(bo: BufferObject, resource: Resource, ctx: OperationCo
             if resource.mem_type != SYSTEM and not passing:
                 in_region = old.num_pages if old is not None and old.pages is not None else 0
                 await populate_all(bo, tt, ctx, overwritten=in_region)
-        bo.resv.reserve_fences(1)
+        if fresh is None:
+            bo.resv.reserve_fences(1)
         inject.check("move", errno.EIO, f"moving {bo.name}")
         await bo.funcs.move(bo, resource, ctx, evict=evict)
     except BaseException as error:
+        if fresh is not None:
+            restore(bo, fresh)
         _undo_populate(bo, old)
         if not isinstance(error, Multihop):
             device.counters.moves.failed += 1
         raise
+    if fresh is not None:
+        _defragmented(bo)
     bo.drop_view()
     moved = bo.num_pages * PAGE_SIZE
     ctx.bytes_moved += moved
@@ -112,6 +126,14 @@ async def handle_move_mem(bo: BufferObject, resource: Resource, ctx: OperationCo
     device.counters.moves.bytes += moved
     if device.trace.on:
         device.trace.emit("move", bo.name, src=old.mem_type if old else "-", dst=resource.mem_type, evict=int(evict))
+
+
+def _defragmented(bo: BufferObject) -> None:
+    """A defrag move succeeded. A driver that copied synchronously, and made no ghost, leaves the old tt here."""
+    bo.device.defrag_list.leave(bo)
+    old, bo.defrag_old_tt = bo.defrag_old_tt, None
+    if old is not None:
+        old.fini()
 
 
 def _is_empty(bo: BufferObject) -> bool:
@@ -140,6 +162,8 @@ def move_null(bo: BufferObject, resource: Resource) -> None:
 def move_to_ghost(bo: BufferObject, *, take_tt: bool, kept_pages: int = 1 << 62) -> None:
     """ttm_bo_move_to_ghost: a ghost takes the old resource, and the tt when the BO does not keep it.
 
+    Of a defrag move it takes the old tt, whatever `take_tt` says.
+
     `kept_pages` is what the copy covers: pages of the tt from there on stay with the BO. The ghost inherits all
     fences of the BO, readers included, and goes when the last one signals.
     """
@@ -158,7 +182,10 @@ def move_to_ghost(bo: BufferObject, *, take_tt: bool, kept_pages: int = 1 << 62)
         bo.device.lru_remove(old)
         bo.resource = None
         ghost.assign(old)
-    if take_tt:
+    if bo.defrag_old_tt is not None:
+        # The BO is on its fresh tt already; the copy reads the old one.
+        ghost.tt, bo.defrag_old_tt = bo.defrag_old_tt, None
+    elif take_tt:
         ghost.tt, bo.tt = bo.tt, None
         if ghost.tt is not None and bo.num_pages > kept_pages:
             # The file grew while its new home was sought: what was appended stays behind the new resource.

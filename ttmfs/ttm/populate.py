@@ -1,6 +1,7 @@
 """Populate: memory for pages of a BO, reclaiming where there is none (ttm_bo_populate)."""
 
 import errno
+from typing import Final
 
 import numpy as np
 import trio
@@ -10,6 +11,9 @@ from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.reclaim import reclaim
 from ttmfs.ttm.tt import TT, out_of_memory
+
+_SWAP_STEP: Final = 512
+"""Pages that come back from swap at a time."""
 
 
 def _own_pages(bo: BufferObject) -> int:
@@ -36,12 +40,19 @@ async def populate_range(
         return 0
     bo.drop_view()
     bo.device.inject.check("page_alloc", errno.ENOMEM, f"{count} pages for {bo.name}")
+    await _below_limit(bo, min(count, tt.num_pages - tt.populated_pages))
+    was_swapped = tt.swap is not None
     while True:
         try:
-            return tt.populate_range(first, count, prefault=prefault, zero=zero)
+            added = tt.populate_range(first, count, prefault=prefault, zero=zero)
+            break
         except TtmError as error:
             await _reclaim_for(bo, tt, count, ctx, error, keep=(first, count))
             prefault = 0
+    bo.device.defrag_list.join_if_marked(bo)
+    if was_swapped:
+        await _swap_in_rest(bo, tt)
+    return added
 
 
 async def populate_all(bo: BufferObject, tt: TT, ctx: OperationContext, *, overwritten: int = 0) -> None:
@@ -49,12 +60,18 @@ async def populate_all(bo: BufferObject, tt: TT, ctx: OperationContext, *, overw
 
     The first `overwritten` pages are about to be copied over, so they are taken as they come.
     """
-    present_before = None
     if not tt.is_populated:
         bo.device.inject.check("page_alloc", errno.ENOMEM, f"{tt.num_pages - tt.populated_pages} pages for {bo.name}")
+        await _below_limit(bo, tt.num_pages - tt.populated_pages)
+    while tt.swap is not None:
+        # First, and for good: what came back from swap is content, not part of an attempt that may be undone.
+        try:
+            await _swap_in(bo, tt)
+        except TtmError as error:
+            await _reclaim_for(bo, tt, tt.swapped_pages, ctx, error, keep=None)
     while not tt.is_populated:
-        if present_before is None:
-            present_before = tt.present()
+        # Looked at anew for each attempt: while memory was reclaimed, WRITEs may have added pages.
+        present_before = tt.present()
         try:
             if overwritten:
                 tt.populate_range(0, min(overwritten, tt.num_pages), zero=False)
@@ -62,7 +79,44 @@ async def populate_all(bo: BufferObject, tt: TT, ctx: OperationContext, *, overw
         except TtmError as error:
             tt.depopulate(np.setdiff1d(tt.present(), present_before, assume_unique=True))
             await _reclaim_for(bo, tt, tt.num_pages - tt.populated_pages, ctx, error, keep=None)
+    bo.device.defrag_list.join_if_marked(bo)
     await trio.lowlevel.checkpoint_if_cancelled()
+
+
+async def _below_limit(bo: BufferObject, pages: int) -> None:
+    """The soft limit on populated pages (ttm_tt_populate): swap others out, trylock only; then allocate anyway."""
+    device = bo.device
+    over = device.pool.in_use_pages + pages - device.pages_limit
+    if over > 0 and device.swap_store is not None:
+        await _swap_others_out(bo, over)
+
+
+async def _swap_others_out(bo: BufferObject, pages: int) -> int:
+    from ttmfs.ttm.swap import device_swapout  # noqa: PLC0415 - swapping out moves, moving populates
+
+    return await device_swapout(bo.device, OperationContext(no_wait_gpu=True), pages, but=bo)
+
+
+async def _swap_in(bo: BufferObject, tt: TT) -> None:
+    """ttm_tt_swapin, step by step: all that is in swap. TtmError(ENOMEM): the rest stays there."""
+    bo.drop_view()
+    bo.device.inject.check("store_read", errno.EIO, f"reading {bo.name} from swap")
+    first = 0
+    while tt.swap is not None and first < tt.num_pages:
+        tt.swap_in(first, min(_SWAP_STEP, tt.num_pages - first))
+        first += _SWAP_STEP
+        await trio.lowlevel.checkpoint()
+    bo.drop_view()
+    bo.device.lru_bump(bo)
+
+
+async def _swap_in_rest(bo: BufferObject, tt: TT) -> None:
+    """A fault has its pages; bring back what else fits, as the kernel swaps in the whole."""
+    try:
+        with trio.CancelScope(shield=True):
+            await _swap_in(bo, tt)
+    except TtmError:
+        bo.device.lru_bump(bo)
 
 
 async def _reclaim_for(
@@ -71,5 +125,8 @@ async def _reclaim_for(
     """Free memory somewhere, or raise the ENOMEM that the caller has met."""
     if error.errno != errno.ENOMEM:
         raise error
-    if pages > tt.pool.arena.num_pages or not await reclaim(bo.device, pages, ctx, faulting=bo, keep=keep):
+    if pages > tt.pool.arena.num_pages:
         raise out_of_memory(pages, tt.pool) from error
+    if await reclaim(bo.device, pages, ctx, faulting=bo, keep=keep) or await _swap_others_out(bo, pages):
+        return
+    raise out_of_memory(pages, tt.pool) from error

@@ -103,6 +103,8 @@ async def move_to(bo: BufferObject, resource: Resource, ctx: OperationContext, *
     From here on nothing is cancelled: INVAL and bytes in flight cannot be taken back, and both are bounded. On failure
     `resource` is freed.
     """
+    origin = bo.mem_type
+    bounced = False
     with trio.CancelScope(shield=True):
         try:
             while True:
@@ -111,11 +113,29 @@ async def move_to(bo: BufferObject, resource: Resource, ctx: OperationContext, *
                     break
                 except Multihop as multihop:
                     await _bounce(bo, multihop.hop, ctx)
+                    bounced = True
         except BaseException:
             resource.manager.free(resource)
+            if bounced:
+                await _back_from_hop(bo, origin)
             raise
     if evict:
         _count_eviction(bo, ctx)
+
+
+async def _back_from_hop(bo: BufferObject, origin: str) -> None:
+    """The last leg of a multihop failed: back to the region that it came from (the kernel leaves it in the hop)."""
+    ctx = OperationContext(resv=bo.resv)
+    try:
+        resource = await mem_space(bo, (Place(origin),), ctx)
+    except TtmError as error:
+        bo.last_error = f"left in {bo.mem_type}: {error.message}"
+        return
+    try:
+        await handle_move_mem(bo, resource, ctx, evict=False)
+    except (TtmError, Multihop) as error:
+        resource.manager.free(resource)
+        bo.last_error = f"left in {bo.mem_type}: {error}"
 
 
 def _count_eviction(bo: BufferObject, ctx: OperationContext) -> None:
@@ -171,12 +191,29 @@ async def evict_alloc(
         resource = await _walk_lru(walk, ticket)
         if not walk.evicted:
             break
-    if resource is None and walk.busy is not None and not ctx.no_wait_gpu:
-        # Users of real drivers meet ENOMEM when every victim happens to be locked for a moment: try once more.
-        with trio.move_on_after(BUSY_RETRY_SECONDS):
-            await walk.busy.resv.wait_unlocked()
-        resource = await _walk_lru(walk, None)
-    return resource
+    if resource is not None or ctx.no_wait_gpu:
+        return resource
+    busy = walk.busy or _on_its_way(manager, bo)
+    if busy is None:
+        return None
+    if ticket is not None:
+        # Whoever owns the ticket may give all up, wait for that one and start over.
+        ctx.contended = ctx.contended or busy
+        return None
+    # Users of real drivers meet ENOMEM when every victim happens to be locked for a moment: try once more.
+    with trio.move_on_after(BUSY_RETRY_SECONDS):
+        await busy.resv.wait_unlocked()
+    return _try_alloc(walk) or await _walk_lru(walk, None)
+
+
+def _on_its_way(manager: ResourceManager, bo: BufferObject) -> BufferObject | None:
+    """Somebody else's BO that has space here but has not arrived yet: nobody can evict it, for the moment."""
+    own = bo.resv.holder
+    for resource in manager.unassigned:
+        other: BufferObject = resource.bo
+        if other is not bo and other.resv.locked and (own is None or other.resv.holder is not own):
+            return other
+    return None
 
 
 async def _walk_lru(walk: _Walk, ticket: AcquireContext | None) -> Resource | None:
@@ -271,6 +308,15 @@ async def evict_bo(bo: BufferObject, ctx: OperationContext) -> None:
         return
     if bo.external:
         raise TtmError(errno.EINVAL, f"{bo.name} is imported: it is never moved, and its content never dropped")
+    defrag, ctx.defrag = ctx.defrag, False
+    try:
+        await _evict_live(bo, ctx)
+    finally:
+        # What the target of a defrag asked for is not for its victims.
+        ctx.defrag = defrag
+
+
+async def _evict_live(bo: BufferObject, ctx: OperationContext) -> None:
     placement = bo.funcs.evict_flags(bo)
     if bo.device.trace.on:
         bo.device.trace.emit("evict", bo.name, region=bo.mem_type, to=" ".join(map(str, placement)) or "purge")

@@ -16,7 +16,9 @@ from ttmfs.errors import TtmError
 from ttmfs.memory.arena import Arena
 from ttmfs.memory.pool import PagePool
 from ttmfs.memory.pool_types import Caching
-from ttmfs.units import MAX_ORDER
+from ttmfs.memory.swap_store import SwapStorage
+from ttmfs.ttm.swapped import SwappedPages, decode_rows
+from ttmfs.units import MAX_ORDER, PAGE_MASK, PAGE_SHIFT
 
 HOLE: Final = 0
 PageVector = NDArray[np.uint32]
@@ -46,8 +48,10 @@ class TT:
         "external",
         "mappable",
         "num_pages",
+        "past_pool",
         "pool",
         "populated_pages",
+        "swap",
         "vector",
     )
 
@@ -61,6 +65,18 @@ class TT:
         self.beneficial_order_failed = False
         self.external = False
         self.mappable = True
+        self.past_pool = False
+        """Freed past the pool: fragments that defrag left behind are of use only when they merge."""
+        self.swap: SwappedPages | None = None
+        """What is in swap (TTM_TT_FLAG_SWAPPED); such entries are odd, and come back before anything else is done."""
+
+    def usable(self) -> bool:
+        """May its pages be touched right now? Only imported memory can go away."""
+        return True
+
+    def fini(self) -> None:
+        """ttm_tt_fini: give everything up, for good."""
+        self.unpopulate(to_pool=not self.past_pool)
 
     # -- what is where -------------------------------------------------------------------------------------------
 
@@ -77,7 +93,12 @@ class TT:
     @property
     def has_content(self) -> bool:
         """Is any page not a hole?"""
-        return self.populated_pages > 0 or self.backed_up_pages > 0
+        return self.populated_pages > 0 or self.backed_up_pages > 0 or self.swap is not None
+
+    @property
+    def swapped_pages(self) -> int:
+        """Entries whose bytes are in swap."""
+        return 0 if self.swap is None else self.swap.pages
 
     def extent(self, index: int, count: int) -> tuple[int, int]:
         """(page number, length) of the longest run of consecutive pages from `index` on, at most `count` pages.
@@ -102,6 +123,10 @@ class TT:
         """Page numbers of `count` entries that all have memory."""
         return decode_pages(self.vector[index : index + count])
 
+    def pages_at(self, index: NDArray[np.intp]) -> PageVector:
+        """Page numbers of these entries, which all have memory."""
+        return decode_pages(self.vector[index])
+
     def has_memory(self, index: int, count: int) -> bool:
         """Do all these entries have a page?"""
         if self.populated_pages == self.num_pages:
@@ -117,12 +142,17 @@ class TT:
             return np.zeros(0, np.intp)
         return np.flatnonzero((self.vector != HOLE) & (self.vector & 1 == 0))
 
+    def present_in(self, first: int, count: int) -> NDArray[np.intp]:
+        """Indices of those of `count` entries from `first` on that have a page, ascending."""
+        part = self.vector[first : first + count]
+        return np.flatnonzero((part != HOLE) & (part & 1 == 0)) + first
+
     def letters(self) -> NDArray[np.uint8]:
         """`s`, `b` or `.` per page as ASCII codes: uint8 (num_pages,)."""
         out = np.full(self.num_pages, ord("."), np.uint8)
         if self.populated_pages:
             out[(self.vector != HOLE) & (self.vector & 1 == 0)] = ord("s")
-        if self.backed_up_pages:
+        if self.backed_up_pages or self.swap is not None:
             out[self.vector & 1 == 1] = ord("b")
         return out
 
@@ -138,7 +168,7 @@ class TT:
         TtmError(ENOMEM) when a hole that was asked for finds no memory; what was added until then stays (it is
         legal), only extra pages are given up silently.
         """
-        added = 0
+        added = self.swap_in(first, count, use_reserve=use_reserve) if self.swap is not None else 0
         end = first + count
         index = first
         holes = None if zero else np.flatnonzero(self.vector[first:end] == HOLE) + first
@@ -189,7 +219,13 @@ class TT:
         holes = np.flatnonzero(part == HOLE)
         if not len(holes):
             return 0
-        got = self.pool.alloc(len(holes), caching=self.caching, zero=zero, use_reserve=use_reserve)
+        got = self.pool.alloc(
+            len(holes),
+            caching=self.caching,
+            zero=zero,
+            use_reserve=use_reserve,
+            reclaim_backoff=self.pool.reclaim_backoff,
+        )
         part[holes] = encode_pages(got.pages)
         self.populated_pages += len(holes)
         self.beneficial_order_failed |= got.beneficial_order_failed
@@ -199,6 +235,8 @@ class TT:
         """Memory for every hole, order by order as ttm_pool_alloc; all or TtmError(ENOMEM) with nothing kept."""
         if self.is_populated:
             return 0
+        if self.swap is not None:
+            self.swap_in(0, self.num_pages)
         return self._fill(0, self.num_pages, zero=zero, use_reserve=False)
 
     def adopt(self, index: NDArray[np.intp] | slice, pages: PageVector) -> None:
@@ -224,6 +262,8 @@ class TT:
 
     def unpopulate(self, *, to_pool: bool = True) -> int:
         """Free everything (ttm_tt_unpopulate): all entries become holes. Returns the pages freed."""
+        if self.swap is not None:
+            self._drop_swapped(self._swapped_in(0, self.num_pages))
         return self.depopulate(self.present(), to_pool=to_pool)
 
     def resize(self, num_pages: int) -> None:
@@ -231,16 +271,19 @@ class TT:
         if num_pages < self.num_pages:
             present = self.present()
             self.depopulate(present[present >= num_pages])
+            if self.swap is not None:
+                self._drop_swapped(self._swapped_in(num_pages, self.num_pages))
             self.vector = self.vector[:num_pages].copy()
         elif num_pages > self.num_pages:
             grown = np.zeros(num_pages, np.uint32)
-            if self.populated_pages or self.backed_up_pages:
+            if self.has_content:
                 grown[: self.num_pages] = self.vector
             self.vector = grown
         self.num_pages = num_pages
 
     def cut_tail(self, num_pages: int) -> "TT":
         """Take the pages from `num_pages` on away, into a new TT of the same length; blocks may be split."""
+        assert self.swap is None, "only a BO in system has pages in swap"
         tail = TT(self.pool, self.num_pages, self.caching)
         present = self.present()
         moved = present[present >= num_pages]
@@ -252,6 +295,68 @@ class TT:
             self.vector[num_pages:] = HOLE
             self.populated_pages -= len(moved)
         return tail
+
+    # -- swap ----------------------------------------------------------------------------------------------------
+
+    def _swapped_in(self, first: int, end: int) -> NDArray[np.intp]:
+        """Entries of [first, end) that are in swap."""
+        return np.flatnonzero(self.vector[first:end] & 1 == 1) + first
+
+    def mark_swapped(self, index: NDArray[np.intp], storage: SwapStorage) -> None:
+        """The pages of these entries were stored, row by row: free them (ttm_tt_swapout)."""
+        if self.swap is None:
+            self.swap = SwappedPages()
+        entries = self.swap.add(storage)
+        self.depopulate(index, to_pool=False)
+        self.vector[index] = entries
+
+    def swap_in(self, first: int, count: int, *, use_reserve: bool = False) -> int:
+        """Bring what is in swap of [first, first + count) back (ttm_tt_swapin); returns the pages.
+
+        TtmError(ENOMEM), or what the storage raises: then everything is where it was, and may be tried again.
+        """
+        swap = self.swap
+        if swap is None:
+            return 0
+        index = self._swapped_in(first, first + count)
+        if not len(index):
+            return 0
+        rows = decode_rows(self.vector[index])
+        got = self.pool.alloc(len(index), caching=self.caching, zero=False, use_reserve=use_reserve)
+        try:
+            swap.load(rows, index, self.arena, got.pages)
+        except BaseException:
+            self.pool.free(got.pages, self.caching)
+            raise
+        swap.drop(rows, index)
+        self.adopt(index, got.pages)
+        self.beneficial_order_failed |= got.beneficial_order_failed
+        if not swap.pages:
+            self.swap = None
+        return len(index)
+
+    def _drop_swapped(self, index: NDArray[np.intp]) -> None:
+        """Forget what is in swap of these entries: they become holes."""
+        if self.swap is None or not len(index):
+            return
+        self.swap.drop(decode_rows(self.vector[index]), index)
+        self.vector[index] = HOLE
+        if not self.swap.pages:
+            self.swap = None
+
+    def cut_swapped(self, offset: int, end_page: int) -> None:
+        """A truncate: what is in swap from byte `offset` to the end of page `end_page` - 1 reads as zeros."""
+        swap = self.swap
+        if swap is None:
+            return
+        index = offset >> PAGE_SHIFT
+        end_page = min(end_page, self.num_pages)
+        if offset & PAGE_MASK and index < end_page:
+            if self.vector.item(index) & 1:
+                swap.cut(index, offset)
+            index += 1
+        if index < end_page:
+            self._drop_swapped(self._swapped_in(index, end_page))
 
     def page_orders(self) -> dict[int, int]:
         """Blocks by order among the pages it holds."""

@@ -25,7 +25,7 @@ async def unmap_virtual(
         return
     if not first_page and not num_pages:
         # A READ that is answered from here on sets it again: its page may be cached behind the walk.
-        bo.handed_out = False
+        bo.handed_out = bo.eof_page_read = False
     device = bo.device
     device.counters.moves.unmaps += 1
     if device.trace.on:

@@ -13,6 +13,7 @@ import trio
 from ttmfs.errors import TtmError
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.defrag import nothing_to_gain
 from ttmfs.ttm.move import pipeline_gutting
 from ttmfs.ttm.placement import Place, Placement, format_placement
 from ttmfs.ttm.resource import Resource, resource_compatible
@@ -22,8 +23,9 @@ from ttmfs.ttm.space import alloc_resource, move_to, no_room
 async def validate(bo: BufferObject, placement: Placement, ctx: OperationContext) -> None:
     """ttm_bo_validate: `bo` (reserved) ends in the first of `placement` that can be had, or stays as it was.
 
-    Compatible already: no move, no LRU bump. TtmError: EINVAL pinned and would have to move; ENOMEM (or ENOSPC) no
-    room; EBUSY a wait was needed that ctx forbids; whatever the driver's move raises.
+    Compatible already: no move, no LRU bump; with `ctx.defrag` it moves all the same, unless fresh pages cannot be
+    better than those it has. TtmError: EINVAL pinned and would have to move; ENOMEM (or ENOSPC) no room; EBUSY a wait
+    was needed that ctx forbids; whatever the driver's move raises.
     """
     bo.validations += 1
     if bo.device.trace.on:
@@ -39,18 +41,26 @@ async def validate(bo: BufferObject, placement: Placement, ctx: OperationContext
 
 async def _allocate(bo: BufferObject, placement: Placement, ctx: OperationContext) -> Resource | None:
     """The new home of `bo` by the two passes; None when it is at home already."""
+    if ctx.defrag:
+        _refuse_pinned(bo)
+        _refuse_imported(bo)
+    at_home = not ctx.defrag or nothing_to_gain(bo)
     for evicting in (False, True):
         old = bo.resource
-        if old is not None and not ctx.defrag and resource_compatible(old, placement, evicting=evicting):
+        if old is not None and at_home and resource_compatible(old, placement, evicting=evicting):
             bo.placed = True
             return None
-        if bo.pin_count:
-            raise TtmError(errno.EINVAL, f"{bo.name} is pinned in {bo.mem_type} and would have to move: unpin it first")
+        _refuse_pinned(bo)
         _refuse_imported(bo)
         resource = await alloc_resource(bo, placement, ctx, evicting=evicting)
         if resource is not None:
             return resource
     raise no_room(bo, placement)
+
+
+def _refuse_pinned(bo: BufferObject) -> None:
+    if bo.pin_count and bo.resource is not None:
+        raise TtmError(errno.EINVAL, f"{bo.name} is pinned in {bo.mem_type} and would have to move: unpin it first")
 
 
 def _refuse_imported(bo: BufferObject) -> None:

@@ -1,0 +1,28 @@
+"""The seeded exerciser: any wrong byte is a bug of the core; the message has the seed and the last operations."""
+
+import pytest
+
+from tests.core.exercise import exercise
+from ttmfs.driver.config import Config
+
+MIB = 1 << 20
+CONFIGS = {
+    "all of vram visible": Config(vram=4 * MIB, gtt=16 * MIB, memory=64 * MIB, swap=64 * MIB),
+    "a window": Config(vram=4 * MIB, visible_vram=MIB, gtt=16 * MIB, memory=64 * MIB, swap=64 * MIB),
+    "over the page limit": Config(vram=4 * MIB, gtt=8 * MIB, memory=64 * MIB, pages_limit=3 * MIB, swap=64 * MIB),
+    "vmwgfx": Config(vram=4 * MIB, visible_vram=MIB, gtt=16 * MIB, memory=64 * MIB, swap=64 * MIB, driver="vmwgfx"),
+    "small blocks": Config(vram=4 * MIB, gtt=16 * MIB, memory=24 * MIB, swap=64 * MIB, beneficial_order=4),
+    "two engines": Config(vram=4 * MIB, gtt=8 * MIB, memory=64 * MIB, swap=0, beneficial_order=5, copy_engines=2),
+}
+
+
+@pytest.mark.parametrize("first", range(0, 150, 10))
+async def test_no_byte_is_ever_wrong(first: int) -> None:
+    total: dict[str, int] = {}
+    for seed in range(first, first + 10):
+        config = list(CONFIGS.values())[seed % len(CONFIGS)]
+        for what, times in (await exercise(seed, steps=60, config=config)).items():
+            total[what] = total.get(what, 0) + times
+    assert total["swapout"] + total.get("swap_all", 0) > 0
+    assert total["validate"] > 0
+    assert total["defragmented"] > 0

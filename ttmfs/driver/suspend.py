@@ -1,0 +1,185 @@
+"""Suspend, resume, unplug: the device loses its memory for a while, or for good.
+
+Suspend moves every BO to system, pinned ones too (a pin keeps a BO where the running device expects it; real drivers
+save pinned BOs as well), oldest first; device work is refused meanwhile, CPU access goes on in system. Resume brings
+each BO back to the region it came from, to the very same pages where it had one run. Unplug is for ever: READs are
+zeros, WRITEs are dropped, commands fail.
+"""
+
+import errno
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from ttmfs.driver.locking import reserved
+from ttmfs.errors import TtmError
+from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.placement import SYSTEM, Place, PlaceFlag
+from ttmfs.ttm.resource import Resource, ResourceManager
+from ttmfs.ttm.space import evict_bo, mem_space, move_to
+from ttmfs.ttm.unmap import unmap_virtual
+from ttmfs.ttm.validate import validate
+
+if TYPE_CHECKING:
+    from ttmfs.driver.device import VirtualDevice
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Saved:
+    """Where a BO was: `places` in order of preference."""
+
+    bo: BufferObject
+    region: str
+    places: tuple[Place, ...]
+
+
+class PowerState:
+    """What suspend has moved, and whether one of its calls is under way."""
+
+    def __init__(self, vdev: "VirtualDevice") -> None:
+        self.vdev = vdev
+        self.busy = False
+        self._saved: list[_Saved] = []
+
+    async def suspend(self, ctx: OperationContext) -> Result:
+        """Every BO to system; refuses device work. TtmError: EBUSY already, ENOMEM no memory (then nothing changed)."""
+        ttm = self.vdev.ttm
+        if ttm.suspended:
+            raise TtmError(errno.EBUSY, "the device is suspended already: write ctl/resume")
+        with self._exclusive():
+            ttm.suspended = True
+            try:
+                for manager in self._regions():
+                    await self._empty(manager, ctx)
+                await self._idle()
+            except BaseException:
+                with trio.CancelScope(shield=True):
+                    await self._bring_back(OperationContext())
+                self._back_to_work()
+                raise
+        return {"suspended": len(self._saved), "bytes_moved": ctx.bytes_moved}
+
+    async def resume(self, ctx: OperationContext) -> Result:
+        """Bring the BOs back, then do device work again. TtmError(EINVAL) when it is not suspended.
+
+        A BO that does not get its place back stays in system: `failed` counts those, their `last_error` says why.
+        """
+        ttm = self.vdev.ttm
+        if not ttm.suspended:
+            raise TtmError(errno.EINVAL, "the device is not suspended")
+        with self._exclusive():
+            restored, failed = await self._bring_back(ctx)
+            self._back_to_work()
+        return {"restored": restored, "failed": failed, "bytes_moved": ctx.bytes_moved}
+
+    def _back_to_work(self) -> None:
+        ttm = self.vdev.ttm
+        ttm.suspended = False
+        for bo in ttm.placed_in_suspend:
+            if bo.mem_type == SYSTEM:
+                bo.placed = False
+        ttm.placed_in_suspend.clear()
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        if self.busy:
+            raise TtmError(errno.EBUSY, "another suspend or resume is under way")
+        self.busy = True
+        try:
+            yield
+        finally:
+            self.busy = False
+
+    def _regions(self) -> list[ResourceManager]:
+        """Those that live in system pages first: the others leave through them."""
+        managers = [manager for manager in self.vdev.ttm.managers.values() if manager.name != SYSTEM]
+        return sorted(managers, key=lambda manager: not manager.use_tt)
+
+    async def _empty(self, manager: ResourceManager, ctx: OperationContext) -> None:
+        while (bo := self._next(manager)) is not None:
+            async with reserved(bo):
+                if bo.resource is not None and bo.resource.manager is manager:
+                    await self._save(bo, bo.resource, ctx)
+        for fence in list(manager.pending_eviction_fences()):
+            await fence.wait()
+
+    def _next(self, manager: ResourceManager) -> BufferObject | None:
+        item = manager.lru.first()
+        if item is None:
+            pinned = (item for item in self.vdev.ttm.unevictable if isinstance(item, Resource))
+            item = next((resource for resource in pinned if resource.manager is manager), None)
+        bo: BufferObject | None = None if item is None else item.bo
+        return bo
+
+    async def _save(self, bo: BufferObject, resource: Resource, ctx: OperationContext) -> None:
+        if bo.deleted:
+            await evict_bo(bo, ctx)
+            return
+        places = [Place(resource.mem_type)]
+        if resource.start >= 0 and resource.num_pages:
+            flags = resource.flags & PlaceFlag.CONTIGUOUS
+            places.insert(0, Place(resource.mem_type, resource.start, resource.start + resource.num_pages, flags))
+        with _unpinned(bo):
+            home = await mem_space(bo, (Place(SYSTEM),), ctx)
+            await move_to(bo, home, ctx, evict=True)
+        self._saved.append(_Saved(bo, resource.mem_type, tuple(places)))
+
+    async def _idle(self) -> None:
+        """Jobs may still work on BOs in system."""
+        for engine in self.vdev.all_engines:
+            for fence in engine.pending():
+                await fence.wait()
+
+    async def _bring_back(self, ctx: OperationContext) -> tuple[int, int]:
+        restored = failed = 0
+        # Pinned ones first, each kind in the order of the LRU that it came from.
+        self._saved.sort(key=lambda saved: not saved.bo.pin_count)
+        while self._saved:
+            saved = self._saved.pop(0)
+            bo = saved.bo
+            async with reserved(bo):
+                if bo.deleted or bo.resource is None or bo.mem_type != SYSTEM or not bo.size:
+                    continue
+                try:
+                    with _unpinned(bo):
+                        await validate(bo, saved.places, ctx)
+                    restored += 1
+                except TtmError as error:
+                    failed += 1
+                    bo.last_error = f"resume: not brought back to {saved.region}: {error.message}"
+        return restored, failed
+
+
+@contextmanager
+def _unpinned(bo: BufferObject) -> Iterator[None]:
+    """The pins of a reserved BO are set aside: the whole device moves."""
+    pins, bo.pin_count = bo.pin_count, 0
+    try:
+        yield
+    finally:
+        bo.pin_count = pins
+        if bo.resource is not None:
+            bo.device.lru_readd(bo.resource)
+
+
+async def unplug(vdev: "VirtualDevice", bos: Iterable[BufferObject]) -> Result:
+    """The device is gone: nothing is served from it any more, and nobody keeps its pages in a cache.
+
+    `bos` are all that have a file. One zero page that all of a mapping shares, as in the kernel, is not emulated.
+    """
+    vdev.ttm.unplugged = True
+    listed = list(bos)
+    for bo in listed:
+        bo.drop_view()
+        bo.gate.wake()
+    unmapped = 0
+    for bo in listed:
+        unmapped += bo.handed_out
+        await unmap_virtual(bo)
+    return {"unmapped": unmapped}

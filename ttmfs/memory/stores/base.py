@@ -1,0 +1,412 @@
+"""SwapStore: where backed-up pages are (struct ttm_backup), as one interface that moves arrays of pages.
+
+A handle is slot + 1, so 0 is never one; the lowest free slots go out first. What comes back is checked against a
+checksum, and a wrong byte is an error, never content.
+
+**Threads.** A store has no locks. Its books belong to the loop thread; the bytes may move in a worker thread. Every
+operation therefore has three parts, of which only the middle one may run elsewhere:
+
+=================  ====================================  ==================
+loop thread        any thread                            loop thread
+=================  ====================================  ==================
+`begin_store`      `write`                               `end_store`
+`begin_load`       `read`                                `end_load`
+`begin_upkeep`     `run_upkeep`                          `end_upkeep`
+`drop`             (gives back by upkeep, see there)
+\\                  `sync`
+=================  ====================================  ==================
+
+Several middle parts may run at once. Whoever began must end (or `cancel_store`), also when cancelled, but not before
+the middle part has returned; a load or upkeep whose middle part never ran is ended just so. The arena pages of a
+`write` must not change meanwhile, and handles of a running `read` must not be dropped. `store`, `load` and `writeback`
+are all three parts in one call, for who has nothing to overlap.
+"""
+
+import errno
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+
+from ttmfs.errors import TtmError
+from ttmfs.memory.arena import Arena
+from ttmfs.memory.runs import Int64Array, PageArray, Uint32Array
+from ttmfs.memory.stores.slots import SlotMap
+from ttmfs.units import PAGE_SHIFT
+
+log = logging.getLogger(__name__)
+
+FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What a medium without room says: the pages before it are kept. Any other error undoes the whole store."""
+
+FailHook = Callable[[int], int]
+"""Called with the number of a page, counted from 0 over the store's life: 0 or False no failure, True an I/O error,
+an errno that error."""
+
+
+class LoadError(TtmError):
+    """A page did not come back. `loaded`: pages before it, which are right; those after it are not defined."""
+
+    def __init__(self, code: int, message: str, loaded: int) -> None:
+        super().__init__(code, message)
+        self.loaded = loaded
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStatistics:
+    """What `swap/` and `stats` show. `size`, `used` in stored bytes; `pages` are in the store now; `ratio` is the
+    bytes of those pages by the stored bytes (1.0 for an empty store); `pages_out` and `pages_in` went through it
+    since it was made; `waste` are bytes of the medium that no page uses and that are not given back yet, and
+    `on_disk` those stored bytes that are on a disk."""
+
+    store: str
+    size: int
+    used: int
+    pages: int
+    ratio: float
+    pages_out: int
+    pages_in: int
+    waste: int
+    on_disk: int
+
+
+@dataclass(slots=True)
+class StoreTransfer:
+    """One store on its way: the reserved slots, and how many pages (a prefix) the middle part has written."""
+
+    slots: Uint32Array
+    checksums: Uint32Array
+    fail_at: int = -1
+    fail_errno: int = 0
+    written: int = 0
+    error: Exception | None = None
+    payload: list[Any] = field(default_factory=list)
+    ended: bool = False
+
+
+@dataclass(slots=True)
+class LoadTransfer:
+    """One load on its way: where the pages are, and how many (a prefix) have come back right."""
+
+    slots: Int64Array
+    fail_at: int = -1
+    fail_errno: int = 0
+    loaded: int = 0
+    error: Exception | None = None
+    payload: Any = None
+    ended: bool = False
+
+
+def check_pages(arena: Arena, pages: PageArray) -> None:
+    """Raise TtmError(EINVAL) when a page is not in the arena."""
+    if len(pages) and (int(pages.max()) >= arena.num_pages or int(pages.min()) < 0):
+        raise TtmError(errno.EINVAL, f"a page is not in {arena.name!r}, which has {arena.num_pages}")
+
+
+class SwapStore(ABC):
+    """A store called `name` for at most `size` stored bytes.
+
+    `fail_write` and `fail_read` are the fault hooks (see FailHook).
+    """
+
+    def __init__(self, name: str, size: int, num_slots: int) -> None:
+        self.name = name
+        self.size = size
+        self.slots = SlotMap(num_slots)
+        self.fail_write: FailHook | None = None
+        self.fail_read: FailHook | None = None
+        self.pages_out = self.pages_in = 0
+        self._write_number = self._read_number = 0
+        self._closed = False
+
+    # In one call.
+
+    def store(self, arena: Arena, pages: PageArray, writeback: bool = False) -> Uint32Array:
+        """Store these pages of `arena`; their handles, uint32, of a prefix of them when the store fills up.
+
+        With `writeback` the data is on the medium when this returns. Raises TtmError: ENOSPC when not one page could
+        be stored; EINVAL for a page beyond the arena; otherwise the medium's error, and then none is stored.
+        """
+        check_pages(arena, pages)
+        if not len(pages):
+            return np.empty(0, np.uint32)
+        transfer = self.begin_store(len(pages))
+        try:
+            self.write(transfer, arena, pages, writeback)
+        except BaseException:
+            self.cancel_store(transfer)
+            raise
+        try:
+            handles = self.end_store(transfer)
+        except TtmError:
+            self._do_upkeep(flush=False)
+            raise
+        try:
+            self._do_upkeep(flush=writeback)
+            if writeback:
+                self.sync()
+        except BaseException:
+            self.drop(handles)
+            raise
+        return handles
+
+    def load(self, handles: PageArray, arena: Arena, pages: PageArray) -> None:
+        """Copy what the handles stand for into these pages of `arena`; the handles stay.
+
+        Raises TtmError(EINVAL), with nothing copied, for what is no handle; LoadError when a page does not come back:
+        EIO for a wrong byte.
+        """
+        if len(handles) != len(pages):
+            raise TtmError(errno.EINVAL, f"{len(handles)} handles do not fill {len(pages)} pages")
+        check_pages(arena, pages)
+        transfer = self.begin_load(handles)
+        try:
+            self.read(transfer, arena, pages)
+        finally:
+            self.end_load(transfer)
+
+    def writeback(self) -> None:
+        """All that is stored is on the medium when this returns. Raises TtmError with the medium's error."""
+        self._do_upkeep(flush=True)
+        self.sync()
+
+    # Storing.
+
+    @property
+    @abstractmethod
+    def used(self) -> int:
+        """Stored bytes."""
+
+    @property
+    def available_pages(self) -> int:
+        """Pages that surely have room; 0 means that backup is impossible (ttm_backup_bytes_avail)."""
+        return max(0, min((self.size - self.used) >> PAGE_SHIFT, self.slots.free))
+
+    def begin_store(self, count: int) -> StoreTransfer:
+        """Reserve up to `count` slots, the lowest first. Raises TtmError(ENOSPC) when there is none.
+
+        Ended with `end_store` or `cancel_store`.
+        """
+        self._require_open()
+        if count > 0 and not self.available_pages:
+            raise self._full()
+        slots = self.slots.take(count)
+        transfer = StoreTransfer(slots, np.empty(slots.size, np.uint32))
+        transfer.fail_at, transfer.fail_errno = self._injected(self.fail_write, self._write_number, slots.size)
+        self._write_number += slots.size if transfer.fail_at < 0 else transfer.fail_at + 1
+        return transfer
+
+    def write(self, transfer: StoreTransfer, arena: Arena, pages: PageArray, writeback: bool = False) -> None:
+        """Move the bytes of the first `len(transfer.slots)` of `pages`. Raises nothing: `end_store` does."""
+        try:
+            check_pages(arena, pages)
+            count = min(len(pages), len(transfer.slots))
+            failing = 0 <= transfer.fail_at < count
+            count = transfer.fail_at if failing else count
+            if count:
+                self._write(transfer, arena, pages[:count], writeback)
+            if failing:
+                raise TtmError(transfer.fail_errno, f"storing a page in {self.name} failed (injected)")
+        except (OSError, MemoryError) as error:
+            transfer.error = error
+
+    def end_store(self, transfer: StoreTransfer) -> Uint32Array:
+        """Enter what was written in the books and free the other slots; the handles of the prefix that is stored.
+
+        Raises TtmError, with nothing stored, as `store` does.
+        """
+        assert not transfer.ended, "a store is ended once"
+        transfer.ended = True
+        error = transfer.error
+        partial = error is None or (isinstance(error, OSError) and error.errno in FULL)
+        kept = self._commit(transfer, transfer.written) if partial else 0
+        self.slots.put(transfer.slots[kept:])
+        self.slots.commit(transfer.slots[:kept])
+        self.pages_out += kept
+        if not kept and error is not None:
+            raise self._as_ttm(error, "storing in")
+        if not kept and transfer.written:
+            raise self._full()
+        return transfer.slots[:kept] + np.uint32(1)
+
+    def cancel_store(self, transfer: StoreTransfer) -> None:
+        """Free all slots of a transfer that is not ended, written or not."""
+        assert not transfer.ended, "a store is ended once"
+        transfer.ended = True
+        self.slots.put(transfer.slots)
+
+    # Loading.
+
+    def begin_load(self, handles: PageArray) -> LoadTransfer:
+        """Find the handles' pages and keep them where they are until `end_load`. Raises TtmError(EINVAL)."""
+        self._require_open()
+        transfer = LoadTransfer(self.slots.slots_of(handles))
+        count = transfer.slots.size
+        transfer.fail_at, transfer.fail_errno = self._injected(self.fail_read, self._read_number, count)
+        self._read_number += count if transfer.fail_at < 0 else transfer.fail_at + 1
+        self._locate(transfer)
+        return transfer
+
+    def read(self, transfer: LoadTransfer, arena: Arena, pages: PageArray) -> None:
+        """Move the bytes into `pages`, as many as the transfer has. Raises nothing: `end_load` does."""
+        try:
+            check_pages(arena, pages)
+            if len(pages) != transfer.slots.size:
+                message = f"{transfer.slots.size} handles do not fill {len(pages)} pages"
+                raise TtmError(errno.EINVAL, message)
+            failing = transfer.fail_at >= 0
+            count = transfer.fail_at if failing else len(pages)
+            if count:
+                self._read(transfer, arena, pages[:count])
+            if failing:
+                handle = int(transfer.slots[transfer.fail_at]) + 1
+                raise TtmError(transfer.fail_errno, f"loading handle {handle} from {self.name} failed (injected)")
+        except (OSError, MemoryError) as error:
+            transfer.error = error
+
+    def end_load(self, transfer: LoadTransfer) -> int:
+        """The pages may move and be dropped again; how many came back. Raises LoadError when one did not."""
+        assert not transfer.ended, "a load is ended once"
+        transfer.ended = True
+        self._unlocate(transfer)
+        self.pages_in += transfer.loaded
+        if transfer.error is not None:
+            error = self._as_ttm(transfer.error, "loading from")
+            raise LoadError(error.errno or errno.EIO, error.message, transfer.loaded) from transfer.error
+        return transfer.loaded
+
+    # Dropping.
+
+    def drop(self, handles: PageArray, upkeep: bool = True) -> None:
+        """These handles are not needed any more (ttm_backup_drop). Raises TtmError(EINVAL) with nothing dropped.
+
+        What no page uses goes back to the host at once; with `upkeep` False only when the caller does the upkeep.
+        """
+        self._require_open()
+        slots = self.slots.slots_of(handles)
+        if not slots.size:
+            return
+        self._forget(slots)
+        self.slots.put(slots)
+        if upkeep:
+            self._do_upkeep(flush=False)
+
+    def begin_upkeep(self, flush: bool = False) -> Any | None:
+        """A piece of work that the store wants done, None when there is none: memory or blocks to give back, cold
+        pages to be written behind (with `flush` all pages). Each piece ends with `end_upkeep`."""
+        return None
+
+    def run_upkeep(self, work: Any) -> None:  # noqa: B027
+        """Do it. Raises nothing."""
+
+    def end_upkeep(self, work: Any) -> None:  # noqa: B027
+        """Enter it in the books. Raises TtmError with the medium's error when it was to flush."""
+
+    def _do_upkeep(self, flush: bool) -> None:
+        while (work := self.begin_upkeep(flush)) is not None:
+            try:
+                self.run_upkeep(work)
+            finally:
+                self.end_upkeep(work)
+
+    def sync(self) -> None:  # noqa: B027
+        """What was written to a disk is on it when this returns (fdatasync). Raises TtmError."""
+
+    def statistics(self) -> StoreStatistics:
+        """What the store holds now."""
+        used, pages = self.used, self.slots.stored
+        ratio = (pages << PAGE_SHIFT) / used if used else 1.0
+        return StoreStatistics(
+            self.name, self.size, used, pages, ratio, self.pages_out, self.pages_in, self.waste, self.on_disk
+        )
+
+    @property
+    def waste(self) -> int:
+        """Bytes of the medium that no page uses."""
+        return self.slots.waste << PAGE_SHIFT
+
+    @property
+    def on_disk(self) -> int:
+        """Stored bytes that are on a disk."""
+        return 0
+
+    @property
+    def full_because(self) -> str:
+        """Why there is no room, as a sentence."""
+        used, size = self.used >> 10, self.size >> 10
+        return f"the swap store {self.name} is full ({used} of {size} KiB): mount with more --swap"
+
+    def close(self) -> None:
+        """Give everything back. Whatever is stored is gone; a second close does nothing."""
+        if not self._closed:
+            self._closed = True
+            self._close()
+
+    def check(self) -> None:
+        """Raise AssertionError naming what is wrong with the books. Only while no transfer is under way."""
+        self.slots.check()
+        assert self.used <= self.size, f"{self.name}: {self.used} bytes are used of {self.size}"
+
+    # What a kind of store does.
+
+    @abstractmethod
+    def _write(self, transfer: StoreTransfer, arena: Arena, pages: PageArray, writeback: bool) -> None:
+        """Any thread: write, advancing `transfer.written` and filling `transfer.checksums`."""
+
+    @abstractmethod
+    def _commit(self, transfer: StoreTransfer, written: int) -> int:
+        """Loop thread: enter the prefix in the books; how much of it has room."""
+
+    @abstractmethod
+    def _read(self, transfer: LoadTransfer, arena: Arena, pages: PageArray) -> None:
+        """Any thread: read and verify, advancing `transfer.loaded`."""
+
+    def _locate(self, transfer: LoadTransfer) -> None:  # noqa: B027
+        """Loop thread: remember where the pages are."""
+
+    def _unlocate(self, transfer: LoadTransfer) -> None:  # noqa: B027
+        """Loop thread: the pages may move."""
+
+    def _forget(self, slots: Int64Array) -> None:  # noqa: B027
+        """Loop thread: these slots are about to be freed."""
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Give everything back."""
+
+    # Errors.
+
+    def _wrong(self, slot: int) -> TtmError:
+        message = f"handle {slot + 1} of the swap store {self.name} came back with wrong bytes: its page is lost"
+        log.error(message)
+        return TtmError(errno.EIO, message)
+
+    def _full(self) -> TtmError:
+        return TtmError(errno.ENOSPC, self.full_because)
+
+    def _as_ttm(self, error: Exception, doing: str) -> TtmError:
+        if isinstance(error, TtmError):
+            return error
+        if isinstance(error, MemoryError):
+            return TtmError(errno.ENOMEM, f"{doing} {self.name}: the host has no memory left")
+        code = (error.errno if isinstance(error, OSError) else None) or errno.EIO
+        if code in FULL:
+            return TtmError(errno.ENOSPC, f"{doing} {self.name}: the disk is full, free some of it ({error})")
+        return TtmError(code, f"{doing} {self.name} failed: {error}")
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise TtmError(errno.EINVAL, f"the swap store {self.name} is closed")
+
+    @staticmethod
+    def _injected(hook: FailHook | None, number: int, count: int) -> tuple[int, int]:
+        """Index and errno of the first page that is to fail; (-1, 0) when none is."""
+        if hook is not None:
+            for index in range(count):
+                code = int(hook(number + index))
+                if code:
+                    return index, errno.EIO if code == 1 else code
+        return -1, 0

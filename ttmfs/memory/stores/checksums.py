@@ -1,0 +1,84 @@
+"""Checksums of pages: four bytes a page, kept beside the slots of a store and compared when a page comes back.
+
+Two of them, for two dangers. `page_sums` guards memory against stray writes and flipped bits: a keyed sum of the
+page's 64-bit words, nearly as fast as reading them (measured: about 18 GB/s in cache, where a page copy runs at 11).
+It notices every change within one word but for one in 2**32, and random damage likewise; two changes that touch
+nothing but the same few topmost bits of words may cancel out, which damage in memory does not do. `page_crcs` is the
+CRC-32 of zlib, for what lay on a medium or was compressed (measured: 3.4 GB/s).
+"""
+
+import zlib
+from typing import Final
+
+import numpy as np
+
+from ttmfs.memory.arena import Arena
+from ttmfs.memory.copy import copy_pages
+from ttmfs.memory.runs import PageArray, Uint32Array, is_run, runs
+from ttmfs.units import PAGE_SHIFT, PAGE_SIZE
+
+SUM_STEP: Final = 64
+"""Pages summed at a time: what a copy of them just left in the processor's cache."""
+ZERO_CRC: Final = zlib.crc32(bytes(PAGE_SIZE))
+_WORDS: Final = PAGE_SIZE // 8
+_LONG_RUN: Final = 8
+# Odd, so that no change of a single word is multiplied away. Fixed: sums of two runs of a test can be compared.
+_KEYS: Final = np.random.default_rng(0x74746D).integers(0, 1 << 63, _WORDS, np.uint64) * np.uint64(2) + np.uint64(1)
+
+
+def _sums_of_rows(rows: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], out: Uint32Array) -> None:
+    total = np.einsum("ij,j->i", rows.view(np.uint64), _KEYS)
+    np.bitwise_xor(total, total >> np.uint64(32), out=total)
+    out[:] = total.astype(np.uint32)
+
+
+def page_sums(arena: Arena, pages: PageArray, out: Uint32Array) -> None:
+    """The keyed sums of these pages, into `out` (uint32, same length). IndexError for a page beyond the arena."""
+    size = len(pages)
+    if is_run(pages):
+        first = int(pages[0]) if size else 0
+        for begin in range(0, size, SUM_STEP):
+            end = min(begin + SUM_STEP, size)
+            _sums_of_rows(arena.mem[first + begin : first + end], out[begin:end])
+        return
+    index, starts, lengths = runs(pages)
+    if size >= _LONG_RUN * index.size:
+        for at, start, length in zip(index.tolist(), starts.tolist(), lengths.tolist(), strict=True):
+            _sums_of_rows(arena.mem[start : start + length], out[at : at + length])
+        return
+    for begin in range(0, size, SUM_STEP):
+        part = pages[begin : begin + SUM_STEP]
+        rows = arena.rows[part].view(np.uint8).reshape(len(part), PAGE_SIZE)
+        _sums_of_rows(rows, out[begin : begin + len(part)])
+
+
+def copy_and_sum(dst: Arena, dst_pages: PageArray, src: Arena, src_pages: PageArray, out: Uint32Array) -> None:
+    """copy_pages and `page_sums` of what was copied in one, while it is in the processor's cache.
+
+    The pages must be in their arenas, and not overlap.
+    """
+    size = len(src_pages)
+    if is_run(src_pages) and is_run(dst_pages):
+        s, d = (int(src_pages[0]), int(dst_pages[0])) if size else (0, 0)
+        for begin in range(0, size, SUM_STEP):
+            end = min(begin + SUM_STEP, size)
+            rows = src.mem[s + begin : s + end]
+            np.copyto(dst.mem[d + begin : d + end], rows)
+            _sums_of_rows(rows, out[begin:end])
+        return
+    for begin in range(0, size, SUM_STEP):
+        step = slice(begin, min(begin + SUM_STEP, size))
+        target, source = dst_pages[step], src_pages[step]
+        copy_pages(dst, target, src, source)
+        # Of two sides with the same bytes, sum the one that is a run.
+        if is_run(target) and not is_run(source):
+            page_sums(dst, target, out[step])
+        else:
+            page_sums(src, source, out[step])
+
+
+def page_crcs(arena: Arena, pages: PageArray, out: Uint32Array) -> None:
+    """The CRC-32 of these pages, into `out` (uint32, same length)."""
+    crc32, buf = zlib.crc32, arena.buf
+    found = [crc32(buf[page << PAGE_SHIFT : (page + 1) << PAGE_SHIFT]) for page in pages.tolist()]
+    out[:] = np.array(found, np.uint32)

@@ -1,0 +1,243 @@
+"""FileMedium: one sparse file on a disk that is this device's alone, read and written at page offsets.
+
+It promises: only a file that it made, or an empty one, or one that a store of a process that is gone left behind is
+used, and nobody else uses it meanwhile (flock); only a file that it made is removed; the host's page cache holds no
+more than `cache_bytes` of it for long; holes are punched where the disk can, and the file ends with no blocks.
+All methods but `close` may be called from any thread.
+"""
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import logging
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from ttmfs.errors import TtmError
+from ttmfs.memory.arena import Arena
+from ttmfs.memory.runs import PageArray, common_runs
+from ttmfs.units import PAGE_SHIFT
+
+log = logging.getLogger(__name__)
+
+CACHE_BYTES: Final = 256 << 20
+_VECTORS: Final = 512  # pages of one system call at most: 2 MiB, and below IOV_MAX
+_START_BYTES: Final = 8 << 20
+_MARK: Final = "user.ttmfs.swap_store"
+_PUNCH_HOLE: Final = 0x03  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+_SYNC_WRITE: Final = 0x2
+_SYNC_ALL: Final = 0x1 | 0x2 | 0x4  # wait before, write, wait after
+_NO_HOLES: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+_libc.sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+
+
+class FileMedium:
+    """The file at `path`, made if there is none.
+
+    Raises TtmError: EINVAL what is there is no regular file, or has a content that no store wrote; EBUSY another
+    process uses it; else the error of open, with the path.
+    """
+
+    def __init__(self, path: str, cache_bytes: int = CACHE_BYTES) -> None:
+        self.path = path
+        self.cache_bytes = cache_bytes
+        self.can_punch = True
+        self._made, self._fd = _open(path)
+        self._unstarted = self._in_cache = 0
+        try:
+            self._claim()
+        except BaseException:
+            if self._made:
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
+            os.close(self._fd)
+            raise
+
+    def _claim(self) -> None:
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise TtmError(errno.EBUSY, f"{self.path} is the swap store of another process that runs") from error
+        status = os.fstat(self._fd)
+        if status.st_nlink != 1:
+            raise TtmError(errno.EINVAL, f"{self.path} has {status.st_nlink} names: name a file that is nothing else")
+        if status.st_size:
+            if not self._is_marked():
+                message = f"{self.path} has a content that is not of a swap store: name a new file, or remove this one"
+                raise TtmError(errno.EINVAL, message)
+            # Left behind by a process that is gone: nobody has the handles of what it holds.
+            os.ftruncate(self._fd, 0)
+            self._made = True
+        with contextlib.suppress(OSError):  # a file system without attributes: then a leftover is refused
+            os.setxattr(self._fd, _MARK, b"1" if self._made else b"0")
+
+    def _is_marked(self) -> bool:
+        try:
+            return os.getxattr(self._fd, _MARK) == b"1"
+        except OSError:
+            return False
+
+    def write_pages(self, slots: PageArray, arena: Arena, pages: PageArray) -> Iterator[int]:
+        """Write `pages` at these slots in long runs; yields how many pages were written by each call.
+
+        Raises OSError: ENOSPC when the disk is full. What was yielded before is written.
+        """
+        for slot, views in _vectors(slots, arena, pages):
+            offset = slot << PAGE_SHIFT
+            total = sum(map(len, views))
+            done = 0
+            while done < total:
+                wrote = os.pwritev(self._fd, _after(views, done), offset + done)
+                if wrote <= 0:
+                    raise OSError(errno.ENOSPC, "the disk took nothing")
+                whole = ((done + wrote) >> PAGE_SHIFT) - (done >> PAGE_SHIFT)
+                done += wrote
+                self._went_through(offset, wrote)
+                if whole:
+                    yield whole
+
+    def read_pages(self, slots: PageArray, arena: Arena, pages: PageArray) -> Iterator[int]:
+        """Read these slots into `pages`; yields pages like `write_pages`. Raises OSError; EIO where the file ends."""
+        for slot, views in _vectors(slots, arena, pages):
+            offset = slot << PAGE_SHIFT
+            total = sum(map(len, views))
+            done = 0
+            while done < total:
+                got = os.preadv(self._fd, _after(views, done), offset + done)
+                if got <= 0:
+                    raise OSError(errno.EIO, f"{self.path} ends at byte {offset + done}: somebody cut it")
+                whole = ((done + got) >> PAGE_SHIFT) - (done >> PAGE_SHIFT)
+                done += got
+                self._went_through(offset, got, dirty=False)
+                if whole:
+                    yield whole
+
+    def write_bytes(self, offset: int, data: memoryview) -> None:
+        """Write all of `data` at `offset`. Raises OSError."""
+        done = 0
+        while done < len(data):
+            wrote = os.pwrite(self._fd, data[done:], offset + done)
+            if wrote <= 0:
+                raise OSError(errno.ENOSPC, "the disk took nothing")
+            done += wrote
+        self._went_through(offset, done)
+
+    def read_bytes(self, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset`; fewer where the file ends. Raises OSError."""
+        parts = []
+        while size > 0 and (part := os.pread(self._fd, size, offset)):
+            parts.append(part)
+            offset += len(part)
+            size -= len(part)
+            self._went_through(offset, len(part), dirty=False)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _went_through(self, offset: int, size: int, dirty: bool = True) -> None:
+        # The counts may lose an addition when two threads write at once: a bound on a cache need not be exact.
+        self._in_cache += size
+        if dirty:
+            self._unstarted += size
+            if self._unstarted >= _START_BYTES:
+                self._unstarted = 0
+                _libc.sync_file_range(self._fd, 0, 0, _SYNC_WRITE)
+        if self._in_cache >= self.cache_bytes:
+            self._in_cache = 0
+            _libc.sync_file_range(self._fd, 0, 0, _SYNC_ALL)
+            self.forget()
+
+    def forget(self) -> None:
+        """Drop what of it the page cache holds and is on the disk."""
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def punch(self, offset: int, size: int) -> None:
+        """This stretch holds nothing any more. Where the file system cannot, the blocks stay until they are reused."""
+        if self.can_punch and _libc.fallocate(self._fd, _PUNCH_HOLE, offset, size):
+            code = ctypes.get_errno()
+            if code in _NO_HOLES:
+                self.can_punch = False
+                log.warning("%s: its file system punches no holes: blocks return when the store is empty", self.path)
+            elif code != errno.EINTR:
+                raise OSError(code, os.strerror(code))
+
+    def truncate(self) -> None:
+        """Nothing is in it any more: no size, no blocks."""
+        os.ftruncate(self._fd, 0)
+
+    def sync(self) -> None:
+        """All that was written is on the disk when this returns. Raises OSError."""
+        os.fdatasync(self._fd)
+
+    def close(self) -> None:
+        """Cut it to nothing, remove it if it is ours, let go of it. A second close does nothing."""
+        fd, self._fd = self._fd, -1
+        if fd < 0:
+            return
+        with contextlib.suppress(OSError):
+            os.ftruncate(fd, 0)
+        if self._made:
+            with contextlib.suppress(OSError):
+                here, there = os.fstat(fd), os.lstat(self.path)
+                if (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino):
+                    os.unlink(self.path)
+        else:
+            with contextlib.suppress(OSError):
+                os.removexattr(fd, _MARK)
+        os.close(fd)
+
+
+def _open(path: str) -> tuple[bool, int]:
+    """Whether it was made, and the descriptor. Never follows a link at the end, never waits for a FIFO."""
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        try:
+            return True, os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            if not stat.S_ISREG(os.lstat(path).st_mode):
+                raise TtmError(errno.EINVAL, f"{path} is no regular file: name a new file for the swap store") from None
+            return False, os.open(path, flags)
+    except TtmError:
+        raise
+    except OSError as error:
+        code = error.errno or errno.EIO
+        raise TtmError(code, f"the swap store's file {path} cannot be made: {os.strerror(code)}") from error
+
+
+def _vectors(slots: PageArray, arena: Arena, pages: PageArray) -> Iterator[tuple[int, list[memoryview]]]:
+    """Per stretch of consecutive slots (512 at most): its first slot and the arena's memory, by runs of pages."""
+    index, lengths = common_runs(slots, pages)
+    first = next_slot = count = 0
+    views: list[memoryview] = []
+    starts = zip(slots[index].tolist(), pages[index].tolist(), lengths.tolist(), strict=True)
+    for slot, page, length in starts:
+        while length:
+            if views and (slot != next_slot or count >= _VECTORS):
+                yield first, views
+                views, count = [], 0
+            if not views:
+                first = slot
+            some = min(length, _VECTORS - count)
+            views.append(arena.view(page, some))
+            count += some
+            slot, page, length = slot + some, page + some, length - some  # noqa: PLW2901
+            next_slot = slot
+    if views:
+        yield first, views
+
+
+def _after(views: Sequence[memoryview], done: int) -> Sequence[memoryview]:
+    """What of `views` comes after the first `done` bytes."""
+    if not done:
+        return views
+    rest: list[memoryview] = []
+    for view in views:
+        if done < len(view):
+            rest.append(view[done:])
+        done = max(0, done - len(view))
+    return rest

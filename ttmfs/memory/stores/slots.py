@@ -1,0 +1,224 @@
+"""SlotMap: which slots of a store are taken, and which free ones still hold memory or disk blocks.
+
+It promises: the lowest free slots go out first, so that neighbours stay neighbours and the high end can be given back;
+nothing here costs Python work per page. One byte a slot and two counts per slab of 512 slots (2 MiB): extents in a
+sorted tree would be smaller while they are long, but cost microseconds each where a page-fragmented BO has one
+for each page. The map lies in memory that is not there until it is used.
+"""
+
+import errno
+import mmap
+from typing import Any, Final
+
+import numpy as np
+
+from ttmfs.errors import TtmError
+from ttmfs.memory.arena import HUGE_SIZE
+from ttmfs.memory.runs import Int64Array, PageArray, Uint8Array, Uint32Array, ascending, expand
+from ttmfs.units import PAGE_SHIFT
+
+SLAB_SHIFT: Final = 9
+SLAB: Final = 1 << SLAB_SHIFT
+assert SLAB << PAGE_SHIFT == HUGE_SIZE
+_MAP_NORESERVE: Final = 0x4000  # not in the mmap module before Python 3.13
+MAX_SLOTS: Final = (1 << 31) - 2
+"""A handle is slot + 1, and a page vector keeps it in 31 bits."""
+
+TAKEN: Final = 1
+STORED: Final = 2
+TOUCHED: Final = 4
+"""The medium may hold memory or blocks for this slot."""
+
+
+def lazy_array(count: int, dtype: Any) -> np.ndarray[tuple[int], Any]:
+    """`count` zeros that cost no host memory until they are touched, 4 KiB at a time. Raises TtmError(ENOMEM)."""
+    size = count * np.dtype(dtype).itemsize
+    if not size:
+        return np.empty(0, dtype)
+    try:
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+    except (OSError, OverflowError, ValueError) as error:
+        message = f"the host does not give {size >> 20} MiB for the books of a swap store: make it smaller"
+        raise TtmError(errno.ENOMEM, message) from error
+    memory.madvise(mmap.MADV_DONTFORK)
+    result: np.ndarray[tuple[int], Any] = np.frombuffer(memory, dtype)
+    return result
+
+
+class SlotMap:
+    """`num_slots` free slots. `used`: taken slots, `stored`: those with a page in them, `waste`: free but touched."""
+
+    __slots__ = ("_free", "_low", "_state", "_waste", "num_slots", "stored", "used", "waste")
+
+    def __init__(self, num_slots: int) -> None:
+        self.num_slots = num_slots
+        self.used = self.stored = self.waste = 0
+        self._state: Uint8Array = lazy_array(num_slots, np.uint8)
+        slabs = -(-num_slots >> SLAB_SHIFT)
+        self._free = np.full(slabs, SLAB, np.int32)
+        if slabs:
+            self._free[-1] = num_slots - ((slabs - 1) << SLAB_SHIFT)
+        self._waste = np.zeros(slabs, np.int32)
+        self._low = 0  # no free slot in any slab before this one
+
+    @property
+    def free(self) -> int:
+        """Slots that can be taken."""
+        return self.num_slots - self.used
+
+    def take(self, count: int) -> Uint32Array:
+        """Take the `count` lowest free slots, or as many as there are: ascending, uint32."""
+        count = min(count, self.free)
+        if count <= 0:
+            return np.empty(0, np.uint32)
+        slabs = self._free.size
+        first, width = self._low, (count >> SLAB_SHIFT) + 8
+        first += self._skip(first)
+        while True:
+            room = np.cumsum(self._free[first : first + width])
+            if room[-1] >= count or first + width >= slabs:
+                break
+            width *= 4
+        last = first + int(np.searchsorted(room, count)) + 1
+        begin = first << SLAB_SHIFT
+        span = self._state[begin : min(last << SLAB_SHIFT, self.num_slots)]
+        found = np.flatnonzero((span & TAKEN) == 0)[:count] + begin
+        touched = found[(self._state[found] & TOUCHED) != 0]
+        self._state[found] |= TAKEN
+        self._adjust(self._free, found, -1)
+        if touched.size:
+            self._adjust(self._waste, touched, -1)
+            self.waste -= touched.size
+        self.used += found.size
+        self._low = int(found[-1]) >> SLAB_SHIFT
+        return found.astype(np.uint32)
+
+    def _skip(self, first: int) -> int:
+        """How many slabs from `first` on are full."""
+        width = 64
+        skipped = 0
+        while first + skipped < self._free.size:
+            some = np.flatnonzero(self._free[first + skipped : first + skipped + width])
+            if some.size:
+                return skipped + int(some[0])
+            skipped += width
+            width *= 4
+        return 0
+
+    def touch(self, slots: PageArray) -> None:
+        """The medium is about to hold something for these taken slots."""
+        self._state[slots] |= TOUCHED
+
+    def commit(self, slots: PageArray) -> None:
+        """These taken slots hold a page now."""
+        self._state[slots] |= STORED
+        self.stored += len(slots)
+
+    def put(self, slots: PageArray) -> None:
+        """These taken slots, ascending or not, each named once, are free again."""
+        if not len(slots):
+            return
+        numbers = np.asarray(slots).astype(np.int64, copy=False)
+        state = self._state[numbers]
+        self.stored -= int(np.count_nonzero(state & STORED))
+        touched = numbers[(state & TOUCHED) != 0]
+        self._state[numbers] = state & TOUCHED
+        self._adjust(self._free, numbers, 1)
+        self.used -= numbers.size
+        self._low = min(self._low, int(numbers.min()) >> SLAB_SHIFT)
+        if touched.size:
+            self._adjust(self._waste, touched, 1)
+            self.waste += touched.size
+
+    def slots_of(self, handles: PageArray) -> Int64Array:
+        """The slots of these handles, all of which must hold a page; int64, in the order given.
+
+        Raises TtmError(EINVAL) naming the first that does not, or that is named twice.
+        """
+        slots = np.asarray(handles).astype(np.int64) - 1
+        if not slots.size:
+            return slots
+        if int(slots.min()) < 0 or int(slots.max()) >= self.num_slots:
+            bad = slots[(slots < 0) | (slots >= self.num_slots)]
+            raise TtmError(errno.EINVAL, f"{int(bad[0]) + 1} is no handle of this store")
+        empty = (self._state[slots] & STORED) == 0
+        if empty.any():
+            handle = int(slots[int(empty.argmax())]) + 1
+            raise TtmError(errno.EINVAL, f"handle {handle} holds no page: it was dropped, or never stored")
+        ordered = ascending(slots)
+        twice = ordered[1:] == ordered[:-1]
+        if twice.any():
+            raise TtmError(errno.EINVAL, f"handle {int(ordered[int(twice.argmax())]) + 1} is named twice")
+        return slots
+
+    def is_stored(self, slots: PageArray) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+        """Per slot, whether it holds a page."""
+        result: np.ndarray[tuple[int], np.dtype[np.bool_]] = (self._state[slots] & STORED) != 0
+        return result
+
+    def hold_waste(self, limit: int, keep: int, most: int) -> tuple[Int64Array, Int64Array]:
+        """Take free but touched slots that are to be given back: `(first, count)` of their runs, ascending.
+
+        All of every slab that is wholly free; and with more than `limit` slots of waste elsewhere the longest runs
+        there, until at most `keep` are left. At most `most` slots, or one run. They count as used until `release`.
+        """
+        rich = np.flatnonzero(self._waste)
+        sizes = np.minimum(self.num_slots - (rich << SLAB_SHIFT), SLAB)
+        whole = self._free[rich] == sizes
+        first, count = self._runs_in(rich[whole])
+        left = self.waste - int(count.sum())
+        if left > limit:
+            some_first, some_count = self._runs_in(rich[~whole])
+            order = np.argsort(-some_count, kind="stable")
+            enough = int(np.searchsorted(np.cumsum(some_count[order]), left - keep)) + 1
+            first = np.concatenate((first, some_first[order[:enough]]))
+            count = np.concatenate((count, some_count[order[:enough]]))
+        fitting = max(1, int(np.searchsorted(np.cumsum(count), most, side="right")))
+        first, count = first[:fitting], count[:fitting]
+        by_first = np.argsort(first)
+        first, count = first[by_first], count[by_first]
+        slots = expand(first, count)
+        if slots.size:
+            self._state[slots] |= TAKEN
+            self._adjust(self._free, slots, -1)
+            self._adjust(self._waste, slots, -1)
+            self.used += slots.size
+            self.waste -= slots.size
+        return first, count
+
+    def release(self, first: Int64Array, count: Int64Array, given_back: bool) -> None:
+        """What `hold_waste` took is free again, and with `given_back` no longer touched."""
+        slots = expand(first, count)
+        if given_back:
+            self._state[slots] &= ~TOUCHED & 0xFF
+        self.put(slots)
+
+    def _runs_in(self, slabs: Int64Array) -> tuple[Int64Array, Int64Array]:
+        slots = expand(slabs << SLAB_SHIFT, np.minimum(self.num_slots - (slabs << SLAB_SHIFT), SLAB))
+        slots = slots[(self._state[slots] & (TAKEN | TOUCHED)) == TOUCHED]
+        if not slots.size:
+            return slots, slots
+        index = np.concatenate(([0], np.flatnonzero(slots[1:] - slots[:-1] != 1) + 1))
+        return slots[index], np.diff(index, append=slots.size)
+
+    def _adjust(self, counts: np.ndarray[tuple[int], np.dtype[np.int32]], slots: Int64Array, sign: int) -> None:
+        slabs = slots >> SLAB_SHIFT
+        low = int(slabs.min())
+        added = np.bincount(slabs - low)
+        counts[low : low + added.size] += (sign * added).astype(np.int32)
+
+    def check(self) -> None:
+        """Raise AssertionError naming what is wrong with the counts."""
+        state = self._state
+        taken = (state & TAKEN) != 0
+        wasted = (state & (TAKEN | TOUCHED)) == TOUCHED
+        assert int(taken.sum()) == self.used, f"slots: {self.used} counted as used, {int(taken.sum())} are"
+        stored = (state & STORED) != 0
+        assert int(stored.sum()) == self.stored, f"slots: {self.stored} counted as stored, {int(stored.sum())} are"
+        assert not (stored & ~taken).any(), "slots: a free slot holds a page"
+        assert int(wasted.sum()) == self.waste, f"slots: {self.waste} counted as waste, {int(wasted.sum())} are"
+        for what, counts, mask in (("free", self._free, ~taken), ("waste", self._waste, wasted)):
+            wrong = np.bincount(np.flatnonzero(mask) >> SLAB_SHIFT, minlength=counts.size) != counts
+            assert not wrong.any(), f"slots: the {what} count of slab {int(wrong.argmax())} is wrong"
+        free = np.flatnonzero(~taken)
+        assert not free.size or int(free[0]) >> SLAB_SHIFT >= self._low, "slots: a free slot lies below the lowest slab"

@@ -1,0 +1,141 @@
+"""Defrag: re-back a resident BO with fresh pages at the beneficial order, by way of an ordinary move (ctx->defrag).
+
+Until `commit` the BO's tt is the old one and nothing has happened: a failure to make the fresh tt, to populate it or to
+reserve a fence slot zaps nothing and is seen by nobody. From `commit` on `bo.tt` is the fresh tt and `bo.defrag_old_tt`
+the old one, which the driver's move copies from and a ghost keeps until the copy's fence signals. `restore` undoes a
+commit whose move failed.
+
+Pieces of 2**beneficial_order pages that are populated whole get one block each; what is populated in part (a tail, a
+sparse piece) keeps its shape, because only a whole piece can be better off than it was.
+"""
+
+import errno
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.placement import PlaceFlag
+from ttmfs.ttm.resource import Resource
+from ttmfs.ttm.tt import TT, decode_pages
+
+__all__ = ["commit", "fresh_tt", "improvable", "is_defrag", "nothing_to_gain", "restore", "whole_pieces"]
+
+
+def whole_pieces(tt: TT) -> NDArray[np.intp]:
+    """First index of every aligned piece of the beneficial order whose pages are all there, ascending."""
+    order = tt.pool.beneficial_order
+    size = 1 << order
+    pieces = tt.num_pages >> order
+    if not order or not pieces or tt.populated_pages < size:
+        return np.zeros(0, np.intp)
+    vector = tt.vector[: pieces << order]
+    there = ((vector != 0) & (vector & 1 == 0)).reshape(pieces, size).all(axis=1)
+    return np.flatnonzero(there) << order
+
+
+def nothing_to_gain(bo: BufferObject) -> bool:
+    """Can fresh pages not be better than those it has? Success without a move, then.
+
+    No tt, no whole piece of the beneficial order (a small BO never has one), or part of it in the store: what goes
+    there is wanted gone, and comes back in fresh pages anyway.
+    """
+    tt = bo.tt
+    if tt is None or tt.external or bo.resource is None or not bo.resource.manager.use_tt:
+        return True
+    return tt.swap is not None or tt.backed_up_pages > 0 or not len(whole_pieces(tt))
+
+
+def improvable(bo: BufferObject) -> bool:
+    """Has it a whole piece that is not one block of the beneficial order?"""
+    if nothing_to_gain(bo):
+        return False
+    tt = bo.tt
+    assert tt is not None
+    order = tt.pool.beneficial_order
+    for first in whole_pieces(tt).tolist():
+        pages = decode_pages(tt.vector[first : first + (1 << order)])
+        page = pages.item(0)
+        if page & ((1 << order) - 1) or pages.item(-1) - page != (1 << order) - 1:
+            return True
+        if not bool((pages[1:] - pages[:-1] == 1).all()) or bool((tt.pool.page_orders(pages[:1]) < order).any()):
+            return True
+    return False
+
+
+def is_defrag(bo: BufferObject, resource: Resource, ctx: OperationContext, *, evict: bool) -> bool:
+    """Is this move to `resource` to re-back `bo`? Only the target's own, from tt to tt, is: no hop, no victim."""
+    return (
+        ctx.defrag
+        and not evict
+        and resource.manager.use_tt
+        and PlaceFlag.TEMPORARY not in resource.flags
+        and not nothing_to_gain(bo)
+    )
+
+
+def fresh_tt(bo: BufferObject) -> TT:
+    """ttm_tt_create and ttm_tt_populate of a defrag: a tt with memory wherever the BO's own has some, unzeroed.
+
+    TtmError(ENOMEM) at once when the beneficial order is not to be had; nothing is evicted or reclaimed for it. The BO
+    is not touched. Synchronous.
+    """
+    old = bo.tt
+    assert old is not None
+    inject = bo.device.inject
+    inject.check("tt_create", errno.ENOMEM, f"making a tt for {bo.name}")
+    fresh = TT(old.pool, old.num_pages, old.caching)
+    inject.check("page_alloc", errno.ENOMEM, f"{old.populated_pages} pages for {bo.name}")
+    size = 1 << old.pool.beneficial_order
+    pieces = whole_pieces(old)
+    try:
+        got = old.pool.alloc(len(pieces) * size, caching=old.caching, zero=False, defrag=True, reclaim_backoff=True)
+        fresh.adopt((pieces[:, None] + np.arange(size)).ravel(), got.pages)
+        _follow(old, fresh)
+    except BaseException:
+        fresh.unpopulate()
+        raise
+    return fresh
+
+
+def _follow(old: TT, fresh: TT) -> None:
+    """Give `fresh` memory, unzeroed, at exactly the entries where `old` has some. TtmError(ENOMEM)."""
+    if fresh.num_pages != old.num_pages:
+        fresh.resize(old.num_pages)
+    present = old.present()
+    if len(present) == fresh.populated_pages and fresh.is_populated:
+        return
+    has = fresh.present()
+    fresh.depopulate(np.setdiff1d(has, present, assume_unique=True))
+    missing = np.setdiff1d(present, has, assume_unique=True)
+    if len(missing):
+        below = max(0, old.pool.beneficial_order - 1)
+        got = old.pool.alloc(len(missing), caching=old.caching, max_order=below, zero=False, reclaim_backoff=True)
+        fresh.adopt(missing, got.pages)
+
+
+def commit(bo: BufferObject, fresh: TT) -> None:
+    """Make `fresh` the BO's tt, and the old one the source of the driver's move. Synchronous.
+
+    Requests that came while the BO was unmapped may have filled holes of the old tt: they get memory now.
+    TtmError(ENOMEM): nothing has changed.
+    """
+    old = bo.tt
+    assert old is not None
+    assert bo.defrag_old_tt is None
+    _follow(old, fresh)
+    old.past_pool = True
+    bo.defrag_old_tt = old
+    bo.tt = fresh
+    bo.drop_view()
+
+
+def restore(bo: BufferObject, fresh: TT) -> None:
+    """The move failed, before or after the commit: the BO is on its old tt, `fresh` is freed."""
+    old, bo.defrag_old_tt = bo.defrag_old_tt, None
+    if old is not None:
+        old.past_pool = False
+        bo.tt = old
+    bo.drop_view()
+    fresh.unpopulate()

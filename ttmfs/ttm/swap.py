@@ -1,0 +1,165 @@
+"""Swapout: the older, whole-object mechanism that gives system pages back (ttm_bo_swapout, ttm_device_swapout).
+
+A BO is moved to system, unmapped, and its pages are copied to the device's swap store step by step, behind a copy
+that keeps WRITEs away; then they are freed and the BO stands on the unevictable list. Whatever needs its pages brings
+them back: a fault, validate to gtt or vram, a job, restore.
+
+Where the kernel has warts: a failed swapout does not let the walk visit the BO again (CVE-2026-52965; the cursor stops
+at what was bumped since it was made), the resource is looked at after the move to system, not before it, a BO leaves
+its bulk move when, and only when, it was swapped, and pages are counted as pages.
+"""
+
+import errno
+from typing import Final
+
+import trio
+
+from ttmfs.errors import TtmError
+from ttmfs.sync.fence import Fence
+from ttmfs.sync.resv import Usage
+from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.copy import Copy, CopyState
+from ttmfs.ttm.device import Device
+from ttmfs.ttm.lru import LruCursor
+from ttmfs.ttm.move import wait_ctx
+from ttmfs.ttm.placement import SYSTEM, Place
+from ttmfs.ttm.resource import Resource, ResourceManager
+from ttmfs.ttm.space import mem_space, move_to
+from ttmfs.ttm.unmap import unmap_virtual
+
+_STEP_PAGES: Final = 256
+_UNMAPS: Final = 3
+"""INVALs that a BO whose clients go on reading gets before its swapout is given up."""
+_SKIP: Final = frozenset({errno.EBUSY, errno.ENOMEM, errno.ENOSPC, errno.EINVAL})
+
+
+def why_not(bo: BufferObject) -> str:
+    """Why a BO cannot be swapped out now; empty when it can (the checks of ttm_bo_swapout_cb)."""
+    if bo.pin_count:
+        return "it is pinned"
+    if bo.external:
+        return "it is imported"
+    if bo.unknown_state:
+        return "its content was lost"
+    in_region = bo.resource is not None and bo.resource.pages is not None and bo.resource.num_pages > 0
+    if not in_region and (bo.tt is None or not bo.tt.populated_pages):
+        return "it has no pages in memory"
+    return ""
+
+
+async def swapout(bo: BufferObject, ctx: OperationContext) -> int:
+    """ttm_bo_swapout_cb on a reserved BO: its pages go to swap; returns how many.
+
+    A deleted BO is waited for and freed instead. TtmError: EBUSY it cannot be swapped out (pinned, imported, nothing in
+    memory, in use with no_wait_gpu, clients that do not stop reading), ENOSPC no room in swap, ENODEV there is no swap.
+    On failure, and when cancelled, its bytes are all where they were, or in system instead of its region.
+    """
+    if bo.deleted:
+        pages = bo.tt.populated_pages if bo.tt is not None else 0
+        await wait_ctx(bo, ctx)
+        bo.device.cleanup(bo)
+        return pages
+    reason = why_not(bo)
+    if reason:
+        raise TtmError(errno.EBUSY, f"{bo.name or 'a BO'} is not swapped out: {reason}")
+    store = bo.device.swap_store
+    if store is None:
+        raise TtmError(errno.ENOSPC, "this device has no swap: mount with --swap SIZE")
+    if bo.mem_type != SYSTEM:
+        resource = await mem_space(bo, (Place(SYSTEM),), ctx)
+        await move_to(bo, resource, ctx, evict=True)
+    await _unmap_for_good(bo, ctx)
+    bo.funcs.swap_notify(bo)
+    pages = await _store(bo)
+    if bo.resource is not None:
+        bo.device.lru_readd(bo.resource)
+    bo.device.counters.swap.out += 1
+    if bo.device.trace.on:
+        bo.device.trace.emit("swapout", bo.name, pages=pages)
+    return pages
+
+
+async def _unmap_for_good(bo: BufferObject, ctx: OperationContext) -> None:
+    """Idle and in nobody's cache: a page that a client has cached keeps its memory, or its WRITE could fail (R4)."""
+    for _ in range(_UNMAPS):
+        await wait_ctx(bo, ctx)
+        await unmap_virtual(bo)
+        if not bo.handed_out and not bo.copies and bo.resv.test_signaled(Usage.BOOKKEEP):
+            return
+    raise TtmError(errno.EBUSY, f"{bo.name or 'a BO'} is not swapped out: its clients go on reading")
+
+
+async def _store(bo: BufferObject) -> int:
+    """ttm_tt_swapout: copy its pages, then free them. No await between the last check of the caller and the gate."""
+    tt, store = bo.tt, bo.device.swap_store
+    assert tt is not None
+    assert store is not None
+    index = tt.present()
+    if not len(index):
+        raise TtmError(errno.EBUSY, f"{bo.name or 'a BO'} is not swapped out: it has no pages in memory any more")
+    storage = store.reserve(len(index))
+    fence = Fence(0, 0, f"swapout {bo.name} {len(index)} pages")
+    # WRITEs wait for this copy; READs for the reservation.
+    gate = Copy(tt, tt, tt.num_pages, fence)
+    gate.state = CopyState.RUNNING
+    bo.add_copy(gate)
+    done = False
+    try:
+        bo.device.inject.check("store_write", errno.EIO, f"storing {bo.name}")
+        for start in range(0, len(index), _STEP_PAGES):
+            storage.store(start, tt.arena, tt.pages_at(index[start : start + _STEP_PAGES]))
+            await trio.lowlevel.checkpoint()
+        if bo.handed_out:
+            raise TtmError(errno.EBUSY, f"{bo.name or 'a BO'} is not swapped out: a client read it meanwhile")
+        tt.mark_swapped(index, storage)
+        done = True
+        if gate.zero_from is not None:
+            tt.cut_swapped(gate.zero_from, gate.num_pages)
+    finally:
+        if not done:
+            storage.drop(len(index))
+        gate.state = CopyState.DONE
+        fence.signal()
+        bo.drop_view()
+    return len(index)
+
+
+async def swapout_manager(
+    device: Device, manager: ResourceManager, ctx: OperationContext, pages: int, *, but: BufferObject | None = None
+) -> int:
+    """ttm_bo_swapout: swap out the least recently used of one region, trylock only, until `pages` pages are out.
+
+    Never `but`. Returns the pages. One that cannot go is passed over, and not met again.
+    """
+    out = 0
+    with LruCursor(manager.lru, until_now=True) as cursor:
+        while out < pages and (item := cursor.next()) is not None:
+            assert isinstance(item, Resource)
+            bo = item.bo
+            if bo is but or why_not(bo) or bo.gate.unmapping or not bo.resv.trylock():
+                continue
+            try:
+                if bo.resource is item and bo.funcs.eviction_valuable(bo, Place(manager.name)):
+                    out += await swapout(bo, ctx)
+            except TtmError as error:
+                device.counters.swap.failed += 1
+                if error.errno not in _SKIP:
+                    raise
+            finally:
+                bo.unlock()
+    return out
+
+
+async def device_swapout(
+    device: Device, ctx: OperationContext, pages: int = 1, *, but: BufferObject | None = None
+) -> int:
+    """ttm_device_swapout: all regions whose BOs are in system pages, in turn, until `pages` pages are out."""
+    store = device.swap_store
+    out = 0
+    if store is None:
+        return 0
+    for manager in device.managers.values():
+        if manager.use_tt and out < pages and store.used_pages < store.limit_pages:
+            out += await swapout_manager(device, manager, ctx, pages - out, but=but)
+    return out
