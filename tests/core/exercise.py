@@ -8,7 +8,7 @@ import trio
 from ttmfs.driver import calls
 from ttmfs.driver.config import Config
 from ttmfs.driver.defrag import defrag_bo
-from ttmfs.driver.defrag_plan import defrag_pass
+from ttmfs.driver.defrag_pass import defrag_pass
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.errors import TtmError
 from ttmfs.ttm import access

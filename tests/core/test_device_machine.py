@@ -101,7 +101,10 @@ class DeviceMachine(RuleBasedStateMachine):
     def write(self, model: Model, offset: int, size: int, byte: int) -> None:
         offset = min(offset, len(model.bytes))
         data = bytes([byte]) * size
-        if self.do(access.write, model.bo, offset, data) is not None:
+        # What is appended to a BO that is pinned out of the CPU's reach has no memory, and cannot be given any.
+        out_of_reach = model.pins > 0 and not model.bo.visible
+        allowed = errno.EIO if out_of_reach else errno.ENOMEM
+        if self.do(access.write, model.bo, offset, data, allowed=allowed) is not None:
             model.bytes.extend(bytes(max(0, offset + size - len(model.bytes))))
             model.bytes[offset : offset + size] = data
         else:

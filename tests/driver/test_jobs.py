@@ -64,7 +64,11 @@ async def test_integer_add_wraps_and_ranges_are_kept(device):
 
 @pytest.mark.parametrize(
     ("fields", "word"),
-    [({"offset": 9000, "size": 2000}, "within"), ({"dtype": "u32", "offset": 2}, "multiples"), ({"size": 1 << 60}, "within")],
+    [
+        ({"offset": 9000, "size": 2000}, "within"),
+        ({"dtype": "u32", "offset": 2}, "multiples"),
+        ({"size": 1 << 60}, "within"),
+    ],
 )
 async def test_bad_ranges_are_refused_and_change_nothing(device, fields, word):
     async with device() as vdev:

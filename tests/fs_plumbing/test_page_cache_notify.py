@@ -168,7 +168,7 @@ async def test_outstanding_invals_do_not_use_up_other_threads() -> None:
             nursery.start_soon(cache.invalidate, ino)
         with trio.fail_after(5):
             await trio.to_thread.run_sync(lambda: None)
-            while len(session.calls) < 8:  # noqa: ASYNC110  (they come from threads)
+            while len(session.calls) < 8:
                 await trio.sleep(0.001)
         assert cache.statistics().outstanding == 60
         assert len(session.calls) == 8

@@ -289,3 +289,30 @@ def test_a_child_does_not_get_the_store() -> None:
     assert os.waitpid(child, 0)[1] == 0
     store.load(handles, source, numbers(4))
     store.close()
+
+
+def test_the_compressed_file_too_returns_its_blocks_without_holes(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    store, source = ZstdFileStore(str(path), 16 * MiB), noise_arena(2048)
+    store.medium.can_punch = False
+    handles = store.store(source, numbers(2048), writeback=True)
+    assert blocks(path) >= 8 * MiB
+    store.drop(handles)
+    assert blocks(path) == 0
+    store.close()
+
+
+def test_pages_that_are_being_read_stay_where_they_are() -> None:
+    store, source, target = ZstdStore(64 * MiB), noise_arena(4096), Arena("target", 4096)
+    handles = store.store(source, numbers(4096))
+    keep = np.sort(np.random.default_rng(1).permutation(4096)[:500]).astype(np.uint32)
+    load = store.begin_load(handles[keep])
+    before = store.statistics().waste
+    store.drop(np.delete(handles, keep))
+    assert store.statistics().waste < before + 8 * MiB, "compacted meanwhile"
+    store.store(source, numbers(2048))
+    store.read(load, target, keep)
+    assert store.end_load(load) == 500
+    assert (target.mem[keep] == source.mem[keep]).all()
+    store.check()
+    store.close()

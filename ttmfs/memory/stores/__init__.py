@@ -3,16 +3,11 @@
 import errno
 
 from ttmfs.errors import TtmError
-from ttmfs.memory.stores.base import (
-    LoadError,
-    LoadTransfer,
-    StoreStatistics,
-    StoreTransfer,
-    SwapStore,
-)
+from ttmfs.memory.stores.base import SwapStore
 from ttmfs.memory.stores.chain import ZstdFileStore
 from ttmfs.memory.stores.file import FileStore
 from ttmfs.memory.stores.shmem import ShmemStore
+from ttmfs.memory.stores.transfer import LoadError, LoadTransfer, StoreStatistics, StoreTransfer
 from ttmfs.memory.stores.zstd import ZstdStore
 from ttmfs.units import PAGE_SIZE
 

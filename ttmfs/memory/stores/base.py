@@ -25,9 +25,7 @@ are all three parts in one call, for who has nothing to overlap.
 import errno
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
@@ -35,75 +33,18 @@ from ttmfs.errors import TtmError
 from ttmfs.memory.arena import Arena
 from ttmfs.memory.runs import Int64Array, PageArray, Uint32Array
 from ttmfs.memory.stores.slots import SlotMap
+from ttmfs.memory.stores.transfer import (
+    FULL,
+    FailHook,
+    LoadError,
+    LoadTransfer,
+    StoreStatistics,
+    StoreTransfer,
+    check_pages,
+)
 from ttmfs.units import PAGE_SHIFT
 
 log = logging.getLogger(__name__)
-
-FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""What a medium without room says: the pages before it are kept. Any other error undoes the whole store."""
-
-FailHook = Callable[[int], int]
-"""Called with the number of a page, counted from 0 over the store's life: 0 or False no failure, True an I/O error,
-an errno that error."""
-
-
-class LoadError(TtmError):
-    """A page did not come back. `loaded`: pages before it, which are right; those after it are not defined."""
-
-    def __init__(self, code: int, message: str, loaded: int) -> None:
-        super().__init__(code, message)
-        self.loaded = loaded
-
-
-@dataclass(frozen=True, slots=True)
-class StoreStatistics:
-    """What `swap/` and `stats` show. `size`, `used` in stored bytes; `pages` are in the store now; `ratio` is the
-    bytes of those pages by the stored bytes (1.0 for an empty store); `pages_out` and `pages_in` went through it
-    since it was made; `waste` are bytes of the medium that no page uses and that are not given back yet, and
-    `on_disk` those stored bytes that are on a disk."""
-
-    store: str
-    size: int
-    used: int
-    pages: int
-    ratio: float
-    pages_out: int
-    pages_in: int
-    waste: int
-    on_disk: int
-
-
-@dataclass(slots=True)
-class StoreTransfer:
-    """One store on its way: the reserved slots, and how many pages (a prefix) the middle part has written."""
-
-    slots: Uint32Array
-    checksums: Uint32Array
-    fail_at: int = -1
-    fail_errno: int = 0
-    written: int = 0
-    error: Exception | None = None
-    payload: list[Any] = field(default_factory=list)
-    ended: bool = False
-
-
-@dataclass(slots=True)
-class LoadTransfer:
-    """One load on its way: where the pages are, and how many (a prefix) have come back right."""
-
-    slots: Int64Array
-    fail_at: int = -1
-    fail_errno: int = 0
-    loaded: int = 0
-    error: Exception | None = None
-    payload: Any = None
-    ended: bool = False
-
-
-def check_pages(arena: Arena, pages: PageArray) -> None:
-    """Raise TtmError(EINVAL) when a page is not in the arena."""
-    if len(pages) and (int(pages.max()) >= arena.num_pages or int(pages.min()) < 0):
-        raise TtmError(errno.EINVAL, f"a page is not in {arena.name!r}, which has {arena.num_pages}")
 
 
 class SwapStore(ABC):
@@ -200,7 +141,11 @@ class SwapStore(ABC):
         return transfer
 
     def write(self, transfer: StoreTransfer, arena: Arena, pages: PageArray, writeback: bool = False) -> None:
-        """Move the bytes of the first `len(transfer.slots)` of `pages`. Raises nothing: `end_store` does."""
+        """Move the bytes of the first `len(transfer.slots)` of `pages`. Raises nothing: `end_store` does.
+
+        With `writeback` they are on the medium then, except for a store that writes behind: that one still needs all
+        upkeep with `flush`, and `sync`.
+        """
         try:
             check_pages(arena, pages)
             count = min(len(pages), len(transfer.slots))
@@ -296,7 +241,10 @@ class SwapStore(ABC):
 
     def begin_upkeep(self, flush: bool = False) -> Any | None:
         """A piece of work that the store wants done, None when there is none: memory or blocks to give back, cold
-        pages to be written behind (with `flush` all pages). Each piece ends with `end_upkeep`."""
+        pages to be written behind (with `flush` all pages). Each piece ends with `end_upkeep`.
+
+        Ask after every store and drop, until the answer is None.
+        """
         return None
 
     def run_upkeep(self, work: Any) -> None:  # noqa: B027

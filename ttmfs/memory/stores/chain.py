@@ -49,7 +49,7 @@ class ZstdFileStore(ZstdStore):
     def __init__(
         self, path: str, size: int, memory_size: int = 0, level: int = LEVEL, cache_bytes: int = CACHE_BYTES
     ) -> None:
-        super().__init__(size, level, "zstd+file")
+        super().__init__(size, level, name="zstd+file")
         self.medium = FileMedium(path, cache_bytes)
         self.memory_size = max(memory_size or int(size * SHARE), 2 * SEGMENT)
         self._trouble = ""

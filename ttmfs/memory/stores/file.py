@@ -9,10 +9,10 @@ import numpy as np
 
 from ttmfs.memory.arena import Arena
 from ttmfs.memory.runs import PageArray
-from ttmfs.memory.stores.base import LoadTransfer, StoreTransfer
 from ttmfs.memory.stores.checksums import page_crcs
 from ttmfs.memory.stores.fixed import FixedStore, GiveBack
 from ttmfs.memory.stores.medium import CACHE_BYTES, FileMedium
+from ttmfs.memory.stores.transfer import LoadTransfer, StoreTransfer
 from ttmfs.units import PAGE_SHIFT
 
 _STEP = 512

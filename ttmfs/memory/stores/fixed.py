@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ttmfs.memory.runs import Int64Array
-from ttmfs.memory.stores.base import StoreTransfer, SwapStore
+from ttmfs.memory.stores.base import SwapStore
 from ttmfs.memory.stores.slots import MAX_SLOTS, SLAB, lazy_array
+from ttmfs.memory.stores.transfer import StoreTransfer
 from ttmfs.units import PAGE_SHIFT
 
 log = logging.getLogger(__name__)

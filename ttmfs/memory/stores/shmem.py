@@ -10,9 +10,9 @@ import numpy as np
 
 from ttmfs.memory.arena import Arena
 from ttmfs.memory.runs import PageArray
-from ttmfs.memory.stores.base import LoadTransfer, StoreTransfer
 from ttmfs.memory.stores.checksums import copy_and_sum
 from ttmfs.memory.stores.fixed import FixedStore
+from ttmfs.memory.stores.transfer import LoadTransfer, StoreTransfer
 from ttmfs.units import PAGE_SHIFT
 
 _STEP: Final = 512

@@ -20,7 +20,7 @@ import zstandard
 from ttmfs.errors import TtmError
 from ttmfs.memory.arena import Arena
 from ttmfs.memory.runs import Int64Array, PageArray, Uint32Array, expand
-from ttmfs.memory.stores.base import LoadTransfer, StoreTransfer, SwapStore, log
+from ttmfs.memory.stores.base import SwapStore, log
 from ttmfs.memory.stores.checksums import ZERO_CRC, page_crcs
 from ttmfs.memory.stores.medium import FileMedium
 from ttmfs.memory.stores.segments import (
@@ -34,6 +34,7 @@ from ttmfs.memory.stores.segments import (
     SegmentLog,
 )
 from ttmfs.memory.stores.slots import MAX_SLOTS, lazy_array
+from ttmfs.memory.stores.transfer import LoadTransfer, StoreTransfer
 from ttmfs.units import PAGE_SHIFT, PAGE_SIZE
 
 BoolArray: TypeAlias = np.ndarray[tuple[int], np.dtype[np.bool_]]
@@ -83,12 +84,14 @@ class Compaction:
 class ZstdStore(SwapStore):
     """Room for `size` stored bytes in memory; how many pages that is depends on what is in them.
 
+    `level` is zstd's; `threads` of zstd's own work on one `write` or `read` (0: the caller's alone).
+
     Raises TtmError: EINVAL for a size beyond 127 GiB, ENOMEM when the host refuses the address space.
     """
 
     medium: FileMedium | None = None
 
-    def __init__(self, size: int, level: int = LEVEL, name: str = "zstd") -> None:
+    def __init__(self, size: int, level: int = LEVEL, threads: int = 0, name: str = "zstd") -> None:
         if size > MAX_SIZE:
             message = f"a compressed swap store holds {MAX_SIZE >> 30} GiB at most: {size >> 30} GiB is too much"
             raise TtmError(errno.EINVAL, message)
@@ -100,6 +103,7 @@ class ZstdStore(SwapStore):
         self._used_grains = 0
         self._segments = SegmentLog("zstd store", 2 * -(-size // SEGMENT) + _SPARE)
         self._level = level
+        self._threads = threads
         self._compressors: list[zstandard.ZstdCompressor] = []
         self._decompressors: list[zstandard.ZstdDecompressor] = []
 
@@ -155,7 +159,7 @@ class ZstdStore(SwapStore):
         table[:, 1] = PAGE_SIZE
         with self._compressor() as compressor:
             source = zstandard.BufferWithSegments(arena.buf, table.tobytes())
-            frames: Any = compressor.multi_compress_to_buffer(source, threads=0)
+            frames: Any = compressor.multi_compress_to_buffer(source, threads=self._threads)
         parts: list[Any] = []
         total = 0
         for index, offset, frame in zip(other.tolist(), table[:, 0].tolist(), frames, strict=True):
@@ -288,8 +292,10 @@ class ZstdStore(SwapStore):
         with self._decompressor() as decompressor:
             try:
                 frames = zstandard.BufferWithSegments(source, table.tobytes())
-                pages: Any = decompressor.multi_decompress_to_buffer(frames, decompressed_sizes=sizes, threads=0)
-                return list(pages)
+                found: Any = decompressor.multi_decompress_to_buffer(
+                    frames, decompressed_sizes=sizes, threads=self._threads
+                )
+                return list(found)
             except zstandard.ZstdError:
                 if at.size == 1:
                     return [None]
