@@ -1,5 +1,6 @@
 """The defrag worker: what joins the list, how often it is worked off, and how it backs off."""
 
+import itertools
 import random
 
 import pytest
@@ -97,7 +98,7 @@ async def test_exponential_backoff_reset_by_a_new_entry(device, clock):
         bo, data = await scattered(vdev, "a", 2 * MIB)
         others = hog(vdev)
         await until(lambda: len(runs) == 7)
-        gaps = [round(b - a) for a, b in zip(runs, runs[1:], strict=False)]
+        gaps = [round(b - a) for a, b in itertools.pairwise(runs)]
         assert gaps == [2, 4, 8, 8, 8, 8]
         assert vdev.ttm.defrag_list.failed >= 6
         assert vdev.pool.reclaim_backoff, "until the next pass populating does not reclaim for the order"

@@ -103,9 +103,9 @@ async def defrag_bo(vdev: "VirtualDevice", bo: BufferObject, ctx: OperationConte
     return await with_all_reserved([bo], ctx, work)
 
 
-async def try_one(vdev: "VirtualDevice", bo: BufferObject, tally: Tally, *, wait: bool) -> bool:
+async def try_one(vdev: "VirtualDevice", bo: BufferObject, tally: Tally, *, wait: bool, compact: bool = False) -> bool:
     """Defrag one BO of a pass, counting it; False when that failed. With `wait`, for its lock and then its copy."""
-    ctx = OperationContext(no_wait_gpu=not wait)
+    ctx = OperationContext(no_wait_gpu=not wait, compact=compact)
     try:
         if wait:
             async with reserved(bo):
@@ -172,6 +172,7 @@ class DefragWorker:
     async def run(self) -> None:
         """For ever."""
         listed = self.vdev.ttm.defrag_list
+        self.delay = self.interval
         while True:
             if not len(listed):
                 await listed.joined.wait()

@@ -1,9 +1,10 @@
-"""The defrag plan: an order of BOs in which re-backing them frees high-order blocks, tried out on a copy of the books.
+"""The defrag plan: which BOs to re-back, in which order, so that the pass itself frees high-order blocks.
 
 A BO that moves takes whole blocks of the beneficial order and leaves its fragments; a frame (an aligned stretch of that
 order) is free again when its last page went. So the next BO is the one that frees most frames, less those it takes, per
-page moved. Every step is made on a buddy allocator with the same free blocks, which answers as the real one will; the
-plan ends where no order can be had less often than before it.
+page moved. Where that leaves fewer blocks than there were, frames that only a few pages of small BOs keep are emptied,
+the emptiest first, by moving these into gaps elsewhere. Every step is tried on a buddy allocator with the same free
+blocks, which answers as the real one will; what is returned leaves no order to be had less often than before.
 """
 
 from collections.abc import Sequence
@@ -14,15 +15,13 @@ import numpy as np
 import trio
 from numpy.typing import NDArray
 
-from ttmfs.driver.defrag import Result, Tally, idle, listed_pass, named_pass, try_one
 from ttmfs.memory.buddy import Buddy
 from ttmfs.ttm.bo import BufferObject
-from ttmfs.ttm.defrag import improvable, whole_pieces
+from ttmfs.ttm.defrag import improvable, nothing_to_gain, whole_pieces
 from ttmfs.ttm.tt import decode_pages
 from ttmfs.units import MAX_ORDER
 
 if TYPE_CHECKING:
-    from ttmfs.driver.device import VirtualDevice
     from ttmfs.memory.pool import PagePool
 
 Counts = NDArray[np.int64]
@@ -36,21 +35,48 @@ def obtainable(free_by_order: Sequence[int]) -> Counts:
     return free
 
 
-class _Books:
-    """A buddy allocator with the same free blocks as the pool's."""
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Re-back `bo`; `compact`: it is a small one that only goes out of the way."""
 
-    def __init__(self, pool: "PagePool") -> None:
-        self.order = pool.beneficial_order
-        self.reserve = pool.reserve_pages
-        self.buddy = Buddy(pool.num_pages)
-        free = np.flatnonzero(pool.free_map())
-        self.buddy.alloc(pool.num_pages)
-        self._free(free)
+    bo: BufferObject
+    compact: bool = False
+
+
+class _Candidate:
+    """A BO that could be moved: its pages, its whole pieces, the frames its pages lie in and how many in each."""
+
+    __slots__ = ("bo", "counts", "frames", "pages", "pieces")
+
+    def __init__(self, bo: BufferObject) -> None:
+        tt = bo.tt
+        assert tt is not None
+        self.bo = bo
+        self.pages: NDArray[Any] = decode_pages(tt.vector[tt.present()]).astype(np.int64)
+        self.pieces = len(whole_pieces(tt))
+        self.frames, self.counts = np.unique(self.pages >> tt.pool.beneficial_order, return_counts=True)
+
+
+class _Books:
+    """A buddy allocator with `free` (per page, bool) free, and the pages in use of every frame."""
+
+    def __init__(self, free: NDArray[Any], order: int, reserve: int) -> None:
+        self.order = order
+        self.reserve = reserve
+        self.buddy = Buddy(len(free))
+        self.buddy.alloc(len(free))
+        self.used = np.bincount(np.arange(len(free)) >> order)
+        self._free(np.flatnonzero(free))
+
+    def copy(self) -> "_Books":
+        """To try something out."""
+        return _Books(self.buddy.free_map(), self.order, self.reserve)
 
     def _free(self, pages: NDArray[Any]) -> None:
         if len(pages):
             self.buddy.split(pages)
             self.buddy.free(self.buddy.blocks_of(np.sort(pages)))
+            np.subtract.at(self.used, pages >> self.order, 1)
 
     def blocks(self) -> int:
         """Blocks of the beneficial order that could be had."""
@@ -64,120 +90,124 @@ class _Books:
             free[MAX_ORDER] += free[order] << (order - MAX_ORDER)
         return obtainable([*free, *[0] * MAX_ORDER])
 
-    def move(self, old: NDArray[Any], pieces: int) -> NDArray[np.int64]:
-        """Take memory as a defrag does, then free `old`; the pages taken."""
-        whole = self._take(pieces << self.order, MAX_ORDER)
-        rest = self._take(len(old) - whole.size, self.order - 1)
-        self._free(old)
-        return np.concatenate((whole, rest))
+    def move(self, candidate: _Candidate) -> None:
+        """Take memory as a defrag does, then free the old pages."""
+        self._take(candidate.pieces << self.order, self.order)
+        self._take(len(candidate.pages) - (candidate.pieces << self.order), self.order - 1)
+        self._free(candidate.pages)
 
-    def _take(self, pages: int, order: int) -> NDArray[np.int64]:
-        taken: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
+    def _take(self, pages: int, order: int) -> None:
         while pages and order >= 0:
             order = min(order, pages.bit_length() - 1)
             starts = self.buddy.alloc_order(order, pages >> order)
-            taken.append((starts[:, None] + np.arange(1 << order)).ravel())
+            np.add.at(self.used, starts >> self.order, 1 << order)
             pages -= starts.size << order
             order -= 1
-        return np.concatenate(taken)
+
+    def score(self, candidate: _Candidate) -> tuple[float, float]:
+        """Frames gained per page moved; then how near its other frames come to being free."""
+        in_use = self.used[candidate.frames]
+        gain = int((in_use == candidate.counts).sum()) - candidate.pieces
+        near = float((candidate.counts / in_use).sum()) - candidate.pieces
+        return gain / len(candidate.pages), near / len(candidate.pages)
 
 
-@dataclass(frozen=True, slots=True)
-class _Candidate:
-    """A BO that could be re-backed: its pages, its whole pieces, the frames its pages lie in and how many in each."""
+class _Planner:
+    """One attempt at a plan: `steps`, of which the first `good` leave no order below `floor`."""
 
-    bo: BufferObject
-    pages: NDArray[np.uint32]
-    pieces: int
-    frames: NDArray[np.int64]
-    counts: NDArray[np.int64]
+    def __init__(self, books: _Books, small: Sequence[_Candidate], floor: Counts, limit: int) -> None:
+        self.books = books
+        self.floor = floor
+        self.limit = limit
+        self.steps: list[Step] = []
+        self.good = 0
+        self._users: dict[int, list[_Candidate]] = {}
+        for candidate in small:
+            for frame in candidate.frames.tolist():
+                self._users.setdefault(frame, []).append(candidate)
 
+    @property
+    def short(self) -> bool:
+        """Is some order to be had less often than before?"""
+        return bool((self.books.obtainable() < self.floor).any())
 
-def _candidate(bo: BufferObject) -> _Candidate:
-    tt = bo.tt
-    assert tt is not None
-    pages = decode_pages(tt.vector[tt.present()])
-    frames, counts = np.unique(pages.astype(np.int64) >> tt.pool.beneficial_order, return_counts=True)
-    return _Candidate(bo, pages, len(whole_pieces(tt)), frames, counts)
+    def _note(self, step: Step) -> None:
+        self.steps.append(step)
+        if not self.short:
+            self.good = len(self.steps)
 
-
-async def make_plan(pool: "PagePool", bos: Sequence[BufferObject], limit: int, floor: Counts) -> list[BufferObject]:
-    """The BOs to defrag, in order, at most `limit`; afterwards every order is had at least `floor` times."""
-    left = [_candidate(bo) for bo in bos]
-    books = _Books(pool)
-    size = 1 << pool.beneficial_order
-    used = np.zeros(-(-pool.num_pages // size), np.int64)
-    np.add.at(used, np.flatnonzero(pool.free_map() == 0) >> pool.beneficial_order, 1)
-    order: list[BufferObject] = []
-    good = 0
-    while left and len(order) < limit:
-        blocks = books.blocks()
-        scores = [_score(candidate, used) for candidate in left if candidate.pieces <= blocks]
-        able = [candidate for candidate in left if candidate.pieces <= blocks]
-        if not able:
-            break
-        best = able[max(range(len(able)), key=scores.__getitem__)]
-        left.remove(best)
-        taken = books.move(best.pages, best.pieces)
-        used[best.frames] -= best.counts
-        np.add.at(used, taken >> pool.beneficial_order, 1)
-        order.append(best.bo)
-        if bool((books.obtainable() >= floor).all()):
-            good = len(order)
-        await trio.lowlevel.checkpoint()
-    return order[:good]
-
-
-def _score(candidate: _Candidate, used: NDArray[np.int64]) -> tuple[float, float]:
-    """Frames gained per page moved; then how near its other frames come to being free."""
-    in_use = used[candidate.frames]
-    gain = int((in_use == candidate.counts).sum()) - candidate.pieces
-    near = float((candidate.counts / in_use).sum()) - candidate.pieces
-    return gain / len(candidate.pages), near / len(candidate.pages)
-
-
-async def planned_pass(vdev: "VirtualDevice", bos: Sequence[BufferObject], limit: int) -> tuple[Tally, Counts, Counts]:
-    """`ctl/defrag all`: plan and move; what was done, and what could be had of each order before and after.
-
-    The pool is emptied first: what it keeps is free memory that cannot merge. A BO that fails is left out, and the rest
-    planned anew.
-    """
-    pool = vdev.pool
-    tally = Tally()
-    vdev.ttm.defrag_list.runs += 1
-    pool.shrink(pool.pooled_pages)
-    before = obtainable(pool.free_by_order())
-    passed_over: set[BufferObject] = set()
-    while tally.moved < limit and not idle(vdev):
-        able = [bo for bo in bos if bo not in passed_over and not bo.pin_count and improvable(bo)]
-        plan = await make_plan(pool, able, limit - tally.moved, before)
-        for bo in plan:
-            if not await try_one(vdev, bo, tally, wait=True):
-                passed_over.add(bo)
+    async def run(self, large: Sequence[_Candidate]) -> None:
+        """Move what can be moved, making room and mending what that costs by compaction."""
+        left = list(large)
+        while len(self.steps) < self.limit:
+            blocks = self.books.blocks()
+            able = [candidate for candidate in left if candidate.pieces <= blocks]
+            if able:
+                best = max(able, key=self.books.score)
+                left.remove(best)
+                self.books.move(best)
+                self._note(Step(best.bo))
+                await trio.lowlevel.checkpoint()
+            elif not left or not await self._empty_a_frame():
                 break
-            passed_over.add(bo)
-        else:
-            break
-    return tally, before, obtainable(pool.free_by_order())
+        while self.short and len(self.steps) < self.limit and await self._empty_a_frame():
+            pass
+
+    async def _empty_a_frame(self) -> bool:
+        """Move the small BOs out of the emptiest frame that only they keep, if that brings a block; did it?"""
+        books = self.books
+        frames = [f for f, users in self._users.items() if books.used[f] == sum(_pages_in(u, f) for u in users)]
+        mate_free = {f: f ^ 1 < len(books.used) and not books.used[f ^ 1] for f in frames}
+        pairs_short = bool((books.obtainable() < self.floor)[MAX_ORDER])
+        # A frame whose buddy is free makes a block of the next order as well.
+        for frame in sorted(frames, key=lambda f: (pairs_short and not mate_free[f], books.used[f])):
+            users = self._users.pop(frame)
+            if len(self.steps) + len(users) > self.limit:
+                continue
+            attempt = books.copy()
+            for user in users:
+                attempt.move(user)
+            await trio.lowlevel.checkpoint()
+            gained = attempt.obtainable() - books.obtainable()
+            if gained[books.order] <= 0 or bool((gained[books.order :] < 0).any()):
+                continue
+            self.books = attempt
+            for user in users:
+                # Where it is now nobody knows before it is done: it is not moved twice.
+                for other in user.frames.tolist():
+                    if other in self._users:
+                        self._users[other] = [u for u in self._users[other] if u is not user]
+                self._note(Step(user.bo, compact=True))
+            return True
+        return False
 
 
-async def defrag_pass(
-    vdev: "VirtualDevice", bos: Sequence[BufferObject] | None, *, planned: bool, limit: int | None
-) -> Result:
-    """ctl/defrag: one pass over the list (`bos` None), over these BOs in this order, or over them as planned.
+def _pages_in(candidate: _Candidate, frame: int) -> int:
+    return int(candidate.counts[candidate.frames == frame].sum())
 
-    `obtainable` in the result is how many blocks of each order 0..10 can be had afterwards, `gained` what that is more
-    than before.
+
+async def make_plan(pool: "PagePool", bos: Sequence[BufferObject], limit: int, floor: Counts) -> list[Step]:
+    """What to move, in order, at most `limit` steps; afterwards every order can be had at least `floor` times.
+
+    `bos` are those that may be moved at all. Tries to move all that can be better off, then fewer of them.
     """
-    pool = vdev.pool
-    before = obtainable(pool.free_by_order())
-    if bos is None:
-        tally = await listed_pass(vdev, vdev.defrag.limit if limit is None else limit)
-    else:
-        most = len(bos) if limit is None else limit
-        if planned:
-            tally, before, _after = await planned_pass(vdev, bos, most)
-        else:
-            tally = await named_pass(vdev, bos, most)
-    after = obtainable(pool.free_by_order())
-    return {**tally.as_result(), "obtainable": after.tolist(), "gained": (after - before).tolist()}
+    movable = [bo for bo in bos if not (bo.pin_count or bo.deleted or nothing_to_gain(bo, compact=True))]
+    large = [_Candidate(bo) for bo in movable if improvable(bo)]
+    small = [_Candidate(bo) for bo in movable if nothing_to_gain(bo)]
+    books = _Books(pool.free_map(), pool.beneficial_order, pool.reserve_pages)
+    best: list[Step] = []
+    most = -1
+    wanted = sorted(large, key=books.score, reverse=True)
+    while wanted:
+        planner = _Planner(books.copy(), small, floor, limit)
+        await planner.run(wanted)
+        steps = planner.steps[: planner.good]
+        moved = sum(not step.compact for step in steps)
+        if moved > most:
+            best, most = steps, moved
+        if moved >= len(wanted):
+            break
+        wanted = wanted[: len(wanted) * 3 // 4]
+        if len(wanted) <= most:
+            break
+    return best

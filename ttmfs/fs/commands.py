@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from ttmfs.driver import calls
 from ttmfs.driver.defrag import defrag_bo
-from ttmfs.driver.defrag_plan import defrag_pass
+from ttmfs.driver.defrag_pass import defrag_pass
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.imported import import_bo
 from ttmfs.driver.jobs import Job

@@ -24,6 +24,8 @@ class OperationContext:
     """The ww ticket that the caller's reservations were taken with."""
     defrag: bool = False
     """Re-back at the beneficial order although the resource is compatible (seed: defrag)."""
+    compact: bool = False
+    """With `defrag`: re-back what has no whole piece of that order too, for the sake of the frames it lies in."""
     faulting: "BufferObject | None" = None
     """The BO whose fault this call serves. It is never unmapped: its own folio is locked by the READ (H30)."""
     contended: "BufferObject | None" = None

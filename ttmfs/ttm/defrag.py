@@ -35,16 +35,18 @@ def whole_pieces(tt: TT) -> NDArray[np.intp]:
     return np.flatnonzero(there) << order
 
 
-def nothing_to_gain(bo: BufferObject) -> bool:
+def nothing_to_gain(bo: BufferObject, *, compact: bool = False) -> bool:
     """Can fresh pages not be better than those it has? Success without a move, then.
 
     No tt, no whole piece of the beneficial order (a small BO never has one), or part of it in the store: what goes
-    there is wanted gone, and comes back in fresh pages anyway.
+    there is wanted gone, and comes back in fresh pages anyway. With `compact` any page counts.
     """
     tt = bo.tt
     if tt is None or tt.external or bo.resource is None or not bo.resource.manager.use_tt:
         return True
-    return tt.swap is not None or tt.backed_up_pages > 0 or not len(whole_pieces(tt))
+    if tt.swap is not None or tt.backed_up_pages > 0:
+        return True
+    return not (tt.populated_pages if compact else len(whole_pieces(tt)))
 
 
 def improvable(bo: BufferObject) -> bool:
@@ -71,7 +73,7 @@ def is_defrag(bo: BufferObject, resource: Resource, ctx: OperationContext, *, ev
         and not evict
         and resource.manager.use_tt
         and PlaceFlag.TEMPORARY not in resource.flags
-        and not nothing_to_gain(bo)
+        and not nothing_to_gain(bo, compact=ctx.compact)
     )
 
 
@@ -90,7 +92,15 @@ def fresh_tt(bo: BufferObject) -> TT:
     size = 1 << old.pool.beneficial_order
     pieces = whole_pieces(old)
     try:
-        got = old.pool.alloc(len(pieces) * size, caching=old.caching, zero=False, defrag=True, reclaim_backoff=True)
+        # No larger blocks: they would be no use to the BO, and others may need them.
+        got = old.pool.alloc(
+            len(pieces) * size,
+            caching=old.caching,
+            max_order=old.pool.beneficial_order,
+            zero=False,
+            defrag=True,
+            reclaim_backoff=True,
+        )
         fresh.adopt((pieces[:, None] + np.arange(size)).ravel(), got.pages)
         _follow(old, fresh)
     except BaseException:

@@ -44,7 +44,7 @@ async def _allocate(bo: BufferObject, placement: Placement, ctx: OperationContex
     if ctx.defrag:
         _refuse_pinned(bo)
         _refuse_imported(bo)
-    at_home = not ctx.defrag or nothing_to_gain(bo)
+    at_home = not ctx.defrag or nothing_to_gain(bo, compact=ctx.compact)
     for evicting in (False, True):
         old = bo.resource
         if old is not None and at_home and resource_compatible(old, placement, evicting=evicting):
