@@ -5,6 +5,7 @@ is ready, ends on SIGTERM, SIGINT or an unmount, and leaves neither a mount nor 
 process owns the way out if it cannot.
 """
 
+import contextlib
 import errno
 import logging
 import os
@@ -37,6 +38,10 @@ MAX_TASKS: Final = 8192
 """Requests that may be under way at once; a task is cheap, and without a free one nobody reads /dev/fuse (H8)."""
 
 MIN_TASKS: Final = 8
+
+SPIN_US: Final = 80
+"""How long the loop polls an idle descriptor before it parks. A loop that parks between two faults of a client is woken
+late: on two otherwise idle processors a fault took 70 us with 10 us of polling and 22 us with 80."""
 
 UNPRIVILEGED_PARKED: Final = 8
 """READs and WRITEs kept waiting where max_background cannot be raised: 12 that wait stop everybody else (H3)."""
@@ -102,7 +107,7 @@ class Mount:
         watchdog: Watchdog | None = None
         try:
             if not self.config.stock_loop:
-                session_loop.install(session.fd)
+                session_loop.install(session.fd, spin_us=SPIN_US)
             session_loop.start_freeze_timer()
             if self.config.watchdog:
                 watchdog = Watchdog.start(self.mountpoint, timeout=self.config.watchdog)

@@ -72,7 +72,7 @@ class _FastWait:
 
     async def wait(self) -> bool:
         """True when a read of the session descriptor finds a request now, False when the loop should end."""
-        clock, poll = self._clock, self._poll
+        clock, poll, sched_yield = self._clock, self._poll, os.sched_yield
         while True:
             now = clock()
             if self.idle_tasks == 0 or now - self._last_checkpoint >= self.checkpoint_s:
@@ -91,6 +91,8 @@ class _FastWait:
                         return True
                     if clock() >= deadline:
                         break
+                    # A client that waits for this very processor must not wait for the scheduler's next tick.
+                    sched_yield()
             self.parked += 1
             self.idle_tasks += 1
             try:
