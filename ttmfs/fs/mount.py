@@ -5,7 +5,6 @@ is ready, ends on SIGTERM, SIGINT or an unmount, and leaves neither a mount nor 
 process owns the way out if it cannot.
 """
 
-import contextlib
 import errno
 import logging
 import os
