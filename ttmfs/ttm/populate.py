@@ -44,7 +44,8 @@ async def populate_range(
     was_swapped = tt.swap is not None
     while True:
         try:
-            added = tt.populate_range(first, count, prefault=prefault, zero=zero)
+            # Pages may come unzeroed only where nothing is awaited before the caller overwrites them.
+            added = tt.populate_range(first, count, prefault=prefault, zero=zero or was_swapped)
             break
         except TtmError as error:
             await _reclaim_for(bo, tt, count, ctx, error, keep=(first, count))
