@@ -27,8 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options."""
     parser.add_argument("--vram", type=parse_size, default=64 << 20, help="memory of the device (default 64M)")
     parser.add_argument("--bo", type=parse_size, default=8 << 20, help="size of one BO (default 8M)")
-    parser.add_argument("--bandwidth", default="256M", help="of the simulated link, bytes per second (default 256M)")
-    parser.add_argument("--cycles", type=int, default=3, help="jobs on each BO (default 3)")
+    parser.add_argument("--bandwidth", default="1G", help="of the simulated link, bytes per second (default 1G)")
+    parser.add_argument("--cycles", type=int, default=6, help="jobs on each BO (default 6)")
+    parser.add_argument("--in-flight", type=int, default=4, help="jobs submitted ahead, as in a ring (default 4)")
     parser.add_argument("--rounds", type=int, default=5, help="alternations (default 5)")
 
 
@@ -64,11 +65,16 @@ def one(options: argparse.Namespace, count: int, extra: list[str]) -> float:
         (device.mount / "objects" / "ones" / "placement").write_text("gtt")
         (device.mount / "objects" / "ones" / "validate").write_text("gtt")
         submit = command(device.mount / "ctl" / "submit")
+        wait = command(device.mount / "ctl" / "wait")
+        in_flight: list[str] = []
         started = time.monotonic()
         for _cycle in range(options.cycles):
             for n in range(count):
-                last = submit(f"add src=ones dst=b{n} dtype=u32")
-        command(device.mount / "ctl" / "wait")(f"{last['fence']} 300")
+                if len(in_flight) >= options.in_flight:
+                    wait(f"{in_flight.pop(0)} 300")
+                in_flight.append(submit(f"add src=ones dst=b{n} dtype=u32")["fence"])
+        for fence in in_flight:
+            wait(f"{fence} 300")
         seconds = time.monotonic() - started
         for n, path in enumerate(paths):
             check(path.read_bytes(), n, options.cycles, path.name)
