@@ -3,7 +3,6 @@
 import pytest
 import trio
 import trio.testing
-from conftest import MIB
 
 from ttmfs.driver import calls
 from ttmfs.driver.engine import CopyEngine
@@ -11,6 +10,8 @@ from ttmfs.sync.resv import Usage
 from ttmfs.ttm import access
 from ttmfs.ttm.context import OperationContext
 from ttmfs.units import PAGE_SIZE
+
+MIB = 1 << 20
 
 
 async def test_a_hurried_write_waits_for_bytes_that_move(device, monkeypatch, autojump_clock):
