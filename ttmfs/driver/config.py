@@ -1,7 +1,6 @@
 """Config: what a device is made of and how it behaves; one field per mount option (DESIGN 1.4)."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 MIB = 1 << 20
 
@@ -40,7 +39,5 @@ class Config:
     command_timeout: float = 60.0
     propagate_enospc: bool = False
     allow_other: bool = False
-    foreground: bool = False
     stock_loop: bool = False
     watchdog: float = 30.0
-    extra: dict[str, Any] = field(default_factory=dict)

@@ -18,7 +18,7 @@ from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.copy import Backing
 from ttmfs.ttm.fault import FaultResult, VmFault, default_fault
-from ttmfs.ttm.move import Multihop, move_accel_cleanup, move_null, move_sync_cleanup, wait_ctx
+from ttmfs.ttm.move import IDLE_TIMEOUT, Multihop, move_accel_cleanup, move_null, move_sync_cleanup, wait_ctx
 from ttmfs.ttm.placement import GTT, NOWHERE, SYSTEM, Place, PlaceFlag, Placement
 from ttmfs.ttm.populate import populate_all
 from ttmfs.ttm.resource import Resource
@@ -134,7 +134,8 @@ class DefaultDriver:
                 if not bo.copies or resource.num_pages >= bo.num_pages:
                     break
                 # What was appended since the space was allocated stays behind; nothing may be on its way into it.
-                await bo.copies[-1].fence.wait()
+                if not await bo.copies[-1].fence.wait(IDLE_TIMEOUT):
+                    raise TtmError(errno.EBUSY, f"{bo.name} grew while it moved, and an earlier move goes on")
             await self._submit(bo, tt if tt.has_content else None, resource, deps, evict=evict)
 
     async def _submit(
@@ -158,7 +159,7 @@ class DefaultDriver:
         # Without the work item that would intercept an error (seed: work allocation failed), or in synchronous mode,
         # the move waits for the copy here.
         if self.vdev.sync_moves or self.vdev.ttm.inject["work_alloc"].should_fail():
-            await fence.wait()
+            await fence.wait(IDLE_TIMEOUT)
             if bo.resv.test_signaled(Usage.BOOKKEEP):
                 move_sync_cleanup(bo, resource)
                 return
@@ -179,6 +180,6 @@ class DefaultDriver:
         except TtmError as error:
             if error.errno == errno.EBUSY and ctx.no_wait_gpu:
                 raise
-            await bo.resv.wait(Usage.WRITE)
-            return ()
+            await bo.resv.wait(Usage.WRITE, IDLE_TIMEOUT)
+            return tuple(bo.resv.get_fences(Usage.WRITE))
         return () if fence_for_all is None else tuple(unwrap(fence_for_all))

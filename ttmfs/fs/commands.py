@@ -399,6 +399,3 @@ async def run_line(machine: Machine, command: Command, bo: BufferObject | None, 
     if bo is None:
         return await command.run(machine, words)
     return await command.run(machine, bo, words)
-
-
-__all__ = ["CTL_COMMANDS", "OBJECT_COMMANDS", "Command", "Machine", "run_line", "unescape"]

@@ -91,9 +91,6 @@ class TextHandle:
         return len(data)
 
 
-Runner = Callable[[str], Awaitable[dict[str, object]]]
-
-
 class CommandHandle:
     """One open command file: lines written run in order; reading gives the result of the last write, else the help.
 

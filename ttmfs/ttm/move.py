@@ -205,7 +205,7 @@ async def move_accel_cleanup(
     keep_tt = resource.manager.use_tt
     if bo.device.inject["ghost"].should_fail():
         # No memory for a ghost: wait until nobody uses the old space, then nothing has to outlive the move.
-        await bo.resv.wait(Usage.BOOKKEEP)
+        await bo.resv.wait(Usage.BOOKKEEP, IDLE_TIMEOUT)
         move_sync_cleanup(bo, resource)
         return
     if not evict or old is None:
@@ -221,8 +221,11 @@ async def move_accel_cleanup(
 async def _pipeline_evict(bo: BufferObject, old: Resource) -> None:
     """ttm_bo_move_pipeline_evict: the space is free now; whoever gets it waits for the copy and for the readers."""
     for fence in list(bo.resv.fences(Usage.BOOKKEEP)):
-        if not fence.signaled and not old.manager.add_eviction_fence(fence):
-            await fence.wait()
+        if fence.signaled or old.manager.add_eviction_fence(fence) or await fence.wait(IDLE_TIMEOUT):
+            continue
+        # Neither a slot nor an end in sight: a ghost keeps the space until that fence signals after all.
+        move_to_ghost(bo, take_tt=False)
+        return
     bo.resource = None
     old.manager.free(old)
 
