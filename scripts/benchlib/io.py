@@ -100,12 +100,21 @@ def c_subject(stack: ExitStack, program: Path, size: int) -> Subject:
 
 
 def ttmfs_subject(stack: ExitStack, options: argparse.Namespace, report: Report) -> Subject:
-    """A BO that is contiguous where it was asked to be, with content."""
-    size = options.size
+    """A BO that is contiguous where it was asked to be, with content, on a device of its own."""
+    return bo_subject(stack.enter_context(roomy_device(options.size)), options, report)
+
+
+def roomy_device(size: int) -> Device:
+    """A device with room for a BO of `size` bytes anywhere."""
     room = size + (64 << 20)
-    device = stack.enter_context(
-        Device([f"--vram={room}", f"--visible-vram={room}", f"--gtt={room}", f"--memory={2 * room}", "--prefault=256"])
+    return Device(
+        [f"--vram={room}", f"--visible-vram={room}", f"--gtt={room}", f"--memory={2 * room}", "--prefault=256"]
     )
+
+
+def bo_subject(device: Device, options: argparse.Namespace, report: Report) -> Subject:
+    """Make that BO."""
+    size = options.size
     try:
         set_read_ahead(device, READ_AHEAD_KIB)
         path = device.mount / "bo" / "bench"

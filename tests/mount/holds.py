@@ -5,7 +5,8 @@ A hold stops the code that reaches it until it is released, at most `times` time
 * `validate`: the BO is reserved for a validate that has not looked for space yet;
 * `inval`: the gate is unmapping, the message to the kernel not yet written;
 * `invalled`: the kernel has dropped the pages, the gate is still unmapping;
-* `copy`: an engine has moved the first 256 KiB of a copy and not yet the next.
+* `copy`: an engine has moved the first 256 KiB of a copy and not yet the next;
+* `svm_inval`, `svm_invalled`: as the two above, for a part of an address space.
 
 Everything here runs on the daemon's loop, unless it says otherwise.
 """
@@ -20,8 +21,10 @@ from ttmfs.driver import calls, engine
 from ttmfs.fs import attributes, operations
 from ttmfs.fs.guard import guarded
 from ttmfs.fs.mount import Mount
-from ttmfs.fs.pagecache import BoPageCache
+from ttmfs.fs.pagecache import BoPageCache, SpacePageCache
 from ttmfs.fs.stats import stats
+from ttmfs.fs.svmhandle import SpaceHandle
+from ttmfs.svm.space import AddressSpace
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.placement import Placement
@@ -47,11 +50,40 @@ class Hold:
         self.held -= 1
 
 
-HOLDS = {name: Hold() for name in ("validate", "inval", "invalled", "copy")}
+HOLDS = {name: Hold() for name in ("validate", "inval", "invalled", "copy", "svm_inval", "svm_invalled")}
+
+
+SVM_LOG: list[tuple[str, str, int, int]] = []
+"""(READ, WRITE or INVAL, space, offset, bytes) of every one since it was last asked for."""
+
+
+def _log_svm() -> None:
+    """Keep SVM_LOG, and put the holds into the INVALs of address spaces."""
+    real_read, real_write = SpaceHandle.read, SpaceHandle.write
+    real_invalidate = SpacePageCache.invalidate
+
+    async def read(self: SpaceHandle, offset: int, size: int) -> Any:
+        SVM_LOG.append(("READ", self.file.space.name, offset, size))
+        return await real_read(self, offset, size)
+
+    async def write(self: SpaceHandle, offset: int, data: bytes) -> int:
+        SVM_LOG.append(("WRITE", self.file.space.name, offset, len(data)))
+        return await real_write(self, offset, data)
+
+    async def invalidate(self: SpacePageCache, space: AddressSpace, first_byte: int, num_bytes: int) -> None:
+        SVM_LOG.append(("INVAL", space.name, first_byte, num_bytes))
+        await HOLDS["svm_inval"].here(space.name)
+        await real_invalidate(self, space, first_byte, num_bytes)
+        await HOLDS["svm_invalled"].here(space.name)
+
+    SpaceHandle.read = read  # type: ignore[method-assign]
+    SpaceHandle.write = write  # type: ignore[method-assign]
+    SpacePageCache.invalidate = invalidate  # type: ignore[method-assign]
 
 
 def install_holds() -> None:
     """Put the holds into the code; they do nothing until they are armed."""
+    _log_svm()
     real_invalidate = BoPageCache.invalidate
 
     async def invalidate(self: BoPageCache, bo: BufferObject, first_page: int, num_pages: int) -> None:
@@ -131,7 +163,9 @@ class Control:
 
     def stats(self) -> dict[str, Any]:
         """As the file `stats`."""
-        return stats(self._mount.vdev, self._mount.machine.names, self._mount.tree.page_cache)
+        return stats(
+            self._mount.vdev, self._mount.machine.names, self._mount.tree.page_cache, self._mount.svm
+        )
 
     def statuses(self) -> dict[str, Any]:
         """status.json of every BO."""
@@ -155,7 +189,17 @@ class Control:
 
     def selfcheck(self) -> list[str]:
         """Sentences that say what is wrong."""
-        return self._mount.vdev.selfcheck()
+        return self._mount.tree.selfcheck()
+
+    def svm_log(self) -> list[tuple[str, str, int, int]]:
+        """Every READ, WRITE and INVAL of address spaces since this was last asked."""
+        log = list(SVM_LOG)
+        SVM_LOG.clear()
+        return log
+
+    def spaces(self) -> int:
+        """Address spaces that exist, with or without a name."""
+        return len(self._mount.spaces.files)
 
     def handles(self) -> int:
         """Open files of BOs."""
@@ -183,11 +227,17 @@ class Control:
         self._real.setdefault(handler, real)
         setattr(cls, handler, guarded(functools.wraps(real.__wrapped__)(_raiser(EXCEPTIONS[exception]))))
 
+    def fail_space(self, handler: str, exception: str) -> None:
+        """Make `read` or `write` of all address spaces raise; `restore_handlers` ends it."""
+        self._real.setdefault(f"space.{handler}", getattr(AddressSpace, handler))
+        setattr(AddressSpace, handler, _raiser(EXCEPTIONS[exception]))
+
     def restore_handlers(self) -> None:
-        """As before fail_handler."""
+        """As before fail_handler and fail_space."""
+        owners: dict[str, Any] = {"access": operations.access, "space": AddressSpace}
         for name, real in self._real.items():
-            owner: Any = operations.access if name.startswith("access.") else operations.TtmOperations
-            setattr(owner, name.removeprefix("access."), real)
+            owner, _, attribute = name.rpartition(".")
+            setattr(owners.get(owner, operations.TtmOperations), attribute, real)
         self._real.clear()
 
     async def inval(self, ino: int) -> bool:

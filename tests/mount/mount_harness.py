@@ -272,7 +272,7 @@ class Device:
             assert self.command(f"objects/{name}/wait", "kernel 10", 15) == "ok"
 
     def remove_all(self) -> None:
-        """End all clients and unlink every BO."""
+        """End all clients and unlink every BO and address space."""
         self.end_clients()
         self.shell.do(
             "def clear(top):\n"
@@ -280,13 +280,13 @@ class Device:
             "        if entry.is_dir(follow_symlinks=False): clear(entry.path); os.rmdir(entry.path)\n"
             "        else: os.unlink(entry.path)\n"
         )
-        self.shell.do("clear(path(b'bo'))")
+        self.shell.do("clear(path(b'bo')); clear(path(b'svm'))")
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
     def settle(self) -> None:
         """Between two tests of one mount: nothing held, nothing paused, no clients, no BOs."""
-        for name in ("validate", "inval", "invalled", "copy"):
+        for name in ("validate", "inval", "invalled", "copy", "svm_inval", "svm_invalled"):
             self.release(name)
         self.control("restore_handlers")
         assert self.command("debug/pause_engine", "0") == "ok"
@@ -315,9 +315,18 @@ class Device:
         if self.connection >= 0:
             tuning.abort_connection(self.connection)
 
+    def _mounted(self) -> bool:
+        """Is the mount, still or already without its daemon, where it was?"""
+        try:
+            return tuning.connection_number(self.mountpoint) == self.connection
+        except OSError:
+            return False
+
     def end(self) -> None:
         """Abort, detach, kill, wait, remove: never hangs."""
-        self.abort()
+        if self.alive or self._mounted():
+            # Otherwise the connection is gone, and its number may be that of another mount by now.
+            self.abort()
         with contextlib.suppress(OSError):
             if tuning.connection_number(self.mountpoint) == self.connection:
                 tuning.lazy_unmount(self.mountpoint)

@@ -75,12 +75,17 @@ async def re_back(vdev: "VirtualDevice", bo: BufferObject, ctx: OperationContext
     ctx.resv = bo.resv
     before = bo.moves
     listed = vdev.ttm.defrag_list
+    trace = vdev.ttm.trace
     try:
         await validate(bo, _placement(bo, evicting=evicting), ctx)
-    except BaseException:
+    except BaseException as error:
         listed.failed += 1
+        if trace.on:
+            trace.emit("defrag", bo.name, result="error", errno=getattr(error, "errno", None) or 0, listed=len(listed))
         raise
     moved = bo.moves > before
+    if trace.on:
+        trace.emit("defrag", bo.name, result="moved" if moved else "nothing", errno=0, listed=len(listed))
     listed.moved += moved
     if not improvable(bo):
         listed.leave(bo)

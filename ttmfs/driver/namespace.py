@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from itertools import count
 from typing import Final
 
+from ttmfs.driver.clients import Client, Clients
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.errors import TtmError
 from ttmfs.ttm.bo import BufferObject
@@ -67,11 +68,13 @@ class Folder(Entry):
 class BoFile(Entry):
     """One BO and its name. It lives until it has neither a name nor an open handle."""
 
-    __slots__ = ("bo", "opens", "unlinked", "write_opens", "written")
+    __slots__ = ("bo", "client", "opens", "unlinked", "write_opens", "written")
 
     def __init__(self, ino: int, mode: int, uid: int, gid: int, bo: BufferObject) -> None:
         super().__init__(ino, mode, uid, gid)
         self.bo = bo
+        self.client: Client | None = None
+        """To whom it is accounted."""
         self.opens = 0
         self.write_opens = 0
         self.unlinked = False
@@ -92,6 +95,11 @@ class Namespace:
         self.root = Folder(next(self._inos), stat.S_IFDIR | mode, uid, gid)
         self.files: dict[int, BoFile] = {}
         """Every BO file that still exists, unlinked but open ones included, by inode number."""
+        self.clients = Clients()
+
+    def new_ino(self) -> int:
+        """An inode number that was never used."""
+        return next(self._inos)
 
     # -- looking up ----------------------------------------------------------------------------------------------
 
@@ -137,6 +145,9 @@ class Namespace:
         self._add(parent, name, file)
         bo.name = file.path
         self.files[file.ino] = file
+        self.clients.adopt(file)
+        if self.vdev.ttm.trace.on:
+            self.vdev.ttm.trace.emit("bo_create", bo.name, ino=file.ino, uid=uid)
         return file
 
     def mkdir(self, parent: Folder, name: bytes, mode: int, uid: int, gid: int) -> Folder:
@@ -235,4 +246,5 @@ class Namespace:
     def drop_if_unused(self, file: BoFile) -> None:
         """Destroy the BO of a file that has neither a name nor an open handle."""
         if file.unlinked and not file.opens and self.files.pop(file.ino, None) is not None:
+            self.clients.drop(file)
             self.vdev.ttm.release(file.bo)

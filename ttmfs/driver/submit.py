@@ -7,6 +7,7 @@ from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.jobs import Job, QueuedJob, capture, check
 from ttmfs.driver.locking import with_all_reserved
 from ttmfs.errors import TtmError
+from ttmfs.observe.trace import bo_word
 from ttmfs.sync.fence import Fence
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm.bo import BufferObject
@@ -45,7 +46,9 @@ async def _prepare(bo: BufferObject, ctx: OperationContext) -> None:
     if any(place.mem_type != SYSTEM for place in bo.placement):
         await validate(bo, bo.placement, ctx)
     bo.placed = True
-    await populate_range(bo, 0, bo.num_pages, ctx)
+    added = await populate_range(bo, 0, bo.num_pages, ctx)
+    if added and bo.device.trace.on:
+        bo.device.trace.emit("populate", bo.name, pages=added, why="job")
     bo.resv.reserve_fences(1)
 
 
@@ -71,4 +74,8 @@ def _queue(vdev: VirtualDevice, job: Job, size: int) -> QueuedJob:
     for bo in job.bos:
         bo.resv.add_fence(queued.fence, Usage.WRITE if bo in writes else Usage.READ)
     vdev.compute.submit(queued)
+    if vdev.ttm.trace.on:
+        names = ",".join(bo_word(bo.name) for bo in job.bos)
+        first = job.bos[0].name if job.bos else ""
+        vdev.ttm.trace.emit("job", first, fence=queued.fence.name, kind=job.kind, bytes=size, bos=names)
     return queued

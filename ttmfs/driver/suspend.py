@@ -58,11 +58,16 @@ class PowerState:
                 for manager in self._regions():
                     await self._empty(manager, ctx)
                 await self._idle()
-            except BaseException:
+            except BaseException as error:
                 with trio.CancelScope(shield=True):
                     await self._bring_back(OperationContext())
                 self._back_to_work()
+                if ttm.trace.on:
+                    code = getattr(error, "errno", None) or errno.EINTR
+                    ttm.trace.emit("suspend", moved=0, bytes=ctx.bytes_moved, errno=code)
                 raise
+        if ttm.trace.on:
+            ttm.trace.emit("suspend", moved=len(self._saved), bytes=ctx.bytes_moved, errno=0)
         return {"suspended": len(self._saved), "bytes_moved": ctx.bytes_moved}
 
     async def resume(self, ctx: OperationContext) -> Result:
@@ -76,6 +81,8 @@ class PowerState:
         with self._exclusive():
             restored, failed = await self._bring_back(ctx)
             self._back_to_work()
+        if ttm.trace.on:
+            ttm.trace.emit("resume", restored=restored, failed=failed, bytes=ctx.bytes_moved)
         return {"restored": restored, "failed": failed, "bytes_moved": ctx.bytes_moved}
 
     def _back_to_work(self) -> None:
@@ -174,6 +181,8 @@ async def unplug(vdev: "VirtualDevice", bos: Iterable[BufferObject]) -> Result:
     `bos` are all that have a file. One zero page that all of a mapping shares, as in the kernel, is not emulated.
     """
     vdev.ttm.unplugged = True
+    if vdev.ttm.trace.on:
+        vdev.ttm.trace.emit("unplug")
     listed = list(bos)
     for bo in listed:
         bo.drop_view()

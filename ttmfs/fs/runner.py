@@ -15,10 +15,9 @@ from typing import Final
 import trio
 
 from ttmfs.errors import TtmError
-from ttmfs.fs.commands import Command, Machine, run_line
+from ttmfs.fs.commands import Command, Machine, Target, run_line
 from ttmfs.fs.nodes import CommandOutcome
 from ttmfs.fs.words import MAX_WRITE, split_words
-from ttmfs.ttm.bo import BufferObject
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +69,7 @@ class Runner:
         self._closing = False
 
     async def run(
-        self, command: Command, name: str | None, bo: BufferObject | None, data: bytes, pid: int
+        self, command: Command, name: str | None, target: Target | None, data: bytes, pid: int
     ) -> CommandOutcome:
         """Run every line of `data` in order, stopping at the first failure. Never raises."""
         outcome = CommandOutcome()
@@ -86,12 +85,15 @@ class Runner:
         outcome.numbered = len(lines) > 1
         for number, line in enumerate(lines, 1):
             try:
-                outcome.succeeded(number, await self._bounded(command, bo, split_words(line), pid))
+                outcome.succeeded(number, await self._bounded(command, target, split_words(line), pid))
             except TtmError as error:
                 outcome.failed(number, error)
                 self.error_log.add(f"{where} {line[:200]}", error)
-                if bo is not None:
-                    bo.last_error = error.message
+                trace = self.machine.vdev.ttm.trace
+                if trace.on:
+                    trace.emit("error", name or "", request=command.name, errno=error.errno, why=error.message)
+                if target is not None:
+                    target.last_error = error.message
                 break
             except Exception as failure:  # the daemon outlives any command
                 log.exception("command %s %r", where, line[:200])
@@ -102,12 +104,12 @@ class Runner:
         return outcome
 
     async def _bounded(
-        self, command: Command, bo: BufferObject | None, words: list[str], pid: int
+        self, command: Command, target: Target | None, words: list[str], pid: int
     ) -> dict[str, object]:
         if self._closing:
             raise _shutting_down()
         with self._watched(pid) as running:
-            return await run_line(self.machine, command, bo, words)
+            return await run_line(self.machine, command, target, words)
         raise running.reason or TtmError(
             errno.ETIME, f"{command.name} did not end within {self.timeout:g} s (command_timeout)"
         )
@@ -127,7 +129,7 @@ class Runner:
         while True:
             await trio.sleep(SIGNAL_INTERVAL)
             for running in tuple(self._running):
-                if _signal_pending(running.pid):
+                if signal_pending(running.pid):
                     running.stop(TtmError(errno.EINTR, "the process that gave the command was signaled"))
 
     def close(self) -> None:
@@ -141,7 +143,7 @@ def _shutting_down() -> TtmError:
     return TtmError(errno.ESHUTDOWN, "the mount is being taken down")
 
 
-def _signal_pending(pid: int) -> bool:
+def signal_pending(pid: int) -> bool:
     """Has this thread a signal pending that it does not block?"""
     pending = blocked = 0
     try:

@@ -14,13 +14,22 @@ MAX_WRITE: Final = 64 << 10
 _OCTAL: Final = re.compile(r"\\([0-3][0-7]{2})")
 _BASE: Final = 0x100000
 """Escaped bytes travel through shlex as characters of a private plane, so that it does not see a space or comma."""
+_MARKED: Final = re.compile("[\U00100000-\U001000ff]")
+
+
+def _mark(raw: bytes) -> str:
+    return "".join(chr(_BASE + byte) for byte in raw)
 
 
 def split_words(line: str) -> list[str]:
     """The words of one line. Escaped bytes stay marked until `unescape`. TtmError(EINVAL) for unbalanced quotes."""
     if "\0" in line:
         raise TtmError(errno.EINVAL, "a command is text: it contains a NUL byte")
-    marked = _OCTAL.sub(lambda match: chr(_BASE + int(match[1], 8)), line)
+    if line.isascii() and line.isprintable() and not any(char in line for char in "\\'\""):
+        return line.split()  # as shlex does, in an eighth of the time
+    # A character that looks like a mark travels as the marks of its own bytes.
+    marked = _MARKED.sub(lambda match: _mark(match[0].encode()), line)
+    marked = _OCTAL.sub(lambda match: chr(_BASE + int(match[1], 8)), marked)
     try:
         return shlex.split(marked)
     except ValueError as error:
@@ -29,10 +38,11 @@ def split_words(line: str) -> list[str]:
 
 def unescape(word: str) -> str:
     """The word with its escaped bytes put in."""
-    if not any(ord(char) >= _BASE for char in word):
+    if not _MARKED.search(word):
         return word
     raw = b"".join(
-        bytes([ord(char) - _BASE]) if ord(char) >= _BASE else char.encode("utf-8", "surrogateescape") for char in word
+        bytes([ord(char) - _BASE]) if _MARKED.match(char) else char.encode("utf-8", "surrogateescape")
+        for char in word
     )
     return os.fsdecode(raw)
 

@@ -1,7 +1,30 @@
 """Counters: what happened since the mount, in plain integers that `stats` and `metrics` print."""
 
 import time
-from typing import Any
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import Any, Final
+
+LATENCY_BUCKETS: Final = (50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 50e-3, 0.1, 0.5, 1.0, 5.0, 15.0)
+"""Upper bounds in seconds."""
+SIZE_BUCKETS: Final = tuple(float(1 << shift) for shift in range(12, 33, 2))
+"""Upper bounds in bytes: 4 KiB to 4 GiB."""
+
+
+class Histogram:
+    """How many observations were at most each of `bounds`, and their sum: `counts` has one more, for those beyond."""
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """One more."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
 
 
 class FaultCounters:
@@ -80,13 +103,32 @@ class SwapCounters:
         self.out = self.failed = 0
 
 
+class BackupCounters:
+    """Pages that went to the swap store and came back, pages whose content was dropped, and what failed."""
+
+    __slots__ = ("failed", "pages_in", "pages_out", "purged_pages", "shrinks")
+
+    def __init__(self) -> None:
+        self.pages_out = self.pages_in = self.purged_pages = self.failed = self.shrinks = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
 class Counters:
     """All counters of one device."""
 
-    __slots__ = ("faults", "moves", "requests", "swap")
+    __slots__ = ("backup", "fault_seconds", "faults", "gate_seconds", "move_bytes", "moves", "requests", "swap")
 
     def __init__(self) -> None:
+        self.backup = BackupCounters()
         self.faults = FaultCounters()
         self.moves = MoveCounters()
         self.swap = SwapCounters()
         self.requests = RequestCounters()
+        self.fault_seconds = Histogram(LATENCY_BUCKETS)
+        """READs and WRITEs that could not be answered at once, from request to answer: those that can are not timed."""
+        self.gate_seconds = Histogram(LATENCY_BUCKETS)
+        """How long requests were parked on their BO, each time."""
+        self.move_bytes = Histogram(SIZE_BUCKETS)
+        """Bytes of each move that TTM made."""

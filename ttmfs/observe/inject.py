@@ -87,7 +87,7 @@ class Injection:
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
 
-    def check(self, name: str, error: int, what: str) -> None:
-        """Raise TtmError(error) when the place is to fail."""
-        if self._places[name].should_fail():
+    def check(self, name: str, error: int, what: str, size: int = 1) -> None:
+        """Raise TtmError(error) when the place is to fail, for `size` units of work (pages, where it is about them)."""
+        if self._places[name].should_fail(size):
             raise TtmError(error, f"{what} failed (injected by debug/fail_{name})")

@@ -13,6 +13,8 @@ from typing import Final
 
 import trio
 
+from ttmfs.observe.trace import Trace
+
 FenceCallback = Callable[["Fence"], None]
 
 _contexts = count(1)
@@ -24,13 +26,14 @@ def context_alloc() -> int:
 
 
 class FenceCounters:
-    """What a device counts about its fences; handed to its timelines. Containers and stubs are not counted."""
+    """What a device counts, and traces, about its fences; handed to its timelines. Containers and stubs are not."""
 
-    __slots__ = ("emitted", "signaled")
+    __slots__ = ("emitted", "signaled", "trace")
 
-    def __init__(self) -> None:
+    def __init__(self, trace: Trace | None = None) -> None:
         self.emitted = 0
         self.signaled = 0
+        self.trace = Trace() if trace is None else trace
 
     @property
     def pending(self) -> int:
@@ -128,6 +131,12 @@ class Fence:
         self.deps = ()
         if self._counters is not None:
             self._counters.signaled += 1
+            trace = self._counters.trace
+            if trace.on:
+                timeline_name = "-" if timeline is None else timeline.name
+                trace.emit(
+                    "fence_signal", fence=self.name, timeline=timeline_name, what=self.what, errno=self.error
+                )
             self._counters = None
         if self._callbacks is not None:
             self._run_callbacks(self._callbacks)
@@ -228,6 +237,8 @@ class Timeline:
         fence = Fence(self.context, self.last_emitted, what, deps, self.counters)
         fence._timeline = self
         self.pending.append(fence)
+        if self.counters is not None and self.counters.trace.on:
+            self.counters.trace.emit("fence_emit", fence=fence.name, timeline=self.name, what=what)
         return fence
 
     def find(self, seqno: int) -> Fence | None:

@@ -18,6 +18,7 @@ from ttmfs.errors import TtmError
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.park import park
 from ttmfs.ttm.placement import SYSTEM, Place
 from ttmfs.ttm.populate import populate_range
 from ttmfs.ttm.validate import validate
@@ -61,7 +62,19 @@ class VmFault:
     `deadline` is on trio's clock.
     """
 
-    __slots__ = ("bo", "count", "deadline", "first", "flags", "message", "overwrite", "prot", "reserved")
+    __slots__ = (
+        "bo",
+        "count",
+        "deadline",
+        "first",
+        "flags",
+        "message",
+        "overwrite",
+        "prefaulted",
+        "prot",
+        "reserved",
+        "waits",
+    )
 
     def __init__(
         self,
@@ -83,6 +96,10 @@ class VmFault:
         self.reserved = False
         self.message = ""
         """Why it was SIGBUS or OOM, for error_log."""
+        self.prefaulted = 0
+        """Pages that were populated beyond those asked."""
+        self.waits: tuple[str, ...] = ()
+        """What it waited for, in order: reservation, move."""
 
     @property
     def time_left(self) -> float:
@@ -115,9 +132,11 @@ async def vm_reserve(vmf: VmFault) -> FaultResult:
     bo.device.counters.faults.retries += 1
     if FaultFlag.ALLOW_RETRY in vmf.flags:
         if FaultFlag.RETRY_NOWAIT not in vmf.flags:
-            await bo.gate.park(bo.resv.wait_unlocked, vmf.time_left)
+            vmf.waits += ("reservation",)
+            await park(bo, "reservation", bo.resv.wait_unlocked, vmf.time_left, vmf.first, vmf.count)
         return FaultResult.RETRY
-    if not await bo.gate.park(bo.resv.lock, vmf.time_left):
+    vmf.waits += ("reservation",)
+    if not await park(bo, "reservation", bo.resv.lock, vmf.time_left, vmf.first, vmf.count):
         return FaultResult.NOPAGE
     vmf.reserved = True
     return FaultResult.OK
@@ -138,9 +157,11 @@ async def fault_idle(vmf: VmFault) -> FaultResult:
     if FaultFlag.ALLOW_RETRY in vmf.flags:
         if FaultFlag.RETRY_NOWAIT not in vmf.flags:
             vmf.unreserve()
-            await bo.gate.park(wait, vmf.time_left)
+            vmf.waits += ("move",)
+            await park(bo, "move", wait, vmf.time_left, vmf.first, vmf.count)
         return FaultResult.RETRY
-    return FaultResult.OK if await bo.gate.park(wait, vmf.time_left) else FaultResult.NOPAGE
+    vmf.waits += ("move",)
+    return FaultResult.OK if await park(bo, "move", wait, vmf.time_left, vmf.first, vmf.count) else FaultResult.NOPAGE
 
 
 async def fault_reserved(vmf: VmFault, prot: Protection, num_prefault: int) -> FaultResult:
@@ -178,6 +199,9 @@ async def fault_reserved(vmf: VmFault, prot: Protection, num_prefault: int) -> F
             return FaultResult.NOPAGE
         return vmf.fail(FaultResult.OOM if error.errno == errno.ENOMEM else FaultResult.SIGBUS, error)
     extra = max(0, added - count)
+    vmf.prefaulted += extra
+    if added and bo.device.trace.on:
+        bo.device.trace.emit("populate", bo.name, pages=added, why="fault")
     bo.prefault_pages += extra
     bo.device.counters.faults.prefault_pages += extra
     return FaultResult.OK

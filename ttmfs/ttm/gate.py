@@ -2,36 +2,47 @@
 
     resident → unmapping → moving → resident
 
-*unmapping*: an INVAL of the BO is outstanding. The kernel holds folios locked until READs and WRITEs of this very BO
-are answered, so none of them may wait for anything that waits for the INVAL: they are served at once from where the
-bytes are (rule R1), and those that were already parked are woken for it. *moving*: bytes are being copied; READs wait
-for the copy's fence as ttm_bo_vm_fault_idle does, WRITEs wait so that none is lost. *moving* is not stored here: it is
-whatever the oldest pending copy of the BO says.
+*unmapping*: an INVAL of the BO, or of some of its pages, is outstanding. The kernel holds folios locked until READs and
+WRITEs of this very BO are answered, so none that names one of these pages may wait for anything that waits for the
+INVAL: they are served at once from where the bytes are (rule R1), and those that were already parked are woken for it.
+*moving*: bytes are being copied; READs wait for the copy's fence as ttm_bo_vm_fault_idle does, WRITEs wait so that none
+is lost. *moving* is not stored here: it is whatever the oldest pending copy of the BO says.
 """
 
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 import trio
+
+ALL_PAGES: Final = range(1 << 50)
+NO_PAGES: Final = range(0)
 
 
 class Gate:
     """The unmapping part of one BO's gate, and the requests parked on the BO."""
 
-    __slots__ = ("_parked", "outstanding")
+    __slots__ = ("_parked", "_watched", "outstanding", "touched")
 
     def __init__(self) -> None:
-        self.outstanding = 0
-        """INVALs of this BO that have not returned."""
+        self.outstanding: tuple[range, ...] = ()
+        """Pages of the INVALs of this BO that have not returned."""
+        self.touched = False
+        """A page that is watched was handed out."""
+        self._watched = NO_PAGES
         self._parked: set[trio.CancelScope] | None = None
 
     @property
     def unmapping(self) -> bool:
         """Is an INVAL outstanding?"""
-        return self.outstanding > 0
+        return bool(self.outstanding)
 
-    def begin_unmapping(self) -> None:
+    def unmaps(self, first: int, count: int) -> bool:
+        """Is an INVAL outstanding that may wait for a request of `count` pages from `first` on?"""
+        return any(first < pages.stop and pages.start < first + count for pages in self.outstanding)
+
+    def begin_unmapping(self, pages: range = ALL_PAGES) -> None:
         """Before an INVAL is issued: wakes every parked request of the BO, so that it is served from the source."""
-        self.outstanding += 1
+        self.outstanding += (pages,)
         self.wake()
 
     def wake(self) -> None:
@@ -39,16 +50,35 @@ class Gate:
         for scope in self._parked or ():
             scope.cancel()
 
-    def end_unmapping(self) -> None:
+    def end_unmapping(self, pages: range = ALL_PAGES) -> None:
         """The INVAL has returned; the caller closes the gate for a copy in the same step, or nobody does."""
-        self.outstanding -= 1
+        at = self.outstanding.index(pages)
+        self.outstanding = self.outstanding[:at] + self.outstanding[at + 1 :]
 
-    async def park(self, wait: Callable[[], Awaitable[object]], timeout: float) -> bool:
+    def watch(self, first: int, count: int) -> None:
+        """From now on `touched` says whether one of these pages was handed out."""
+        self._watched = range(first, first + count)
+        self.touched = False
+
+    def unwatch(self) -> None:
+        """Nobody asks any more."""
+        self._watched = NO_PAGES
+        self.touched = False
+
+    def touch(self, first: int, count: int) -> None:
+        """Pages are handed out by who holds no reservation."""
+        if first < self._watched.stop and self._watched.start < first + count:
+            self.touched = True
+
+    async def park(
+        self, wait: Callable[[], Awaitable[object]], timeout: float, first: int = 0, count: int = len(ALL_PAGES)
+    ) -> bool:
         """Run `wait` for at most `timeout` seconds; False when unmapping or the timeout ended it early.
 
-        `wait` must be harmless to cancel: a lock or a fence, never a move.
+        `first` and `count` are the pages of the request. `wait` must be harmless to cancel: a lock or a fence, never
+        a move.
         """
-        if self.unmapping:
+        if self.unmaps(first, count):
             return False
         if self._parked is None:
             self._parked = set()

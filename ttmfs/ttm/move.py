@@ -85,6 +85,7 @@ async def handle_move_mem(bo: BufferObject, resource: Resource, ctx: OperationCo
     old = bo.resource
     inject = device.inject
     fresh: TT | None = None
+    _trace_move("move_start", bo, old, resource, evict=int(evict), defrag=int(ctx.defrag))
     try:
         if is_defrag(bo, resource, ctx, evict=evict):
             fresh = fresh_tt(bo)
@@ -102,7 +103,7 @@ async def handle_move_mem(bo: BufferObject, resource: Resource, ctx: OperationCo
             passing = PlaceFlag.TEMPORARY in resource.flags and _is_empty(bo)
             if resource.mem_type != SYSTEM and not passing:
                 in_region = old.num_pages if old is not None and old.pages is not None else 0
-                await populate_all(bo, tt, ctx, overwritten=in_region)
+                await _populate(bo, tt, ctx, overwritten=in_region)
         if fresh is None:
             bo.resv.reserve_fences(1)
         inject.check("move", errno.EIO, f"moving {bo.name}")
@@ -113,6 +114,8 @@ async def handle_move_mem(bo: BufferObject, resource: Resource, ctx: OperationCo
         _undo_populate(bo, old)
         if not isinstance(error, Multihop):
             device.counters.moves.failed += 1
+        code = "multihop" if isinstance(error, Multihop) else getattr(error, "errno", errno.EIO)
+        _trace_move("move_end", bo, old, resource, evict=int(evict), fence="-", errno=code)
         raise
     if fresh is not None:
         _defragmented(bo)
@@ -124,8 +127,23 @@ async def handle_move_mem(bo: BufferObject, resource: Resource, ctx: OperationCo
     bo.placed = True
     device.counters.moves.count += 1
     device.counters.moves.bytes += moved
-    if device.trace.on:
-        device.trace.emit("move", bo.name, src=old.mem_type if old else "-", dst=resource.mem_type, evict=int(evict))
+    device.counters.move_bytes.observe(moved)
+    fence = bo.copies[-1].fence.name if bo.copies else "-"
+    _trace_move("move_end", bo, old, resource, evict=int(evict), fence=fence, errno=0)
+
+
+def _trace_move(event: str, bo: BufferObject, old: Resource | None, new: Resource, **facts: object) -> None:
+    if not bo.device.trace.on:
+        return
+    src = "-" if old is None else old.mem_type
+    bo.device.trace.emit(event, bo.name, src=src, dst=new.mem_type, bytes=bo.num_pages * PAGE_SIZE, **facts)
+
+
+async def _populate(bo: BufferObject, tt: TT, ctx: OperationContext, *, overwritten: int) -> None:
+    before = tt.populated_pages
+    await populate_all(bo, tt, ctx, overwritten=overwritten)
+    if bo.device.trace.on and tt.populated_pages > before:
+        bo.device.trace.emit("populate", bo.name, pages=tt.populated_pages - before, why="move")
 
 
 def _defragmented(bo: BufferObject) -> None:

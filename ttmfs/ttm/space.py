@@ -28,6 +28,9 @@ from ttmfs.ttm.resource import NUM_MOVE_FENCES, Resource, ResourceManager
 _SKIP: Final = frozenset({errno.ENOSPC, errno.EBUSY, errno.EALREADY, errno.E2BIG})
 """A victim that fails so is passed over; any other error ends the walk."""
 
+_WHY: Final = {errno.ENOSPC: "full", errno.E2BIG: "never_fits"}
+"""Why a manager had no room, as the trace says it."""
+
 BUSY_RETRY_SECONDS: Final = 0.02
 """How long an allocation waits once for victims that were only briefly locked, before it gives up."""
 
@@ -59,12 +62,12 @@ async def alloc_resource(
             device.inject.check("resource_alloc", errno.ENOSPC, f"allocating in {place}")
             resource = manager.alloc(bo, place)
         except TtmError as error:
+            if device.trace.on:
+                _trace_place(bo, place, evicting, _WHY.get(error.errno or 0, "error"), error.message)
             if error.errno == errno.E2BIG:
                 continue
             if error.errno != errno.ENOSPC:
                 raise
-            if device.trace.on:
-                device.trace.emit("place_full", bo.name, place=str(place), why=error.message)
             if not evicting or manager.name == SYSTEM:
                 continue
             found = await evict_alloc(bo, manager, place, ctx)
@@ -72,9 +75,19 @@ async def alloc_resource(
                 continue
             resource = found
         if _add_eviction_fences(bo, resource, ctx):
+            if device.trace.on:
+                _trace_place(bo, place, evicting, "ok", f"at {resource.start}" if resource.start >= 0 else "-")
             return resource
+        if device.trace.on:
+            _trace_place(bo, place, evicting, "busy", "what was evicted from there is still copied out")
         manager.free(resource)
     return None
+
+
+def _trace_place(bo: BufferObject, place: Place, evicting: bool, why: str, detail: str) -> None:
+    bo.device.trace.emit(
+        "place_tried", bo.name, place=str(place), pages=bo.num_pages, evicting=int(evicting), why=why, detail=detail
+    )
 
 
 def _add_eviction_fences(bo: BufferObject, resource: Resource, ctx: OperationContext) -> bool:
@@ -163,7 +176,7 @@ async def _bounce(bo: BufferObject, hop: Placement, ctx: OperationContext) -> No
 class _Walk:
     """One evict_alloc: who evicts, for what place, and what it met."""
 
-    __slots__ = ("bo", "busy", "ctx", "evicted", "manager", "place")
+    __slots__ = ("bo", "busy", "ctx", "evicted", "looked", "manager", "place")
 
     def __init__(self, bo: BufferObject, manager: ResourceManager, place: Place, ctx: OperationContext) -> None:
         self.bo = bo
@@ -171,6 +184,8 @@ class _Walk:
         self.place = place
         self.ctx = ctx
         self.evicted = 0
+        self.looked = 0
+        """BOs of the LRU that this walk has come past: the position of the one it is at."""
         self.busy: BufferObject | None = None
         """A victim that somebody held."""
 
@@ -219,10 +234,12 @@ def _on_its_way(manager: ResourceManager, bo: BufferObject) -> BufferObject | No
 async def _walk_lru(walk: _Walk, ticket: AcquireContext | None) -> Resource | None:
     """One walk, oldest of the lowest priority first. With `ticket` it may block for one victim (then trylocks)."""
     own = walk.bo.resv.holder
+    walk.looked = 0
     with LruCursor(walk.manager.lru, until_now=True) as cursor:
         while (item := cursor.next()) is not None:
             assert isinstance(item, Resource)
             victim = item.bo
+            position, walk.looked = walk.looked, walk.looked + 1
             if victim is walk.bo:
                 continue
             if not _trylock(victim, walk.ctx):
@@ -237,7 +254,7 @@ async def _walk_lru(walk: _Walk, ticket: AcquireContext | None) -> Resource | No
                 if not await _ticket_lock(victim, waiting, walk.ctx):
                     continue
             try:
-                if await _evict_candidate(walk, item):
+                if await _evict_candidate(walk, item, position):
                     resource = _try_alloc(walk)
                     if resource is not None:
                         return resource
@@ -269,7 +286,7 @@ async def _ticket_lock(victim: BufferObject, ticket: AcquireContext, ctx: Operat
     return True
 
 
-async def _evict_candidate(walk: _Walk, resource: Resource) -> bool:
+async def _evict_candidate(walk: _Walk, resource: Resource, position: int) -> bool:
     """Evict the locked BO of `resource` if it still is there and worth it; True when it went."""
     victim = resource.bo
     if victim.resource is not resource or not resource.on_lru or victim.pin_count:
@@ -277,7 +294,7 @@ async def _evict_candidate(walk: _Walk, resource: Resource) -> bool:
     if not victim.funcs.eviction_valuable(victim, walk.place) or not walk.manager.intersects(resource, walk.place):
         return False
     try:
-        await evict_bo(victim, walk.ctx)
+        await evict_bo(victim, walk.ctx, for_bo=walk.bo.name, position=position)
     except TtmError as error:
         if error.errno in _SKIP:
             return False
@@ -295,12 +312,16 @@ def _try_alloc(walk: _Walk) -> Resource | None:
     return None
 
 
-async def evict_bo(bo: BufferObject, ctx: OperationContext) -> None:
+async def evict_bo(bo: BufferObject, ctx: OperationContext, *, for_bo: str = "", position: int = 0) -> None:
     """ttm_bo_evict: move a reserved BO to where its driver sends evicted ones, or purge it.
+
+    `for_bo` (who needs the space) and `position` (on the LRU walk that chose it) are for the trace.
 
     A zombie or ghost is waited for and cleaned up instead: that counts as an eviction but moves no byte. TtmError:
     ENOSPC no room there, EBUSY, EINVAL for an imported BO, or the driver's.
     """
+    if bo.device.trace.on:
+        _trace_evict(bo, for_bo, position)
     if bo.deleted:
         await wait_ctx(bo, ctx)
         bo.device.cleanup(bo)
@@ -316,13 +337,34 @@ async def evict_bo(bo: BufferObject, ctx: OperationContext) -> None:
         ctx.defrag = defrag
 
 
+def _trace_evict(bo: BufferObject, for_bo: str, position: int) -> None:
+    if bo.deleted:
+        dst = "freed"
+    elif bo.external:
+        dst = "refused"
+    else:
+        dst = format_placement(bo.funcs.evict_flags(bo)) or "purged"
+    bo.device.trace.emit(
+        "evict",
+        bo.name,
+        region=bo.mem_type,
+        dst=dst,
+        for_bo=for_bo or "-",
+        position=position,
+        priority=bo.priority,
+        pages=bo.num_pages,
+    )
+
+
 async def _evict_live(bo: BufferObject, ctx: OperationContext) -> None:
     placement = bo.funcs.evict_flags(bo)
-    if bo.device.trace.on:
-        bo.device.trace.emit("evict", bo.name, region=bo.mem_type, to=" ".join(map(str, placement)) or "purge")
     if not placement:
         await wait_ctx(bo, ctx)
+        pages = bo.num_pages
         await pipeline_gutting(bo, ctx)
+        if bo.purgeable:
+            bo.purged = True
+            bo.device.counters.backup.purged_pages += pages
         _count_eviction(bo, ctx)
         return
     resource = await mem_space(bo, placement, ctx)

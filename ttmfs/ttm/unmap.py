@@ -4,11 +4,13 @@ Rules R1 and R3: while an INVAL is outstanding the BO's own requests are served 
 skipped when no READ or WRITE was answered since the last one.
 """
 
+import time
 from collections.abc import Sequence
 
 import trio
 
 from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.gate import ALL_PAGES
 
 
 async def unmap_virtual(
@@ -28,14 +30,17 @@ async def unmap_virtual(
         bo.handed_out = bo.eof_page_read = False
     device = bo.device
     device.counters.moves.unmaps += 1
-    if device.trace.on:
-        device.trace.emit("unmap", bo.name, first=first_page, pages=num_pages)
-    gates = {bo.gate, *(other.gate for other in together)}
-    for gate in gates:
-        gate.begin_unmapping()
+    started = time.monotonic_ns() if device.trace.on else 0
+    pages = range(first_page, first_page + num_pages) if num_pages else range(first_page, ALL_PAGES.stop)
+    gates = {bo.gate: pages, **{other.gate: ALL_PAGES for other in together if other is not bo}}
+    for gate, unmapped in gates.items():
+        gate.begin_unmapping(unmapped)
     try:
         with trio.CancelScope(shield=True):
             await device.unmapper.invalidate(bo, first_page, num_pages)
     finally:
-        for gate in gates:
-            gate.end_unmapping()
+        for gate, unmapped in gates.items():
+            gate.end_unmapping(unmapped)
+    if started:
+        unmap_us = (time.monotonic_ns() - started) // 1000
+        device.trace.emit("unmap", bo.name, first=first_page, pages=num_pages, unmap_us=unmap_us)

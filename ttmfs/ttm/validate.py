@@ -28,15 +28,34 @@ async def validate(bo: BufferObject, placement: Placement, ctx: OperationContext
     was needed that ctx forbids; whatever the driver's move raises.
     """
     bo.validations += 1
+    trace = bo.device.trace
+    _trace_validate(bo, placement)
+    try:
+        result = await _validate(bo, placement, ctx)
+    except OSError as error:
+        if trace.on:
+            trace.emit("validated", bo.name, result="error", errno=error.errno, region=bo.mem_type)
+        raise
+    if trace.on:
+        trace.emit("validated", bo.name, result=result, errno=0, region=bo.mem_type)
+
+
+def _trace_validate(bo: BufferObject, placement: Placement) -> None:
     if bo.device.trace.on:
-        bo.device.trace.emit("validate", bo.name, placement=format_placement(placement))
+        bo.device.trace.emit("validate", bo.name, placement=format_placement(placement) or "none")
+
+
+async def _validate(bo: BufferObject, placement: Placement, ctx: OperationContext) -> str:
+    """What it came to, in one word."""
     if not placement:
         _refuse_imported(bo)
         await pipeline_gutting(bo, ctx)
-        return
+        return "gutted"
     resource = await _allocate(bo, placement, ctx)
-    if resource is not None:
-        await move_to(bo, resource, ctx, evict=False)
+    if resource is None:
+        return "compatible"
+    await move_to(bo, resource, ctx, evict=False)
+    return "moved"
 
 
 async def _allocate(bo: BufferObject, placement: Placement, ctx: OperationContext) -> Resource | None:
@@ -88,6 +107,7 @@ async def validate_all(
     allocated: list[tuple[BufferObject, Resource]] = []
     try:
         for bo in bos:
+            _trace_validate(bo, placement)
             resource = await _allocate(bo, placement, ctx)
             if resource is not None:
                 allocated.append((bo, resource))

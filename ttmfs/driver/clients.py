@@ -1,0 +1,136 @@
+"""Clients: to whom a BO is accounted (what an open DRM file is to a driver's fdinfo).
+
+A BO belongs to exactly one client: the process that created it, or, when that process is gone (or was never known), its
+user. BOs that belong to nobody's file (ghosts, zombies, what address spaces have in a region) are the kernel's.
+Processes are looked for in /proc when clients are listed; a reused pid is another process, by its start time.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from ttmfs.driver.namespace import BoFile
+
+KERNEL: Final = "kernel"
+_THREADS_KEPT_SECONDS: Final = 0.1
+_Process = tuple[int, int]
+
+
+@dataclass(slots=True, eq=False)
+class Client:
+    """`id` is never reused. `file_name` is its name in clients/: a pid, `uid-N` or `kernel`; `command` says who.
+
+    `pid` is 0 for a user and for the kernel. `files` are its BO files by inode number.
+    """
+
+    id: int
+    file_name: str
+    command: str
+    uid: int
+    pid: int = 0
+    started: int = 0
+    files: "dict[int, BoFile]" = field(default_factory=dict)
+
+
+class Clients:
+    """All clients of one device that have BOs, and the kernel."""
+
+    def __init__(self) -> None:
+        self._ids = count(1)
+        self.kernel = Client(next(self._ids), KERNEL, "ttmfs", 0)
+        self._processes: dict[_Process, Client] = {}
+        self._users: dict[int, Client] = {}
+        self._threads: dict[int, _Process | None] = {}
+        self._threads_until = 0.0
+
+    def adopt(self, file: "BoFile", thread: int = 0) -> None:
+        """The BO was created by this thread (0: by nobody that is known); it leaves the client that it had."""
+        # First: a client that loses its last BO is forgotten, and it may be the one that gets this one.
+        self.drop(file)
+        process = self._process_of(thread) if thread > 0 else None
+        client = self._user(file.uid) if process is None else self._processes.get(process)
+        if client is None:
+            assert process is not None
+            pid, started = process
+            client = Client(next(self._ids), str(pid), _command(pid), file.uid, pid, started)
+            self._processes[process] = client
+        file.client = client
+        client.files[file.ino] = file
+
+    def drop(self, file: "BoFile") -> None:
+        """The BO is no longer its client's; a client without BOs is forgotten."""
+        client, file.client = file.client, None
+        if client is None:
+            return
+        client.files.pop(file.ino, None)
+        if not client.files:
+            self._forget(client)
+
+    def _forget(self, client: Client) -> None:
+        if client.pid:
+            self._processes.pop((client.pid, client.started), None)
+        else:
+            self._users.pop(client.uid, None)
+
+    def _user(self, uid: int) -> Client:
+        client = self._users.get(uid)
+        if client is None:
+            client = self._users[uid] = Client(next(self._ids), f"uid-{uid}", f"uid-{uid}", uid)
+        return client
+
+    def __iter__(self) -> Iterator[Client]:
+        """All of them, the kernel last. BOs of processes that are gone pass to their users first."""
+        for process, client in list(self._processes.items()):
+            if _started(process[0]) != process[1]:
+                del self._processes[process]
+                user = self._user(client.uid)
+                for file in client.files.values():
+                    file.client = user
+                user.files.update(client.files)
+        return iter([*self._processes.values(), *self._users.values(), self.kernel])
+
+    def find(self, file_name: str) -> Client | None:
+        """The client of a name in clients/."""
+        return next((client for client in self if client.file_name == file_name), None)
+
+    def _process_of(self, thread: int) -> _Process | None:
+        """(pid, start time) of the process that a thread is of; None when it is gone. Remembered for a moment."""
+        now = time.monotonic()
+        if now >= self._threads_until:
+            self._threads.clear()
+            self._threads_until = now + _THREADS_KEPT_SECONDS
+        if thread not in self._threads:
+            pid = _process_id(thread)
+            started = _started(pid)
+            self._threads[thread] = (pid, started) if started else None
+        return self._threads[thread]
+
+
+def _process_id(thread: int) -> int:
+    try:
+        with open(f"/proc/{thread}/status", "rb") as status:
+            return next((int(line[5:]) for line in status if line.startswith(b"Tgid:")), 0)
+    except (OSError, ValueError):
+        return 0
+
+
+def _started(pid: int) -> int:
+    """Start time of a process in clock ticks; 0 when there is none, or only what is left of one (a zombie)."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat:
+            fields = stat.read().rpartition(b")")[2].split()
+        return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _command(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/comm", "rb") as comm:
+            return os.fsdecode(comm.read().rstrip(b"\n"))
+    except OSError:
+        return "-"

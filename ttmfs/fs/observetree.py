@@ -1,0 +1,208 @@
+"""The nodes of what this device shows of itself besides its BOs: traces, metrics, clients/, debugfs and sysfs files.
+
+Reading any of them changes nothing; what does something is written.
+"""
+
+import errno
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+import trio
+
+from ttmfs.driver import calls
+from ttmfs.driver.clients import Client
+from ttmfs.driver.region_map import region_map, rows
+from ttmfs.errors import TtmError
+from ttmfs.fs.commands import Machine
+from ttmfs.fs.fdinfo import client_text, gem_info, mem_info
+from ttmfs.fs.metrics import Exporter
+from ttmfs.fs.nodes import Node, TextHandle, VirtualDir, VirtualFile
+from ttmfs.fs.runner import Runner
+from ttmfs.fs.slowtext import SlowText, bounded, paced_lines, slow_file
+from ttmfs.fs.tracepipe import PipeFile, TracePipe
+from ttmfs.fs.words import escape
+from ttmfs.observe.trace import Event
+from ttmfs.svm.owners import owned_pages
+from ttmfs.svm.svm import Svm
+from ttmfs.sync.pace import Pace
+from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.placement import VRAM
+from ttmfs.ttm.resource import ResourceManager
+
+SHRINK_BATCH: Final = 352
+"""Pages that one ttm/page_pool_shrink asks for (the kernel's batch)."""
+
+REGION_FILES: Final = ("fences", "map")
+_ROWS_AT_A_TIME: Final = 1024
+_TTM_FILES: Final = ("buffer_objects", "page_pool", "page_pool_shrink", "tt_shrink")
+
+
+class ObserveTree:
+    """Builds them. `stats` makes the stats object; `uid` and `gid` are the mounting user's."""
+
+    def __init__(
+        self, machine: Machine, runner: Runner, svm: Svm, stats: Callable[[], Mapping[str, Any]], *, uid: int, gid: int
+    ) -> None:
+        self.machine = machine
+        self.svm = svm
+        self.runner = runner
+        self.uid = uid
+        self.gid = gid
+        trace = machine.vdev.ttm.trace
+        self.pipe = TracePipe(trace)
+        self.exporter = Exporter(stats, machine.vdev.ttm.counters)
+        self._slow: dict[str, SlowText] = {
+            "trace": self._trace_text,
+            "trace.json": self._trace_json,
+            "metrics": self._metrics,
+        }
+        self._texts = mem_info(machine.vdev)
+        self.names = ("clients", "trace_pipe", *self._slow, *self._texts)
+        self._clients = self._dir("clients", self._find_client, self._client_names)
+        self._ttm = self._dir("debug/ttm", self._find_ttm, lambda: _TTM_FILES)
+        self._managers = {
+            "vram0_mm" if name == VRAM else f"{name}_mm": manager for name, manager in machine.vdev.ttm.managers.items()
+        }
+        self.debug_names = ("gem_info", "ttm", *self._managers)
+        self._pool_shrink = "0/0\n"
+        self._tt_shrink = "0\n"
+
+    def close(self) -> None:
+        """The mount goes down: nobody waits for an event any more."""
+        self.pipe.close()
+
+    def _dir(self, key: str, find: Callable[[str], Node | None], names: Callable[[], Iterable[str]]) -> VirtualDir:
+        return VirtualDir(key, find, names, uid=self.uid, gid=self.gid)
+
+    def _text(self, text: Callable[[], str | bytes]) -> VirtualFile:
+        return VirtualFile(lambda _pid: TextHandle(text), 0o444, uid=self.uid, gid=self.gid)
+
+    def _slow_file(self, text: SlowText) -> VirtualFile:
+        return slow_file(text, uid=self.uid, gid=self.gid)
+
+    # -- the root ------------------------------------------------------------------------------------------------
+
+    def find(self, name: str) -> Node | None:
+        """A node of the mount's root."""
+        if name == "clients":
+            return self._clients
+        if name == "trace_pipe":
+            return PipeFile(self.pipe, uid=self.uid, gid=self.gid)
+        slow = self._slow.get(name)
+        if slow is not None:
+            return self._slow_file(slow)
+        text = self._texts.get(name)
+        return None if text is None else self._text(text)
+
+    async def _trace_text(self) -> bytes:
+        trace, pid = self.machine.vdev.ttm.trace, os.getpid()
+        head = trace.header().encode()
+
+        def line(event: Event) -> str:
+            return event.line(pid)
+
+        return head + await paced_lines(list(trace.ring), line)
+
+    async def _trace_json(self) -> bytes:
+        return await paced_lines(list(self.machine.vdev.ttm.trace.ring), Event.json_line)
+
+    async def _metrics(self) -> bytes:
+        await trio.to_thread.run_sync(self.exporter.load)
+        return self.exporter.text()
+
+    # -- clients/ ------------------------------------------------------------------------------------------------
+
+    def _client_names(self) -> list[str]:
+        return [client.file_name for client in self.machine.names.clients]
+
+    def _find_client(self, name: str) -> Node | None:
+        client = self.machine.names.clients.find(name)
+        return None if client is None else self._client_file(client)
+
+    def _client_file(self, client: Client) -> VirtualFile:
+        async def text() -> bytes:
+            made = await client_text(self.machine.vdev, self.machine.names, client)
+            return made.encode("utf-8", "surrogateescape")
+
+        return self._slow_file(text)
+
+    # -- regions/NAME/ -------------------------------------------------------------------------------------------
+
+    def find_region_file(self, manager: ResourceManager, name: str) -> Node | None:
+        """One of REGION_FILES of a region."""
+        if name == "fences":
+            return self._text(lambda: _eviction_fences(manager))
+        if name == "map":
+            return self._slow_file(lambda: self._map_text(manager))
+        return None
+
+    async def _map_text(self, manager: ResourceManager) -> bytes:
+        found = await region_map(self.machine.vdev, self.machine.names, manager, owned_pages(self.svm))
+        labels = [label if index < 2 else escape(label) for index, label in enumerate(found.labels)]
+        pace = Pace()
+        parts = ["first\tpages\torder\tbo\n"]
+        for begin in range(0, len(found.first), _ROWS_AT_A_TIME):
+            parts += rows(found, begin, begin + _ROWS_AT_A_TIME, labels)
+            await pace.step()
+        return "".join(parts).encode()
+
+    # -- debug/ --------------------------------------------------------------------------------------------------
+
+    def find_debug(self, name: str) -> Node | None:
+        """A node of debug/."""
+        if name == "ttm":
+            return self._ttm
+        if name == "gem_info":
+            return self._slow_file(self._gem_info)
+        manager = self._managers.get(name)
+        return None if manager is None else self._text(manager.debug)
+
+    async def _gem_info(self) -> bytes:
+        return (await gem_info(self.machine.vdev, self.machine.names)).encode()
+
+    def _find_ttm(self, name: str) -> Node | None:
+        ttm = self.machine.vdev.ttm
+        if name == "buffer_objects":
+            return self._text(lambda: f"{ttm.num_bos}\n")
+        if name == "page_pool":
+            return self._text(self.machine.vdev.pool.page_pool_table)
+        if name == "page_pool_shrink":
+            return self._trigger(lambda: self._pool_shrink, self._shrink_pool)
+        if name == "tt_shrink":
+            return self._trigger(lambda: self._tt_shrink, self._swap_one_out)
+        return None
+
+    def _trigger(self, result: Callable[[], str], work: Callable[[], Any]) -> VirtualFile:
+        async def text() -> bytes:
+            return result().encode()
+
+        async def trigger() -> None:
+            seconds = self.runner.timeout
+            await bounded(work, seconds, TtmError(errno.ETIME, f"not done within {seconds:g} s (command_timeout)"))
+
+        return slow_file(text, uid=self.uid, gid=self.gid, trigger=trigger)
+
+    async def _shrink_pool(self) -> None:
+        """ttm_pool_debugfs_shrink_show: count before / pages freed."""
+        pool = self.machine.vdev.pool
+        before = pool.pooled_pages
+        self._pool_shrink = f"{before}/{pool.shrink(min(SHRINK_BATCH, before)) if before else 0}\n"
+
+    async def _swap_one_out(self) -> None:
+        """ttm_tt_debugfs_shrink_show: the pages that one ttm_global_swapout moved, or its negative errno."""
+        try:
+            done = await calls.swapout_all(self.machine.vdev, 1, OperationContext())
+        except TtmError as error:
+            self._tt_shrink = f"-{error.errno}\n"
+            raise
+        self._tt_shrink = f"{done['pages_out']}\n"
+
+
+def _eviction_fences(manager: ResourceManager) -> str:
+    """Copies out of a region that every new owner of its space waits for."""
+    lines = ["fence\twhat\twaits_for"]
+    for fence in manager.eviction_fences:
+        if not fence.signaled:
+            lines.append(f"{fence.name}\t{fence.what}\t{' '.join(dep.name for dep in fence.deps) or '-'}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,67 @@
+"""Slow texts: files whose text takes so long to make that others must run meanwhile, and triggers that do work."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+import trio
+
+from ttmfs.errors import TtmError
+from ttmfs.fs.nodes import Handle, VirtualFile
+from ttmfs.sync.pace import Pace
+
+T = TypeVar("T")
+SlowText = Callable[[], Awaitable[bytes]]
+
+
+class SlowTextHandle:
+    """A snapshot of some text, made at the first read at offset 0; `trigger` does something when it is written."""
+
+    def __init__(self, text: SlowText, trigger: Callable[[], Awaitable[None]] | None = None) -> None:
+        self._text = text
+        self._trigger = trigger
+        self._snapshot: bytes | None = None
+        self._making = trio.Lock()
+
+    async def read(self, offset: int, size: int) -> bytes:
+        """Part of the snapshot."""
+        async with self._making:
+            if self._snapshot is None or offset == 0:
+                self._snapshot = await self._text()
+            return self._snapshot[offset : offset + size]
+
+    async def write(self, offset: int, data: bytes) -> int:
+        """Whatever is written does the same. TtmError as the trigger's."""
+        del offset
+        assert self._trigger is not None
+        await self._trigger()
+        return len(data)
+
+
+def slow_file(
+    text: SlowText, *, uid: int, gid: int, trigger: Callable[[], Awaitable[None]] | None = None
+) -> VirtualFile:
+    """A file of such a text; writable, and then only by its owner, when it has a trigger."""
+
+    def open_handle(pid: int) -> Handle:
+        del pid
+        return SlowTextHandle(text, trigger)
+
+    return VirtualFile(open_handle, 0o444 if trigger is None else 0o644, uid=uid, gid=gid)
+
+
+async def paced_lines(items: Sequence[T], line: Callable[[T], str]) -> bytes:
+    """One line for each item, made a few at a time."""
+    pace = Pace()
+    lines: list[str] = []
+    for item in items:
+        lines.append(line(item))
+        await pace.step()
+    return "".join(lines).encode("utf-8", "surrogateescape")
+
+
+async def bounded(work: Callable[[], Awaitable[None]], seconds: float, timed_out: TtmError) -> None:
+    """Run `work` for at most `seconds`; `timed_out` when that is not enough."""
+    with trio.move_on_after(seconds) as scope:
+        await work()
+    if scope.cancelled_caught:
+        raise timed_out

@@ -1,0 +1,25 @@
+"""Park: a request's wait on its BO, timed and traced. The wait itself is the gate's (`Gate.park`)."""
+
+import time
+from collections.abc import Awaitable, Callable
+
+from ttmfs.ttm.bo import BufferObject
+
+
+async def park(
+    bo: BufferObject, why: str, wait: Callable[[], Awaitable[object]], timeout: float, first: int, count: int
+) -> bool:
+    """Run `wait` for at most `timeout` seconds as `Gate.park` does; False when an unmap or the timeout ended it early.
+
+    The request is for `count` pages from `first` on. `why` is one word for the trace: reservation, move, clear, copy.
+    """
+    if bo.gate.unmaps(first, count):
+        return False
+    started = time.monotonic_ns()
+    done = await bo.gate.park(wait, timeout, first, count)
+    waited = time.monotonic_ns() - started
+    device = bo.device
+    device.counters.gate_seconds.observe(waited / 1e9)
+    if device.trace.on:
+        device.trace.emit("gate_wait", bo.name, why=why, wait_us=waited // 1000, done=int(done))
+    return done
