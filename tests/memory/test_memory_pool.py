@@ -20,11 +20,12 @@ class Clock:
         return self.seconds
 
 
-def make(num_pages: int = 4096, limit: int = 0, reserve: int = 0, beneficial: int = 9) -> PagePool:
+def make(num_pages: int = 4096, limit: int = 0, reserve: int = 0, beneficial: int = 9, warm: int = 0) -> PagePool:
     return PagePool(
         Arena("system", num_pages),
         limit_pages=limit,
         reserve_pages=reserve,
+        warm_pages=warm,
         beneficial_order=beneficial,
         now=Clock(),
     )
@@ -149,15 +150,16 @@ def test_pool_is_shrunk_for_single_pages_of_another_type() -> None:
     pool.check()
 
 
-def test_free_pools_zeroed_pages_by_type_and_order() -> None:
+def test_free_pools_pages_by_type_and_order_and_alloc_zeroes_them() -> None:
     pool = make(limit=100)
     got = pool.alloc(64, caching=Caching.write_combined)
     pool.arena.mem[got.pages] = 0xAA
     pool.free(got.pages, Caching.write_combined)
     assert pool.pooled_pages == 64
-    assert not pool.arena.mem[got.pages].any()
     again = pool.alloc(64, caching=Caching.write_combined)
     assert np.array_equal(again.pages, got.pages)
+    assert again.unzeroed.size == 0
+    assert not pool.arena.mem[got.pages].any()
     assert pool.statistics()["pool_hit_pages"] == 64
     other = pool.alloc(64, caching=Caching.uncached)
     assert not np.array_equal(other.pages, got.pages)
@@ -208,6 +210,116 @@ def test_zero_false_says_what_is_not_zero() -> None:
     assert (pool.arena.mem[again.unzeroed] == 0x55).all()
     assert pool.alloc(1, zero=False).unzeroed.size == 0
     pool.free(keep)
+
+
+@pytest.mark.parametrize("count", [1, 3, 512, 1536, 3000])
+def test_what_is_pooled_is_said_to_hold_old_bytes(count: int) -> None:
+    pool = make(limit=4096)
+    got = pool.alloc(count)
+    pool.arena.mem[got.pages] = 0xAA
+    pool.free(got.pages)
+    assert pool.pooled_pages == count
+    again = pool.alloc(count, zero=False)
+    assert sorted(again.unzeroed.tolist()) == sorted(got.pages.tolist())
+    assert (pool.arena.mem[again.pages] == 0xAA).all()  # nobody spent time on them
+    pool.free(again.pages)
+    assert not pool.arena.mem[pool.alloc(count).pages].any()
+
+
+def test_free_frames_stay_warm_for_a_second() -> None:
+    clock = Clock()
+    pool = PagePool(Arena("system", 4096), limit_pages=1, reserve_pages=0, warm_pages=2048, now=clock)
+    got = pool.alloc(1024).pages
+    pool.arena.mem[got] = 7
+    pool.free(got)
+    assert pool.statistics()["dirty_free_pages"] == 1024
+    clock.seconds += 0.9
+    assert pool.drop_idle() == 0
+    again = pool.alloc(1024, zero=False)
+    assert (pool.arena.mem[again.pages] == 7).all()  # the same memory, as it was
+    assert again.unzeroed.size == 1024
+    pool.free(again.pages)
+    clock.seconds += 0.9
+    assert pool.drop_idle() == 0  # its second began anew
+    clock.seconds += 0.2
+    assert pool.drop_idle() == 1024
+    assert pool.statistics()["dirty_free_pages"] == 0
+    assert not pool.arena.mem.any()
+    pool.check()
+
+
+@pytest.mark.parametrize("size", [512, 1024, 2048])
+def test_warm_frames_read_as_zeros_when_allocated(size: int) -> None:
+    pool = PagePool(Arena("system", 4096), limit_pages=1, reserve_pages=0, warm_pages=4096, now=Clock())
+    got = pool.alloc(4096).pages
+    pool.arena.mem[got] = 7
+    pool.free(got)
+    for _ in range(4096 // size):
+        assert not pool.arena.mem[pool.alloc(size).pages].any()
+    pool.check()
+
+
+def test_no_more_than_the_limit_stays_warm() -> None:
+    pool = PagePool(Arena("system", 4096), limit_pages=1, reserve_pages=0, warm_pages=1100, now=Clock())
+    blocks = [pool.alloc(512).pages for _ in range(8)]
+    for block in blocks:
+        pool.arena.mem[block] = 1
+        pool.free(block)
+        assert pool.statistics()["dirty_free_pages"] <= 1100
+    assert pool.statistics()["dirty_free_pages"] == 1024
+    everything = pool.alloc(4096).pages
+    pool.arena.mem[everything] = 1
+    pool.free(everything)
+    assert pool.statistics()["dirty_free_pages"] == 1024
+    assert pool.drop_idle() == 0
+    pool.check()
+
+
+def test_small_pieces_go_back_while_frames_stay_warm() -> None:
+    pool = PagePool(Arena("system", 4096), limit_pages=1, reserve_pages=0, warm_pages=4096, now=Clock())
+    whole, pages = pool.alloc(512).pages, pool.alloc(512, max_order=0).pages
+    pool.arena.mem[:] = 1
+    pool.free(whole)
+    pool.free(pages[::2])
+    assert pool.pooled_pages == 1
+    assert pool.drop_idle(max_runs=1000) == 255
+    assert pool.statistics()["dirty_free_pages"] == 512
+    pool.check()
+
+
+def test_much_that_idles_goes_back_in_bounded_calls() -> None:
+    clock = Clock()
+    pool = PagePool(Arena("system", 40960), limit_pages=1, reserve_pages=0, warm_pages=40960, now=clock)
+    held = pool.alloc(1, max_order=0).pages
+    rest = pool.alloc(40000).pages
+    pool.arena.mem[rest[::512]] = 1
+    pool.free(rest)
+    dirty = pool.statistics()["dirty_free_pages"]
+    clock.seconds += 2
+    dropped = [pool.drop_idle() for _ in range(4)]
+    assert max(dropped) == 1 << 14
+    assert sum(dropped) == dirty
+    assert dropped[-1] == 0
+    assert not pool.arena.mem[rest].any()
+    pool.free(held)
+    pool.check()
+
+
+def test_a_limit_of_none_keeps_nothing_warm() -> None:
+    pool = PagePool(Arena("system", 4096), limit_pages=1, reserve_pages=0, warm_pages=4096, now=Clock())
+    pages = pool.alloc(1024).pages
+    pool.arena.mem[pages] = 1
+    pool.free(pages)
+    assert pool.drop_idle() == 0
+    pool.limit_pages = 0
+    assert pool.drop_idle() == 1024
+    pages = pool.alloc(1024).pages
+    pool.arena.mem[pages] = 1
+    pool.free(pages)
+    assert pool.statistics()["dirty_free_pages"] == 0
+    pool.limit_pages = 1
+    pool.free(pool.alloc(1024).pages)
+    assert pool.statistics()["dirty_free_pages"] == 1024
 
 
 def test_whole_free_two_mib_go_back_to_the_host() -> None:
@@ -392,7 +504,7 @@ def test_statistics_add_up() -> None:
     assert numbers["free_pages"] == pool.free_pages == 4096 - 36 - 10
 
 
-@pytest.mark.parametrize("bad", [{"limit": -1}, {"reserve": -1}, {"beneficial": 11}, {"num_pages": 0}])
+@pytest.mark.parametrize("bad", [{"limit": -1}, {"reserve": -1}, {"warm": -1}, {"beneficial": 11}, {"num_pages": 0}])
 def test_bad_numbers_are_einval(bad: dict[str, int]) -> None:
     with pytest.raises(TtmError) as error:
         make(**bad)

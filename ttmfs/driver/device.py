@@ -1,7 +1,7 @@
 """VirtualDevice: regions with real memory behind them, copy engines, and the policy that drives TTM."""
 
 import errno
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from itertools import count
 from typing import Final
 
@@ -17,8 +17,10 @@ from ttmfs.driver.vmwgfx import VmwgfxDriver
 from ttmfs.errors import TtmError
 from ttmfs.memory.arena import Arena
 from ttmfs.memory.pool import PagePool
-from ttmfs.memory.swap_store import SwapStore
+from ttmfs.memory.stores import make_store
+from ttmfs.memory.warm import MAX_DROP_PAGES
 from ttmfs.sync.fence import Fence, FenceCounters
+from ttmfs.ttm import kswapd
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.device import Device
 from ttmfs.ttm.managers import BuddyManager, RangeManager, SystemManager
@@ -31,8 +33,8 @@ RESERVE_PAGES = 256
 
 POOL_TRIM_INTERVAL = 1.0
 
-DRIVERS: Final[Mapping[str, type[DefaultDriver]]] = {"default": DefaultDriver, "vmwgfx": VmwgfxDriver}
-"""What --driver chooses from."""
+DRIVERS: Final[dict[str, type[DefaultDriver]]] = {"default": DefaultDriver, "vmwgfx": VmwgfxDriver}
+"""What --driver and `Config.driver` choose from. A program that makes mounts of its own may add to it."""
 
 
 class VirtualDevice:
@@ -47,17 +49,17 @@ class VirtualDevice:
             memory,
             limit_pages=config.pool_limit >> PAGE_SHIFT,
             reserve_pages=reserve,
+            warm_pages=memory.num_pages // 2,
             beneficial_order=config.beneficial_order,
         )
         self.ttm = Device(self.pool, self._managers())
         self.ttm.prefault = config.prefault
         self.ttm.fault_timeout = config.fault_timeout
         self.ttm.propagate_enospc = config.propagate_enospc
-        if config.swap >= PAGE_SIZE:
-            self.ttm.swap_store = SwapStore(config.swap >> PAGE_SHIFT)
+        self.ttm.swap_store = make_store(config.swap_store, config.swap)
         if config.pages_limit is not None:
             self.ttm.pages_limit = min(self.ttm.pages_limit, config.pages_limit >> PAGE_SHIFT)
-        self.fence_counters = FenceCounters()
+        self.fence_counters = FenceCounters(self.ttm.trace)
         link = Link(config.copy_bandwidth, config.copy_latency)
         self.fence_errors = FenceErrors()
         self.engines = [
@@ -144,6 +146,8 @@ class VirtualDevice:
         bo.assign(self.ttm.managers[SYSTEM].alloc(bo, Place(SYSTEM)))
         bo.placed = bo.placement == (Place(SYSTEM),)
         self.funcs.bo_created(bo)
+        if name and self.ttm.trace.on:
+            self.ttm.trace.emit("bo_create", name, ino=0, uid=0)
         return bo
 
     def selfcheck(self) -> list[str]:
@@ -152,6 +156,7 @@ class VirtualDevice:
         for name, check in (
             ("pool", self.pool.check),
             *((manager.name, manager.check) for manager in self.ttm.managers.values()),
+            *((("swap", self.ttm.swap_store.check),) if self.ttm.swap_store is not None else ()),
         ):
             try:
                 check()
@@ -215,15 +220,20 @@ class VirtualDevice:
             tasks: list[Callable[[], Awaitable[None]]] = [engine.run for engine in self.all_engines]
             for task in (*tasks, self._trim_pool, self.defrag.run):
                 nursery.start_soon(task)
+            nursery.start_soon(kswapd.watermark, self.ttm)
+            nursery.start_soon(kswapd.upkeep, self.ttm)
             task_status.started()
 
     async def _trim_pool(self) -> None:
         while True:
             await trio.sleep(POOL_TRIM_INTERVAL)
-            self.pool.drop_idle()
+            while self.pool.drop_idle() >= MAX_DROP_PAGES:
+                await trio.lowlevel.checkpoint()
 
     def close(self) -> None:
         """Give all memory back to the host."""
+        if self.ttm.swap_store is not None:
+            self.ttm.swap_store.close()
         for arena in self.arenas:
             arena.close()
 

@@ -1,14 +1,15 @@
 """Engine: a copy engine of the virtual device, with a timeline of its own.
 
-Copies run one after another in the order of submission, each behind its dependencies. Without a simulated link the
-bytes move on the loop, in steps of at most 256 KiB with a checkpoint in between, so that faults are served meanwhile.
-Simulated latency and bandwidth are spent before any byte moves.
+Copies run one after another in the order of submission, each behind its dependencies. The bytes move on the loop, in
+steps with a checkpoint in between, so that faults are served meanwhile: of 256 KiB while clients want something, up to
+2 MiB while nobody does. Simulated latency and bandwidth are spent before any byte moves.
 """
 
 import errno
 import logging
+import time
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,6 +25,44 @@ from ttmfs.units import PAGE_SIZE
 log = logging.getLogger(__name__)
 
 _ERRORS_KEPT: Final = 1024
+
+MAX_STEP_PAGES: Final = 512
+_QUIET_CHECKPOINTS: Final = (3, 16)
+"""So many checkpoints in a row at which no client wanted anything before steps grow: at first, and after a request."""
+_LONG_STEP: Final = 400e-6
+"""Seconds of a step beyond which the next ones are shorter: what a fault may have to wait for."""
+_BUSY_CHECKPOINT: Final = 100e-6
+"""Seconds of a checkpoint that say that somebody else uses the loop too."""
+
+
+class Pace:
+    """How many pages the next step of a copy takes: `pages`, from CLEAR_STEP_PAGES to MAX_STEP_PAGES.
+
+    A checkpoint costs as much as copying 128 KiB, and every fault waits for the step that it arrives in: so steps are
+    short while there are requests, and double when there were none for a while.
+    """
+
+    __slots__ = ("_quiet", "_served", "_wanted", "pages")
+
+    def __init__(self, served: int) -> None:
+        self.pages = CLEAR_STEP_PAGES
+        self._served = served
+        self._quiet = 0
+        self._wanted = _QUIET_CHECKPOINTS[0]
+
+    def after(self, step: float, checkpoint: float, served: int) -> None:
+        """A step took `step` seconds, the checkpoint behind it `checkpoint`; `served` requests so far in all."""
+        if served != self._served:
+            self._served = served
+            self._quiet = 0
+            self._wanted = _QUIET_CHECKPOINTS[1]
+            self.pages = CLEAR_STEP_PAGES
+        elif step > _LONG_STEP or checkpoint > _BUSY_CHECKPOINT:
+            self.pages = max(CLEAR_STEP_PAGES, self.pages // 2)
+        else:
+            self._quiet += 1
+            if self._quiet >= self._wanted and step * 2 <= _LONG_STEP:
+                self.pages = min(MAX_STEP_PAGES, self.pages * 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,14 +152,16 @@ class CopyEngine:
         deps: Sequence[Fence],
         *,
         cpu_reachable: bool,
+        make: Callable[[Fence], Copy] | None = None,
     ) -> Fence:
         """Queue a copy (a clear when `src` is None) behind `deps`; returns the fence that announces it.
 
-        `cpu_reachable`: both ends can be reached by the CPU, so that it may do the copy if the engine fails.
+        `cpu_reachable`: both ends can be reached by the CPU, so that it may do the copy if the engine fails. `make`
+        makes a copy of another kind, of as many pages, which knows its ends itself.
         """
         what = f"{'copy' if src is not None else 'clear'} {bo.name} {num_pages} pages"
         fence = self.timeline.next_fence(what, deps)
-        copy = Copy(src, dst, num_pages, fence)
+        copy = Copy(src, dst, num_pages, fence) if make is None else make(fence)
         bo.add_copy(copy)
         self._queue.append(_Queued(bo, copy, tuple(deps), cpu_reachable))
         self._work.set()
@@ -149,30 +190,49 @@ class CopyEngine:
             await trio.sleep(seconds)
         await self._resumed.wait()
         copy.state = CopyState.RUNNING
+        self._trace("copy_start", queued)
         error = 0
         try:
-            await self._move_bytes(copy, fail=self._inject["engine"].should_fail(copy.num_pages))
+            await self._move_bytes(queued, fail=self._inject["engine"].should_fail(copy.num_pages))
         except Exception as failure:  # whatever it was: the BO's bytes depend on what happens now
             if not isinstance(failure, _InjectedError):
                 log.exception("%s", copy.fence.what)
             error = await self._intercept(queued)
         copy.finish()
+        self._trace("copy_end", queued, errno=error)
         if error:
             self._errors.add(copy.fence, error)
         copy.fence.signal(error)
 
-    async def _move_bytes(self, copy: Copy, *, fail: bool = False) -> None:
-        for index in range(0, copy.num_pages, CLEAR_STEP_PAGES):
+    def _trace(self, event: str, queued: _Queued, **facts: object) -> None:
+        trace = self.timeline.counters.trace if self.timeline.counters is not None else None
+        if trace is not None and trace.on:
+            fence, pages = queued.copy.fence.name, queued.copy.num_pages
+            trace.emit(event, queued.bo.name, engine=self.name, fence=fence, pages=pages, **facts)
+
+    async def _move_bytes(self, queued: _Queued, *, fail: bool = False) -> None:
+        copy = queued.copy
+        requests = queued.bo.device.counters.requests
+        pace = Pace(requests.read + requests.write)
+        index = 0
+        while index < copy.num_pages:
             if fail and index * 2 >= copy.num_pages - CLEAR_STEP_PAGES:
                 raise _InjectedError
-            copy.step(index, min(CLEAR_STEP_PAGES, copy.num_pages - index))
+            pages = CLEAR_STEP_PAGES if fail else pace.pages
+            # To the next multiple: so a long step of large pages does not straddle two of them.
+            count = min(pages - index % pages, copy.num_pages - index)
+            started = time.perf_counter()
+            copy.step(index, count)
+            index += count
+            stepped = time.perf_counter()
             await trio.lowlevel.checkpoint()
+            pace.after(stepped - started, time.perf_counter() - stepped, requests.read + requests.write)
 
     async def _intercept(self, queued: _Queued) -> int:
         """i915_ttm_memcpy_work: 0 when the CPU has copied instead, else the errno of the fence."""
         if queued.cpu_reachable and not self._inject.ban_memcpy:
             try:
-                await self._move_bytes(queued.copy)
+                await self._move_bytes(queued)
             except Exception:
                 log.exception("CPU copy for %s", queued.copy.fence.what)
             else:

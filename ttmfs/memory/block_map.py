@@ -54,6 +54,17 @@ class BlockMap:
         heads = np.flatnonzero(self._head_np)
         return heads, self._head_np[heads].astype(np.int64) - 1
 
+    def order_map(self) -> Uint8Array:
+        """Per page, the order + 1 of the allocated block that it is in, 0 when it is in none; uint8, a copy."""
+        orders = self._head_np.copy()
+        heads = np.flatnonzero(orders > 1)
+        values = orders[heads]
+        for value in np.flatnonzero(np.bincount(values)).tolist():
+            order = value - 1
+            rows = orders[: self.num_pages >> order << order].reshape(-1, 1 << order)
+            rows[heads[values == value] >> order] = value
+        return orders
+
     def check_allocated(self, blocks: Blocks) -> None:
         """Raise TtmError(EINVAL) unless all of them are allocated blocks of this place and order, each named once."""
         starts = ascending(blocks.start)

@@ -361,6 +361,10 @@ class Buddy:
         """Numbers of all free pages that are not known to be zero, ascending, int64."""
         return np.flatnonzero(self.free_map() & self._clear.dirty)
 
+    def order_map(self) -> Uint8Array:
+        """Per page, the order + 1 of the allocated block that it is in, 0 when it is free; uint8, a copy."""
+        return self._owned.order_map()
+
     def free_map(self) -> Uint8Array:
         """Per page, 1 when it is free, uint8; a copy."""
         free = np.zeros(self.num_pages, np.uint8)

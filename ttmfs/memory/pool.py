@@ -2,11 +2,12 @@
 
 What it promises. Pages come in blocks of order 0 to 10, the largest that fit what remains, and orders only fall within
 one allocation. A page has one owner. With `zero` (the default) every page reads as zeros. A failed call keeps nothing.
-The last `reserve_pages` go only to those who ask for the reserve. Freed blocks are cleared and stay pooled by caching
-type and order up to a limit; the rest goes to the buddy, and host memory goes back as soon as 2 MiB are free together.
+The last `reserve_pages` go only to those who ask for the reserve. Freed blocks stay pooled by caching type and order up
+to a limit; the rest goes to the buddy, and host memory goes back when 2 MiB are free together and idle (WarmFrames).
 
-The buddy's clear tracking means here: *not touched since the host last gave this page*, so a clear page is zero and
-costs nothing, and a dirty one is zeroed when it is allocated again.
+Unlike the kernel's, pages are cleared when they are handed out again, not when they are freed: who overwrites them
+whole (`zero=False`) never pays for it. The buddy's clear tracking means here: *not touched since the host last gave
+this page*, so a clear page is zero and costs nothing; a dirty one, and any pooled one, may hold old bytes.
 """
 
 import errno
@@ -20,6 +21,7 @@ from ttmfs.errors import TtmError
 from ttmfs.memory.arena import Arena
 from ttmfs.memory.blocks import Blocks
 from ttmfs.memory.buddy import Buddy
+from ttmfs.memory.clear_map import BoolArray
 from ttmfs.memory.pool_types import NR_ORDERS, Caching, PoolTypes
 from ttmfs.memory.runs import (
     Int64Array,
@@ -29,23 +31,23 @@ from ttmfs.memory.runs import (
     ascending,
     expand,
     is_run,
-    runs,
-    unique_sorted,
 )
+from ttmfs.memory.warm import HUGE_ORDER, WarmFrames
 from ttmfs.units import MAX_ORDER
 
-HUGE_ORDER = 9
-"""2 MiB: what the host gives and takes back as a whole."""
 IDLE_SECONDS = 5.0
 _COUNTERS = (
     "allocs",
     "pool_hit_pages",
     "beneficial_order_failed",
     "shrunk_pages",
-    "given_back_pages",
     "zeroed_pages",
 )
 _NO_PAGES: Uint32Array = np.empty(0, np.uint32)
+
+
+def _all_of(pages: Int64Array) -> BoolArray:
+    return np.ones(pages.size, np.bool_)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,8 +66,10 @@ class PoolAlloc:
 class PagePool:
     """A pool over all pages of `arena`, none of which may be used otherwise. All counts are in pages.
 
-    `limit_pages`: how many freed pages stay pooled (page_pool_size). `beneficial_order`: 0 is off. `now`: the clock,
-    in seconds. Raises TtmError(EINVAL) for an arena without pages or numbers out of range.
+    `limit_pages`: how many freed pages stay pooled (page_pool_size). `warm_pages`: how much free memory may stay the
+    process's for a moment before it goes back to the host (none with a limit of 0: then nothing freed is kept).
+    `beneficial_order`: 0 is off. `now`: the clock, in seconds.
+    Raises TtmError(EINVAL) for an arena without pages or numbers out of range.
     """
 
     def __init__(
@@ -74,10 +78,11 @@ class PagePool:
         *,
         limit_pages: int,
         reserve_pages: int = 64,
+        warm_pages: int = 0,
         beneficial_order: int = 9,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        if limit_pages < 0 or reserve_pages < 0 or not 0 <= beneficial_order <= MAX_ORDER:
+        if min(limit_pages, reserve_pages, warm_pages) < 0 or not 0 <= beneficial_order <= MAX_ORDER:
             message = f"pool limits cannot be negative, and the beneficial order is 0 to {MAX_ORDER}"
             raise TtmError(errno.EINVAL, message)
         self.arena = arena
@@ -91,6 +96,8 @@ class PagePool:
         self._last_use = now()
         self._buddy = Buddy(arena.num_pages, clear=True)
         self._types = PoolTypes(arena.num_pages)
+        self._warm = WarmFrames(arena, self._buddy, warm_pages if limit_pages else 0, now)
+        self._warm_pages = warm_pages
         self._counts = dict.fromkeys(_COUNTERS, 0)
 
     # What there is.
@@ -102,7 +109,7 @@ class PagePool:
 
     @property
     def pooled_pages(self) -> int:
-        """Freed pages that stay in the pool, zeroed."""
+        """Freed pages that stay in the pool."""
         return self._types.pages
 
     @property
@@ -120,6 +127,7 @@ class PagePool:
         if pages < 0:
             raise TtmError(errno.EINVAL, f"{pages} pages is no limit for the pool")
         self._limit_pages = pages
+        self._warm.limit_pages = self._warm_pages if pages else 0
         if self.pooled_pages > pages:
             self.shrink(self.pooled_pages - pages)
 
@@ -140,6 +148,14 @@ class PagePool:
     def free_map(self) -> Uint8Array:
         """Per page of the arena, 1 when it is free in the buddy (pooled pages are not), uint8, the caller's own."""
         return self._buddy.free_map()
+
+    def order_map(self) -> Uint8Array:
+        """Per page of the arena, the order + 1 of its block, pooled ones included; 0 when free, uint8, the caller's."""
+        return self._buddy.order_map()
+
+    def pooled_map(self) -> BoolArray:
+        """Per page of the arena, whether it is pooled: bool, the caller's own."""
+        return self._types.pooled_map(self._buddy)
 
     def page_orders(self, pages: PageArray) -> Uint8Array:
         """Per page, the order of the block that it belongs to, uint8. TtmError(EINVAL) for one not allocated."""
@@ -222,16 +238,18 @@ class PagePool:
         start = self._types.pop_one(caching, order)
         if start >= 0:
             self._counts["pool_hit_pages"] += size
+            pages = np.arange(start, start + size, dtype=np.uint32)
+            unzeroed = pages
         else:
             start = self._buddy.alloc_one(order)
             if start < 0:
                 return None
+            pages = np.arange(start, start + size, dtype=np.uint32)
             unzeroed = self._buddy.dirty_in(start, order)
-            if zero and unzeroed.size:
-                self.arena.zero(unzeroed)
-                self._counts["zeroed_pages"] += unzeroed.size
-                unzeroed = _NO_PAGES
-        pages = np.arange(start, start + size, dtype=np.uint32)
+        if zero and unzeroed.size:
+            self.arena.zero(unzeroed)
+            self._counts["zeroed_pages"] += unzeroed.size
+            unzeroed = _NO_PAGES
         self.in_use_pages += size
         self._counts["allocs"] += 1
         return PoolAlloc(pages, False, unzeroed)
@@ -243,16 +261,11 @@ class PagePool:
         zero: bool,
         failed: bool,
     ) -> PoolAlloc:
-        unzeroed = _NO_PAGES
+        unzeroed = [_NO_PAGES]
+        for order, starts in from_pool:
+            unzeroed.append(self._old_bytes(order, starts, _all_of, zero))
         for order, starts in from_buddy:
-            pages = expand(starts, np.full(starts.size, 1 << order))
-            dirty = self._buddy.dirty_of(pages)
-            if dirty.any():
-                unzeroed = np.concatenate((unzeroed, pages[dirty].astype(np.uint32)))
-        if zero and unzeroed.size:
-            self.arena.zero(unzeroed)
-            self._counts["zeroed_pages"] += unzeroed.size
-            unzeroed = _NO_PAGES
+            unzeroed.append(self._old_bytes(order, starts, self._buddy.dirty_of, zero))
         merged: dict[int, list[Int64Array]] = {}
         for order, starts in from_pool + from_buddy:
             merged.setdefault(order, []).append(starts)
@@ -262,7 +275,25 @@ class PagePool:
             for order in sorted(merged, reverse=True)
         ]
         self._counts["pool_hit_pages"] += sum(starts.size << order for order, starts in from_pool)
-        return PoolAlloc(np.concatenate(parts).astype(np.uint32), failed, unzeroed)
+        return PoolAlloc(np.concatenate(parts).astype(np.uint32), failed, np.concatenate(unzeroed))
+
+    def _old_bytes(
+        self, order: int, starts: Int64Array, dirty_of: Callable[[Int64Array], BoolArray], zero: bool
+    ) -> Uint32Array:
+        """Those pages of the blocks that may hold old bytes, uint32; none after they were zeroed, with `zero`."""
+        pages = expand(starts, np.full(starts.size, 1 << order))
+        dirty = dirty_of(pages)
+        if not dirty.any():
+            return _NO_PAGES
+        if not zero:
+            return pages[dirty].astype(np.uint32)
+        if order >= HUGE_ORDER and starts.size > 1:
+            # Clearing all of it here would keep the loop for long: the host does it as each frame is touched.
+            self._warm.forget_bytes(ascending(starts[dirty.reshape(starts.size, -1).any(axis=1)]), order)
+        else:
+            self.arena.zero(pages[dirty])
+            self._counts["zeroed_pages"] += int(np.count_nonzero(dirty))
+        return _NO_PAGES
 
     def _reclaim(
         self, order: int, count: int, pages: int, from_buddy: list[tuple[int, Int64Array]]
@@ -290,7 +321,7 @@ class PagePool:
     # Giving back.
 
     def free(self, pages: PageArray, caching: Caching = Caching.cached, *, to_pool: bool = True) -> None:
-        """Give pages back in their native blocks (ttm_pool_free): cleared, into the pool while it is under its limit.
+        """Give pages back in their native blocks (ttm_pool_free): into the pool while it is under its limit.
 
         What does not fit, and all with `to_pool=False` (purge, backup), goes to the buddy. Raises TtmError(EINVAL),
         with nothing changed, when the pages are not whole blocks in use: freed twice, foreign, or to be `split` first.
@@ -298,9 +329,8 @@ class PagePool:
         size = len(pages)
         if not size:
             return
-        first, order = int(pages[0]), size.bit_length() - 1
-        if size == 1 << order and self._buddy.owns(first, order) and is_run(pages):
-            self._free_single(first, order, caching, to_pool)
+        if self._one_block(pages):
+            self._free_single(int(pages[0]), size.bit_length() - 1, caching, to_pool)
             return
         blocks = self._buddy.blocks_of(pages)
         self._in_use(blocks.start)
@@ -311,11 +341,16 @@ class PagePool:
         if room > 0:
             sizes = np.left_shift(1, orders, dtype=np.int64)
             fits = int(np.searchsorted(np.cumsum(sizes), room, side="right"))
-            self.arena.zero(expand(start[:fits], sizes[:fits]))
             for k in np.flatnonzero(np.bincount(orders[:fits])).tolist():
                 self._types.push(caching, k, start[:fits][orders[:fits] == k])
             start, orders = start[fits:], orders[fits:]
         self._release(start, orders)
+
+    def _one_block(self, pages: PageArray) -> bool:
+        """Are these pages just one block that is not free?"""
+        size = len(pages)
+        order = size.bit_length() - 1
+        return size == 1 << order and self._buddy.owns(int(pages[0]), order) and is_run(pages)
 
     def _free_single(self, start: int, order: int, caching: Caching, to_pool: bool) -> None:
         one = np.array([start], np.int64)
@@ -324,15 +359,10 @@ class PagePool:
         self._last_use = self._now()
         self.in_use_pages -= size
         if to_pool and self.pooled_pages + size <= self._limit_pages:
-            self.arena.mem[start : start + size] = 0
             self._types.push(caching, order, one)
             return
         self._buddy.free_one(start, order)
-        frame = start >> HUGE_ORDER << HUGE_ORDER
-        if order > HUGE_ORDER:
-            self._give_back(np.arange(start, start + size, 1 << HUGE_ORDER), HUGE_ORDER)
-        elif frame + (1 << HUGE_ORDER) <= self.num_pages and self._buddy.is_free(frame, HUGE_ORDER):
-            self._give_back(np.array([frame]), HUGE_ORDER)
+        self._warm.freed_one(start, order)
 
     def split(self, pages: PageArray) -> None:
         """Cut blocks so that these pages, and what is left of their blocks, can be freed each by itself (split_page).
@@ -340,6 +370,8 @@ class PagePool:
         Both parts become the largest blocks that avoid the cut. Raises TtmError(EINVAL), with nothing changed, when a
         page is not in use.
         """
+        if self._one_block(pages):
+            return
         self._in_use(self._buddy.heads_of(pages)[0])
         self._buddy.split(pages)
 
@@ -350,31 +382,10 @@ class PagePool:
             raise TtmError(errno.EINVAL, message)
 
     def _release(self, start: Int64Array, order: Uint8Array) -> None:
-        """Blocks (touched, as far as is known) to the buddy; whole free 2 MiB then to the host."""
-        if not start.size:
-            return
-        self._buddy.free(Blocks.of(start, order), cleared=False)
-        if self._buddy.max_order < HUGE_ORDER:
-            return
-        frames = start >> HUGE_ORDER
-        if int(order.max()) > HUGE_ORDER:
-            large = order > HUGE_ORDER
-            frames = np.concatenate((frames, frames[large] + 1))
-        frames = unique_sorted(ascending(frames)) << HUGE_ORDER
-        frames = frames[frames + (1 << HUGE_ORDER) <= self.num_pages]
-        frames = frames[self._buddy.wholly_free(frames, HUGE_ORDER)]
-        if frames.size:
-            self._give_back(frames, HUGE_ORDER)
-
-    def _give_back(self, starts: Int64Array, order: int) -> int:
-        """Free blocks (ascending) to the host, one madvise a run; the pages given back."""
-        _, first, count = runs(starts >> order)
-        for page, blocks in zip((first << order).tolist(), (count << order).tolist(), strict=True):
-            self.arena.give_back(page, blocks)
-        self._buddy.mark_clear(starts, order)
-        pages = int(starts.size) << order
-        self._counts["given_back_pages"] += pages
-        return pages
+        """Blocks (touched, as far as is known) to the buddy."""
+        if start.size:
+            self._buddy.free(Blocks.of(start, order), cleared=False)
+            self._warm.freed(start, order)
 
     def shrink(self, pages_wanted: int) -> int:
         """Free pooled blocks, one of each type in turn, until `pages_wanted` pages or none are left (ttm_pool_shrink).
@@ -388,21 +399,16 @@ class PagePool:
         return freed
 
     def drop_idle(self, max_runs: int = 256) -> int:
-        """Give the host back what idles: small free pieces that were touched, and a pool unused for 5 s.
+        """Give the host back what idles: a pool unused for 5 s, free frames after 1 s, small touched pieces at once.
 
-        At most `max_runs` pieces in one call, longest first, so that a call is short; returns the pages given back,
-        so call again while it is not 0.
+        At most `max_runs` pieces and 64 MiB in one call, so that a call is short; returns the pages given back, so call
+        again while it is not 0.
         """
-        before = self._counts["given_back_pages"]
+        before = self._warm.given_back_pages
         if self.pooled_pages and self._now() - self._last_use >= IDLE_SECONDS:
             self.shrink(self.pooled_pages)
-        _, first, length = runs(self._buddy.dirty_free_pages())
-        if first.size > max_runs:
-            longest = np.sort(np.argsort(-length, kind="stable")[:max_runs])
-            first, length = first[longest], length[longest]
-        if first.size:
-            self._give_back(expand(first, length), 0)
-        return self._counts["given_back_pages"] - before
+        self._warm.drop_idle(max_runs)
+        return self._warm.given_back_pages - before
 
     # Looking at it.
 
@@ -416,6 +422,7 @@ class PagePool:
             "reserve_pages": self.reserve_pages,
             "free_pages": self.free_pages,
             "dirty_free_pages": self._buddy.free_pages - self._buddy.clear_free_pages,
+            "given_back_pages": self._warm.given_back_pages,
             **self._counts,
         }
 

@@ -1,7 +1,7 @@
 """PoolTypes: the pooled blocks, by caching type and order (kernel: ttm_pool_type and the shrinker list).
 
 Last in, first out within a type; the shrinker takes one block of each type in turn. What is in here is allocated as
-far as the buddy knows, belongs to nobody, and reads as zeros.
+far as the buddy knows, belongs to nobody, and may hold old bytes.
 """
 
 from collections.abc import Iterable
@@ -40,7 +40,7 @@ class PoolTypes:
         self._pooled: Uint8Array = np.zeros(num_pages, np.uint8)
 
     def push(self, caching: Caching, order: int, starts: Int64Array) -> None:
-        """Put (zeroed) blocks in."""
+        """Put blocks in."""
         self._stacks[caching, order].push(starts)
         self._pooled[starts] = 1
         self.pages += starts.size << order
@@ -65,6 +65,15 @@ class PoolTypes:
         """Per page number, whether a pooled block begins there: bool (n,)."""
         result: BoolArray = self._pooled[starts] != 0
         return result
+
+    def pooled_map(self, buddy: Buddy) -> BoolArray:
+        """Per page of the arena `buddy` divides, whether it is in here: bool."""
+        mine = np.zeros(buddy.num_pages, bool)
+        for (_caching, order), stack in self._stacks.items():
+            if len(stack):
+                rows = mine[: buddy.num_pages >> order << order].reshape(-1, 1 << order)
+                rows[stack.starts() >> order] = True
+        return mine
 
     def take(self, pages_wanted: int) -> tuple[Int64Array, Uint8Array]:
         """Take out blocks, one of each type in turn, until `pages_wanted` pages or none are left.

@@ -5,7 +5,7 @@ BO, a ghost, or whoever inherited the fence) and requests that may not wait are 
 """
 
 import enum
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from ttmfs.memory.copy import copy_pages, zero_pages
 from ttmfs.sync.fence import Fence
 from ttmfs.ttm.tt import TT
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT
+
+_RUN_AHEAD: Final = 4096
+"""Pages ahead for which a copy looks whether they go on as a run."""
 
 
 class Backing(Protocol):
@@ -44,7 +47,7 @@ class Copy:
     reads as zeros.
     """
 
-    __slots__ = ("covers", "dst", "fence", "num_pages", "src", "state", "zero_from")
+    __slots__ = ("_run", "covers", "dst", "fence", "num_pages", "src", "state", "zero_from")
 
     def __init__(self, src: Backing | None, dst: Backing, num_pages: int, fence: Fence) -> None:
         self.src = src
@@ -55,6 +58,11 @@ class Copy:
         self.fence = fence
         self.state = CopyState.QUEUED
         self.zero_from: int | None = None
+        self._run = (0, 0, 0, 0)
+        """First and end index of a stretch that is one run at both ends, and its first page at the source and target.
+
+        True until the copy is done: nothing may give either end other pages while bytes move.
+        """
 
     def step(self, index: int, count: int) -> None:
         """Copy (or clear) `count` pages from page `index` on; synchronous."""
@@ -80,15 +88,20 @@ class Copy:
     def _step_of_runs(self, index: int, count: int) -> bool:
         """The step when both ends are one run, which is what most of them are: no page arrays are looked at."""
         assert self.src is not None
-        src, src_length = self.src.extent(index, count)
-        if src < 0 or src_length < count:
-            return False
-        dst, dst_length = self.dst.extent(index, count)
-        if dst < 0 or dst_length < count:
-            return False
+        first, end, src, dst = self._run
+        if not first <= index <= index + count <= end:
+            ahead = min(max(count, _RUN_AHEAD), self.num_pages - index)
+            src, src_length = self.src.extent(index, ahead)
+            if src < 0 or src_length < count:
+                return False
+            dst, dst_length = self.dst.extent(index, ahead)
+            if dst < 0 or dst_length < count:
+                return False
+            first = index
+            self._run = (index, index + min(src_length, dst_length), src, dst)
         size = count << PAGE_SHIFT
-        src <<= PAGE_SHIFT
-        dst <<= PAGE_SHIFT
+        src = (src + index - first) << PAGE_SHIFT
+        dst = (dst + index - first) << PAGE_SHIFT
         self.dst.arena.buf[dst : dst + size] = self.src.arena.buf[src : src + size]
         return True
 

@@ -44,7 +44,7 @@ def nothing_to_gain(bo: BufferObject, *, compact: bool = False) -> bool:
     tt = bo.tt
     if tt is None or tt.external or bo.resource is None or not bo.resource.manager.use_tt:
         return True
-    if tt.swap is not None or tt.backed_up_pages > 0:
+    if tt.backed_up_pages > 0:
         return True
     return not (tt.populated_pages if compact else len(whole_pieces(tt)))
 
@@ -56,14 +56,17 @@ def improvable(bo: BufferObject) -> bool:
     tt = bo.tt
     assert tt is not None
     order = tt.pool.beneficial_order
-    for first in whole_pieces(tt).tolist():
-        pages = decode_pages(tt.vector[first : first + (1 << order)])
-        page = pages.item(0)
-        if page & ((1 << order) - 1) or pages.item(-1) - page != (1 << order) - 1:
-            return True
-        if not bool((pages[1:] - pages[:-1] == 1).all()) or bool((tt.pool.page_orders(pages[:1]) < order).any()):
-            return True
-    return False
+    size = 1 << order
+    first = whole_pieces(tt)
+    pieces = tt.num_pages >> order
+    entries = tt.vector[: pieces << order].reshape(pieces, size)
+    if len(first) < pieces:
+        entries = entries[first >> order]
+    # An entry is twice a page number and two more: neighbours differ by two.
+    if bool((entries[:, 1:] - entries[:, :-1] != 2).any()):
+        return True
+    heads = decode_pages(np.ascontiguousarray(entries[:, 0]))
+    return bool((heads & (size - 1)).any()) or bool((tt.pool.page_orders(heads) < order).any())
 
 
 def is_defrag(bo: BufferObject, resource: Resource, ctx: OperationContext, *, evict: bool) -> bool:
@@ -87,7 +90,7 @@ def fresh_tt(bo: BufferObject) -> TT:
     assert old is not None
     inject = bo.device.inject
     inject.check("tt_create", errno.ENOMEM, f"making a tt for {bo.name}")
-    fresh = TT(old.pool, old.num_pages, old.caching)
+    fresh = TT(old.pool, old.num_pages, old.caching, old.store)
     inject.check("page_alloc", errno.ENOMEM, f"{old.populated_pages} pages for {bo.name}")
     size = 1 << old.pool.beneficial_order
     pieces = whole_pieces(old)

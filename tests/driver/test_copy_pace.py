@@ -1,0 +1,174 @@
+"""How long the steps of a copy are: short while clients want something, long while nobody does."""
+
+import itertools
+import random
+
+import pytest
+import trio
+
+from ttmfs.driver import calls, engine
+from ttmfs.driver.engine import MAX_STEP_PAGES, Pace
+from ttmfs.sync.resv import Usage
+from ttmfs.ttm import access
+from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.copy import Copy
+from ttmfs.ttm.device import CLEAR_STEP_PAGES
+
+MIB = 1 << 20
+
+
+class Clock:
+    """Says how long each step and each checkpoint take: it advances by `tick` whenever it is looked at."""
+
+    def __init__(self, tick: float) -> None:
+        self.tick = tick
+        self.seconds = 0.0
+
+    def perf_counter(self) -> float:
+        self.seconds += self.tick
+        return self.seconds
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """(first page, pages) of every step that any copy makes, on a clock of 10 us."""
+    monkeypatch.setattr(engine, "time", Clock(10e-6))
+    seen: list[tuple[int, int]] = []
+    real = Copy.step
+
+    def step(self: Copy, index: int, count: int) -> None:
+        seen.append((index, count))
+        real(self, index, count)
+
+    monkeypatch.setattr(Copy, "step", step)
+    return seen
+
+
+async def move(vdev, bo, place):
+    await calls.validate_bo(vdev, bo, vdev.parse_placement(place.split()), OperationContext())
+    await bo.resv.wait(Usage.BOOKKEEP)
+
+
+async def make(vdev, size):
+    bo = vdev.create_bo("a")
+    data = random.Random(size).randbytes(size)
+    await access.write(bo, 0, data)
+    await move(vdev, bo, "gtt")
+    return bo, data
+
+
+def covers(steps: list[tuple[int, int]], pages: int) -> bool:
+    """Every page once, in order."""
+    at = 0
+    for index, count in steps:
+        if index != at or count < 1:
+            return False
+        at += count
+    return at == pages
+
+
+@pytest.mark.parametrize("size", [16 * MIB, 9 * MIB + 5 * 4096, 4096])
+async def test_steps_grow_while_nobody_wants_anything_and_are_aligned(device, steps, size):
+    async with device() as vdev:
+        bo, data = await make(vdev, size)
+        steps.clear()
+        await move(vdev, bo, "vram")
+        assert covers(steps, size // 4096 if size % 4096 == 0 else size // 4096 + 1)
+        counts = [count for _, count in steps]
+        assert counts[0] == min(CLEAR_STEP_PAGES, size // 4096)
+        if size > 8 * MIB:
+            assert max(counts) == MAX_STEP_PAGES
+            assert all(index % MAX_STEP_PAGES == 0 for index, count in steps if count == MAX_STEP_PAGES)
+        assert bytes(await access.read(bo, 0, size)) == data
+
+
+async def test_steps_stay_short_while_there_are_requests(device, steps):
+    async with device() as vdev:
+        bo, data = await make(vdev, 16 * MIB)
+        other = vdev.create_bo("other")
+        await access.write(other, 0, b"x" * 4096)
+        requests = vdev.ttm.counters.requests
+        done = trio.Event()
+
+        async def client():
+            while not done.is_set():
+                assert bytes(await access.read(other, 0, 4096)) == b"x" * 4096
+                requests.read += 1
+                await trio.lowlevel.checkpoint()
+
+        steps.clear()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client)
+            await move(vdev, bo, "vram")
+            done.set()
+        assert covers(steps, 4096)
+        assert max(count for _, count in steps) == CLEAR_STEP_PAGES
+        assert bytes(await access.read(bo, 0, bo.size)) == data
+
+
+async def test_an_injected_failure_comes_half_way_in_short_steps(device, steps):
+    async with device() as vdev:
+        bo, data = await make(vdev, 8 * MIB)
+        vdev.ttm.inject["engine"].set("times", "1")
+        vdev.ttm.inject["engine"].set("probability", "100")
+        steps.clear()
+        await move(vdev, bo, "vram")
+        again = [number for number, (index, _) in enumerate(steps) if index == 0][-1]
+        assert again > 0
+        assert 0.4 < sum(count for _, count in steps[:again]) / 2048 < 0.6
+        assert all(count <= CLEAR_STEP_PAGES for _, count in steps[:again])
+        assert covers(steps[again:], 2048)
+        assert vdev.engines[0].cpu_copies == 1
+        assert bytes(await access.read(bo, 0, bo.size)) == data
+
+
+def quiet(pace: Pace, times: int, step: float = 50e-6) -> list[int]:
+    out = []
+    for _ in range(times):
+        pace.after(step, 10e-6, 0)
+        out.append(pace.pages)
+    return out
+
+
+def test_pace_doubles_when_quiet_up_to_its_maximum():
+    pages = quiet(Pace(0), 20)
+    assert pages[0] == CLEAR_STEP_PAGES
+    assert pages[-1] == MAX_STEP_PAGES
+    assert all(after in (before, 2 * before) for before, after in itertools.pairwise(pages))
+
+
+def test_pace_falls_at_once_for_a_request_and_is_slow_to_grow_again():
+    pace = Pace(7)
+    for _ in range(20):
+        pace.after(50e-6, 10e-6, 7)
+    pace.after(50e-6, 10e-6, 8)
+    assert pace.pages == CLEAR_STEP_PAGES
+    first = next(number for number, pages in enumerate(_grow(pace, 8)) if pages > CLEAR_STEP_PAGES)
+    fresh = next(number for number, pages in enumerate(quiet(Pace(0), 40)) if pages > CLEAR_STEP_PAGES)
+    assert first > fresh
+
+
+def _grow(pace: Pace, served: int) -> list[int]:
+    out = []
+    for _ in range(40):
+        pace.after(50e-6, 10e-6, served)
+        out.append(pace.pages)
+    return out
+
+
+def test_pace_keeps_a_slow_step_short():
+    pace = Pace(0)
+    quiet(pace, 20)
+    pace.after(900e-6, 10e-6, 0)
+    assert pace.pages == MAX_STEP_PAGES // 2
+    for _ in range(10):
+        pace.after(900e-6, 10e-6, 0)
+    assert pace.pages == CLEAR_STEP_PAGES
+    assert set(quiet(Pace(0), 40, step=300e-6)) == {CLEAR_STEP_PAGES}, "twice that would be too long"
+
+
+def test_pace_gives_way_to_others_on_the_loop():
+    pace = Pace(0)
+    quiet(pace, 20)
+    pace.after(50e-6, 5e-3, 0)
+    assert pace.pages == MAX_STEP_PAGES // 2
