@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import trio
 
@@ -12,12 +13,17 @@ from ttmfs.driver.defrag_pass import defrag_pass
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.errors import TtmError
 from ttmfs.ttm import access
+from ttmfs.ttm.backup import BackupFlags
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 
 PLACES = ("vram", "gtt", "system", "vram gtt", "vram:topdown", "vram:contiguous gtt", "vram@0-511 gtt")
 EXPECTED = {"EBUSY", "ENOMEM", "ENOSPC", "ETIME", "EIO"}
-CALLS = ("validate", "validate", "evict", "unmap", "region", "many", "restore", "swapout", "swapout", "swap_all", "pin")
+SCARCE = 8 << 20
+"""Less memory than this, and not every BO finds some in the worst case."""
+
+CALLS = ("validate", "validate", "evict", "unmap", "region", "many", "restore", "swapout", "swap_all", "pin")
+CALLS += ("backup", "backup", "shrink")
 CALLS += ("defrag", "defrag", "defrag_all")
 
 
@@ -44,7 +50,7 @@ class Client:
         self.model = bytearray()
         self.max_size = max_size
         self.log: list[str] = []
-        self.ops = 0
+        self.ops = self.failures = 0
 
     def _range(self) -> tuple[int, int]:
         offset = self.rng.randrange(len(self.model))
@@ -98,13 +104,23 @@ class Client:
                 await self.rng.choice(operations)()
             except TtmError as error:
                 self.log.append(f"failed: {error}")
-                # A READ of what is pinned in invisible VRAM cannot be served; anything else here is wrong.
-                if "pinned where the CPU cannot reach it" not in error.message:
+                if not self.may_fail(error):
                     raise
+                self.failures += 1
+                # A WRITE that failed has made the file grow all the same.
+                self.model.extend(bytes(self.bo.size - len(self.model)))
             for _ in range(self.rng.randrange(3)):
                 await trio.lowlevel.checkpoint()
 
+    def may_fail(self, error: TtmError) -> bool:
+        """A READ of what is pinned in invisible VRAM cannot be served; nor what has no memory, or fails on purpose."""
+        if "pinned where the CPU cannot reach it" in error.message or "injected" in error.message:
+            return True
+        return error.name == "ENOMEM" and self.vdev.config.memory < SCARCE
+
     async def verify(self) -> None:
+        for place in ("store_write", "store_read", "page_alloc"):
+            self.vdev.ttm.inject[place].probability = 0
         for offset in range(0, len(self.model), 1 << 20):
             size = min(1 << 20, len(self.model) - offset)
             got = bytes(await access.read(self.bo, offset, size))
@@ -112,10 +128,13 @@ class Client:
 
 
 async def storm(  # noqa: PLR0912 - one branch a call
-    vdev: VirtualDevice, bos: list[BufferObject], rng: random.Random, counts: dict[str, int]
+    vdev: VirtualDevice, bos: list[BufferObject], rng: random.Random, counts: dict[str, int], *, faults: bool
 ) -> None:
-    """Calls at random until cancelled."""
+    """Calls at random until cancelled; with `faults` the store fails now and then."""
     while True:
+        if faults:
+            attr = vdev.ttm.inject[rng.choice(("store_write", "store_read", "page_alloc"))]
+            attr.probability, attr.times, attr.space = rng.choice((0, 30, 100)), 1, rng.choice((0, 0, 7, 100))
         bo = rng.choice(bos)
         what = rng.choice(CALLS)
         ctx = OperationContext(no_wait_gpu=rng.random() < 0.2)
@@ -133,6 +152,13 @@ async def storm(  # noqa: PLR0912 - one branch a call
                 await calls.swapout_one(vdev, bo, ctx)
             elif what == "swap_all":
                 await calls.swapout_all(vdev, rng.choice((1, 100, 1 << 20)), ctx)
+            elif what == "backup":
+                flags = BackupFlags(allow_move=True, writeback=rng.random() < 0.1)
+                counts["backed_up"] = counts.get("backed_up", 0) + (
+                    await calls.backup_one(vdev, bo, flags, ctx)
+                )["pages_out"]
+            elif what == "shrink":
+                await calls.shrink_all(vdev, rng.choice((1, 64, 600)), BackupFlags(), ctx)
             elif what == "pin":
                 await _pinned_for_a_while(vdev, bo, rng)
             elif what == "restore":
@@ -166,7 +192,9 @@ async def _pinned_for_a_while(vdev: VirtualDevice, bo: BufferObject, rng: random
             await calls.unpin(vdev, bo)
 
 
-async def exercise(seed: int, *, steps: int = 150, config: Config | None = None, storms: int = 2) -> dict[str, int]:
+async def exercise(
+    seed: int, *, steps: int = 150, config: Config | None = None, storms: int = 2, faults: bool = False
+) -> dict[str, int]:
     """Run it; returns counts of calls. AssertionError with the seed and the last operations on a wrong byte."""
     rng = random.Random(seed)
     # Trio shuffles runnable tasks: make that part of the seed too, so that a failure can be replayed.
@@ -183,7 +211,7 @@ async def exercise(seed: int, *, steps: int = 150, config: Config | None = None,
             bos = [client.bo for client in clients]
             async with trio.open_nursery() as background:
                 for _ in range(storms):
-                    background.start_soon(storm, vdev, bos, rng, counts)
+                    background.start_soon(partial(storm, vdev, bos, rng, counts, faults=faults))
                 try:
                     async with trio.open_nursery() as nursery:
                         for client in clients:
@@ -192,6 +220,8 @@ async def exercise(seed: int, *, steps: int = 150, config: Config | None = None,
                     lines = "\n".join(f"{c.bo.name}: " + "; ".join(c.log[-8:]) for c in clients)
                     raise AssertionError(f"seed {seed}\n{lines}") from failure
                 background.cancel_scope.cancel()
+            counts["failures"] = sum(client.failures for client in clients)
+            counts["operations"] = sum(client.ops for client in clients)
             for client in clients:
                 await client.verify()
             for client in clients:
@@ -203,7 +233,7 @@ async def exercise(seed: int, *, steps: int = 150, config: Config | None = None,
         assert vdev.pool.in_use_pages == 0, f"seed {seed}: {vdev.pool.in_use_pages} pages leaked"
         assert all(manager.usage == 0 for manager in vdev.ttm.managers.values()), f"seed {seed}: usage left"
         store = vdev.ttm.swap_store
-        assert store is None or not store.used_pages, f"seed {seed}: {store.used_pages} pages left in swap"
+        assert store is None or not store.slots.stored, f"seed {seed}: {store.slots.stored} pages left in swap"
         wrong = vdev.selfcheck()
         assert not wrong, f"seed {seed}: {wrong}"
     finally:

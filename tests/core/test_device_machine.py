@@ -191,7 +191,7 @@ class DeviceMachine(RuleBasedStateMachine):
         pages = np.concatenate(owned) if owned else np.zeros(0, np.uint32)
         assert len(np.unique(pages)) == len(pages) == vdev.pool.in_use_pages
         assert vdev.ttm.swap_store is not None
-        assert sum(bo.tt.swapped_pages for bo in live if bo.tt is not None) == vdev.ttm.swap_store.used_pages
+        assert sum(bo.tt.backed_up_pages for bo in live if bo.tt is not None) == vdev.ttm.swap_store.slots.stored
         for manager in vdev.ttm.managers.values():
             here = [bo for bo in live if bo.resource is not None and bo.resource.manager is manager]
             assert manager.usage == sum(bo.resource.num_pages for bo in here if bo.resource) * PAGE

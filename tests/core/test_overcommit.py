@@ -26,18 +26,18 @@ async def test_overcommit_with_every_page_checked(percent: int, sync: bool) -> N
         assert vdev.ttm.counters.moves.evictions >= len(bos)
 
 
-async def test_memory_overcommit_goes_through_swap() -> None:
+async def test_memory_overcommit_goes_through_the_store() -> None:
     async with device(vram=0, memory=8 * MIB, swap=32 * MIB, pool_limit=0) as vdev:
         bos = [await make(vdev, f"bo{n}") for n in range(16)]
         for _ in range(2):
             for bo in bos:
                 await check(bo)
-        assert vdev.ttm.counters.swap.out >= 16
+        assert vdev.ttm.counters.backup.pages_out >= 16 * 256
         for bo in bos:
             vdev.ttm.release(bo)
         assert vdev.pool.in_use_pages == 0
         assert vdev.ttm.swap_store is not None
-        assert vdev.ttm.swap_store.used_pages == 0
+        assert vdev.ttm.swap_store.slots.stored == 0
 
 
 async def test_priorities_and_pins_decide() -> None:

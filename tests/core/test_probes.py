@@ -352,7 +352,7 @@ async def test_probe_26_swapout_and_back() -> None:
         await check(bo)
         assert lru_names(vdev, "system") == ["a"]
         assert vdev.ttm.swap_store is not None
-        assert vdev.ttm.swap_store.used_pages == 0
+        assert vdev.ttm.swap_store.slots.stored == 0
 
 
 async def test_probe_27_a_gutted_bo_is_placed_anew_by_its_next_use() -> None:

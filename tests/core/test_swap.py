@@ -2,38 +2,16 @@
 
 import errno
 
-import numpy as np
 import pytest
 import trio
 
 from tests.core.harness import MIB, PAGE, WaitingUnmapper, check, device, make, move, pattern
 from ttmfs.driver import calls
 from ttmfs.errors import TtmError
-from ttmfs.memory.arena import Arena
-from ttmfs.memory.swap_store import SwapStore
 from ttmfs.ttm import access
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.swap import swapout
-
-
-def test_a_store_gives_back_what_it_was_given_and_frees_with_the_last_page() -> None:
-    arena = Arena("a", 8)
-    arena.mem[:] = np.arange(8, dtype=np.uint8)[:, None]
-    store = SwapStore(4)
-    with pytest.raises(TtmError) as caught:
-        store.reserve(5)
-    assert caught.value.errno == errno.ENOSPC
-    storage = store.reserve(4)
-    storage.store(0, arena, np.array([2, 3], np.uint32))
-    storage.store(2, arena, np.array([7, 5], np.uint32))
-    storage.load(np.array([3, 0, 2]), arena, np.array([0, 1, 4], np.uint32))
-    assert arena.mem[[0, 1, 4], 9].tolist() == [5, 2, 7]
-    storage.drop(1)
-    assert store.used_pages == 3
-    storage.drop(3)
-    assert (store.used_pages, storage.live) == (0, 0)
-    arena.close()
 
 
 async def _out(bo: BufferObject) -> None:
@@ -72,7 +50,7 @@ async def test_truncate_while_swapped() -> None:
         vdev.ttm.set_size(bo, 10 * PAGE + 100)
         vdev.ttm.set_size(bo, MIB)
         assert vdev.ttm.swap_store is not None
-        assert vdev.ttm.swap_store.used_pages == 11
+        assert vdev.ttm.swap_store.slots.stored == 11
         got = bytes(await access.read(bo, 0, MIB))
         kept = 10 * PAGE + 100
         assert got == pattern("a", kept) + bytes(MIB - kept)
@@ -104,7 +82,7 @@ async def test_cancelled_and_failed_swapouts_lose_nothing() -> None:
                 await trio.lowlevel.checkpoint()
             nursery.cancel_scope.cancel()
         assert vdev.ttm.swap_store is not None
-        assert vdev.ttm.swap_store.used_pages == 0
+        assert vdev.ttm.swap_store.slots.stored == 0
         await check(bo)
         vdev.ttm.inject["store_write"].probability = 100
         with pytest.raises(TtmError):
@@ -193,8 +171,8 @@ async def test_deleting_and_gutting_swapped_bos_frees_the_store() -> None:
         a, b = await make(vdev, "a"), await make(vdev, "b")
         await calls.swapout_all(vdev, 1 << 20, OperationContext())
         assert vdev.ttm.swap_store is not None
-        assert vdev.ttm.swap_store.used_pages == 512
+        assert vdev.ttm.swap_store.slots.stored == 512
         vdev.ttm.release(a)
         await move(vdev, b, "none")
-        assert vdev.ttm.swap_store.used_pages == 0
+        assert vdev.ttm.swap_store.slots.stored == 0
         assert bytes(await access.read(b, 0, 10)) == bytes(10)

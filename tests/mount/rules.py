@@ -16,6 +16,7 @@ from ttmfs.fs import mount as mount_module
 from ttmfs.fs import session_loop, tuning
 from ttmfs.fs.guard import guarded
 from ttmfs.fs.operations import TtmOperations
+from ttmfs.memory.stores import FileStore
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm import access, fault
 from ttmfs.ttm.bo import BufferObject
@@ -26,6 +27,7 @@ from ttmfs.ttm.gate import Gate
 def without_r1() -> None:
     """Requests wait for reservation and fences also while an INVAL of their BO is outstanding."""
     Gate.unmapping = property(lambda self: False)  # type: ignore[method-assign,assignment]
+    Gate.unmaps = lambda self, first, count: False  # type: ignore[method-assign]
     Gate.wake = lambda self: None  # type: ignore[method-assign]
 
 
@@ -143,6 +145,22 @@ def without_inval() -> None:
     BoPageCache.invalidate = invalidate  # type: ignore[method-assign]
 
 
+def without_svm_inval() -> None:
+    """The device uses pages of address spaces without a look at what clients have cached."""
+    from ttmfs.fs.pagecache import SpacePageCache  # noqa: PLC0415
+
+    async def invalidate(self: SpacePageCache, space: object, first_byte: int, num_bytes: int) -> None:
+        """Nothing."""
+
+    SpacePageCache.invalidate = invalidate  # type: ignore[method-assign,assignment]
+
+
+def svm_reads_ahead() -> None:
+    """Files of address spaces are opened with the readahead of the others."""
+    real = tuning.ReadAhead.set_read_ahead
+    tuning.ReadAhead.set_read_ahead = lambda self, kb: real(self, kb or 1024)  # type: ignore[method-assign]
+
+
 def stall_before_write() -> None:
     """The loop stands still for a second between the GETXATTR that the kernel sends before a WRITE of the file `stall`
     and that WRITE.
@@ -167,6 +185,17 @@ def stall_before_write() -> None:
     session_loop._FastWait.wait = wait  # type: ignore[method-assign]
 
 
+def slow_store(seconds: str) -> None:
+    """A swap store in a file whose disk takes this long for every step of 2 MiB."""
+    real = FileStore._write
+
+    def write(self: FileStore, *arguments: Any) -> None:
+        time.sleep(float(seconds))
+        real(self, *arguments)
+
+    FileStore._write = write  # type: ignore[method-assign]
+
+
 PATCHES: dict[str, Callable[..., None]] = {
     patch.__name__: patch
     for patch in (
@@ -182,6 +211,9 @@ PATCHES: dict[str, Callable[..., None]] = {
         short_reads,
         without_guard,
         without_inval,
+        without_svm_inval,
+        svm_reads_ahead,
         stall_before_write,
+        slow_store,
     )
 }

@@ -8,7 +8,7 @@ from mount_harness import MIB, PAGE, Client, Device
 
 pytestmark = pytest.mark.mount
 
-MOUNT_OPTIONS = ("--memory", "128M", "--vram", "32M", "--gtt", "64M")
+MOUNT_OPTIONS = ("--memory", "128M", "--vram", "32M", "--gtt", "64M", "--swap", "0")
 GIB = 1 << 30
 
 

@@ -12,15 +12,18 @@ from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.locking import reserved, with_all_reserved
 from ttmfs.errors import TtmError
 from ttmfs.sync.resv import Usage
+from ttmfs.ttm.backup import BackupFlags
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.evict import evict_all, evict_first
 from ttmfs.ttm.placement import SYSTEM, Placement
 from ttmfs.ttm.populate import populate_all
+from ttmfs.ttm.shrinker import bo_shrink, shrink
 from ttmfs.ttm.space import evict_bo
 from ttmfs.ttm.swap import device_swapout, swapout
 from ttmfs.ttm.unmap import unmap_virtual
 from ttmfs.ttm.validate import validate, validate_all
+from ttmfs.units import PAGE_SIZE
 
 Result = dict[str, Any]
 
@@ -149,16 +152,62 @@ async def wait_bo(vdev: VirtualDevice, bo: BufferObject, usage: Usage, timeout: 
     return {}
 
 
-async def restore(vdev: VirtualDevice, bo: BufferObject, ctx: OperationContext) -> Result:
-    """Memory for every page of the BO's tt: populated whole, or ENOMEM."""
+async def backup_one(vdev: VirtualDevice, bo: BufferObject, flags: BackupFlags, ctx: OperationContext) -> Result:
+    """ttm_bo_shrink: the pages of one BO to the store, or, to purge, away. Success when it has none in memory.
+
+    A backup that fails half way is a success that says so: `partial` and `why`. EBUSY where it is not possible.
+    """
     check_plugged(vdev)
     async with reserved(bo):
-        before = 0 if bo.tt is None else bo.tt.populated_pages
+        if flags.purge:
+            pages = 0 if bo.external else await bo_shrink(bo, ctx, flags)
+            return {"purged_pages": pages, "bytes_moved": ctx.bytes_moved}
+        if bo.tt is not None and bo.tt.backed_up and bo.tt.populated_pages:
+            raise TtmError(
+                errno.EBUSY, f"{bo.name} is backed up already, in part: restore it, or touch it, before it goes again"
+            )
+        nothing = not bo.external and (bo.tt is None or not bo.tt.populated_pages) and bo.mem_type == SYSTEM
+        out = 0 if nothing else await bo_shrink(bo, ctx, flags)
+        left = 0 if bo.tt is None else bo.tt.populated_pages
+        result: Result = {"pages_out": out, "populated_pages": left, "bytes_moved": ctx.bytes_moved}
+        if left and out:
+            result |= {"partial": True, "why": bo.last_error}
+        return result
+
+
+async def shrink_all(
+    vdev: VirtualDevice, pages: int, flags: BackupFlags, ctx: OperationContext
+) -> Result:
+    """The shrinker: purgeable BOs first, then idle ones, then busy ones, until `pages` pages have left memory.
+
+    EBUSY without a swap store (purge needs none). Otherwise what could be had is the result.
+    """
+    check_plugged(vdev)
+    if vdev.ttm.swap_store is None and not flags.purge:
+        raise TtmError(errno.EBUSY, "this device has no swap store: mount with --swap SIZE, or say purge")
+    done = await shrink(vdev.ttm, pages, ctx, purge_only=flags.purge, writeback=flags.writeback)
+    return {
+        "pages_out": done.stored,
+        "purged_pages": done.purged,
+        "bytes_freed": done.pages * PAGE_SIZE,
+        "failed": done.failed,
+        "bytes_moved": ctx.bytes_moved,
+    }
+
+
+async def restore(vdev: VirtualDevice, bo: BufferObject, ctx: OperationContext) -> Result:
+    """ttm_tt_restore, and memory for every other page of the BO's tt: populated whole, or ENOMEM.
+
+    Interrupted or failed it keeps where it stands, and the next one goes on from there.
+    """
+    check_plugged(vdev)
+    async with reserved(bo):
+        before = vdev.ttm.counters.backup.pages_in
         if bo.resource is None or bo.resource.manager.use_tt:
             tt = bo.need_tt()
             bo.drop_view()
             await populate_all(bo, tt, ctx)
-            return {"populated_pages": tt.populated_pages, "pages_in": tt.populated_pages - before}
+            return {"populated_pages": tt.populated_pages, "pages_in": vdev.ttm.counters.backup.pages_in - before}
         return {"populated_pages": bo.num_pages, "pages_in": 0}
 
 

@@ -13,7 +13,7 @@ Between the last check and the copy into or out of the reply there is no await.
 
 import errno
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sized
 from typing import Final, TypeVar
 
 import trio
@@ -21,12 +21,15 @@ import trio
 from ttmfs.errors import TtmError
 from ttmfs.memory.copy import gather
 from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.copy import Backing, Copy, CopyState
 from ttmfs.ttm.eof import drop_cached_eof_page
 from ttmfs.ttm.fault import FaultFlag, FaultResult, VmFault
 from ttmfs.ttm.move import retreat_to_system
+from ttmfs.ttm.park import park
+from ttmfs.ttm.room import make_room
 from ttmfs.ttm.tt import TT
-from ttmfs.units import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
+from ttmfs.units import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, pages_of
 
 _ERRNO: Final = {FaultResult.SIGBUS: errno.EIO, FaultResult.OOM: errno.ENOMEM}
 
@@ -98,9 +101,13 @@ async def read(bo: BufferObject, offset: int, size: int) -> Buffer:
 
     The caller hands the buffer on before its next await.
     """
+    trace = bo.device.trace
+    started = time.monotonic_ns() if trace.on else 0
     data = try_read(bo, offset, size)
     if data is None:
         data = await _parked(bo, _read_slowly, offset, size)
+    elif started:
+        trace_fault(bo, offset, len(data), started)
     faults = bo.device.counters.faults
     pages = (len(data) + PAGE_SIZE - 1) >> PAGE_SHIFT
     faults.count += 1
@@ -113,13 +120,35 @@ async def read(bo: BufferObject, offset: int, size: int) -> Buffer:
     return data
 
 
+def trace_fault(bo: BufferObject, offset: int, size: int, started: int, request: "_Request | None" = None) -> None:
+    """Event `fault`: a READ of `size` bytes, or a WRITE that had to wait, was answered. `started` is monotonic ns."""
+    now = time.monotonic_ns()
+    facts: dict[str, object] = {
+        "op": "read",
+        "offset": offset,
+        "pages": ((offset + size + PAGE_MASK) >> PAGE_SHIFT) - (offset >> PAGE_SHIFT) if size else 0,
+        "prefault": 0,
+        "retries": 0,
+        "waits": "-",
+        "latency_us": (now - started) // 1000,
+    }
+    if request is not None:
+        facts |= {"op": request.op, "prefault": request.prefaulted, "retries": request.retries}
+        facts["waits"] = ",".join(request.waits) or "-"
+    bo.device.trace.record(now / 1e9, "fault", bo.name, facts)
+
+
 class _Request:
-    """A READ or WRITE that may wait, until `deadline` on trio's clock; `expires` is when it may be failed for that."""
+    """A READ or WRITE (`op`) that may wait, until `deadline` on trio's clock; `expires` is when it may be failed for
+    that. The rest is for the trace: what it waited for, how often it met a reserved BO, pages it got besides."""
 
-    __slots__ = ("bo", "deadline", "expires")
+    __slots__ = ("bo", "deadline", "expires", "op", "prefaulted", "retries", "waits")
 
-    def __init__(self, bo: BufferObject) -> None:
+    def __init__(self, bo: BufferObject, op: str = "read") -> None:
         self.bo = bo
+        self.op = op
+        self.waits: tuple[str, ...] = ()
+        self.retries = self.prefaulted = 0
         self.deadline = self.expires = trio.current_time() + bo.device.fault_timeout
 
     @property
@@ -142,6 +171,12 @@ class _Request:
         """Seconds until it is expired, never negative."""
         return max(0.0, self.expires - trio.current_time())
 
+    def note(self, vmf: VmFault) -> None:
+        """What an attempt came to."""
+        self.waits += vmf.waits
+        self.retries += vmf.waits.count("reservation")
+        self.prefaulted += vmf.prefaulted
+
     def hurry(self) -> None:
         """End its wait now, as far as its bytes can be had without: moving ones are waited for all the same (R4)."""
         self.deadline = trio.current_time()
@@ -159,7 +194,7 @@ async def _parked(
     counters = bo.device.counters
     parked = counters.requests.parked
     started = time.monotonic_ns()
-    request = _Request(bo)
+    request = _Request(bo, "read" if serve is _read_slowly else "write")
     parked[request] = started
     if len(parked) > bo.device.max_parked:
         # The kernel grants an unprivileged mount few requests at a time: too many that wait would stop all others.
@@ -169,6 +204,10 @@ async def _parked(
     try:
         with trio.CancelScope(shield=True):
             result = await serve(bo, offset, argument, request)
+        if bo.device.trace.on:
+            bytes_of = argument if result is None else result
+            size = len(bytes_of) if isinstance(bytes_of, Sized) else 0
+            trace_fault(bo, offset, size, started, request)
         return result
     except TtmError as error:
         counters.faults.errors += 1
@@ -176,7 +215,9 @@ async def _parked(
         raise
     finally:
         del parked[request]
-        counters.faults.max_ns = max(counters.faults.max_ns, time.monotonic_ns() - started)
+        elapsed = time.monotonic_ns() - started
+        counters.faults.max_ns = max(counters.faults.max_ns, elapsed)
+        counters.fault_seconds.observe(elapsed / 1e9)
 
 
 async def _read_slowly(bo: BufferObject, offset: int, size: int, request: _Request) -> Buffer:
@@ -194,11 +235,16 @@ async def _read_slowly(bo: BufferObject, offset: int, size: int, request: _Reque
             raise TtmError(errno.ESHUTDOWN, f"fault of {bo.name}: the mount is being taken down")
         if bo.external:
             _check_imported(bo)
-        if bo.gate.unmapping or late:
-            _give_memory_now(bo, first, count, late=request.expired)
+        if bo.gate.unmaps(first, count) or late:
+            try:
+                _give_memory_now(bo, first, count, late=request.expired)
+            except TtmError as error:
+                await _make_room(bo, count, error, request)
+                continue
             return _gather(bo, offset, size)
         vmf = VmFault(bo, first, count, deadline=request.deadline, flags=flags)
         result = await bo.funcs.fault(vmf)
+        request.note(vmf)
         if result is FaultResult.OK:
             # None when a copy or a truncate slipped in before: start over.
             if bo.external:
@@ -230,13 +276,36 @@ def _give_memory_now(bo: BufferObject, first: int, count: int, *, late: bool) ->
     A page that is handed out must have memory, or its WRITE could fail. TtmError: ENOMEM (the kernel then asks page by
     page), EIO when the time is up and there are no bytes to be had.
     """
+    bo.gate.touch(first, count)
+    _load_sources_now(bo, first, count)
     for index, pages in _tt_ranges(bo, first, count):
         tt = bo.need_tt()
-        if late and bo.resv.locked and not bo.gate.unmapping and not tt.has_memory(index, pages):
+        if tt.backed_up_pages:
+            tt.load_now(index, pages, use_reserve=True)
+        if late and bo.resv.locked and not bo.gate.unmaps(first, count) and not tt.has_memory(index, pages):
             raise TtmError(
                 errno.EIO, f"fault of {bo.name} page {first} was not served within {bo.device.fault_timeout:g} s"
             )
         tt.populate_range(index, pages, use_reserve=True)
+
+
+async def _make_room(bo: BufferObject, count: int, error: TtmError, request: _Request) -> None:
+    """There is no memory right now: make some, or raise the error."""
+    if error.errno != errno.ENOMEM or request.expired or not await make_room(
+        bo.device, count, OperationContext(), but=bo, fault=True
+    ):
+        raise error
+
+
+def _load_sources_now(bo: BufferObject, first: int, count: int) -> None:
+    """What is in the store of the pages that copies have not moved yet: the rest of a BO that is being backed up."""
+    index, end = first, first + count
+    for copy in bo.copies:
+        covered = min(copy.covers, end)
+        if index < covered:
+            if isinstance(copy.src, TT):
+                copy.src.load_now(index, covered - index, use_reserve=True)
+            index = covered
 
 
 def _tt_ranges(bo: BufferObject, first: int, count: int) -> list[tuple[int, int]]:
@@ -264,6 +333,8 @@ async def write(bo: BufferObject, offset: int, data: bytes) -> int:
         bo.device.set_size(bo, end)
     if not _try_write(bo, offset, data):
         await _parked(bo, _write_slowly, offset, data)
+    first = offset >> PAGE_SHIFT
+    bo.gate.touch(first, pages_of(end) - first)
     if bo.dirty is not None:
         bo.dirty.wrote(offset >> PAGE_SHIFT, (end + PAGE_MASK) >> PAGE_SHIFT)
     bo.handed_out = True
@@ -286,7 +357,7 @@ def _try_write(bo: BufferObject, offset: int, data: bytes) -> bool:
                 return False
             _scatter(bo, offset, data)
             return True
-        if not bo.gate.unmapping and not (bo.placed and bo.visible):
+        if not (bo.placed and bo.visible) and not bo.gate.unmaps(first, count):
             return False
         _scatter(bo, offset, data)
         return True
@@ -352,11 +423,15 @@ async def _write_slowly(bo: BufferObject, offset: int, data: bytes, request: _Re
             _check_imported(bo)
         if bo.copies:
             await _wait_for_copy(bo, first, count, request)
-        elif bo.gate.unmapping or request.late:
-            _give_memory_now(bo, first, count, late=request.expired and not bo.gate.unmapping)
+        elif bo.gate.unmaps(first, count) or request.late:
+            try:
+                _give_memory_now(bo, first, count, late=request.expired and not bo.gate.unmaps(first, count))
+            except TtmError as error:
+                await _make_room(bo, count, error, request)
         else:
             vmf = VmFault(bo, first, count, deadline=request.deadline, flags=flags, overwrite=overwrite)
             result = await bo.funcs.fault(vmf)
+            request.note(vmf)
             if result in _ERRNO and (bo.external or not bo.has_memory(first, count)):
                 raise TtmError(_ERRNO[result], f"write to {bo.name} page {first}: {vmf.message}")
             if result is FaultResult.SIGBUS and not bo.copies and not bo.unknown_state and end <= bo.size:
@@ -379,6 +454,7 @@ def _write_anyway(bo: BufferObject, offset: int, data: bytes, first: int, count:
 
 async def _wait_for_copy(bo: BufferObject, first: int, count: int, request: _Request) -> None:
     """Bytes are moving, or the BO is fresh on space still being copied out: wait, then place it in system."""
+    unmapping = bo.gate.unmaps(first, count)
     index = first
     while index < first + count:
         backing, copy = bo.truth(index)
@@ -387,23 +463,26 @@ async def _wait_for_copy(bo: BufferObject, first: int, count: int, request: _Req
             return
         if backing is None or copy.state is not CopyState.QUEUED:
             fence, left = copy.fence, request.time_left
-            if backing is not None or bo.gate.unmapping:
+            if backing is not None or unmapping:
                 # Hurried or not, a WRITE cannot be put beside bytes that move, and they do not move for long.
+                request.waits += ("copy",)
                 done = await fence.wait(request.time_to_live)
             else:
                 # The clear may be far off: the end of the mount releases it. Moving bytes are waited for.
-                done = await bo.gate.park(fence.wait, left)
+                request.waits += ("clear",)
+                done = await park(bo, "clear", fence.wait, left, first, count)
             if done or not request.late:
                 return
             if backing is None and retreat_to_system(bo):
                 return
-            if await bo.gate.park(fence.wait, request.time_to_live) or not request.expired:
+            if await park(bo, "clear", fence.wait, request.time_to_live, first, count) or not request.expired:
                 return
             raise TtmError(errno.EIO, f"write to {bo.name}: a copy did not end in {bo.device.fault_timeout:g} s")
         if _has_hole(backing, index, first + count, copy):
-            if request.late or bo.gate.unmapping:
+            if request.late or unmapping:
                 _fill_holes(bo, index, min(first + count, copy.covers) - index)
             else:
-                await bo.gate.park(copy.fence.wait, request.time_left)
+                request.waits += ("copy",)
+                await park(bo, "copy", copy.fence.wait, request.time_left, first, count)
             return
         index = copy.covers

@@ -78,6 +78,7 @@ class BufferObject:
         "prefault_pages",
         "priority",
         "private",
+        "purged",
         "reservation_retries",
         "resize_pending",
         "resource",
@@ -129,6 +130,8 @@ class BufferObject:
         self.caching = Caching.cached
         self.prefault = device.prefault
         self.madvise = "normal"
+        self.purged = False
+        """Its content was dropped while it was advised `dontneed`, or by a purge; so until it is advised anew."""
         self.deleted = False
         self.ghost = False
         """A ghost holds what a move left behind until its fences signal; the driver never sees one."""
@@ -168,9 +171,9 @@ class BufferObject:
 
     @property
     def swapped(self) -> bool:
-        """All that it has is in swap."""
+        """All that it has is in the store."""
         tt = self.tt
-        return tt is not None and tt.swap is not None and not tt.populated_pages
+        return tt is not None and tt.backed_up_pages > 0 and not tt.populated_pages
 
     @property
     def unevictable(self) -> bool:
@@ -189,7 +192,7 @@ class BufferObject:
     def need_tt(self) -> TT:
         """The tt, made now if there is none (ttm_tt_create), and as long as the BO."""
         if self.tt is None:
-            self.tt = TT(self.device.pool, self.num_pages, self.caching)
+            self.tt = TT(self.device.pool, self.num_pages, self.caching, self.device.swap_store)
         elif self.tt.num_pages < self.num_pages:
             self.tt.resize(self.num_pages)
         return self.tt

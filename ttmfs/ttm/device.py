@@ -12,7 +12,7 @@ import trio
 
 from ttmfs.errors import TtmError
 from ttmfs.memory.pool import PagePool
-from ttmfs.memory.swap_store import SwapStore
+from ttmfs.memory.stores import SwapStore
 from ttmfs.observe.counters import Counters
 from ttmfs.observe.inject import Injection
 from ttmfs.observe.trace import Trace
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ttmfs.ttm.fault import FaultResult, VmFault
 
 CLEAR_STEP_PAGES: Final = 64
-"""Bytes are copied and cleared on the loop in steps of at most 256 KiB."""
+"""The step (256 KiB) in which bytes are copied and cleared on the loop while clients want something."""
 
 
 class Unmapper(Protocol):
@@ -117,7 +117,40 @@ class Device:
         self.swap_store: SwapStore | None = None
         """Where swapout puts pages; None: nothing can be swapped out."""
         self.pages_limit = pool.num_pages - pool.reserve_pages
-        """Soft limit on populated pages (ttm_tt_pages_limit): populating beyond it first swaps others out."""
+        """Soft limit on populated pages (ttm_tt_pages_limit): populating beyond it first makes others give some up."""
+        self.pressure = trio.Event()
+        """Set when populated pages come near the limit, for who shrinks ahead of need."""
+        self.purgeable_bos: dict[BufferObject, None] = {}
+        """BOs that are advised `dontneed`, the first one advised so first."""
+        self.unfinished_restores: dict[BufferObject, None] = {}
+        """BOs whose restore failed or was interrupted, and that hold the pages it was going on with."""
+
+    # -- page accounting -----------------------------------------------------------------------------------------
+
+    def over_limit(self, pages: int) -> int:
+        """By how many pages `pages` more would be over the soft limit; nothing helps without a store."""
+        if self.swap_store is None and not self.purgeable_bos:
+            return 0
+        return self.pool.in_use_pages + pages - self.pages_limit
+
+    @property
+    def pages_gap(self) -> int:
+        """Pages below the limit that are to stay free, so that a fault seldom has to make room: 1/32 of it."""
+        return min(self.pages_limit >> 5, 8192)
+
+    def note_pressure(self) -> None:
+        """Pages were populated: wake the one who shrinks ahead of need when the gap is used up."""
+        if self.over_limit(self.pages_gap) > 0:
+            self.pressure.set()
+
+    def set_madvise(self, bo: BufferObject, advice: str) -> None:
+        """`dontneed` makes it purgeable; whatever else is advised then, it is wanted again."""
+        bo.madvise = advice
+        if bo.purgeable:
+            self.purgeable_bos[bo] = None
+        else:
+            self.purgeable_bos.pop(bo, None)
+            bo.purged = False
 
     # -- LRU -----------------------------------------------------------------------------------------------------
 
@@ -205,7 +238,7 @@ class Device:
             if backing is not None:
                 zero_bytes(backing, offset, stop)
                 if backing is bo.tt and bo.tt is not None:
-                    bo.tt.cut_swapped(offset, stop)
+                    bo.tt.cut(offset, stop)
             offset = stop << PAGE_SHIFT
 
     def apply_resize(self, bo: BufferObject) -> None:
@@ -234,8 +267,13 @@ class Device:
 
         A busy BO becomes a zombie: it keeps its space, stays on its LRU and can be reclaimed by eviction.
         """
+        if self.trace.on and not bo.ghost:
+            zombie = int(not bo.resv.test_signaled(Usage.BOOKKEEP))
+            self.trace.emit("bo_destroy", bo.name, bytes=bo.size, region=bo.mem_type, zombie=zombie)
         bo.deleted = True
         self.defrag_list.leave(bo)
+        self.purgeable_bos.pop(bo, None)
+        self.unfinished_restores.pop(bo, None)
         bo.drop_view()
         bo.pin_count = 0
         self._individualize(bo)

@@ -1,4 +1,4 @@
-"""Populate: memory for pages of a BO, reclaiming where there is none (ttm_bo_populate)."""
+"""Populate: memory for pages of a BO, reclaiming where there is none (ttm_bo_populate, ttm_tt_populate)."""
 
 import errno
 from typing import Final
@@ -9,11 +9,13 @@ import trio
 from ttmfs.errors import TtmError
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
-from ttmfs.ttm.reclaim import reclaim
+from ttmfs.ttm.restore import restore_all, restore_range
+from ttmfs.ttm.room import below_limit, make_room
 from ttmfs.ttm.tt import TT, out_of_memory
+from ttmfs.units import MAX_ORDER
 
-_SWAP_STEP: Final = 512
-"""Pages that come back from swap at a time."""
+_RESTORED_AT_ONCE: Final = 512
+"""Pages of the store that room is made for at a time."""
 
 
 def _own_pages(bo: BufferObject) -> int:
@@ -25,9 +27,10 @@ def _own_pages(bo: BufferObject) -> int:
 async def populate_range(
     bo: BufferObject, first: int, count: int, ctx: OperationContext, *, prefault: int = 0, zero: bool = True
 ) -> int:
-    """Memory for every page of [first, first + count); returns the pages added, at most `prefault` beyond.
+    """Memory, and the content from the store, for every page of [first, first + count); the pages added.
 
-    The BO is reserved. TtmError(ENOMEM) when reclaim cannot help; pages added until then stay.
+    At most `prefault` pages beyond are added. The BO is reserved. TtmError(ENOMEM) when reclaim cannot help, or what
+    the store says; pages added until then stay.
     """
     own = _own_pages(bo)
     if first < own:
@@ -35,99 +38,79 @@ async def populate_range(
         first = own
     if count <= 0:
         return 0
+    if first >> MAX_ORDER << MAX_ORDER < own:
+        # An aligned piece would reach below what the region holds.
+        prefault = 0
     tt = bo.need_tt()
+    _drop_overtaken_restore(bo, tt)
     if tt.has_memory(first, count):
         return 0
     bo.drop_view()
-    bo.device.inject.check("page_alloc", errno.ENOMEM, f"{count} pages for {bo.name}")
-    await _below_limit(bo, min(count, tt.num_pages - tt.populated_pages))
-    was_swapped = tt.swap is not None
-    while True:
+    device = bo.device
+    device.inject.check("page_alloc", errno.ENOMEM, f"{count} pages for {bo.name}", count)
+    keep = range(first, first + count)
+    await below_limit(device, min(count + prefault, tt.num_pages - tt.populated_pages), but=bo, keep=keep)
+    added = 0
+    while not tt.has_memory(first, count):
         try:
-            # Pages may come unzeroed only where nothing is awaited before the caller overwrites them.
-            added = tt.populate_range(first, count, prefault=prefault, zero=zero or was_swapped)
-            break
+            if len(tt.handles_in(first, first + count)):
+                added += await restore_range(bo, tt, first, count, prefault=prefault)
+            # Last, so that nothing is awaited between pages that come unzeroed and the caller's overwriting them.
+            added += tt.populate_range(first, count, prefault=prefault, zero=zero)
         except TtmError as error:
-            await _reclaim_for(bo, tt, count, ctx, error, keep=(first, count))
+            await _reclaim_for(bo, tt, count, ctx, error, keep)
             prefault = 0
-    bo.device.defrag_list.join_if_marked(bo)
-    if was_swapped:
-        await _swap_in_rest(bo, tt)
+    device.defrag_list.join_if_marked(bo)
+    device.note_pressure()
     return added
 
 
+def _drop_overtaken_restore(bo: BufferObject, tt: TT) -> None:
+    """All that an unfinished restore was to bring has come by other ways: the pages that it holds are of no use."""
+    if tt.restore is not None and not tt.backed_up_pages:
+        tt.drop_restore()
+        bo.device.unfinished_restores.pop(bo, None)
+
+
 async def populate_all(bo: BufferObject, tt: TT, ctx: OperationContext, *, overwritten: int = 0) -> None:
-    """Memory for all of `tt`, as gtt, jobs and restore need it: all or TtmError(ENOMEM) with nothing kept.
+    """Memory for all of `tt`, as gtt, jobs and restore need it: all or TtmError(ENOMEM) with no hole filled.
 
     The first `overwritten` pages are about to be copied over, so they are taken as they come.
     """
+    _drop_overtaken_restore(bo, tt)
     if not tt.is_populated:
-        bo.device.inject.check("page_alloc", errno.ENOMEM, f"{tt.num_pages - tt.populated_pages} pages for {bo.name}")
-        await _below_limit(bo, tt.num_pages - tt.populated_pages)
-    while tt.swap is not None:
-        # First, and for good: what came back from swap is content, not part of an attempt that may be undone.
+        pages = tt.num_pages - tt.populated_pages
+        bo.device.inject.check("page_alloc", errno.ENOMEM, f"{pages} pages for {bo.name}", pages)
+        await below_limit(bo.device, tt.num_pages - tt.populated_pages, but=bo)
+    while tt.backed_up_pages:
+        # First, and for good: what came back from the store is content, not part of an attempt that may be undone.
         try:
-            await _swap_in(bo, tt)
+            await restore_all(bo, tt)
         except TtmError as error:
-            await _reclaim_for(bo, tt, tt.swapped_pages, ctx, error, keep=None)
+            await _reclaim_for(bo, tt, min(tt.backed_up_pages, _RESTORED_AT_ONCE), ctx, error, None)
     while not tt.is_populated:
         # Looked at anew for each attempt: while memory was reclaimed, WRITEs may have added pages.
         present_before = tt.present()
         try:
-            if overwritten:
-                tt.populate_range(0, min(overwritten, tt.num_pages), zero=False)
-            tt.populate_all()
+            whole = overwritten >= tt.num_pages
+            if overwritten and not whole:
+                tt.populate_range(0, overwritten, zero=False)
+            tt.populate_all(zero=not whole)
         except TtmError as error:
             tt.depopulate(np.setdiff1d(tt.present(), present_before, assume_unique=True))
-            await _reclaim_for(bo, tt, tt.num_pages - tt.populated_pages, ctx, error, keep=None)
+            await _reclaim_for(bo, tt, tt.num_pages - tt.populated_pages, ctx, error, None)
     bo.device.defrag_list.join_if_marked(bo)
+    bo.device.note_pressure()
     await trio.lowlevel.checkpoint_if_cancelled()
 
 
-async def _below_limit(bo: BufferObject, pages: int) -> None:
-    """The soft limit on populated pages (ttm_tt_populate): swap others out, trylock only; then allocate anyway."""
-    device = bo.device
-    over = device.pool.in_use_pages + pages - device.pages_limit
-    if over > 0 and device.swap_store is not None:
-        await _swap_others_out(bo, over)
-
-
-async def _swap_others_out(bo: BufferObject, pages: int) -> int:
-    from ttmfs.ttm.swap import device_swapout  # noqa: PLC0415 - swapping out moves, moving populates
-
-    return await device_swapout(bo.device, OperationContext(no_wait_gpu=True), pages, but=bo)
-
-
-async def _swap_in(bo: BufferObject, tt: TT) -> None:
-    """ttm_tt_swapin, step by step: all that is in swap. TtmError(ENOMEM): the rest stays there."""
-    bo.drop_view()
-    bo.device.inject.check("store_read", errno.EIO, f"reading {bo.name} from swap")
-    first = 0
-    while tt.swap is not None and first < tt.num_pages:
-        tt.swap_in(first, min(_SWAP_STEP, tt.num_pages - first))
-        first += _SWAP_STEP
-        await trio.lowlevel.checkpoint()
-    bo.drop_view()
-    bo.device.lru_bump(bo)
-
-
-async def _swap_in_rest(bo: BufferObject, tt: TT) -> None:
-    """A fault has its pages; bring back what else fits, as the kernel swaps in the whole."""
-    try:
-        with trio.CancelScope(shield=True):
-            await _swap_in(bo, tt)
-    except TtmError:
-        bo.device.lru_bump(bo)
-
-
 async def _reclaim_for(
-    bo: BufferObject, tt: TT, pages: int, ctx: OperationContext, error: TtmError, keep: tuple[int, int] | None
+    bo: BufferObject, tt: TT, pages: int, ctx: OperationContext, error: TtmError, keep: range | None
 ) -> None:
     """Free memory somewhere, or raise the ENOMEM that the caller has met."""
     if error.errno != errno.ENOMEM:
         raise error
-    if pages > tt.pool.arena.num_pages:
+    if pages > tt.pool.arena.num_pages or not await make_room(
+        bo.device, pages, ctx, but=bo, keep=keep, fault=ctx.faulting is bo
+    ):
         raise out_of_memory(pages, tt.pool) from error
-    if await reclaim(bo.device, pages, ctx, faulting=bo, keep=keep) or await _swap_others_out(bo, pages):
-        return
-    raise out_of_memory(pages, tt.pool) from error

@@ -24,7 +24,7 @@ _SCAN_PAGES = 256
 
 
 async def reclaim(
-    device: Device, pages: int, ctx: OperationContext, *, faulting: BufferObject, keep: tuple[int, int] | None
+    device: Device, pages: int, ctx: OperationContext, *, faulting: BufferObject | None, keep: tuple[int, int] | None
 ) -> int:
     """Free about `pages` pages; returns how many were freed, 0 when nothing more can be.
 
@@ -33,7 +33,7 @@ async def reclaim(
     request (H31).
     """
     freed = 0
-    if keep is not None and _droppable(faulting):
+    if faulting is not None and keep is not None and _droppable(faulting):
         freed += await drop_zero_pages(faulting, keep)
     with LruCursor(device.managers[SYSTEM].lru, until_now=True) as cursor:
         while freed < pages and (item := cursor.next()) is not None:

@@ -12,11 +12,13 @@ its bulk move when, and only when, it was swapped, and pages are counted as page
 import errno
 from typing import Final
 
+import numpy as np
 import trio
 
 from ttmfs.errors import TtmError
 from ttmfs.sync.fence import Fence
 from ttmfs.sync.resv import Usage
+from ttmfs.ttm.backup import STEP_PAGES, store_pages
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.copy import Copy, CopyState
@@ -27,8 +29,8 @@ from ttmfs.ttm.placement import SYSTEM, Place
 from ttmfs.ttm.resource import Resource, ResourceManager
 from ttmfs.ttm.space import mem_space, move_to
 from ttmfs.ttm.unmap import unmap_virtual
+from ttmfs.units import PAGE_SHIFT
 
-_STEP_PAGES: Final = 256
 _UNMAPS: Final = 3
 """INVALs that a BO whose clients go on reading gets before its swapout is given up."""
 _SKIP: Final = frozenset({errno.EBUSY, errno.ENOMEM, errno.ENOSPC, errno.EINVAL})
@@ -91,38 +93,46 @@ async def _unmap_for_good(bo: BufferObject, ctx: OperationContext) -> None:
 
 
 async def _store(bo: BufferObject) -> int:
-    """ttm_tt_swapout: copy its pages, then free them. No await between the last check of the caller and the gate."""
-    tt, store = bo.tt, bo.device.swap_store
+    """ttm_tt_swapout: copy its pages, then free them. No await between the last check of the caller and the gate.
+
+    Unlike a backup it is the whole or nothing.
+    """
+    tt, device = bo.tt, bo.device
     assert tt is not None
-    assert store is not None
+    assert tt.store is not None
     index = tt.present()
     if not len(index):
         raise TtmError(errno.EBUSY, f"{bo.name or 'a BO'} is not swapped out: it has no pages in memory any more")
-    storage = store.reserve(len(index))
+    if tt.store.available_pages < len(index):
+        raise TtmError(errno.ENOSPC, f"no room for {len(index)} pages of {bo.name}: {tt.store.full_because}")
     fence = Fence(0, 0, f"swapout {bo.name} {len(index)} pages")
     # WRITEs wait for this copy; READs for the reservation.
     gate = Copy(tt, tt, tt.num_pages, fence)
     gate.state = CopyState.RUNNING
     bo.add_copy(gate)
-    done = False
+    handles = np.zeros(0, np.uint32)
+    went = 0
     try:
-        bo.device.inject.check("store_write", errno.EIO, f"storing {bo.name}")
-        for start in range(0, len(index), _STEP_PAGES):
-            storage.store(start, tt.arena, tt.pages_at(index[start : start + _STEP_PAGES]))
+        for start in range(0, len(index), STEP_PAGES):
+            part = index[start : start + STEP_PAGES]
+            stored = await store_pages(device, tt.arena, tt.pages_at(part))
+            handles = np.concatenate((handles, stored))
+            if len(stored) < len(part):
+                raise TtmError(errno.ENOSPC, f"{bo.name} is not swapped out: {tt.store.full_because}")
             await trio.lowlevel.checkpoint()
         if bo.handed_out:
             raise TtmError(errno.EBUSY, f"{bo.name or 'a BO'} is not swapped out: a client read it meanwhile")
-        tt.mark_swapped(index, storage)
-        done = True
-        if gate.zero_from is not None:
-            tt.cut_swapped(gate.zero_from, gate.num_pages)
+        # What a truncate cut off meanwhile changed while it was stored, and stays as it is.
+        went = len(index) if gate.zero_from is None else int((index < gate.zero_from >> PAGE_SHIFT).sum())
+        tt.mark_backed_up(index[:went], handles[:went])
     finally:
-        if not done:
-            storage.drop(len(index))
+        if went < len(handles):
+            tt.store.drop(handles[went:], upkeep=False)
         gate.state = CopyState.DONE
         fence.signal()
         bo.drop_view()
-    return len(index)
+    device.counters.backup.pages_out += went
+    return went
 
 
 async def swapout_manager(
@@ -160,6 +170,6 @@ async def device_swapout(
     if store is None:
         return 0
     for manager in device.managers.values():
-        if manager.use_tt and out < pages and store.used_pages < store.limit_pages:
+        if manager.use_tt and out < pages and store.available_pages:
             out += await swapout_manager(device, manager, ctx, pages - out, but=but)
     return out

@@ -1,9 +1,11 @@
-"""TT: the page vector of a BO (ttm_tt).
+"""TT: the page vector of a BO (ttm_tt) and what gives and takes its memory.
 
-One uint32 per page: 0 is a hole (reads as zeros, costs nothing), an even value is a page of the system arena,
-(page + 1) << 1, an odd one a backup handle, handle << 1 | 1. The vector is numpy zeros, so that a sparse BO of
-64 GiB touches no memory of its own. Where the kernel's tt is populated or not, this one may be partly so while the
-BO lives in system; gtt, vram and jobs populate it whole (`populate_all`).
+Where the kernel's tt is populated or not, this one may be partly so while the BO lives in system; gtt, vram and jobs
+populate it whole (`populate_all`). The same holds for backup: any page may be in the store while others are in memory.
+
+What goes to the store and comes back does so in steps that others await (see ttmfs.ttm.backup and ttmfs.ttm.restore);
+what changes the vector for it is here, and synchronous. A page that is on its way back may be asked for once more by
+who may not wait, or be cut off by a truncate: `end_load` finds out and gives up what nobody needs.
 """
 
 import errno
@@ -13,162 +15,108 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ttmfs.errors import TtmError
-from ttmfs.memory.arena import Arena
 from ttmfs.memory.pool import PagePool
 from ttmfs.memory.pool_types import Caching
-from ttmfs.memory.swap_store import SwapStorage
-from ttmfs.ttm.swapped import SwappedPages, decode_rows
+from ttmfs.memory.stores import LoadError, LoadTransfer, SwapStore
+from ttmfs.ttm.page_vector import (
+    HOLE,
+    Index,
+    PageVector,
+    Vector,
+    decode_handles,
+    decode_pages,
+    encode_handles,
+    encode_pages,
+)
 from ttmfs.units import MAX_ORDER, PAGE_MASK, PAGE_SHIFT
 
-HOLE: Final = 0
-PageVector = NDArray[np.uint32]
+__all__ = ["HOLE", "TT", "Load", "Restore", "decode_pages", "encode_pages", "out_of_memory"]
+
+_NO_CUTS: Final[dict[int, int]] = {}
 
 
-def encode_pages(pages: PageVector) -> PageVector:
-    """Page numbers as the vector holds them."""
-    return (pages + np.uint32(1)) << np.uint32(1)
+class Load:
+    """Entries on their way back: their indices and handles, and the store's transfer."""
+
+    __slots__ = ("handles", "index", "transfer")
+
+    def __init__(self, index: Index, handles: Vector, transfer: LoadTransfer) -> None:
+        self.index = index
+        self.handles = handles
+        self.transfer = transfer
 
 
-def decode_pages(vector: PageVector) -> PageVector:
-    """Page numbers of entries that are all pages."""
-    return (vector >> np.uint32(1)) - np.uint32(1)
+class Restore:
+    """Where a restore stands (ttm_pool_tt_restore): entries still to be filled, ascending, and the page for each.
 
-
-class TT:
-    """`num_pages` entries over the pool of one device. All counts are pages.
-
-    `populated_pages` counts arena pages, `backed_up_pages` handles. `external` pages belong to somebody else (an
-    imported BO) and are never evicted, swapped or backed up.
+    It outlives a restore that failed or was interrupted, and the next one goes on with these pages.
     """
 
+    __slots__ = ("index", "pages")
+
+    def __init__(self, index: Index, pages: Vector) -> None:
+        self.index = index
+        self.pages = pages
+
+
+class TT(PageVector):
+    """`external` pages belong to somebody else (an imported BO) and are never evicted, swapped or backed up."""
+
     __slots__ = (
-        "backed_up_pages",
+        "_cuts",
+        "_loads",
+        "backed_up",
         "beneficial_order_failed",
         "caching",
         "external",
+        "hand",
         "mappable",
-        "num_pages",
         "past_pool",
-        "pool",
-        "populated_pages",
-        "swap",
-        "vector",
+        "restore",
+        "store",
     )
 
-    def __init__(self, pool: PagePool, num_pages: int, caching: Caching = Caching.cached) -> None:
-        self.pool = pool
-        self.num_pages = num_pages
+    def __init__(
+        self, pool: PagePool, num_pages: int, caching: Caching = Caching.cached, store: SwapStore | None = None
+    ) -> None:
+        super().__init__(pool, num_pages)
         self.caching = caching
-        self.vector: PageVector = np.zeros(num_pages, np.uint32)
-        self.populated_pages = 0
-        self.backed_up_pages = 0
+        self.store = store
+        """Where its pages can be backed up; the device's, attached when the tt is made (ttm_tt_setup_backup)."""
+        self.backed_up = False
+        """A backup failed half way: not again before something has come back (TTM_TT_FLAG_PRIV_BACKED_UP)."""
+        self.restore: Restore | None = None
+        self.hand = 0
+        """Where the shrinker goes on in a BO that it backs up piece by piece."""
         self.beneficial_order_failed = False
         self.external = False
         self.mappable = True
         self.past_pool = False
         """Freed past the pool: fragments that defrag left behind are of use only when they merge."""
-        self.swap: SwappedPages | None = None
-        """What is in swap (TTM_TT_FLAG_SWAPPED); such entries are odd, and come back before anything else is done."""
+        self._loads: list[Load] = []
+        self._cuts = _NO_CUTS
 
     def usable(self) -> bool:
         """May its pages be touched right now? Only imported memory can go away."""
         return True
 
     def fini(self) -> None:
-        """ttm_tt_fini: give everything up, for good."""
+        """ttm_tt_fini: give everything up, for good, in the store and in a restore that was not finished, too."""
         self.unpopulate(to_pool=not self.past_pool)
-
-    # -- what is where -------------------------------------------------------------------------------------------
-
-    @property
-    def arena(self) -> Arena:
-        """The memory that the vector numbers."""
-        return self.pool.arena
-
-    @property
-    def is_populated(self) -> bool:
-        """Every page has memory (ttm_tt_is_populated)."""
-        return self.populated_pages == self.num_pages
-
-    @property
-    def has_content(self) -> bool:
-        """Is any page not a hole?"""
-        return self.populated_pages > 0 or self.backed_up_pages > 0 or self.swap is not None
-
-    @property
-    def swapped_pages(self) -> int:
-        """Entries whose bytes are in swap."""
-        return 0 if self.swap is None else self.swap.pages
-
-    def extent(self, index: int, count: int) -> tuple[int, int]:
-        """(page number, length) of the longest run of consecutive pages from `index` on, at most `count` pages.
-
-        The page number is -1 for a run of entries without memory (holes and handles).
-        """
-        vector = self.vector
-        value = vector.item(index)
-        if count == 1:
-            return ((value >> 1) - 1 if _is_page(value) else -1), 1
-        part = vector[index : index + count]
-        if not _is_page(value):
-            with_memory = np.flatnonzero((part != HOLE) & (part & 1 == 0))
-            return -1, int(with_memory[0]) if len(with_memory) else len(part)
-        page = (value >> 1) - 1
-        follows = part[1:] - part[:-1] == 2
-        if part.item(-1) - value == 2 * (len(part) - 1) and bool(follows.all()):
-            return page, len(part)
-        return page, int(np.argmin(follows)) + 1
-
-    def numbers(self, index: int, count: int) -> PageVector:
-        """Page numbers of `count` entries that all have memory."""
-        return decode_pages(self.vector[index : index + count])
-
-    def pages_at(self, index: NDArray[np.intp]) -> PageVector:
-        """Page numbers of these entries, which all have memory."""
-        return decode_pages(self.vector[index])
-
-    def has_memory(self, index: int, count: int) -> bool:
-        """Do all these entries have a page?"""
-        if self.populated_pages == self.num_pages:
-            return True
-        if count == 1:
-            return _is_page(self.vector.item(index))
-        part = self.vector[index : index + count]
-        return bool(((part != HOLE) & (part & 1 == 0)).all())
-
-    def present(self) -> NDArray[np.intp]:
-        """Indices of the entries that have a page, ascending."""
-        if not self.populated_pages:
-            return np.zeros(0, np.intp)
-        return np.flatnonzero((self.vector != HOLE) & (self.vector & 1 == 0))
-
-    def present_in(self, first: int, count: int) -> NDArray[np.intp]:
-        """Indices of those of `count` entries from `first` on that have a page, ascending."""
-        part = self.vector[first : first + count]
-        return np.flatnonzero((part != HOLE) & (part & 1 == 0)) + first
-
-    def letters(self) -> NDArray[np.uint8]:
-        """`s`, `b` or `.` per page as ASCII codes: uint8 (num_pages,)."""
-        out = np.full(self.num_pages, ord("."), np.uint8)
-        if self.populated_pages:
-            out[(self.vector != HOLE) & (self.vector & 1 == 0)] = ord("s")
-        if self.backed_up_pages or self.swap is not None:
-            out[self.vector & 1 == 1] = ord("b")
-        return out
 
     # -- getting and losing memory -------------------------------------------------------------------------------
 
     def populate_range(
         self, first: int, count: int, *, prefault: int = 0, zero: bool = True, use_reserve: bool = False
     ) -> int:
-        """Give memory to every hole in [first, first + count); returns the pages it added.
+        """Give memory to every hole in [first, first + count), and load what is in the store; the pages it added.
 
         Fills aligned pieces of up to the beneficial order, at most `prefault` pages beyond those asked. `zero=False`
         leaves pages that lie wholly in the asked range as they come, for a caller that overwrites all of them.
         TtmError(ENOMEM) when a hole that was asked for finds no memory; what was added until then stays (it is
-        legal), only extra pages are given up silently.
+        legal), only extra pages are given up silently. Otherwise what the store raises.
         """
-        added = self.swap_in(first, count, use_reserve=use_reserve) if self.swap is not None else 0
+        added = self.load_now(first, count, use_reserve=use_reserve) if self.backed_up_pages else 0
         end = first + count
         index = first
         holes = None if zero else np.flatnonzero(self.vector[first:end] == HOLE) + first
@@ -195,7 +143,7 @@ class TT:
 
     def _populate_piece(self, index: int, first: int, end: int, prefault: int, zero: bool, use_reserve: bool) -> int:
         """Populate the holes of the largest aligned piece around `index` that adds at most `prefault` pages."""
-        low, high = self._piece(index, first, end, prefault)
+        low, high = self.piece(index, first, end, prefault)
         if (low, high) != (max(low, first), min(high, end)):
             try:
                 return self._fill(low, high, zero=True, use_reserve=False)
@@ -203,7 +151,8 @@ class TT:
                 low, high = max(low, first), min(high, end)
         return self._fill(low, high, zero=zero, use_reserve=use_reserve)
 
-    def _piece(self, index: int, first: int, end: int, prefault: int) -> tuple[int, int]:
+    def piece(self, index: int, first: int, end: int, prefault: int) -> tuple[int, int]:
+        """[low, high): the largest aligned piece around `index` with at most `prefault` pages not in [first, end)."""
         limit = self.pool.beneficial_order or MAX_ORDER
         for order in range(limit, 0, -1):
             low = index >> order << order
@@ -219,32 +168,44 @@ class TT:
         holes = np.flatnonzero(part == HOLE)
         if not len(holes):
             return 0
+        pages = self.take_pages(len(holes), zero=zero, use_reserve=use_reserve)
+        part[holes] = encode_pages(pages)
+        self.populated_pages += len(holes)
+        self.backed_up = False
+        return len(holes)
+
+    def take_pages(self, count: int, *, zero: bool, use_reserve: bool = False) -> Vector:
+        """`count` pages of the pool, not in the vector yet. TtmError(ENOMEM)."""
         got = self.pool.alloc(
-            len(holes),
+            count,
             caching=self.caching,
             zero=zero,
             use_reserve=use_reserve,
             reclaim_backoff=self.pool.reclaim_backoff,
         )
-        part[holes] = encode_pages(got.pages)
-        self.populated_pages += len(holes)
         self.beneficial_order_failed |= got.beneficial_order_failed
-        return len(holes)
+        return got.pages
+
+    def give_pages(self, pages: Vector) -> None:
+        """Back to the pool: pages that `take_pages` gave, and that went nowhere. Blocks may be split."""
+        if len(pages):
+            self.pool.split(pages)
+            self.pool.free(pages, self.caching)
 
     def populate_all(self, *, zero: bool = True) -> int:
         """Memory for every hole, order by order as ttm_pool_alloc; all or TtmError(ENOMEM) with nothing kept."""
         if self.is_populated:
             return 0
-        if self.swap is not None:
-            self.swap_in(0, self.num_pages)
+        if self.backed_up_pages:
+            self.load_now(0, self.num_pages)
         return self._fill(0, self.num_pages, zero=zero, use_reserve=False)
 
-    def adopt(self, index: NDArray[np.intp] | slice, pages: PageVector) -> None:
+    def adopt(self, index: Index | slice, pages: Vector) -> None:
         """Put freshly allocated `pages` into entries that are holes."""
         self.vector[index] = encode_pages(pages)
         self.populated_pages += len(pages)
 
-    def depopulate(self, index: NDArray[np.intp], *, to_pool: bool = True) -> int:
+    def depopulate(self, index: Index, *, to_pool: bool = True) -> int:
         """Free the memory of these entries, which become holes; returns how many pages. Entries must have pages.
 
         Blocks of which only a part goes are split first.
@@ -253,7 +214,7 @@ class TT:
             return 0
         pages = decode_pages(self.vector[index])
         if not self.external:
-            if len(index) != self.populated_pages:
+            if len(index) != self.populated_pages or self.restore is not None:
                 self.pool.split(pages)
             self.pool.free(pages, self.caching, to_pool=to_pool)
         self.vector[index] = HOLE
@@ -261,9 +222,10 @@ class TT:
         return len(index)
 
     def unpopulate(self, *, to_pool: bool = True) -> int:
-        """Free everything (ttm_tt_unpopulate): all entries become holes. Returns the pages freed."""
-        if self.swap is not None:
-            self._drop_swapped(self._swapped_in(0, self.num_pages))
+        """Free everything (ttm_tt_unpopulate, ttm_pool_drop_backed_up): all entries become holes. The pages freed."""
+        self.drop_restore()
+        self.forget(self.handles_in(0, self.num_pages))
+        self.backed_up = False
         return self.depopulate(self.present(), to_pool=to_pool)
 
     def resize(self, num_pages: int) -> None:
@@ -271,8 +233,9 @@ class TT:
         if num_pages < self.num_pages:
             present = self.present()
             self.depopulate(present[present >= num_pages])
-            if self.swap is not None:
-                self._drop_swapped(self._swapped_in(num_pages, self.num_pages))
+            self.forget(self.handles_in(num_pages, self.num_pages))
+            if self.restore is not None and (not self.backed_up_pages or int(self.restore.index[-1]) >= num_pages):
+                self.drop_restore()
             self.vector = self.vector[:num_pages].copy()
         elif num_pages > self.num_pages:
             grown = np.zeros(num_pages, np.uint32)
@@ -283,8 +246,8 @@ class TT:
 
     def cut_tail(self, num_pages: int) -> "TT":
         """Take the pages from `num_pages` on away, into a new TT of the same length; blocks may be split."""
-        assert self.swap is None, "only a BO in system has pages in swap"
-        tail = TT(self.pool, self.num_pages, self.caching)
+        assert not self.backed_up_pages, "only a BO in system has pages in the store"
+        tail = TT(self.pool, self.num_pages, self.caching, self.store)
         present = self.present()
         moved = present[present >= num_pages]
         if len(moved):
@@ -296,88 +259,124 @@ class TT:
             self.populated_pages -= len(moved)
         return tail
 
-    # -- swap ----------------------------------------------------------------------------------------------------
+    # -- to the store --------------------------------------------------------------------------------------------
 
-    def _swapped_in(self, first: int, end: int) -> NDArray[np.intp]:
-        """Entries of [first, end) that are in swap."""
-        return np.flatnonzero(self.vector[first:end] & 1 == 1) + first
-
-    def mark_swapped(self, index: NDArray[np.intp], storage: SwapStorage) -> None:
-        """The pages of these entries were stored, row by row: free them (ttm_tt_swapout)."""
-        if self.swap is None:
-            self.swap = SwappedPages()
-        entries = self.swap.add(storage)
+    def mark_backed_up(self, index: Index, handles: Vector) -> None:
+        """The pages of these entries are stored under `handles`: free them, past the pool."""
         self.depopulate(index, to_pool=False)
-        self.vector[index] = entries
+        self.vector[index] = encode_handles(handles)
+        self.backed_up_pages += len(index)
 
-    def swap_in(self, first: int, count: int, *, use_reserve: bool = False) -> int:
-        """Bring what is in swap of [first, first + count) back (ttm_tt_swapin); returns the pages.
+    # -- and back ------------------------------------------------------------------------------------------------
 
-        TtmError(ENOMEM), or what the storage raises: then everything is where it was, and may be tried again.
+    def begin_load(self, index: Index) -> Load:
+        """Begin to load these entries, all of them handles. Ended with `end_load`. TtmError(EINVAL)."""
+        assert self.store is not None
+        handles = decode_handles(self.vector[index])
+        load = Load(index, handles, self.store.begin_load(handles))
+        self._loads.append(load)
+        return load
+
+    def end_load(self, load: Load, pages: Vector) -> tuple[NDArray[np.bool_], TtmError | None]:
+        """What came back goes into the vector, on `pages`; returns (which entries are done, why others are not).
+
+        Done are those that came, and those that are no handle any more: somebody was faster, or cut them off. Their
+        pages stay the caller's unless the vector has them now. The handles of what is done are dropped.
         """
-        swap = self.swap
-        if swap is None:
-            return 0
-        index = self._swapped_in(first, first + count)
+        assert self.store is not None
+        self._loads.remove(load)
+        error: TtmError | None = None
+        came = len(load.index)
+        try:
+            self.store.end_load(load.transfer)
+        except LoadError as failure:
+            came, error = failure.loaded, failure
+        inside = load.index < self.num_pages
+        now = np.zeros(len(load.index), np.uint32)
+        now[inside] = self.vector[load.index[inside]]
+        waiting = now == encode_handles(load.handles)
+        arrived = np.arange(len(load.index)) < came
+        adopted = waiting & arrived
+        index, taken = load.index[adopted], pages[adopted]
+        self._apply_cuts(index, taken)
+        self.vector[index] = encode_pages(taken)
+        self.populated_pages += len(index)
+        self.backed_up_pages -= len(index)
+        self.backed_up &= not len(index)
+        self._drop(load.handles[arrived | ~waiting])
+        return arrived | ~waiting, error
+
+    def load_now(self, first: int, count: int, *, use_reserve: bool = False) -> int:
+        """Load what is in the store of [first, first + count), at once; returns the pages.
+
+        For who may not wait. TtmError(ENOMEM), or what the store raises: then the pages that did not come are where
+        they were.
+        """
+        index = self.handles_in(first, first + count)
         if not len(index):
             return 0
-        rows = decode_rows(self.vector[index])
-        got = self.pool.alloc(len(index), caching=self.caching, zero=False, use_reserve=use_reserve)
-        try:
-            swap.load(rows, index, self.arena, got.pages)
-        except BaseException:
-            self.pool.free(got.pages, self.caching)
-            raise
-        swap.drop(rows, index)
-        self.adopt(index, got.pages)
-        self.beneficial_order_failed |= got.beneficial_order_failed
-        if not swap.pages:
-            self.swap = None
+        assert self.store is not None
+        pages = self.take_pages(len(index), zero=False, use_reserve=use_reserve)
+        load = self.begin_load(index)
+        self.store.read(load.transfer, self.arena, pages)
+        _done, error = self.end_load(load, pages)
+        self.give_pages(pages[self.vector[index] != encode_pages(pages)])
+        if error is not None:
+            raise error
         return len(index)
 
-    def _drop_swapped(self, index: NDArray[np.intp]) -> None:
-        """Forget what is in swap of these entries: they become holes."""
-        if self.swap is None or not len(index):
+    def forget(self, index: Index) -> None:
+        """What is in the store of these entries, all of them handles, is needed no more: they become holes."""
+        if not len(index):
             return
-        self.swap.drop(decode_rows(self.vector[index]), index)
+        handles = decode_handles(self.vector[index])
         self.vector[index] = HOLE
-        if not self.swap.pages:
-            self.swap = None
+        self.backed_up_pages -= len(index)
+        for at in index.tolist() if self._cuts else ():
+            self._cuts.pop(at, None)
+        self._drop(handles)
 
-    def cut_swapped(self, offset: int, end_page: int) -> None:
-        """A truncate: what is in swap from byte `offset` to the end of page `end_page` - 1 reads as zeros."""
-        swap = self.swap
-        if swap is None:
+    def _drop(self, handles: Vector) -> None:
+        """Drop handles from the store; those on their way back are dropped by who has begun that."""
+        for load in self._loads:
+            handles = handles[~np.isin(handles, load.handles)]
+        if self.store is not None and len(handles):
+            self.store.drop(handles, upkeep=False)
+
+    def drop_restore(self) -> int:
+        """Free the pages that an unfinished restore holds; it then starts its piece anew. Returns the pages."""
+        restore, self.restore = self.restore, None
+        if restore is None:
+            return 0
+        self.give_pages(restore.pages)
+        return len(restore.pages)
+
+    # -- truncated while it is away ------------------------------------------------------------------------------
+
+    def cut(self, offset: int, end_page: int) -> None:
+        """A truncate: what is in the store from byte `offset` to the end of page `end_page` - 1 reads as zeros."""
+        if not self.backed_up_pages:
             return
         index = offset >> PAGE_SHIFT
         end_page = min(end_page, self.num_pages)
         if offset & PAGE_MASK and index < end_page:
             if self.vector.item(index) & 1:
-                swap.cut(index, offset)
+                if self._cuts is _NO_CUTS:
+                    self._cuts = {}
+                within = offset & PAGE_MASK
+                self._cuts[index] = min(within, self._cuts.get(index, within))
             index += 1
         if index < end_page:
-            self._drop_swapped(self._swapped_in(index, end_page))
+            self.forget(self.handles_in(index, end_page))
 
-    def page_orders(self) -> dict[int, int]:
-        """Blocks by order among the pages it holds."""
-        present = self.present()
-        if not len(present):
-            return {}
-        orders = self.pool.page_orders(decode_pages(self.vector[present]))
-        pages_by_order = np.bincount(orders, minlength=MAX_ORDER + 1)
-        return {order: int(count) >> order for order, count in enumerate(pages_by_order) if count}
-
-    def runs(self) -> int:
-        """Number of maximal runs of consecutive pages; holes end a run."""
-        present = self.present()
-        if not len(present):
-            return 0
-        together = (np.diff(self.vector[present].astype(np.int64)) == 2) & (np.diff(present) == 1)
-        return int((~together).sum()) + 1
-
-
-def _is_page(value: int) -> bool:
-    return value != HOLE and not value & 1
+    def _apply_cuts(self, index: Index, pages: Vector) -> None:
+        """`pages` are about to become the entries `index`: what a truncate cut off of them meanwhile is zeros."""
+        if not self._cuts:
+            return
+        for at, page in zip(index.tolist(), pages.tolist(), strict=True):
+            cut = self._cuts.pop(at, None)
+            if cut is not None:
+                self.arena.mem[page, cut:] = 0
 
 
 def out_of_memory(pages: int, pool: PagePool) -> TtmError:
@@ -387,3 +386,5 @@ def out_of_memory(pages: int, pool: PagePool) -> TtmError:
         f"no memory for {pages} pages: {pool.free_pages} of {pool.arena.num_pages} are free; "
         "unlink or evict something, or mount with more --memory",
     )
+
+

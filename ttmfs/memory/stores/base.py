@@ -25,7 +25,8 @@ are all three parts in one call, for who has nothing to overlap.
 import errno
 import logging
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -53,12 +54,17 @@ class SwapStore(ABC):
     `fail_write` and `fail_read` are the fault hooks (see FailHook).
     """
 
+    blocking: ClassVar[bool] = True
+    """Do the middle parts take longer than moving the bytes? Then a thread is the place for them."""
+
     def __init__(self, name: str, size: int, num_slots: int) -> None:
         self.name = name
         self.size = size
         self.slots = SlotMap(num_slots)
         self.fail_write: FailHook | None = None
         self.fail_read: FailHook | None = None
+        self.wake: Callable[[], object] | None = None
+        """Called when there may be upkeep to do that nobody does."""
         self.pages_out = self.pages_in = 0
         self._write_number = self._read_number = 0
         self._closed = False
@@ -238,6 +244,8 @@ class SwapStore(ABC):
         self.slots.put(slots)
         if upkeep:
             self._do_upkeep(flush=False)
+        elif self.wake is not None:
+            self.wake()
 
     def begin_upkeep(self, flush: bool = False) -> Any | None:
         """A piece of work that the store wants done, None when there is none: memory or blocks to give back, cold

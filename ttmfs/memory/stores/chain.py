@@ -94,6 +94,7 @@ class ZstdFileStore(ZstdStore):
         if log_.free_blocks:
             blocks = log_.free_blocks[:_BLOCKS]
             del log_.free_blocks[: len(blocks)]
+            log_.blocks_at_work += len(blocks)
             return Punch(blocks)
         compaction = super().begin_upkeep(flush)
         if compaction is not None:
@@ -141,6 +142,7 @@ class ZstdFileStore(ZstdStore):
             log_.moved(segment, work.block)
             self._trouble = ""
             return
+        log_.blocks_at_work -= 1
         log_.free_blocks.append(work.block)
         if not segment.live:
             log_.free(segment)

@@ -56,6 +56,8 @@ class SegmentLog:
         self.readers = 0
         self.free_blocks: list[int] = []
         """Blocks of the file that nothing uses and that wait for their hole."""
+        self.blocks_at_work = 0
+        """Blocks that are being written or punched."""
         self._open: Segment | None = None
         self._age = 0
         self._numbers: list[int] = []
@@ -207,6 +209,7 @@ class SegmentLog:
 
     def take_block(self) -> int:
         """The lowest free block of the file."""
+        self.blocks_at_work += 1
         if self._holes:
             return heapq.heappop(self._holes)
         self._next_block += 1
@@ -214,6 +217,7 @@ class SegmentLog:
 
     def put_blocks(self, blocks: list[int]) -> None:
         """These have their holes and can be used again."""
+        self.blocks_at_work -= len(blocks)
         for block in blocks:
             heapq.heappush(self._holes, block)
         if len(self._holes) == self._next_block:
@@ -224,6 +228,7 @@ class SegmentLog:
         """A segment is in the file now; its memory goes back when nobody reads there."""
         self._dead_slabs.append(segment.slab)
         segment.slab, segment.block = -1, block
+        self.blocks_at_work -= 1
         self.held[0] -= 1
         self.held[1] += 1
         self.live[0] -= segment.live
@@ -238,8 +243,11 @@ class SegmentLog:
             live = sum(s.live for s in mine)
             assert live == self.live[in_file], f"log: {self.live[in_file]} live grains counted, {live} are"
         for segment in self.segments.values():
-            assert 0 < segment.live <= segment.head <= GRAINS, f"log: segment {segment.number} is {segment}"
-        slabs = [s.slab for s in self.segments.values() if s.slab >= 0] + self._slabs
+            in_use = 0 < segment.live or segment.busy
+            assert in_use and segment.live <= segment.head <= GRAINS, f"log: segment {segment.number} is {segment}"
+        known = [*self.segments.values(), *self._dead]
+        slabs = [s.slab for s in known if s.slab >= 0] + self._slabs + self._dead_slabs
         assert len(set(slabs)) == len(slabs) == self._next_slab, "log: a slab is lost or used twice"
-        blocks = [s.block for s in self.segments.values() if s.block >= 0] + self._holes + self.free_blocks
-        assert len(set(blocks)) == len(blocks) == self._next_block, "log: a block is lost or used twice"
+        blocks = [s.block for s in known if s.block >= 0] + self._holes + self.free_blocks
+        all_of = len(blocks) + self.blocks_at_work
+        assert len(set(blocks)) == len(blocks) <= all_of == self._next_block, "log: a block is lost or used twice"

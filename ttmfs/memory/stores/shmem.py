@@ -21,6 +21,8 @@ _STEP: Final = 512
 class ShmemStore(FixedStore):
     """Room for `size` bytes of pages in memory. Raises TtmError(ENOMEM) when the host refuses the address space."""
 
+    blocking = False
+
     def __init__(self, size: int) -> None:
         super().__init__("shmem", size)
         self._arena = Arena("shmem store", self.slots.num_slots)

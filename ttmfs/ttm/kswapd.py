@@ -1,0 +1,60 @@
+"""kswapd: who makes room before it is needed, and keeps the swap store tidy, so that a faulting client seldom pays.
+
+`watermark` wakes when populated pages come within a gap of the limit and shrinks until twice the gap is free. `upkeep`
+gives the store's dropped slots back to the host and lets a store that writes behind do so.
+"""
+
+from typing import Final
+
+import trio
+
+from ttmfs.memory.warm import WARM_SECONDS
+from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.device import Device
+from ttmfs.ttm.shrinker import shrink, store_has_room
+
+BACKOFF: Final = 0.25
+"""Seconds of rest when nothing could be had."""
+_UPKEEP_THREAD: Final = trio.CapacityLimiter(1)
+
+
+async def watermark(device: Device) -> None:
+    """Shrink ahead of need; runs until cancelled."""
+    while True:
+        await device.pressure.wait()
+        device.pressure = trio.Event()
+        while (over := device.over_limit(2 * device.pages_gap)) > 0:
+            if not store_has_room(device) and not device.purgeable_bos:
+                break
+            if not (await shrink(device, over, OperationContext(no_wait_gpu=True))).pages:
+                await trio.sleep(BACKOFF)
+                break
+            await trio.lowlevel.checkpoint()
+
+
+async def upkeep(device: Device) -> None:
+    """Do what the store wants done whenever it says so; runs until cancelled."""
+    store = device.swap_store
+    if store is None:
+        return
+    wanted = trio.Event()
+
+    def wake() -> None:
+        wanted.set()
+
+    store.wake = wake
+    try:
+        while True:
+            await wanted.wait()
+            if not store.blocking:
+                # What was dropped from memory may be stored again at once: it stays warm for a moment.
+                await trio.sleep(WARM_SECONDS)
+            wanted = trio.Event()
+            while (work := store.begin_upkeep()) is not None:
+                try:
+                    await trio.to_thread.run_sync(store.run_upkeep, work, limiter=_UPKEEP_THREAD)
+                finally:
+                    store.end_upkeep(work)
+                await trio.lowlevel.checkpoint()
+    finally:
+        store.wake = None
