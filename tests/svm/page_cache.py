@@ -1,0 +1,116 @@
+"""A model of what the kernel keeps for svm files: a page cache that all clients share, with locked and dirty folios.
+
+It is the SpaceUnmapper of the tests. An INVAL waits for folios that a READ has locked and writes dirty ones back, as
+the kernel does; that a request waits for the INVAL that waits for it shows as virtual time that passes.
+"""
+
+import trio
+
+from ttmfs.svm.space import AddressSpace
+
+PAGE = 4096
+PATIENCE = 2.0
+"""Virtual seconds: nothing in these tests makes an INVAL take long, except that somebody waits in a circle."""
+
+
+class Folio:
+    def __init__(self) -> None:
+        self.data: bytearray | None = None
+        self.dirty = False
+        self.lock = trio.Lock()
+
+
+class PageCache:
+    """Clients of a space go through `load`, `store`, `pwrite`; `reads`, `writes` list the pages asked for."""
+
+    def __init__(self) -> None:
+        self.folios: dict[tuple[AddressSpace, int], Folio] = {}
+        self.reads: list[int] = []
+        self.writes: list[int] = []
+        self.invals: list[tuple[int, int]] = []
+
+    def _folio(self, space: AddressSpace, page: int) -> Folio:
+        return self.folios.setdefault((space, page), Folio())
+
+    async def _fault(self, space: AddressSpace, page: int) -> Folio:
+        """The folio, up to date: nothing is awaited after that was seen."""
+        while True:
+            folio = self._folio(space, page)
+            if folio.data is not None:
+                return folio
+            async with folio.lock:
+                if folio.data is None:
+                    self.reads.append(page)
+                    data = bytearray(bytes(await space.read(page * PAGE, PAGE)))
+                    folio.data = data + bytes(PAGE - len(data))
+
+    async def load(self, space: AddressSpace, address: int, size: int) -> bytes:
+        out = bytearray()
+        while size:
+            page, at = divmod(address, PAGE)
+            take = min(size, PAGE - at)
+            folio = await self._fault(space, page)
+            assert folio.data is not None
+            out += folio.data[at : at + take]
+            address, size = address + take, size - take
+        return bytes(out)
+
+    async def store(self, space: AddressSpace, address: int, data: bytes) -> None:
+        """Through a mapping: the page is read, changed and dirty."""
+        while data:
+            page, at = divmod(address, PAGE)
+            part = data[: PAGE - at]
+            folio = await self._fault(space, page)
+            assert folio.data is not None
+            folio.data[at : at + len(part)] = part
+            folio.dirty = True
+            address, data = address + len(part), data[len(part) :]
+
+    async def pwrite(self, space: AddressSpace, address: int, data: bytes) -> None:
+        """write(2), within one page: through the cache to the server."""
+        page, at = divmod(address, PAGE)
+        folio = self._folio(space, page)
+        async with folio.lock:
+            self.writes.append(page)
+            await space.write(address, data)
+            if folio.data is not None:
+                folio.data[at : at + len(data)] = data
+            elif len(data) == PAGE:
+                folio.data = bytearray(data)
+
+    async def invalidate(self, space: AddressSpace, first_byte: int, num_bytes: int) -> None:
+        started = trio.current_time()
+        first, end = first_byte // PAGE, (first_byte + num_bytes + PAGE - 1) // PAGE
+        self.invals.append((first, end))
+        await trio.lowlevel.checkpoint()
+        for page in sorted(page for owner, page in self.folios if owner is space and first <= page < end):
+            folio = self.folios[space, page]
+            async with folio.lock:
+                if folio.dirty:
+                    assert folio.data is not None
+                    folio.dirty = False
+                    self.writes.append(page)
+                    await space.write(page * PAGE, bytes(folio.data)[: max(0, space.size - page * PAGE)])
+                folio.data = None
+        assert trio.current_time() - started < PATIENCE, "a request waited for the INVAL that waited for it"
+
+    async def writeback(self, space: AddressSpace) -> None:
+        """fsync: dirty folios go to the server and stay."""
+        for key, folio in list(self.folios.items()):
+            if key[0] is space:
+                async with folio.lock:
+                    if folio.dirty and folio.data is not None:
+                        folio.dirty = False
+                        self.writes.append(key[1])
+                        await space.write(key[1] * PAGE, bytes(folio.data))
+
+    def truncate(self, space: AddressSpace, size: int) -> None:
+        """What the kernel does to its cache at ftruncate, before the server hears of it."""
+        for (owner, page), folio in self.folios.items():
+            if owner is not space or folio.data is None:
+                continue
+            if page * PAGE >= size:
+                folio.data, folio.dirty = None, False
+            elif (page + 1) * PAGE > size:
+                cut = size - page * PAGE
+                folio.data[cut:] = bytes(PAGE - cut)

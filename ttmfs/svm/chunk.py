@@ -1,0 +1,297 @@
+"""Chunk: 2 MiB of an address space, and where each of its pages is (the PTEs of the CPU side).
+
+A page is in exactly one place: in system memory (`pages`), in a VRAM allocation (`allocs`), on its way into VRAM (the
+source is with the `Move`, until its copy has ended), or nowhere: a hole, which reads as zeros. Ranges are aligned and
+at most this large, so no allocation and no move ever crosses a chunk.
+"""
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from ttmfs.memory.arena import Arena
+from ttmfs.memory.copy import copy_pages, zero_pages
+from ttmfs.memory.runs import is_run
+from ttmfs.svm.pages import CHUNK_PAGES, CpuPages, Pages, free_pages, index_of, lowest, mask_from, run_length
+from ttmfs.sync.fence import Fence
+from ttmfs.ttm.copy import Copy, CopyState
+from ttmfs.ttm.resource import Resource
+from ttmfs.units import PAGE_MASK, PAGE_SHIFT
+
+if TYPE_CHECKING:
+    from ttmfs.svm.devmem import DevMem
+    from ttmfs.svm.space import AddressSpace
+
+HOLE: Final = -1
+
+
+class Chunk:
+    """Chunk `number` of a space: its pages are [number * 512, number * 512 + 512). All masks are of these 512 pages."""
+
+    __slots__ = ("allocs", "fences", "handed", "moves", "number", "pages", "space", "users")
+
+    def __init__(self, space: "AddressSpace", number: int) -> None:
+        self.space = space
+        self.number = number
+        self.pages = CpuPages()
+        self.allocs: tuple[DevMem, ...] = ()
+        self.moves: tuple[Move, ...] = ()
+        self.handed = 0
+        """Pages that a READ or WRITE was answered with since they were last invalidated: clients may cache them."""
+        self.fences: tuple[tuple[int, Fence], ...] = ()
+        """(mask, fence) of jobs that use system pages."""
+        self.users = 0
+        """Migrations that are being prepared: it is not forgotten meanwhile."""
+
+    @property
+    def first_page(self) -> int:
+        """The page of the space where it begins."""
+        return self.number * CHUNK_PAGES
+
+    @property
+    def empty(self) -> bool:
+        """Nothing to remember."""
+        return not (self.pages.present or self.allocs or self.moves or self.handed or self.users or self.busy(-1))
+
+    def vram(self) -> int:
+        """Mask of the pages that are in VRAM."""
+        mask = 0
+        for devmem in self.allocs:
+            mask |= devmem.present
+        return mask
+
+    def moving_in(self) -> int:
+        """Mask of the pages that are on their way into VRAM."""
+        mask = 0
+        for move in self.moves:
+            if move.into_vram:
+                mask |= move.live
+        return mask
+
+    def populated(self) -> int:
+        """Mask of the pages that hold something, wherever."""
+        mask = self.pages.present | self.vram()
+        for move in self.moves:
+            if move.into_vram:
+                mask |= move.has_ram & move.live
+        return mask
+
+    def move_of(self, mask: int) -> "Move | None":
+        """A move, in either direction, that has one of these pages on its way."""
+        for move in self.moves:
+            if move.live & mask:
+                return move
+        return None
+
+    def alloc_of(self, mask: int) -> "DevMem | None":
+        """The allocation that holds the lowest of these pages that is in VRAM."""
+        found = mask & self.vram()
+        if not found:
+            return None
+        bit = found & -found
+        return next(devmem for devmem in self.allocs if devmem.present & bit)
+
+    def busy(self, mask: int) -> tuple[Fence, ...]:
+        """Fences of the jobs that use these system pages (-1: any)."""
+        if not self.fences:
+            return ()
+        self.fences = tuple(entry for entry in self.fences if not entry[1].signaled)
+        return tuple(fence for used, fence in self.fences if used & mask)
+
+    # -- bytes -----------------------------------------------------------------------------------------------------
+
+    def locate(self, index: int, count: int) -> tuple[Arena | None, int, int]:
+        """(arena, page number, length) of the run of pages from `index` on, as they are now; no arena: a hole."""
+        bit = 1 << index
+        pages = self.pages
+        if pages.present & bit:
+            page, length = pages.extent(index, count)
+            return self.space.arena, page, length
+        for devmem in self.allocs:
+            if devmem.present & bit:
+                count = min(count, run_length(devmem.present, index))
+                page, length = devmem.resource.extent(index - devmem.first, count)
+                return devmem.resource.arena, page, length
+        for move in self.moves:
+            if move.into_vram and move.live & bit:
+                return move.locate(index, min(count, run_length(move.live, index)))
+        known = (pages.present | self.vram() | self.moving_in()) >> index
+        return None, HOLE, min(count, lowest(known)) if known else count
+
+    def read_into(self, view: memoryview, offset: int) -> None:
+        """Fill `view` with the bytes from `offset` of the chunk on; holes are left as they are."""
+        done, size = 0, len(view)
+        end = (offset + size + PAGE_MASK) >> PAGE_SHIFT
+        while done < size:
+            index = (offset + done) >> PAGE_SHIFT
+            skip = (offset + done) & PAGE_MASK
+            arena, page, length = self.locate(index, end - index)
+            take = min(size - done, (length << PAGE_SHIFT) - skip)
+            if arena is not None:
+                start = (page << PAGE_SHIFT) + skip
+                view[done : done + take] = arena.buf[start : start + take]
+            done += take
+
+    def write_from(self, view: memoryview, offset: int) -> None:
+        """Put these bytes where each page is now. Holes are passed over: the caller has filled them, or means them."""
+        done, size = 0, len(view)
+        end = (offset + size + PAGE_MASK) >> PAGE_SHIFT
+        while done < size:
+            index = (offset + done) >> PAGE_SHIFT
+            skip = (offset + done) & PAGE_MASK
+            arena, page, length = self.locate(index, end - index)
+            take = min(size - done, (length << PAGE_SHIFT) - skip)
+            if arena is not None:
+                start = (page << PAGE_SHIFT) + skip
+                arena.buf[start : start + take] = view[done : done + take]
+            done += take
+
+    # -- losing pages ------------------------------------------------------------------------------------------------
+
+    def drop(self, mask: int) -> None:
+        """These pages become holes, at once. What the device still uses of them is freed when it is done."""
+        gone = self.pages.present & mask
+        if gone:
+            fences = self.busy(gone)
+            free_pages(self.space.pool, self.pages.take(gone), fences)
+        for move in self.moves:
+            move.live &= ~mask
+        for devmem in self.allocs:
+            devmem.drop(mask)
+
+    def cut_page(self, index: int, skip: int) -> None:
+        """Zero page `index` from byte `skip` of it on, wherever it is, also where a copy is carrying it."""
+        for move in self.moves:
+            if move.live >> index & 1 and move.copy.state is CopyState.RUNNING:
+                move.cut.append((index, skip))
+        arena, page, _length = self.locate(index, 1)
+        if arena is not None:
+            arena.mem[page, skip:] = 0
+
+
+class Move:
+    """Pages of one allocation on their way between system and VRAM, behind the fence of their copy.
+
+    `ram` holds, per page of the allocation, the system page number + 1, or 0 (into VRAM: a hole; out: it stays). Into
+    VRAM these are the source and have left the chunk's own pages; out of it they are the target. `live` is the mask of
+    pages for which the move still counts: what is unmapped meanwhile leaves it.
+    """
+
+    __slots__ = ("chunk", "copy", "cut", "devmem", "into_vram", "live", "ram", "run")
+
+    copy: "SvmCopy"
+
+    def __init__(self, devmem: "DevMem", live: int, ram: Pages, *, into_vram: bool) -> None:
+        self.devmem = devmem
+        self.chunk = devmem.chunk
+        self.live = live
+        self.ram = ram
+        self.into_vram = into_vram
+        self.run = -1
+        """The first system page, when all pages go and both sides are one run: the usual case needs no arrays."""
+        if int(ram[-1]) - int(ram[0]) == len(ram) - 1 and ram[0] and devmem.resource.start >= 0 and is_run(ram):
+            self.run = int(ram[0]) - 1
+        self.cut: list[tuple[int, int]] = []
+        """(page of the chunk, byte): cut off by a truncate while bytes moved."""
+
+    @property
+    def has_ram(self) -> int:
+        """Mask of the pages that `ram` has a page for; into VRAM the others are holes."""
+        return mask_from(self.ram != 0) << self.devmem.first
+
+    def locate(self, index: int, count: int) -> tuple[Arena | None, int, int]:
+        """As Chunk.locate, of a move into VRAM: its source."""
+        part = self.ram[index - self.devmem.first : index - self.devmem.first + count]
+        first = part.item(0)
+        if not first:
+            some = np.flatnonzero(part)
+            return None, HOLE, int(some[0]) if len(some) else len(part)
+        follows = part[1:] - part[:-1] == 1
+        length = len(part) if bool(follows.all()) else int(np.argmin(follows)) + 1
+        return self.chunk.space.arena, first - 1, length
+
+    def fill_holes(self, mask: int, pages: Pages) -> None:
+        """Into VRAM, before the copy begins: memory for these holes, so that they can be written."""
+        self.ram[index_of(mask) - self.devmem.first] = pages + np.uint32(1)
+
+    def step(self, index: int, count: int) -> None:
+        """Copy `count` pages from page `index` of the allocation on; synchronous."""
+        space, resource = self.chunk.space, self.devmem.resource
+        if self.run >= 0:
+            size = count << PAGE_SHIFT
+            one, two = (self.run + index) << PAGE_SHIFT, (resource.start + index) << PAGE_SHIFT
+            if self.into_vram:
+                resource.arena.buf[two : two + size] = space.arena.buf[one : one + size]
+            else:
+                space.arena.buf[one : one + size] = resource.arena.buf[two : two + size]
+            return
+        ram = self.ram[index : index + count]
+        vram = resource.numbers(index, count)
+        at = np.flatnonzero(ram)
+        if len(at) == count:
+            self._copy(space.arena, ram - np.uint32(1), resource, vram)
+            return
+        if len(at):
+            self._copy(space.arena, ram[at] - np.uint32(1), resource, vram[at])
+        if self.into_vram:
+            zero_pages(resource.arena, vram[ram == 0])
+
+    def _copy(self, arena: Arena, ram: Pages, resource: Resource, vram: Pages) -> None:
+        if self.into_vram:
+            copy_pages(resource.arena, vram, arena, ram)
+        else:
+            copy_pages(arena, ram, resource.arena, vram)
+
+    def finish(self) -> None:
+        """The bytes are there: cut off what a truncate took meanwhile."""
+        for index, skip in self.cut:
+            at = index - self.devmem.first
+            if self.into_vram:
+                self.devmem.resource.arena.mem[self.devmem.resource.numbers(at, 1)[0], skip:] = 0
+            elif self.ram[at]:
+                self.chunk.space.arena.mem[self.ram[at] - 1, skip:] = 0
+
+    def done(self, fence: Fence) -> None:
+        """The copy's fence has signaled: the pages are in their new place, or, if it failed, still in the old one."""
+        chunk, devmem = self.chunk, self.devmem
+        chunk.moves = tuple(move for move in chunk.moves if move is not self)
+        failed = fence.error != 0
+        pool = chunk.space.pool
+        with_ram = self.has_ram
+        # Into system, or back into it: these get their RAM page.
+        stays = self.live & with_ram if self.into_vram == failed else 0
+        if stays:
+            chunk.pages.put(stays, self.ram[index_of(stays) - devmem.first] - np.uint32(1))
+        rest = with_ram & ~stays
+        if rest:
+            free_pages(pool, self.ram[index_of(rest) - devmem.first] - np.uint32(1))
+        if failed:
+            # Its bytes are where they were, so nothing is lost.
+            devmem.bo.unknown_state = False
+            if self.into_vram:
+                devmem.release()
+        elif self.into_vram:
+            devmem.arrived(self.live)
+        else:
+            devmem.drop(self.live)
+        chunk.space.tidy(chunk)
+
+
+class SvmCopy(Copy):
+    """The copy of a Move, as a copy engine runs it."""
+
+    __slots__ = ("move",)
+
+    def __init__(self, move: Move, fence: Fence) -> None:
+        super().__init__(None, move.devmem.resource, move.devmem.num_pages, fence)
+        self.move = move
+        move.copy = self
+
+    def step(self, index: int, count: int) -> None:
+        """Copy some pages; synchronous."""
+        self.move.step(index, count)
+
+    def finish(self) -> None:
+        """Cut off what a truncate took away meanwhile."""
+        self.move.finish()
+        self.state = CopyState.DONE

@@ -1,0 +1,291 @@
+"""The CPU side: READs and WRITEs of an address space (page faults, and the stores that come back as WRITEs).
+
+A READ of pages in VRAM brings back the allocation of the first of them (migrate_to_ram); pages of further ones are
+answered from VRAM without moving. A WRITE is applied where the bytes are, and an allocation that it reached comes back
+too, because the client keeps that page. All pages that were answered with are noted in `Chunk.handed`, so that whoever
+uses them on the device has them invalidated first.
+
+Rule R1 for spaces: while an INVAL of a page is outstanding no request of it waits for anything that a device job or a
+migration could hold; it is served from where the bytes are. Between the last look and the bytes there is no await.
+"""
+
+import errno
+from typing import TYPE_CHECKING
+
+import numpy as np
+import trio
+
+from ttmfs.errors import TtmError
+from ttmfs.svm.devmem import DevMem, evict_to_ram
+from ttmfs.svm.memory import alloc_pages
+from ttmfs.svm.pages import Pages, free_pages, index_of
+from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.copy import CopyState
+from ttmfs.units import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
+
+if TYPE_CHECKING:
+    from ttmfs.svm.space import AddressSpace
+
+Buffer = memoryview | bytes | bytearray
+_CHUNK_BYTES = 2 << 20
+
+
+def _pages(offset: int, size: int) -> tuple[int, int]:
+    """First page and the page behind the last."""
+    return offset >> PAGE_SHIFT, (offset + size + PAGE_MASK) >> PAGE_SHIFT
+
+
+async def read(space: "AddressSpace", offset: int, size: int) -> Buffer:
+    """Serve a READ: exactly min(size, end of the space - offset) bytes. TtmError: ENOMEM, ESHUTDOWN.
+
+    The caller hands the buffer on before its next await.
+    """
+    data = _read_quickly(space, offset, size)
+    if data is None and _first_touch(space, offset, size):
+        data = _read_quickly(space, offset, size)
+    if data is None:
+        data = await _shielded_read(space, offset, size)
+    counters = space.svm.counters
+    counters.cpu_faults += 1
+    counters.cpu_fault_pages += (len(data) + PAGE_MASK) >> PAGE_SHIFT
+    space.cpu_faults += 1
+    return data
+
+
+def _read_quickly(space: "AddressSpace", offset: int, size: int) -> Buffer | None:
+    """The bytes when they are one run of system memory: the memory itself."""
+    size = min(size, space.size - offset)
+    if size <= 0:
+        return b""
+    if space.vdev.ttm.unplugged:
+        return bytes(size)
+    first, end = _pages(offset, size)
+    chunk = space.chunks.get(first >> 9)
+    if chunk is None or not chunk.pages.present >> (first & 511) & 1:
+        return None
+    page, length = chunk.pages.extent(first & 511, end - first)
+    if length < end - first:
+        return None
+    chunk.handed |= ((1 << (end - first)) - 1) << (first & 511)
+    start = (page << PAGE_SHIFT) + (offset & PAGE_MASK)
+    return space.arena.buf[start : start + size]
+
+
+def _first_touch(space: "AddressSpace", offset: int, size: int) -> bool:
+    """Memory for mapped holes of one chunk of which nothing is in VRAM, if it is there for the asking."""
+    ttm = space.vdev.ttm
+    first, end = _pages(offset, min(size, space.size - offset))
+    number = first >> 9
+    chunk = space.chunks.get(number)
+    if (end - 1) >> 9 != number or ttm.closing or space.released or ttm.inject["page_alloc"].probability:
+        return False
+    holes = ((1 << (end - first)) - 1) << (first & 511)
+    if chunk is not None:
+        if chunk.allocs or chunk.moves:
+            return False
+        holes &= ~chunk.pages.present
+    if not holes or space.mapped_mask(number, holes) != holes:
+        return False
+    count = holes.bit_count()
+    if ttm.pool.in_use_pages + count > ttm.pages_limit:
+        return False
+    try:
+        pages = ttm.pool.alloc(count).pages
+    except TtmError:
+        return False
+    space.need_chunk(number).pages.put(holes, pages)
+    return True
+
+
+async def _shielded_read(space: "AddressSpace", offset: int, size: int) -> Buffer:
+    with trio.CancelScope(shield=True):
+        return await _read_slowly(space, offset, size)
+    raise AssertionError("a shield is not cancelled")
+
+
+async def _read_slowly(space: "AddressSpace", offset: int, size: int) -> Buffer:
+    ttm = space.vdev.ttm
+    deadline = trio.current_time() + ttm.fault_timeout
+    came_back = False
+    while True:
+        size = min(size, space.size - offset)
+        if size <= 0:
+            return b""
+        if ttm.unplugged:
+            return bytes(size)
+        if ttm.closing:
+            raise TtmError(errno.ESHUTDOWN, f"fault of {space.name}: the mount is being taken down")
+        first, end = _pages(offset, size)
+        at_once = space.unmapping_any(first, end) or trio.current_time() >= deadline
+        if not at_once:
+            move = space.move_of(first, end)
+            if move is not None:
+                await space.park(first, end, move.copy.fence.wait, deadline - trio.current_time())
+                continue
+            devmem = None if came_back else space.alloc_of(first, end)
+            if devmem is not None:
+                came_back = await _bring_back(space, first, end, devmem, deadline)
+                continue
+        if await fill_holes(space, first, end, at_once=at_once):
+            continue
+        return _gather(space, offset, size)
+
+
+def _gather(space: "AddressSpace", offset: int, size: int) -> bytearray:
+    """All bytes, from where each page is now; they are handed out."""
+    out = bytearray(size)
+    view = memoryview(out)
+    done = 0
+    while done < size:
+        at = (offset + done) % _CHUNK_BYTES
+        take = min(size - done, _CHUNK_BYTES - at)
+        chunk = space.need_chunk((offset + done) // _CHUNK_BYTES)
+        chunk.read_into(view[done : done + take], at)
+        done += take
+    first, end = _pages(offset, size)
+    for chunk, mask in space.pieces(first, end, make=True):
+        chunk.handed |= mask
+        if mask & chunk.vram():
+            space.svm.counters.served_in_place += 1
+    return out
+
+
+async def _bring_back(space: "AddressSpace", first: int, end: int, devmem: DevMem, deadline: float) -> bool:
+    """A CPU fault on a device page: migrate the whole allocation, after its timeslice. False: an INVAL ended the wait.
+
+    Failure is no error of the fault: the bytes are in VRAM, and are read there.
+    """
+
+    async def work() -> None:
+        await trio.sleep_until(devmem.expires)
+        await migrate_to_ram(devmem, "cpu_fault")
+
+    try:
+        return await space.park(first, end, work, deadline - trio.current_time())
+    except TtmError as error:
+        space.last_error = error.message
+        return True
+
+
+async def migrate_to_ram(devmem: DevMem, why: str, ctx: OperationContext | None = None) -> None:
+    """Reserve an allocation and bring all of it back; nothing to do when it is dead. TtmError: as evict_to_ram."""
+    bo = devmem.bo
+    await bo.resv.lock()
+    try:
+        if not devmem.dead:
+            await evict_to_ram(devmem.chunk.space.vdev, devmem, ctx or OperationContext(), why)
+    finally:
+        bo.unlock()
+
+
+async def fill_holes(space: "AddressSpace", first: int, end: int, *, at_once: bool = False, anew: bool = False) -> bool:
+    """Memory, zeroed, for the mapped holes (`anew`: all holes, which become mapped); True when this has waited.
+
+    A page that is handed out must have memory, or its WRITE could fail (R4): without waiting the reserve serves.
+    TtmError(ENOMEM).
+    """
+    waited = False
+    if anew:
+        space.map_holes(first, end)
+    for number, mask in space.masks(first, end):
+        holes = mask & ~space.held(number)
+        if holes and not anew:
+            holes = space.mapped_mask(number, holes)
+        if not holes:
+            continue
+        pages = await _pages_for(space, holes.bit_count(), at_once=at_once, must=anew)
+        waited |= not at_once
+        _put(space, number, holes, pages)
+    return waited
+
+
+async def _pages_for(space: "AddressSpace", count: int, *, at_once: bool, must: bool) -> Pages:
+    """Zeroed pages: without a wait from what is free or the reserve; `must` falls back to that. TtmError(ENOMEM)."""
+    ttm = space.vdev.ttm
+    if not at_once:
+        ctx = OperationContext()
+        try:
+            return await alloc_pages(ttm, count, ctx, what=space.name, zero=True)
+        except TtmError:
+            if not must:
+                raise
+    return ttm.pool.alloc(count, use_reserve=True).pages
+
+
+def _put(space: "AddressSpace", number: int, holes: int, pages: Pages) -> None:
+    """Give `pages` to those of `holes` that still are holes; the others were filled, or cut off, meanwhile."""
+    if space.released:
+        free_pages(space.pool, pages)
+        return
+    still = holes & ~space.held(number)
+    free_pages(space.pool, pages[still.bit_count() :])
+    if not still:
+        return
+    chunk = space.need_chunk(number)
+    order = index_of(still)
+    for move in chunk.moves:
+        part = still & move.live if move.into_vram else 0
+        if part:
+            move.fill_holes(part, pages[np.searchsorted(order, index_of(part))])
+            still &= ~part
+    if still:
+        chunk.pages.put(still, pages[np.searchsorted(order, index_of(still))])
+
+
+async def write(space: "AddressSpace", offset: int, data: bytes) -> None:
+    """Serve a WRITE of all of `data`; the space grows if it ends behind it. TtmError: ENOMEM, EFBIG, ESHUTDOWN, EIO."""
+    if not data:
+        return
+    end_byte = offset + len(data)
+    if end_byte > space.size:
+        space.set_size(end_byte)
+    with trio.CancelScope(shield=True):
+        await _write(space, offset, data)
+
+
+async def _write(space: "AddressSpace", offset: int, data: bytes) -> None:
+    ttm = space.vdev.ttm
+    deadline = trio.current_time() + ttm.fault_timeout
+    first, end = _pages(offset, len(data))
+    while True:
+        if ttm.unplugged or space.released:
+            return
+        if ttm.closing:
+            raise TtmError(errno.ESHUTDOWN, f"write to {space.name}: the mount is being taken down")
+        if offset + len(data) > space.size:
+            space.set_size(offset + len(data))
+        at_once = space.unmapping_any(first, end) or trio.current_time() >= deadline
+        running = space.move_of(first, end, CopyState.RUNNING)
+        if running is not None:
+            # Bytes move: not for long, and nothing that an INVAL waits for is waited for here.
+            if not await running.copy.fence.wait(ttm.fault_timeout):
+                raise TtmError(errno.EIO, f"write to {space.name}: a copy did not end in {ttm.fault_timeout:g} s")
+            continue
+        if await fill_holes(space, first, end, at_once=at_once, anew=True):
+            continue
+        break
+    view = memoryview(data)
+    done = 0
+    while done < len(data):
+        at = (offset + done) % _CHUNK_BYTES
+        take = min(len(data) - done, _CHUNK_BYTES - at)
+        space.chunks[(offset + done) // _CHUNK_BYTES].write_from(view[done : done + take], at)
+        done += take
+    for chunk, mask in space.pieces(first, end):
+        chunk.handed |= mask
+    space.svm.counters.writes += 1
+    await _touched(space, first, end, deadline)
+
+
+async def _touched(space: "AddressSpace", first: int, end: int, deadline: float) -> None:
+    """A WRITE is a touch: what is in VRAM comes back, unless somebody is just invalidating these pages."""
+    while (devmem := space.alloc_of(first, end)) is not None:
+        left = deadline - trio.current_time()
+        if space.unmapping_any(first, end) or left <= 0:
+            return
+        await _bring_back(space, first, end, devmem, deadline)
+        if not devmem.dead:
+            return
+
+
+assert _CHUNK_BYTES == PAGE_SIZE << 9

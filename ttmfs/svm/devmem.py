@@ -1,0 +1,217 @@
+"""DevMem: VRAM for pages of one chunk, an ordinary BO (drm_pagemap_devmem, its zdd, and xe's SVM BO in one).
+
+The BO is allocated by the device's ordinary validate, so that it evicts other BOs and is evicted by them. `present`
+says which pages are still in it; it dies when the last one has gone: back to system, or unmapped. Eviction brings all
+of them back to system pages and succeeds only if all have gone (drm_pagemap_evict_to_ram).
+"""
+
+import errno
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import trio
+
+from ttmfs.errors import TtmError
+from ttmfs.svm.chunk import Chunk, Move, SvmCopy
+from ttmfs.svm.memory import alloc_pages
+from ttmfs.svm.pages import free_pages, index_of
+from ttmfs.sync.resv import Usage
+from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.fault import FaultResult, VmFault
+from ttmfs.ttm.move import IDLE_TIMEOUT, move_null
+from ttmfs.ttm.placement import SYSTEM, Place, Placement
+from ttmfs.ttm.resource import Resource
+from ttmfs.units import PAGE_SHIFT
+
+if TYPE_CHECKING:
+    from ttmfs.driver.device import VirtualDevice
+    from ttmfs.sync.fence import Fence
+
+EVICT_ATTEMPTS: Final = 3
+"""drm_pagemap_evict_to_ram tries that often to get every page out."""
+
+
+class DevMem:
+    """VRAM for pages [first, first + num_pages) of a chunk, all or part of which are `present` (a mask of the chunk).
+
+    Nothing is present until the copy into it has ended. Protected by the reservation of `bo`, except that pages may be
+    dropped at any time.
+    """
+
+    __slots__ = ("bo", "chunk", "dead", "expires", "first", "num_pages", "present")
+
+    def __init__(self, bo: BufferObject, chunk: Chunk, first: int, num_pages: int) -> None:
+        self.bo = bo
+        self.chunk = chunk
+        self.first = first
+        self.num_pages = num_pages
+        self.present = 0
+        self.expires = 0.0
+        """Until then, on trio's clock, CPU faults leave it where it is (the timeslice of atomics)."""
+        self.dead = False
+        bo.private = self
+
+    @property
+    def resource(self) -> Resource:
+        """The space it has."""
+        assert self.bo.resource is not None
+        return self.bo.resource
+
+    def arrived(self, live: int) -> None:
+        """The copy into it has ended: these pages are here from now on."""
+        if not live or self.dead:
+            self.release()
+            return
+        self.present = live
+        self.chunk.allocs = (*self.chunk.allocs, self)
+
+    def drop(self, mask: int) -> None:
+        """These pages are here no more; with the last one it dies."""
+        if self.dead or not self.present & mask:
+            return
+        self.present &= ~mask
+        if not self.present:
+            self.release()
+
+    def release(self) -> None:
+        """devmem_release: the BO goes now, or when it is unreserved and idle."""
+        if self.dead:
+            return
+        self.dead = True
+        self.present = 0
+        self.chunk.allocs = tuple(other for other in self.chunk.allocs if other is not self)
+        self.bo.device.release(self.bo)
+
+
+def submit_move(vdev: "VirtualDevice", move: Move, deps: "tuple[Fence, ...]") -> "Fence":
+    """Hand the copy of a move to an engine; a fence slot of the (reserved) BO was reserved. From here on it counts."""
+    devmem = move.devmem
+    resource = devmem.resource
+    fence = vdev.copy_engine().submit(
+        devmem.bo,
+        None,
+        resource,
+        devmem.num_pages,
+        deps,
+        cpu_reachable=resource.manager.visible(resource),
+        make=lambda fence: SvmCopy(move, fence),
+    )
+    move.chunk.moves = (*move.chunk.moves, move)
+    fence.add_callback(move.done)
+    devmem.bo.resv.add_fence(fence, Usage.KERNEL)
+    return fence
+
+
+async def evict_to_ram(vdev: "VirtualDevice", devmem: DevMem, ctx: OperationContext, why: str) -> None:
+    """drm_pagemap_evict_to_ram: all pages of a reserved allocation back to system; it is dead then.
+
+    Whether it worked is decided by nothing but that no page is left. TtmError: ENOMEM no system pages, with all as it
+    was; EBUSY a wait that `ctx` forbids or that took too long; EIO the copy failed, and the bytes are still in VRAM.
+    """
+    bo = devmem.bo
+    error = TtmError(errno.EBUSY, f"{bo.name} could not be emptied")
+    for _attempt in range(EVICT_ATTEMPTS):
+        if ctx.no_wait_gpu:
+            raise TtmError(errno.EBUSY, f"{bo.name} comes back by a copy that is waited for, and no_wait_gpu was asked")
+        if not await _moves_ended(devmem):
+            raise TtmError(errno.EBUSY, f"a copy of {bo.name} did not end within {IDLE_TIMEOUT:g} s")
+        if not devmem.present:
+            break
+        failure = await _copy_out(vdev, devmem, ctx, why)
+        if not devmem.present:
+            break
+        if failure is not None:
+            error = failure
+        await trio.lowlevel.checkpoint()
+    else:
+        devmem.chunk.space.svm.counters.migrations_failed += 1
+        raise error
+
+
+async def _moves_ended(devmem: DevMem) -> bool:
+    while move := next((move for move in devmem.chunk.moves if move.devmem is devmem), None):
+        if not await move.copy.fence.wait(IDLE_TIMEOUT):
+            return False
+    return True
+
+
+async def _copy_out(vdev: "VirtualDevice", devmem: DevMem, ctx: OperationContext, why: str) -> TtmError | None:
+    """One attempt; the error of its copy, if any."""
+    bo, chunk = devmem.bo, devmem.chunk
+    space = chunk.space
+    mask = devmem.present
+    pages = await alloc_pages(vdev.ttm, mask.bit_count(), ctx, what=bo.name, zero=False, but=bo)
+    live = mask & devmem.present
+    try:
+        if live and not devmem.dead:
+            bo.resv.reserve_fences(1)
+    except BaseException:
+        free_pages(space.pool, pages)
+        raise
+    if live != mask:
+        # Some were unmapped while memory was sought.
+        free_pages(space.pool, pages[live.bit_count() :])
+        pages = pages[: live.bit_count()]
+        if not live:
+            return None
+    ram = np.zeros(devmem.num_pages, np.uint32)
+    ram[index_of(live) - devmem.first] = pages + np.uint32(1)
+    space.invalidate(chunk.first_page + devmem.first, chunk.first_page + devmem.first + devmem.num_pages, why)
+    move = Move(devmem, live, ram, into_vram=False)
+    fence = submit_move(vdev, move, tuple(bo.resv.get_fences(Usage.BOOKKEEP)))
+    with space.stats.timed(devmem.num_pages, "cpu_copy_us"):
+        done = await fence.wait(IDLE_TIMEOUT)
+    if not done:
+        return TtmError(errno.EBUSY, f"the copy of {bo.name} to system did not end within {IDLE_TIMEOUT:g} s")
+    if fence.error:
+        return TtmError(errno.EIO, f"the copy of {bo.name} to system failed; it is still in {bo.mem_type}")
+    space.migrated(chunk.first_page + devmem.first, devmem.num_pages, live.bit_count(), why, into_vram=False)
+    ctx.bytes_moved += live.bit_count() << PAGE_SHIFT
+    return None
+
+
+class DevMemFuncs:
+    """DriverFuncs of the BOs of SVM: they live in VRAM or not at all."""
+
+    def __init__(self, vdev: "VirtualDevice") -> None:
+        self.vdev = vdev
+
+    async def fault(self, vmf: VmFault) -> FaultResult:
+        """It has no file."""
+        return vmf.fail(FaultResult.SIGBUS, "it belongs to an address space")
+
+    async def fault_reserve_notify(self, bo: BufferObject) -> None:
+        """It has no file."""
+
+    def evict_flags(self, bo: BufferObject) -> Placement:
+        """Straight to system, as xe does with CPU_ADDR_MIRROR."""
+        del bo
+        return (Place(SYSTEM),)
+
+    def eviction_valuable(self, bo: BufferObject, place: Place | None) -> bool:
+        """Always."""
+        del bo, place
+        return True
+
+    def swap_notify(self, bo: BufferObject) -> None:
+        """It never has pages in system."""
+
+    def delete_mem_notify(self, bo: BufferObject) -> None:
+        """Its pages have gone before."""
+
+    async def move(self, bo: BufferObject, resource: Resource, ctx: OperationContext, *, evict: bool) -> None:
+        """Into VRAM: it is fresh, and what it had is not read before the copy into it. To system: evict_to_ram."""
+        old = bo.resource
+        if old is not None and resource.mem_type != SYSTEM:
+            raise TtmError(errno.EINVAL, f"{bo.name} is memory of an address space: it stays in {bo.mem_type}")
+        if old is not None:
+            devmem = bo.private
+            assert isinstance(devmem, DevMem)
+            await evict_to_ram(self.vdev, devmem, ctx, "evict" if evict else "move")
+            devmem.chunk.space.svm.counters.evictions += 1
+            devmem.release()
+            # If its pages were unmapped instead of copied, jobs may still work on them.
+            if not await bo.resv.wait(Usage.BOOKKEEP, IDLE_TIMEOUT):
+                raise TtmError(errno.EBUSY, f"{bo.name} is in use by the device for {IDLE_TIMEOUT:g} s")
+        move_null(bo, resource)

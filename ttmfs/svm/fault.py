@@ -1,0 +1,234 @@
+"""The device's page fault (xe_svm_handle_pagefault): garbage, range, migrate once, get pages, bind; or again.
+
+A fault ends with the range *bound*: its page table entries are valid, and what makes them so is held until the caller
+has queued its job, in the same step. Whoever calls bounds the restarts in time.
+"""
+
+import errno
+import time
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from ttmfs.driver.calls import check_device
+from ttmfs.errors import TtmError
+from ttmfs.svm.chunk import Chunk
+from ttmfs.svm.cpu import fill_holes
+from ttmfs.svm.devmem import DevMem
+from ttmfs.svm.migrate import Tally, alloc_vram, inside_one, range_evict
+from ttmfs.svm.pages import CHUNK_PAGES
+from ttmfs.svm.ranges import MIGRATE_PAGES, Range
+from ttmfs.units import PAGE_SHIFT
+
+if TYPE_CHECKING:
+    from ttmfs.svm.space import AddressSpace, Advice
+
+VRAM_TRIES: Final = 3
+"""Attempts of an atomic access to get its range into VRAM."""
+_AGAIN: Final = (errno.EAGAIN, errno.EOPNOTSUPP, errno.EFAULT, errno.EPERM)
+
+
+class Bound:
+    """A range whose pages may be used: with a reserved allocation and a fence slot of it, or in system."""
+
+    __slots__ = ("chunk", "devmem", "found")
+
+    def __init__(self, found: Range, chunk: Chunk, devmem: DevMem | None) -> None:
+        self.found = found
+        self.chunk = chunk
+        self.devmem = devmem
+
+    def release(self) -> None:
+        """The job is queued (or there is none): unreserve, which bumps the allocation on its LRU."""
+        if self.devmem is not None:
+            self.devmem.bo.unreserve()
+
+
+def find_or_insert(space: "AddressSpace", page: int, *, write: bool) -> Range:
+    """drm_gpusvm_range_find_or_insert. TtmError: EFAULT outside, ENOENT unmapped, EPERM a write to a ro mapping."""
+    address = page << PAGE_SHIFT
+    if page >= space.num_pages:
+        raise TtmError(errno.EFAULT, f"{address:#x} is outside the address space {space.name}")
+    first, end, mode = space.mapping.interval(page, space.num_pages)
+    if mode == "none":
+        raise TtmError(errno.ENOENT, f"{address:#x} is not mapped in {space.name}")
+    if write and mode == "ro":
+        raise TtmError(errno.EPERM, f"{address:#x} is mapped read-only in {space.name}")
+    found = space.table.find(page)
+    if found is None:
+        low, high, _advice = space.advice.interval(page, space.num_pages)
+        found = space.table.insert(page, max(first, low), min(end, high), space.held(page // CHUNK_PAGES))
+        trace = space.vdev.ttm.trace
+        if trace.on:
+            trace.emit("svm_range", space.name, first=found.first, pages=found.num_pages)
+    return found
+
+
+async def handle_fault(space: "AddressSpace", page: int, tally: Tally, *, write: bool, atomic: bool) -> Bound:
+    """Make the range around `page` accessible to the device. The caller uses the answer before its next await.
+
+    An atomic access wants its range in VRAM; one that is too small ever to migrate is left in system, where this
+    device can do atomics too (the kernel would fault for ever). TtmError: EFAULT, ENOENT, EPERM, EACCES the range is
+    advised for atomics of the CPU, ENODEV, ENOMEM, EIO.
+    """
+    svm = space.svm
+    tries = VRAM_TRIES
+    may_migrate = True
+    timeslice = svm.atomic_timeslice_ms / 1000
+    faulted = False
+    started = time.monotonic_ns()
+    while True:
+        space.check_alive()
+        check_device(space.vdev)
+        space.collect_garbage()
+        found = find_or_insert(space, page, write=write)
+        advice = space.advice.get(page)
+        if atomic and advice.atomic == "cpu":
+            raise TtmError(errno.EACCES, f"{page << PAGE_SHIFT:#x} is advised for atomics of the CPU only")
+        devmem_only = atomic and found.num_pages >= MIGRATE_PAGES
+        valid = found.bound and (not devmem_only or _in_vram(space, found))
+        if not valid and not faulted:
+            faulted = True
+            _count_fault(space, found, tally, write, atomic)
+        if not valid and may_migrate and _needs_migrate(space, found, advice, devmem_only):
+            found.skip_migrate = True
+            failure = await _try_vram(space, found, tally, timeslice if atomic else 0.0)
+            if failure is not None:
+                tries -= 1
+                if devmem_only and not tries:
+                    raise failure
+                # Once only: the full retry goes on with system pages.
+                may_migrate = devmem_only
+                tally.fallbacks += not devmem_only and failure.errno != errno.EFAULT
+        try:
+            bound = await _get_pages_and_bind(space, found, devmem_only=devmem_only)
+        except TtmError as error:
+            if error.errno not in _AGAIN:
+                raise
+            if error.errno == errno.EOPNOTSUPP:
+                svm.counters.mixed += 1
+                await range_evict(space, found, tally, "mixed")
+            if devmem_only:
+                timeslice *= 2
+            tally.restarts += 1
+            svm.counters.gpu_restarts += 1
+            await trio.lowlevel.checkpoint()
+            continue
+        if faulted:
+            space.stats.add_sized(found.num_pages, "pagefault_us", (time.monotonic_ns() - started) // 1000)
+        else:
+            space.stats.add_sized(found.num_pages, "valid_pagefault_count")
+        return bound
+
+
+def _count_fault(space: "AddressSpace", found: Range, tally: Tally, write: bool, atomic: bool) -> None:
+    tally.faults += 1
+    space.gpu_faults += 1
+    space.svm.counters.gpu_faults += 1
+    space.stats.add("svm_pagefault_count")
+    space.stats.add_sized(found.num_pages, "pagefault_count")
+    trace = space.vdev.ttm.trace
+    if trace.on:
+        trace.emit(
+            "svm_fault", space.name, first=found.first, pages=found.num_pages, write=int(write), atomic=int(atomic)
+        )
+
+
+async def _try_vram(space: "AddressSpace", found: Range, tally: Tally, timeslice: float) -> TtmError | None:
+    """The one attempt to migrate; why it failed. TtmError: ENODEV, and EFAULT when the space is gone."""
+    try:
+        await alloc_vram(space, found, tally, "atomic" if timeslice else "gpu_fault", timeslice=timeslice)
+    except TtmError as error:
+        if error.errno == errno.ENODEV or space.unlinked:
+            raise
+        _vram_failed(space, found, error)
+        return error
+    return None
+
+
+def _vram_failed(space: "AddressSpace", found: Range, error: TtmError) -> None:
+    space.last_error = f"no VRAM for the range at {found.first << PAGE_SHIFT:#x}: {error.message}"
+    trace = space.vdev.ttm.trace
+    if trace.on:
+        trace.emit("svm_migrate", space.name, first=found.first, dir="in", bytes=0, why=f"failed: {error.name}")
+
+
+def _in_vram(space: "AddressSpace", found: Range) -> bool:
+    return inside_one(space.chunks.get(found.chunk), found.mask) is not None
+
+
+def _needs_migrate(space: "AddressSpace", found: Range, advice: "Advice", devmem_only: bool) -> bool:
+    """xe_svm_range_needs_migrate_to_vram."""
+    if found.num_pages < MIGRATE_PAGES or _in_vram(space, found):
+        return False
+    return devmem_only or (not found.skip_migrate and advice.preferred != "system")
+
+
+async def _get_pages_and_bind(space: "AddressSpace", found: Range, *, devmem_only: bool) -> Bound:
+    """TtmError EAGAIN: the range was invalidated between; else as get_pages, and ENOMEM for want of a fence slot."""
+    with space.stats.timed(found.num_pages, "get_pages_us"):
+        seq = await _get_pages(space, found, devmem_only=devmem_only)
+    chunk = space.chunks.get(found.chunk)
+    if found.seq != seq or found.unmapped or chunk is None:
+        raise TtmError(errno.EAGAIN, "the range was invalidated meanwhile")
+    devmem = inside_one(chunk, found.mask)
+    if devmem is not None:
+        with space.stats.timed(found.num_pages, "bind_us"):
+            await _reserve(found, chunk, devmem, seq)
+    elif chunk.vram() & found.mask or chunk.move_of(found.mask) is not None:
+        raise TtmError(errno.EAGAIN, "the range moved meanwhile")
+    found.bound = True
+    return Bound(found, chunk, devmem)
+
+
+async def _reserve(found: Range, chunk: Chunk, devmem: DevMem, seq: int) -> None:
+    """The reservation and a fence slot of an allocation that still holds all of the range. TtmError EAGAIN, ENOMEM."""
+    bo = devmem.bo
+    await bo.resv.lock()
+    try:
+        if devmem.dead or found.mask & ~devmem.present or found.seq != seq or found.unmapped:
+            raise TtmError(errno.EAGAIN, "the range went back to system meanwhile")
+        if chunk.move_of(found.mask) is not None:
+            raise TtmError(errno.EAGAIN, "the range is on its way back")
+        bo.resv.reserve_fences(1)
+    except BaseException:
+        bo.unlock()
+        raise
+
+
+async def _get_pages(space: "AddressSpace", found: Range, *, devmem_only: bool) -> int:
+    """drm_gpusvm_range_get_pages: memory for every page, all in one place; returns the sequence number it holds for.
+
+    TtmError: EOPNOTSUPP mixed, or several allocations; EFAULT unmapped, or a system page where only VRAM will do.
+    """
+    while True:
+        seq = found.seq
+        space.check_alive()
+        if found.unmapped:
+            raise TtmError(errno.EFAULT, f"the range at {found.first << PAGE_SHIFT:#x} was unmapped")
+        move = space.move_of(found.first, found.end)
+        if move is not None:
+            await move.copy.fence.wait()
+            continue
+        chunk = space.chunks.get(found.chunk)
+        if chunk is not None and chunk.vram() & found.mask:
+            if inside_one(chunk, found.mask) is None:
+                raise TtmError(errno.EOPNOTSUPP, f"the range at {found.first << PAGE_SHIFT:#x} is only partly in VRAM")
+            return seq
+        if devmem_only:
+            raise TtmError(errno.EFAULT, f"the range at {found.first << PAGE_SHIFT:#x} is not in VRAM")
+        if not await fill_holes(space, found.first, found.end):
+            return seq
+
+
+async def bind_prefetched(space: "AddressSpace", found: Range, tally: Tally) -> None:
+    """get_pages and bind of a prefetch: again while the range is being invalidated; other trouble is raised."""
+    while True:
+        try:
+            (await _get_pages_and_bind(space, found, devmem_only=False)).release()
+            return
+        except TtmError as error:
+            if error.errno != errno.EAGAIN:
+                raise
+        tally.restarts += 1
+        await trio.lowlevel.checkpoint()

@@ -1,0 +1,149 @@
+"""What the device does to the bytes of a space: one operation is a chain of jobs, each over a part of one range.
+
+A job works on the memory that its range was bound to: its fence, left on the allocation or on the chunk, keeps that
+memory where it is. What clients have cached is flushed when the engine starts the job; what was written is published
+by another flush before the fence signals (rule R7). Jobs of one operation run in order on one timeline, so the fence of
+the last one stands for all.
+"""
+
+import errno
+import zlib
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import trio
+
+from ttmfs.driver.compute import INLINE_BYTES
+from ttmfs.driver.jobs import Span
+from ttmfs.errors import TtmError
+from ttmfs.svm.fault import Bound
+from ttmfs.svm.pages import CHUNK_PAGES, mask_of
+from ttmfs.sync.fence import Fence
+from ttmfs.sync.resv import Usage
+from ttmfs.units import PAGE_MASK, PAGE_SHIFT
+
+if TYPE_CHECKING:
+    from ttmfs.svm.space import AddressSpace
+
+_STEP: Final = 1 << 20
+_WORD: Final = 1 << 64
+
+
+class Operation:
+    """One device operation: `kind` is fill, write, read, atomic_add or checksum.
+
+    `data` is what is written, or collects what is read; `value` the byte, the addend, and in the end the result.
+    """
+
+    __slots__ = ("data", "error", "fence", "kind", "result", "value")
+
+    def __init__(self, kind: str, *, value: int = 0, data: bytes = b"") -> None:
+        self.kind = kind
+        self.value = value
+        self.data = data
+        self.result: bytearray | int = bytearray() if kind == "read" else 0
+        self.error: TtmError | None = None
+        self.fence: Fence | None = None
+
+    @property
+    def writes(self) -> bool:
+        """Does it change bytes?"""
+        return self.kind in ("fill", "write", "atomic_add")
+
+    def execute(self, span: Span, offset: int, size: int, done: int) -> None:
+        """Work on `size` bytes from `offset` of the span on; `done` bytes of the operation come before them."""
+        if self.kind == "atomic_add":
+            word = int.from_bytes(span.load(offset, 8), "little")
+            self.result = word
+            span.store(offset, memoryview(((word + self.value) % _WORD).to_bytes(8, "little")))
+            return
+        for start in range(0, size, _STEP):
+            length = min(_STEP, size - start)
+            if self.kind == "fill":
+                span.store(offset + start, memoryview(bytes([self.value]) * length))
+            elif self.kind == "write":
+                at = done + start
+                span.store(offset + start, memoryview(self.data)[at : at + length])
+            elif isinstance(self.result, bytearray):
+                self.result += span.load(offset + start, length)
+            else:
+                self.result = zlib.crc32(span.load(offset + start, length), self.result)
+
+
+class SvmJob:
+    """A part of an operation that lies in one range: an OtherJob of the compute engine."""
+
+    __slots__ = ("deps", "done", "fence", "first", "kind", "name", "offset", "operation", "size", "space", "span")
+
+    def __init__(
+        self, space: "AddressSpace", operation: Operation, bound: Bound, address: int, size: int, done: int
+    ) -> None:
+        self.space = space
+        self.name = space.name
+        self.kind = operation.kind
+        self.operation = operation
+        self.first = address >> PAGE_SHIFT
+        self.offset = address & PAGE_MASK
+        self.size = size
+        self.done = done
+        self.span = _capture(bound, self.first, self.end - self.first)
+        self.deps: tuple[Fence, ...] = ()
+        if bound.devmem is not None:
+            self.deps = tuple(bound.devmem.bo.resv.get_fences(Usage.KERNEL))
+        what = f"{self.kind} svm:{space.name}@{address:#x} {size} bytes"
+        self.fence = space.vdev.compute.timeline.next_fence(what, self.deps)
+
+    @property
+    def end(self) -> int:
+        """The page behind its last."""
+        return (((self.first << PAGE_SHIFT) + self.offset + self.size - 1) >> PAGE_SHIFT) + 1
+
+    async def run(self, limiter: trio.CapacityLimiter) -> None:
+        """Flush, work, publish. TtmError: what ended an earlier part of the operation."""
+        operation = self.operation
+        if operation.error is not None:
+            raise operation.error
+        try:
+            await self._work(operation, limiter)
+        except Exception as error:
+            why = error.message if isinstance(error, TtmError) else repr(error)
+            operation.error = TtmError(errno.EIO, f"{self.fence.what}: {why}")
+            raise
+
+    async def _work(self, operation: Operation, limiter: trio.CapacityLimiter) -> None:
+        await self.space.flush(self.first, self.end)
+        if self.size <= INLINE_BYTES:
+            operation.execute(self.span, self.offset, self.size, self.done)
+        else:
+            await trio.to_thread.run_sync(
+                operation.execute, self.span, self.offset, self.size, self.done, limiter=limiter
+            )
+        if operation.writes:
+            await self.space.flush(self.first, self.end)
+
+
+def _capture(bound: Bound, first: int, count: int) -> Span:
+    """The memory behind these pages of a bound range."""
+    index = first & (CHUNK_PAGES - 1)
+    devmem = bound.devmem
+    if devmem is not None:
+        resource = devmem.resource
+        return Span([(resource.arena, resource.numbers(index - devmem.first, count))])
+    chunk = bound.chunk
+    return Span([(chunk.space.arena, chunk.pages.numbers(mask_of(index, count)).astype(np.uint32, copy=False))])
+
+
+def queue(space: "AddressSpace", operation: Operation, bound: Bound, address: int, size: int, done: int) -> None:
+    """Queue one part; nothing can fail and nothing waits from here on. Ends the hold on what was bound."""
+    job = SvmJob(space, operation, bound, address, size, done)
+    if bound.devmem is not None:
+        bound.devmem.bo.resv.add_fence(job.fence, Usage.WRITE if operation.writes else Usage.READ)
+    else:
+        chunk = bound.chunk
+        chunk.fences = (*chunk.fences, (mask_of(job.first & (CHUNK_PAGES - 1), job.end - job.first), job.fence))
+        chunk.busy(0)
+        job.fence.add_callback(lambda _fence: space.tidy(chunk))
+    bound.release()
+    space.svm.counters.gpu_jobs += 1
+    operation.fence = job.fence
+    space.vdev.compute.submit(job)

@@ -1,0 +1,41 @@
+"""System memory for pages of address spaces, making room as BOs do where there is none."""
+
+import errno
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ttmfs.errors import TtmError
+from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.device import Device
+from ttmfs.ttm.room import below_limit, make_room
+from ttmfs.ttm.tt import out_of_memory
+
+
+async def alloc_pages(
+    device: Device,
+    count: int,
+    ctx: OperationContext,
+    *,
+    what: str,
+    zero: bool,
+    but: BufferObject | None = None,
+) -> NDArray[np.uint32]:
+    """`count` system pages, all or TtmError(ENOMEM); uint32. `zero=False`: the caller overwrites them whole.
+
+    `but` is a reserved BO that is left alone.
+    """
+    device.inject.check("page_alloc", errno.ENOMEM, f"{count} pages for {what}", count)
+    await below_limit(device, count, but=but)
+    while True:
+        try:
+            pages = device.pool.alloc(count, zero=zero).pages
+            break
+        except TtmError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            if count > device.pool.num_pages or not await make_room(device, count, ctx, but=but, fault=but is None):
+                raise out_of_memory(count, device.pool) from error
+    device.note_pressure()
+    return pages

@@ -1,0 +1,212 @@
+"""Migration of ranges: into VRAM, all or nothing, and back (drm_pagemap_populate_mm, drm_gpusvm_range_evict).
+
+Into VRAM: a fresh BO is allocated as any other; then the range's pages are invalidated in the clients' caches, with the
+gate open, until nobody was answered with one of them meanwhile (the notifier's sequence number); then the gate closes
+for exactly these pages and they are copied. Requests of them wait for the copy, all others take no notice.
+"""
+
+import errno
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import trio
+
+from ttmfs.errors import TtmError
+from ttmfs.svm.chunk import Chunk, Move
+from ttmfs.svm.cpu import migrate_to_ram
+from ttmfs.svm.devmem import DevMem, submit_move
+from ttmfs.svm.pages import CHUNK_PAGES, index_of
+from ttmfs.svm.ranges import Range
+from ttmfs.sync.resv import Usage
+from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.placement import VRAM, Place
+from ttmfs.ttm.resource import ResourceManager
+from ttmfs.ttm.validate import validate
+from ttmfs.units import PAGE_SHIFT
+
+if TYPE_CHECKING:
+    from ttmfs.svm.space import AddressSpace
+
+ALLOC_RETRY_SECONDS: Final = 1.0
+"""An allocation whose victims are all held by somebody is tried again for so long (xe_vm_validate_should_retry)."""
+_ALLOC_ATTEMPTS: Final = 64
+_GATE_ATTEMPTS: Final = 4
+"""How often a range is invalidated before clients that keep touching it win."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What one call has done so far."""
+
+    ctx: OperationContext = field(default_factory=OperationContext)
+    faults: int = 0
+    restarts: int = 0
+    fallbacks: int = 0
+    """Ranges that stayed in system because VRAM could not be had."""
+
+
+def inside_one(chunk: Chunk | None, mask: int) -> DevMem | None:
+    """The allocation that holds all of these pages."""
+    if chunk is not None:
+        for devmem in chunk.allocs:
+            if not mask & ~devmem.present:
+                return devmem
+    return None
+
+
+async def alloc_vram(space: "AddressSpace", found: Range, tally: Tally, why: str, *, timeslice: float = 0.0) -> None:
+    """xe_svm_alloc_vram: all of a range into one allocation in VRAM; nothing to do when it is there.
+
+    On EBUSY (part of it is in VRAM already, or clients kept touching it) it is brought back and tried once more.
+    `timeslice`: seconds for which CPU faults leave it there. TtmError: ENOMEM, EBUSY, EFAULT unmapped or unlinked, EIO,
+    ENODEV, ETIME; every page is then readable where it was.
+    """
+    with space.stats.timed(found.num_pages, "migrate_us"):
+        for last in (False, True):
+            async with space.svm.migrate_lock:
+                devmem = inside_one(space.chunks.get(found.chunk), found.mask)
+                if devmem is not None:
+                    devmem.expires = max(devmem.expires, trio.current_time() + timeslice)
+                    return
+                try:
+                    await _migrate_to_devmem(space, found, tally, why, timeslice)
+                    return
+                except TtmError as error:
+                    if error.errno != errno.EBUSY or last:
+                        raise
+                    space.svm.counters.migrations_busy += 1
+                await range_evict(space, found, tally, why)
+
+
+async def range_evict(space: "AddressSpace", found: Range, tally: Tally, why: str) -> None:
+    """drm_gpusvm_range_evict: every allocation that holds a page of the range goes back to system, whole.
+
+    TtmError: ENOMEM, EBUSY, EIO; what is not back is readable in VRAM.
+    """
+    while (devmem := space.alloc_of(found.first, found.end)) is not None:
+        await migrate_to_ram(devmem, why, tally.ctx)
+    while (move := space.move_of(found.first, found.end)) is not None:
+        await move.copy.fence.wait()
+
+
+async def _migrate_to_devmem(space: "AddressSpace", found: Range, tally: Tally, why: str, timeslice: float) -> None:
+    chunk = space.need_chunk(found.chunk)
+    chunk.users += 1
+    try:
+        while (move := chunk.move_of(found.mask)) is not None:
+            await move.copy.fence.wait()
+        _check(space, found, chunk)
+        ttm = space.vdev.ttm
+        bo = BufferObject(ttm, space.svm.funcs, name=f"svm:{space.name}@{found.first << PAGE_SHIFT:#x}")
+        bo.size = found.num_pages << PAGE_SHIFT
+        bo.resv.trylock()
+        devmem = DevMem(bo, chunk, found.first & (CHUNK_PAGES - 1), found.num_pages)
+        try:
+            try:
+                await _allocate(space, bo, tally)
+                await _invalidate_cpu(space, found, chunk)
+                bo.resv.reserve_fences(1)
+            except BaseException:
+                devmem.release()
+                raise
+            move = _close_gate(space, found, chunk, devmem)
+            with trio.CancelScope(shield=True), space.stats.timed(found.num_pages, "device_copy_us"):
+                await move.copy.fence.wait(ttm.fault_timeout)
+            _check_copy(space, found, move)
+            devmem.expires = trio.current_time() + timeslice
+            space.migrated(found.first, found.num_pages, found.num_pages, why, into_vram=True)
+        finally:
+            bo.unreserve()
+    finally:
+        chunk.users -= 1
+        space.tidy(chunk)
+
+
+def _check(space: "AddressSpace", found: Range, chunk: Chunk) -> None:
+    """May the range be migrated? TtmError: EFAULT, ENODEV, EBUSY."""
+    space.check_alive()
+    ttm = space.vdev.ttm
+    if ttm.unplugged or ttm.suspended:
+        raise TtmError(errno.ENODEV, "the device does no work: it is suspended, or was unplugged")
+    if found.unmapped:
+        raise TtmError(errno.EFAULT, f"the range at {found.first << PAGE_SHIFT:#x} was unmapped meanwhile")
+    if (chunk.vram() | chunk.moving_in()) & found.mask:
+        raise TtmError(errno.EBUSY, f"a part of the range at {found.first << PAGE_SHIFT:#x} is in VRAM already")
+
+
+async def _allocate(space: "AddressSpace", bo: BufferObject, tally: Tally) -> None:
+    """Room in VRAM, evicting as needed; tried again while victims are only held by somebody."""
+    counters = space.svm.counters
+    until = trio.current_time() + ALLOC_RETRY_SECONDS
+    for attempt in range(_ALLOC_ATTEMPTS):
+        try:
+            tally.ctx.resv = bo.resv
+            await validate(bo, (Place(VRAM),), tally.ctx)
+            break
+        except TtmError as error:
+            left = until - trio.current_time()
+            busy = _held_victim(space.vdev.ttm.managers[VRAM], bo)
+            if error.errno not in (errno.ENOMEM, errno.ENOSPC, errno.EBUSY) or busy is None or left <= 0:
+                counters.alloc_failures += 1
+                raise
+            if attempt == _ALLOC_ATTEMPTS - 1:
+                counters.alloc_failures += 1
+                raise
+            counters.alloc_retries += 1
+            with trio.move_on_after(left):
+                await busy.resv.wait_unlocked()
+            await trio.lowlevel.checkpoint()
+    assert bo.resource is not None
+    space.svm.share_numbers(bo.resource)
+
+
+def _held_victim(manager: ResourceManager, bo: BufferObject) -> BufferObject | None:
+    """Somebody who has space here that may become free, and is reserved at the moment."""
+    for resources in (manager.lru, manager.unassigned):
+        for item in resources:
+            other: BufferObject = item.bo
+            if other is not bo and other.resv.locked and not other.pin_count:
+                return other
+    return None
+
+
+async def _invalidate_cpu(space: "AddressSpace", found: Range, chunk: Chunk) -> None:
+    """Until no client can have a page of the range cached and no job uses one. TtmError(EBUSY): they keep coming.
+
+    When it returns nothing was awaited since that was so.
+    """
+    for _attempt in range(_GATE_ATTEMPTS):
+        for fence in chunk.busy(found.mask):
+            await fence.wait()
+        await space.flush(found.first, found.end)
+        _check(space, found, chunk)
+        if not (chunk.handed & found.mask or chunk.busy(found.mask) or space.unmapping_any(found.first, found.end)):
+            return
+    raise TtmError(errno.EBUSY, f"clients keep touching the range at {found.first << PAGE_SHIFT:#x}")
+
+
+def _close_gate(space: "AddressSpace", found: Range, chunk: Chunk, devmem: DevMem) -> Move:
+    """In one step: the pages leave the CPU side and their copy is queued."""
+    space.invalidate(found.first, found.end, "migrate")
+    present = chunk.pages.present & found.mask
+    ram = np.zeros(found.num_pages, np.uint32)
+    if present:
+        ram[index_of(present) - devmem.first] = chunk.pages.take(present) + np.uint32(1)
+    move = Move(devmem, found.mask, ram, into_vram=True)
+    submit_move(space.vdev, move, tuple(devmem.bo.resv.get_fences(Usage.KERNEL)))
+    return move
+
+
+def _check_copy(space: "AddressSpace", found: Range, move: Move) -> None:
+    fence = move.copy.fence
+    if fence.signaled and not fence.error and not move.devmem.dead:
+        return
+    space.svm.counters.migrations_failed += 1
+    where = f"the range at {found.first << PAGE_SHIFT:#x}"
+    if not fence.signaled:
+        raise TtmError(errno.ETIME, f"the copy of {where} to VRAM did not end in time")
+    if fence.error:
+        raise TtmError(errno.EIO, f"the copy of {where} to VRAM failed; it is still in system")
+    raise TtmError(errno.EFAULT, f"{where} was unmapped while it was copied")

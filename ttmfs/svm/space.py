@@ -1,0 +1,451 @@
+"""AddressSpace: one shared virtual address space, svm/NAME: offset in the file = address.
+
+The CPU side is `chunks`, made where something was touched; the device side is `table`. `mapping` says per page whether
+it is mapped (`rw`, `ro`, `none`), `advice` what madvise said. Nothing is proportional to the size of the space.
+
+`set_size`, `unlink` and `release` never wait (rule R5). What the device still uses of what they drop is given back when
+it is done.
+"""
+
+import errno
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import trio
+from sortedcontainers import SortedDict
+
+from ttmfs.errors import TtmError
+from ttmfs.memory.arena import Arena
+from ttmfs.memory.pool import PagePool
+from ttmfs.svm import cpu
+from ttmfs.svm.chunk import Chunk, Move
+from ttmfs.svm.counters import SIZES, SpaceStats
+from ttmfs.svm.cpu import Buffer
+from ttmfs.svm.devmem import DevMem
+from ttmfs.svm.intervals import IntervalMap
+from ttmfs.svm.pages import CHUNK_PAGES, CHUNK_SHIFT, index_of, lowest, mask_of
+from ttmfs.svm.ranges import Range, RangeTable
+from ttmfs.ttm.copy import CopyState
+from ttmfs.units import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, pages_of
+
+if TYPE_CHECKING:
+    from ttmfs.svm.svm import Svm
+
+MAX_SIZE: Final = 1 << 40
+"""1 TiB."""
+
+RANGES_HEAD: Final = "start\tend\tsize\tlocation\tbo\tflags\tseq\n"
+"""Start and end are hexadecimal bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """What madvise said of some pages; `migration` counts only with several devices' memory, and is kept for them."""
+
+    preferred: str = "fault"
+    atomic: str = "undefined"
+    migration: str = "all"
+
+
+NO_ADVICE: Final = Advice()
+
+
+class AddressSpace:
+    """One space. `private` is what the file system hangs on to it. All offsets and sizes are bytes."""
+
+    __slots__ = (
+        "advice",
+        "bytes_moved",
+        "chunks",
+        "cpu_faults",
+        "gpu_faults",
+        "last_error",
+        "mapping",
+        "migrations_in",
+        "migrations_out",
+        "name",
+        "parked",
+        "private",
+        "released",
+        "size",
+        "stats",
+        "svm",
+        "table",
+        "unlinked",
+        "unmapping",
+        "vdev",
+    )
+
+    def __init__(self, svm: "Svm", name: str) -> None:
+        self.svm = svm
+        self.vdev = svm.vdev
+        self.name = name
+        self.size = 0
+        self.private: object = None
+        self.chunks: SortedDict[int, Chunk] = SortedDict()
+        self.table = RangeTable(svm.notifier_size)
+        self.mapping: IntervalMap[str] = IntervalMap("rw")
+        self.advice: IntervalMap[Advice] = IntervalMap(NO_ADVICE)
+        self.stats = SpaceStats()
+        self.unlinked = False
+        self.released = False
+        self.unmapping: list[tuple[int, int]] = []
+        """Page ranges whose INVAL has not returned."""
+        self.parked: dict[trio.CancelScope, tuple[int, int]] = {}
+        """Requests that wait, by their pages."""
+        self.cpu_faults = 0
+        self.gpu_faults = 0
+        self.migrations_in = self.migrations_out = self.bytes_moved = 0
+        self.last_error = ""
+
+    # -- what it is made of --------------------------------------------------------------------------------------
+
+    @property
+    def pool(self) -> PagePool:
+        """Where system pages come from."""
+        return self.vdev.pool
+
+    @property
+    def arena(self) -> Arena:
+        """The memory that they number."""
+        return self.vdev.pool.arena
+
+    @property
+    def num_pages(self) -> int:
+        """Pages that the size needs."""
+        return pages_of(self.size)
+
+    def need_chunk(self, number: int) -> Chunk:
+        """The chunk, made now if there is none."""
+        chunk: Chunk | None = self.chunks.get(number)
+        if chunk is None:
+            chunk = self.chunks[number] = Chunk(self, number)
+        return chunk
+
+    def tidy(self, chunk: Chunk) -> None:
+        """Forget a chunk that has nothing to remember."""
+        if chunk.empty and self.chunks.get(chunk.number) is chunk:
+            del self.chunks[chunk.number]
+
+    @staticmethod
+    def masks(first: int, end: int) -> Iterator[tuple[int, int]]:
+        """(chunk number, mask) of the pages [first, end)."""
+        while first < end:
+            number = first >> CHUNK_SHIFT
+            stop = min(end, (number + 1) << CHUNK_SHIFT)
+            yield number, mask_of(first & (CHUNK_PAGES - 1), stop - first)
+            first = stop
+
+    def pieces(self, first: int, end: int, *, make: bool = False) -> Iterator[tuple[Chunk, int]]:
+        """(chunk, mask) of the pages [first, end), of the chunks that there are, or with `make` of all."""
+        if first >= end:
+            return
+        if make:
+            for number, mask in self.masks(first, end):
+                yield self.need_chunk(number), mask
+            return
+        low, high = first >> CHUNK_SHIFT, (end - 1) >> CHUNK_SHIFT
+        if low == high:
+            chunk = self.chunks.get(low)
+            if chunk is not None:
+                yield chunk, mask_of(first & (CHUNK_PAGES - 1), end - first)
+            return
+        for number in list(self.chunks.irange(low, high)):
+            chunk = self.chunks.get(number)
+            if chunk is None:
+                continue
+            start = max(first - chunk.first_page, 0)
+            yield chunk, mask_of(start, min(end - chunk.first_page, CHUNK_PAGES) - start)
+
+    def held(self, number: int) -> int:
+        """Mask of a chunk's pages that have memory somewhere."""
+        chunk = self.chunks.get(number)
+        return 0 if chunk is None else chunk.populated()
+
+    def mapped_mask(self, number: int, mask: int) -> int:
+        """Those of these pages of a chunk that are mapped; `mask` has at least one."""
+        if not len(self.mapping):
+            return mask
+        base = number << CHUNK_SHIFT
+        for start, end, mode in self.mapping.pieces(base + lowest(mask), base + mask.bit_length()):
+            if mode == "none":
+                mask &= ~mask_of(start - base, end - start)
+        return mask
+
+    def map_holes(self, first: int, end: int) -> None:
+        """A CPU store maps unmapped pages anew."""
+        if len(self.mapping):
+            for start, stop, mode in list(self.mapping.pieces(first, end)):
+                if mode == "none":
+                    self.mapping.set(start, stop, "rw")
+
+    def move_of(self, first: int, end: int, state: CopyState | None = None) -> Move | None:
+        """A move that has one of these pages on its way (its copy in `state`)."""
+        for chunk, mask in self.pieces(first, end):
+            for move in chunk.moves:
+                if move.live & mask and (state is None or move.copy.state is state):
+                    return move
+        return None
+
+    def alloc_of(self, first: int, end: int) -> DevMem | None:
+        """The allocation that holds the first of these pages that is in VRAM."""
+        for chunk, mask in self.pieces(first, end):
+            if chunk.allocs and (devmem := chunk.alloc_of(mask)) is not None:
+                return devmem
+        return None
+
+    # -- the CPU -------------------------------------------------------------------------------------------------
+
+    async def read(self, offset: int, size: int) -> Buffer:
+        """A CPU touch: exactly min(size, end - offset) bytes. TtmError: ENOMEM, ESHUTDOWN. See ttmfs.svm.cpu."""
+        return await cpu.read(self, offset, size)
+
+    async def write(self, offset: int, data: bytes) -> None:
+        """A pwrite, or the writeback of a mapping. TtmError: ENOMEM, EFBIG, EIO, ESHUTDOWN. See ttmfs.svm.cpu."""
+        await cpu.write(self, offset, data)
+
+    def set_size(self, size: int) -> None:
+        """ftruncate: at once, waiting for nobody. TtmError(EFBIG) beyond 1 TiB, EINVAL below 0."""
+        if size > MAX_SIZE:
+            raise TtmError(errno.EFBIG, f"{size} bytes: an address space has at most {MAX_SIZE} (1 TiB)")
+        if size < 0:
+            raise TtmError(errno.EINVAL, f"{size} bytes is no size")
+        old_pages, old_size = self.num_pages, self.size
+        self.size = size
+        if size >= old_size:
+            return
+        first = self.num_pages
+        if size & PAGE_MASK:
+            page = size >> PAGE_SHIFT
+            chunk = self.chunks.get(page >> CHUNK_SHIFT)
+            if chunk is not None:
+                chunk.cut_page(page & (CHUNK_PAGES - 1), size & PAGE_MASK)
+        if first < old_pages:
+            self.drop(first, old_pages, "truncate")
+            for chunk, mask in self.pieces(first, old_pages):
+                # The kernel drops these from its cache by itself.
+                chunk.handed &= ~mask
+                self.tidy(chunk)
+            self.mapping.set(first, MAX_SIZE >> PAGE_SHIFT, "rw")
+            self.advice.set(first, MAX_SIZE >> PAGE_SHIFT, NO_ADVICE)
+            self.table.collect()
+
+    def drop(self, first: int, end: int, why: str) -> None:
+        """Pages [first, end) become holes, and the ranges that had any of them are void."""
+        self.invalidate(first, end, why, unmap=True)
+        for chunk, mask in self.pieces(first, end):
+            chunk.drop(mask)
+            self.tidy(chunk)
+
+    # -- invalidation --------------------------------------------------------------------------------------------
+
+    def invalidate(self, first: int, end: int, why: str, *, unmap: bool = False) -> int:
+        """What the device knows of pages [first, end) is void (the notifier's callback); returns ranges zapped."""
+        started = time.monotonic_ns()
+        zapped = self.table.invalidate(first, end, unmap=unmap)
+        if zapped:
+            counters = self.svm.counters
+            counters.invalidations += zapped
+            self.stats.add("svm_tlb_inval_count")
+            self.stats.add("svm_tlb_inval_us", (time.monotonic_ns() - started) // 1000)
+            trace = self.vdev.ttm.trace
+            if trace.on:
+                trace.emit("svm_invalidate", self.name, first=first, pages=end - first, ranges=zapped, why=why)
+        if self.table.garbage:
+            self.svm.garbage_listed()
+        return zapped
+
+    def unmapping_any(self, first: int, end: int) -> bool:
+        """Is an INVAL of one of these pages outstanding?"""
+        return any(start < end and first < stop for start, stop in self.unmapping)
+
+    def handed_out(self, first: int, end: int) -> bool:
+        """May a client have one of these pages cached?"""
+        return any(chunk.handed & mask for chunk, mask in self.pieces(first, end))
+
+    async def flush(self, first: int, end: int) -> bool:
+        """Drop pages [first, end) from the clients' caches, dirty ones are written back first; False: none was there.
+
+        Only from the first to the last that was handed out. Requests of these pages that wait are woken and served from
+        where the bytes are. Never cancelled half way, never raises.
+        """
+        low, high = end, first
+        for chunk, mask in self.pieces(first, end):
+            handed = chunk.handed & mask
+            if handed:
+                low = min(low, chunk.first_page + lowest(handed))
+                high = max(high, chunk.first_page + handed.bit_length())
+                chunk.handed &= ~mask
+        for start, stop in self.unmapping:
+            # Its writeback may still be on the way: wait for it, by one more.
+            if start < end and first < stop:
+                low, high = min(low, max(start, first)), max(high, min(stop, end))
+        if low >= high:
+            return False
+        pages = (low, high)
+        self.unmapping.append(pages)
+        for scope, (start, stop) in list(self.parked.items()):
+            if start < high and low < stop:
+                scope.cancel()
+        self.svm.counters.unmaps += 1
+        try:
+            with trio.CancelScope(shield=True):
+                await self.svm.unmapper.invalidate(self, low << PAGE_SHIFT, (high - low) << PAGE_SHIFT)
+        finally:
+            self.unmapping.remove(pages)
+            for chunk, _mask in self.pieces(low, high):
+                self.tidy(chunk)
+        return True
+
+    async def park(self, first: int, end: int, wait: Callable[[], Awaitable[object]], timeout: float) -> bool:
+        """Run `wait` for at most `timeout` seconds; False when that, or an INVAL of these pages, ended it early."""
+        if self.unmapping_any(first, end):
+            return False
+        with trio.move_on_after(max(0.0, timeout)) as scope:
+            self.parked[scope] = (first, end)
+            try:
+                await wait()
+            finally:
+                self.parked.pop(scope, None)
+        return not scope.cancelled_caught
+
+    # -- the device ----------------------------------------------------------------------------------------------
+
+    def check_alive(self) -> None:
+        """TtmError(EFAULT) once it has no name."""
+        if self.unlinked or self.released:
+            raise TtmError(errno.EFAULT, f"the address space {self.name} was unlinked: its device side is gone")
+
+    def collect_garbage(self) -> int:
+        """xe_svm_garbage_collector: remove ranges whose mapping has gone."""
+        return self.table.collect()
+
+    def migrated(self, first: int, num_pages: int, moved: int, why: str, *, into_vram: bool) -> None:
+        """Count and trace a migration that has ended."""
+        counters = self.svm.counters
+        direction = "in" if into_vram else "out"
+        label = "device_copy_kb" if into_vram else "cpu_copy_kb"
+        self.stats.add_sized(num_pages, label, moved << (PAGE_SHIFT - 10))
+        self.bytes_moved += moved << PAGE_SHIFT
+        if into_vram:
+            self.migrations_in += 1
+            counters.migrations_in += 1
+            counters.bytes_in += moved << PAGE_SHIFT
+            self.stats.add_sized(num_pages, "migrate_count")
+        else:
+            self.migrations_out += 1
+            counters.migrations_out += 1
+            counters.bytes_out += moved << PAGE_SHIFT
+        trace = self.vdev.ttm.trace
+        if trace.on:
+            trace.emit("svm_migrate", self.name, first=first, dir=direction, bytes=moved << PAGE_SHIFT, why=why)
+
+    def unlink(self) -> None:
+        """No name any more: the device side answers EFAULT from now on, also calls in flight."""
+        self.unlinked = True
+
+    def release(self) -> None:
+        """The name and the last opener and mapping are gone: everything is given back, as soon as it is idle."""
+        if self.released:
+            return
+        self.unlinked = self.released = True
+        self.drop(0, MAX_SIZE >> PAGE_SHIFT, "release")
+        self.table.collect()
+        self.size = 0
+        for chunk in list(self.chunks.values()):
+            chunk.handed = 0
+            self.tidy(chunk)
+        for scope in list(self.parked):
+            scope.cancel()
+        self.svm.forget(self)
+
+    # -- looking at it -------------------------------------------------------------------------------------------
+
+    def snapshot(self, first_page: int, count: int) -> bytes:
+        """One letter per page: `.` nothing, `s` system, `v` VRAM, `m` on its way. At most up to the end."""
+        count = max(0, min(count, self.num_pages - first_page))
+        letters = np.full(count, ord("."), np.uint8)
+        for chunk, mask in self.pieces(first_page, first_page + count):
+            moving = 0
+            for move in chunk.moves:
+                moving |= move.live
+            for letter, found in (("s", chunk.pages.present), ("v", chunk.vram()), ("m", moving)):
+                if found & mask:
+                    letters[index_of(found & mask) + (chunk.first_page - first_page)] = ord(letter)
+        return letters.tobytes()
+
+    def num_blocks(self) -> int:
+        """Pages that hold something, wherever."""
+        return sum(chunk.populated().bit_count() for chunk in self.chunks.values())
+
+    def status(self) -> dict[str, int]:
+        """What svm_objects/NAME/status says besides name and size; `*_pages` are pages."""
+        return {
+            "vram_pages": sum(chunk.vram().bit_count() for chunk in self.chunks.values()),
+            "ranges": len(self.table),
+            "notifiers": len(self.table.notifiers),
+            "gpu_faults": self.gpu_faults,
+            "cpu_faults": self.cpu_faults,
+            "migrations_in": self.migrations_in,
+            "migrations_out": self.migrations_out,
+            "bytes_moved": self.bytes_moved,
+        }
+
+    def location(self, found: Range) -> tuple[str, str]:
+        """(`vram`, `system` or `mixed`, names of its BOs or `-`) of a range."""
+        chunk = self.chunks.get(found.chunk)
+        if chunk is None:
+            return "system", "-"
+        mask = found.mask
+        inside = chunk.vram() & mask
+        names = " ".join(devmem.bo.name for devmem in chunk.allocs if devmem.present & mask) or "-"
+        return ("system" if not inside else "vram" if inside == mask else "mixed"), names
+
+    def ranges_text(self) -> str:
+        """The table of ranges: RANGES_HEAD and a row each."""
+        return RANGES_HEAD + "".join(map(self.range_row, self.table.ranges.values()))
+
+    def range_row(self, found: Range) -> str:
+        """A range's line of the table."""
+        location, names = self.location(found)
+        return (
+            f"{found.first << PAGE_SHIFT:#x}\t{found.end << PAGE_SHIFT:#x}\t{SIZES[found.num_pages]}\t"
+            f"{location}\t{names}\t{found.flags}\t{found.seq}\n"
+        )
+
+    def notifiers_text(self) -> str:
+        """The notifiers: start and end (hexadecimal bytes), ranges, sequence number."""
+        size = self.table.notifier_pages << PAGE_SHIFT
+        rows = ["start\tend\tranges\tseq"]
+        for number, notifier in self.table.notifiers.items():
+            rows.append(f"{number * size:#x}\t{(number + 1) * size:#x}\t{notifier.ranges}\t{notifier.seq}")
+        return "\n".join(rows) + "\n"
+
+    def stats_text(self) -> str:
+        """`name: value` lines with the names of xe's gt stats."""
+        return self.stats.text()
+
+    def check(self) -> list[str]:
+        """Selfcheck: sentences about what is wrong."""
+        wrong = [f"svm {self.name}: {sentence}" for sentence in self.table.check()]
+        for number, chunk in self.chunks.items():
+            seen = 0
+            for mask in (chunk.pages.present, chunk.moving_in(), *(devmem.present for devmem in chunk.allocs)):
+                if mask & seen:
+                    wrong.append(f"svm {self.name}: chunk {number} has a page in two places")
+                seen |= mask
+            wrong += [
+                f"svm {self.name}: {devmem.bo.name} is listed, but dead or empty"
+                for devmem in chunk.allocs
+                if devmem.dead or not devmem.present
+            ]
+        for found in self.table.ranges.values():
+            if found.bound and self.location(found)[0] == "mixed":
+                wrong.append(f"svm {self.name}: the range at page {found.first} is bound, but not in one place")
+        return wrong
+
+
+assert PAGE_SIZE << CHUNK_SHIFT == 2 << 20

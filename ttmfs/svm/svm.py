@@ -1,0 +1,120 @@
+"""Svm: all shared virtual address spaces of one device, and what they have in common."""
+
+import errno
+from typing import TYPE_CHECKING, Final, Protocol
+
+import numpy as np
+import trio
+from numpy.typing import NDArray
+
+from ttmfs.errors import TtmError
+from ttmfs.svm.counters import SvmCounters
+from ttmfs.svm.devmem import DevMemFuncs
+from ttmfs.svm.space import AddressSpace
+from ttmfs.ttm.resource import Resource
+
+if TYPE_CHECKING:
+    from ttmfs.driver.device import VirtualDevice
+
+DEFAULT_NOTIFIER_SIZE: Final = 512 << 20
+DEFAULT_TIMESLICE_MS: Final = 5.0
+MAX_SPACES: Final = 4096
+
+
+class SpaceUnmapper(Protocol):
+    """Who caches pages of address spaces."""
+
+    async def invalidate(self, space: AddressSpace, first_byte: int, num_bytes: int) -> None:
+        """Drop these bytes from every cache, dirty pages written back first, as WRITEs that arrive while it runs."""
+
+
+class NoSpaceUnmapper:
+    """Nobody caches anything."""
+
+    async def invalidate(self, space: AddressSpace, first_byte: int, num_bytes: int) -> None:
+        """Nothing to drop."""
+
+
+class Svm:
+    """The spaces of `vdev`.
+
+    `notifier_size` (bytes, a power of two) counts for spaces made afterwards. `migrate_lock` is the
+    driver_migrate_lock: one migration into VRAM at a time, in order of arrival.
+    """
+
+    def __init__(self, vdev: "VirtualDevice") -> None:
+        self.vdev = vdev
+        self.unmapper: SpaceUnmapper = NoSpaceUnmapper()
+        self.counters = SvmCounters()
+        self.notifier_size = DEFAULT_NOTIFIER_SIZE
+        self.atomic_timeslice_ms = DEFAULT_TIMESLICE_MS
+        self.spaces: dict[AddressSpace, None] = {}
+        self.funcs = DevMemFuncs(vdev)
+        self.migrate_lock = trio.Lock()
+        self._garbage = trio.Event()
+        self._numbers: dict[str, NDArray[np.uint32]] = {}
+
+    def create(self, name: str) -> AddressSpace:
+        """A new space of size 0. TtmError(ENOSPC) when there are too many."""
+        if len(self.spaces) >= MAX_SPACES:
+            raise TtmError(errno.ENOSPC, f"there are {MAX_SPACES} address spaces already: unlink one")
+        space = AddressSpace(self, name)
+        self.spaces[space] = None
+        return space
+
+    def share_numbers(self, resource: Resource) -> None:
+        """Space in one run takes its page numbers from an array that all share: 2 MiB need no 2 KiB for them."""
+        numbers = self._numbers.get(resource.mem_type)
+        if numbers is None:
+            numbers = self._numbers[resource.mem_type] = np.arange(resource.manager.num_pages, dtype=np.uint32)
+        if resource.start >= 0:
+            resource.pages = numbers[resource.start : resource.start + resource.num_pages]
+
+    def forget(self, space: AddressSpace) -> None:
+        """It was released."""
+        self.spaces.pop(space, None)
+
+    def changed(self) -> None:
+        """PLACEHOLDER: something that device calls wait on has changed."""
+
+    def garbage_listed(self) -> None:
+        """A range waits for the garbage collector."""
+        self._garbage.set()
+
+    async def run(self) -> None:
+        """The garbage collector's worker; runs until cancelled."""
+        while True:
+            await self._garbage.wait()
+            self._garbage = trio.Event()
+            for space in list(self.spaces):
+                space.collect_garbage()
+                await trio.lowlevel.checkpoint()
+
+    async def unplug(self) -> None:
+        """The device is gone: nobody keeps its pages in a cache. Call it when `unplugged` is set."""
+        for space in list(self.spaces):
+            for scope in list(space.parked):
+                scope.cancel()
+            await space.flush(0, space.num_pages)
+
+    def stats(self) -> dict[str, int]:
+        """The `svm` object of stats."""
+        counters = self.counters.as_dict()
+        counters["spaces"] = len(self.spaces)
+        counters["ranges"] = sum(len(space.table) for space in self.spaces)
+        return counters
+
+    def check(self) -> list[str]:
+        """Selfcheck: sentences about what is wrong, none when all is well."""
+        return [sentence for space in self.spaces for sentence in space.check()]
+
+    def wake(self) -> None:
+        """Every request that waits looks again at what to do: the mount is going down."""
+        for space in self.spaces:
+            for scope in list(space.parked):
+                scope.cancel()
+
+    def close(self) -> None:
+        """Release every space."""
+        for space in list(self.spaces):
+            space.release()
