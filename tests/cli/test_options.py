@@ -47,6 +47,8 @@ BAD = {
     "--copy-latency -1": "no number of seconds",
     "--fault-timeout nan": "no number of seconds",
     "--watchdog 0.5": "at least 1 second",
+    "--svm-notifier-size 3M": "a power of two from 1M to 1T",
+    "--svm-notifier-size 512K": "a power of two from 1M to 1T",
     "--prefault -1": "not in the range",
     "--no-such-option": "No such option",
     "--config /nonexistent.toml": "does not exist",

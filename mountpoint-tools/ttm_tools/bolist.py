@@ -1,0 +1,153 @@
+"""The list of BOs on ttm-top's screen: any number of rows, of which only those on the screen are made."""
+
+from typing import ClassVar, Final
+
+from rich.segment import Segment
+from rich.style import Style
+from textual import events
+from textual.binding import Binding, BindingType
+from textual.geometry import Size
+from textual.message import Message
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+
+from ttm_tools.topmodel import COLUMNS, Row
+
+_PLACE_STYLES: Final = {"vram": "#4fc3f7", "gtt": "#ffd54f", "system": "#a5d6a7"}
+_OTHER_PLACE: Final = "#ce93d8"
+
+
+def place_colour(place: str) -> str:
+    """The colour of a region."""
+    return _PLACE_STYLES.get(place, _OTHER_PLACE)
+
+
+class BoList(ScrollView, can_focus=True):
+    """The list: only the lines on the screen are made. Line 0 is the header, and stays."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("up", "move(-1)", show=False),
+        Binding("down", "move(1)", show=False),
+        Binding("pageup", "page(-1)", show=False),
+        Binding("pagedown", "page(1)", show=False),
+        Binding("home", "jump(0)", show=False),
+        Binding("end", "jump(-1)", show=False),
+    ]
+
+    class SortBy(Message):
+        """The header of a column was clicked."""
+
+        def __init__(self, column: int) -> None:
+            super().__init__()
+            self.column = column
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[Row] = []
+        self.cursor = 0
+        self.column = 0
+        self.descending = False
+
+    @property
+    def selected(self) -> str | None:
+        """The BO under the cursor."""
+        return self.rows[self.cursor].name if self.rows else None
+
+    @property
+    def page(self) -> int:
+        """Rows on the screen."""
+        return max(1, self.size.height - 1)
+
+    def on_screen(self) -> list[str]:
+        """The BOs that can be seen now."""
+        top = round(self.scroll_y)
+        return [row.name for row in self.rows[top : top + self.page]]
+
+    def show_rows(self, rows: list[Row], column: int, descending: bool) -> None:
+        """New rows; the cursor stays on its BO, or where it was when that is gone."""
+        selected = self.selected
+        self.rows, self.column, self.descending = rows, column, descending
+        if selected is not None and not (self.cursor < len(rows) and rows[self.cursor].name == selected):
+            found = next((number for number, row in enumerate(rows) if row.name == selected), None)
+            moved = found is not None and found != self.cursor
+            self.cursor = max(0, min(self.cursor if found is None else found, len(rows) - 1))
+            if moved:
+                self._follow_cursor()
+        self.cursor = max(0, min(self.cursor, len(rows) - 1))
+        self.virtual_size = Size(self.size.width, len(rows) + 1)
+        self.refresh()
+
+    def action_move(self, by: int) -> None:
+        """The cursor, by lines."""
+        self.cursor = max(0, min(len(self.rows) - 1, self.cursor + by))
+        self._follow_cursor()
+
+    def action_page(self, by: int) -> None:
+        """The cursor, by pages."""
+        self.action_move(by * self.page)
+
+    def action_jump(self, to: int) -> None:
+        """To the first (0) or the last line."""
+        self.cursor = 0 if to == 0 else max(0, len(self.rows) - 1)
+        self._follow_cursor()
+
+    def _follow_cursor(self) -> None:
+        top = round(self.scroll_y)
+        if self.cursor < top:
+            self.scroll_to(y=self.cursor, animate=False)
+        elif self.cursor >= top + self.page:
+            self.scroll_to(y=self.cursor - self.page + 1, animate=False)
+        self.refresh()
+
+    def on_click(self, event: events.Click) -> None:
+        """Header: sort. Line: select."""
+        if event.y == 0:
+            at = 0
+            for number, width in enumerate(self._widths()):
+                if at <= event.x < at + width + 1:
+                    self.post_message(self.SortBy(number))
+                at += width + 1
+        elif (line := round(self.scroll_y) + event.y - 1) < len(self.rows):
+            self.cursor = line
+            self.refresh()
+
+    def _widths(self) -> list[int]:
+        rest = sum(column.width + 1 for column in COLUMNS if column.width)
+        return [column.width or max(16, self.size.width - rest - 3) for column in COLUMNS]
+
+    def render_line(self, y: int) -> Strip:
+        """See textual."""
+        width = self.size.width
+        if y == 0:
+            return self._header(width)
+        number = round(self.scroll_y) + y - 1
+        if number >= len(self.rows):
+            return Strip.blank(width)
+        row = self.rows[number]
+        here = number == self.cursor
+        back = Style(bgcolor="#3a4a63" if here else None, bold=here)
+        segments = [Segment("▶" if here else " ", back)]
+        for column, wide in zip(COLUMNS, self._widths(), strict=True):
+            text = _fitted(column.text(row), wide, column.left)
+            style = back
+            if column.name == "PLACE":
+                style += Style(color=place_colour(row.place))
+            elif column.name == "PINS" and row.count("pin_count"):
+                style += Style(color="#ff8a65", bold=True)
+            segments.append(Segment(text + " ", style))
+        return Strip(segments).adjust_cell_length(width, back)
+
+    def _header(self, width: int) -> Strip:
+        segments = [Segment(" ", Style(bold=True))]
+        for number, (column, wide) in enumerate(zip(COLUMNS, self._widths(), strict=True)):
+            mark = ("▼" if self.descending else "▲") if number == self.column else ""
+            text = _fitted(column.name + mark, wide, column.left)
+            style = Style(bold=True, color="#4fc3f7" if number == self.column else None, underline=True)
+            segments.append(Segment(text + " ", style))
+        return Strip(segments).adjust_cell_length(width)
+
+
+def _fitted(text: str, width: int, left: bool) -> str:
+    if len(text) > width:
+        text = text[: width - 1] + "…"
+    return text.ljust(width) if left else text.rjust(width)
