@@ -208,7 +208,11 @@ def main() -> None:
         session_loop.install(session.fd, spin_us=options.get("spin_us", 10))
     if options.get("timer", True):
         session_loop.start_freeze_timer(0.25)
-    trio.run(serve, mountpoint, options, toy, session)
+    try:
+        trio.run(serve, mountpoint, options, toy, session)
+    finally:
+        # The handler goes when the interpreter ends: a signal after that would end the process.
+        session_loop.stop_freeze_timer()
     if not options.get("watchdog"):
         pyfuse3.close(unmount=True)
 
