@@ -20,6 +20,7 @@ from rich.table import Table
 import ttmfs
 from ttmfs.driver.config import Config, Region
 from ttmfs.errors import TtmError
+from ttmfs.memory.stores import check_spec
 from ttmfs.ttm.placement import parse_placement
 from ttmfs.units import PAGE_SIZE, format_size, parse_size
 
@@ -92,7 +93,8 @@ _DEVICE_OPTIONS = [
     _option("--region", "regions", type=RegionType(), multiple=True, help="One more region: NAME=SIZE:buddy|range."),
     _option("--memory", type=SIZE, default="1G", help="System memory of this device: hard, and it fragments."),
     _option("--pages-limit", type=SIZE, default=None, help="Soft limit on populated memory. [default: all]"),
-    _option("--swap", type=SIZE, default="2G", help="Room for what is swapped out (0: none)."),
+    _option("--swap", type=SIZE, default="2G", help="Room for pages that are backed up, in stored bytes (0: none)."),
+    _option("--swap-store", default="shmem", help="Where they are: shmem, zstd, file:PATH or zstd+file:PATH."),
     _option("--pool-limit", type=SIZE, default="64M", help="Freed pages kept ready by the pool."),
     _option("--beneficial-order", type=click.IntRange(0, 10), default=9, help="Page order worth having (0: off)."),
     _option("--copy-engines", type=click.IntRange(1, 16), default=1, help="Engines that copy at the same time."),
@@ -104,6 +106,7 @@ _DEVICE_OPTIONS = [
     _option("--prefault", type=click.IntRange(0, 1 << 20), default=256, help="Pages served around a fault."),
     _option("--fault-timeout", type=SECONDS, default=15.0, help="Seconds that a fault may wait."),
     _option("--command-timeout", type=SECONDS, default=60.0, help="Seconds that a command may take."),
+    _option("--svm-notifier-size", type=SIZE, default="512M", help="Window of one svm notifier, a power of two."),
     _option("--propagate-enospc", is_flag=True, help="A full region is ENOSPC, not ENOMEM."),
     _option("--allow-other", is_flag=True, help="Let other users in (file modes decide)."),
     _option("--stock-loop", is_flag=True, help="Use pyfuse3's own readiness wait."),
@@ -146,11 +149,20 @@ def _check(config: Config) -> None:
     for name, size in sizes.items():
         if size < PAGE_SIZE and not (size == 0 and name in MAY_BE_NONE):
             raise click.UsageError(f"--{name}: {size} bytes is less than a page: say at least {PAGE_SIZE}, or 256M")
+    if 0 < config.swap < PAGE_SIZE:
+        raise click.UsageError(f"--swap {config.swap}: less than a page: say 0 for no swap store, or 256M")
+    try:
+        config.swap_store = check_spec(config.swap_store)
+    except TtmError as error:
+        raise click.UsageError(f"--swap-store: {error.message}") from None
     if config.visible_vram is not None and config.visible_vram > config.vram:
         raise click.UsageError(
             f"--visible-vram {format_size(config.visible_vram)} is more than --vram {format_size(config.vram)}: "
             "it is the part of vram that the CPU can reach"
         )
+    size = config.svm_notifier_size
+    if not 1 << 20 <= size <= 1 << 40 or size & (size - 1):
+        raise click.UsageError(f"--svm-notifier-size {format_size(size)}: say a power of two from 1M to 1T, as in 512M")
     if 0 < config.watchdog < 1:
         raise click.UsageError(f"--watchdog {config.watchdog:g}: say at least 1 second, or 0 for none")
     try:

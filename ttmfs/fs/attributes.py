@@ -64,7 +64,7 @@ def status(bo: BufferObject) -> dict[str, Any]:
         "prefault_pages": bo.prefault_pages,
         "reservation_retries": bo.reservation_retries,
         "beneficial_order_failed": bool(tt is not None and tt.beneficial_order_failed),
-        "swapped_pages": tt.swapped_pages if tt is not None else 0,
+        "purged": bo.purged,
         "imported": bo.external,
         **_dirty(bo),
         "last_error": bo.last_error,
@@ -124,7 +124,7 @@ def _set_prefault(vdev: VirtualDevice, bo: BufferObject, text: str) -> None:
 def _set_madvise(vdev: VirtualDevice, bo: BufferObject, text: str) -> None:
     if text not in MADVISE:
         raise TtmError(errno.EINVAL, f"{text[:40]!r} is no advice: say one of {' '.join(MADVISE)}")
-    bo.madvise = text
+    vdev.ttm.set_madvise(bo, text)
     if text == "random":
         bo.prefault = 1
     elif text in ("sequential", "normal"):

@@ -1,135 +1,64 @@
-"""Commands: what may be written into command files, as tables.
+"""Commands: what may be written into the command files of objects/ and ctl/, as tables.
 
 The parser, the help text that a command file prints and the mount's README all come from OBJECT_COMMANDS and
-CTL_COMMANDS. A command gets its words and returns a dict of plain values, or raises TtmError.
+CTL_COMMANDS.
 """
 
 import errno
-import re
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Final
 
 from ttmfs.driver import calls
 from ttmfs.driver.defrag import defrag_bo
 from ttmfs.driver.defrag_pass import defrag_pass
-from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.imported import import_bo
 from ttmfs.driver.jobs import Job
-from ttmfs.driver.namespace import Namespace
 from ttmfs.driver.suspend import unplug
 from ttmfs.errors import TtmError
+from ttmfs.fs.command import (
+    Command,
+    Machine,
+    Result,
+    no_more,
+    page_range,
+    parse_pages,
+    parse_places,
+    parse_seconds,
+    take_backup_flags,
+    take_options,
+)
 from ttmfs.fs.jobwords import JOB_USAGE, parse_job, run_job
-from ttmfs.fs.words import split_names, unescape
+from ttmfs.fs.words import unescape
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm.bo import BufferObject
-from ttmfs.ttm.context import OperationContext
-from ttmfs.ttm.placement import Placement
-from ttmfs.units import PAGE_SHIFT, PAGE_SIZE, parse_size
-
-Result = dict[str, Any]
-
-_SECONDS: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
-_OPTIONS: Final = ("no_wait_gpu", "interruptible")
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """What commands work on."""
-
-    vdev: VirtualDevice
-    names: Namespace
-
-    def bo(self, name: str) -> BufferObject:
-        """The BO of a name. TtmError(ENOENT)."""
-        return self.names.find(name).bo
-
-    def bos(self, word: str) -> list[BufferObject]:
-        """The BOs of NAME[,NAME…]."""
-        return [self.bo(name) for name in split_names(word)]
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """`usage` is the grammar of the words, `does` a sentence, `examples` lines that work as they stand."""
-
-    name: str
-    usage: str
-    does: str
-    examples: tuple[str, ...]
-    run: Callable[..., Awaitable[Result]]
-
-    def help(self, path: str) -> str:
-        """What reading the command file prints."""
-        lines = [f"{self.name} {self.usage}".rstrip(), f"  {self.does}"]
-        lines += [f"  echo {example!r} > {path}" for example in self.examples]
-        return "\n".join(lines) + "\n"
-
-
-# -- words -----------------------------------------------------------------------------------------------------------
-
-
-def _options(words: list[str], allowed: tuple[str, ...] = _OPTIONS) -> tuple[list[str], OperationContext]:
-    """Take the options out of `words`."""
-    ctx = OperationContext(no_wait_gpu="no_wait_gpu" in words and "no_wait_gpu" in allowed)
-    return [word for word in words if word not in allowed], ctx
-
-
-def _none(words: list[str]) -> None:
-    if words:
-        raise TtmError(errno.EINVAL, f"{words[0][:80]!r} is not understood here: this command takes no such word")
-
-
-def _places(machine: Machine, words: list[str]) -> tuple[Placement, OperationContext]:
-    words, ctx = _options(words)
-    return machine.vdev.parse_placement(words), ctx
-
-
-def _page_range(bo: BufferObject, words: list[str]) -> tuple[int, int]:
-    """(first page, pages; 0 pages: to the end) from [OFFSET LENGTH] in bytes."""
-    if not words:
-        return 0, 0
-    if len(words) != 2:
-        raise TtmError(errno.EINVAL, "say nothing, or OFFSET and LENGTH in bytes, as in 0 64K")
-    offset, length = map(parse_size, words)
-    if not length or offset + length > max(bo.size, 1):
-        raise TtmError(errno.EINVAL, f"{words[0]}+{words[1]} is not within the {bo.size} bytes of the BO")
-    first = offset >> PAGE_SHIFT
-    return first, ((offset + length + PAGE_SIZE - 1) >> PAGE_SHIFT) - first
-
-
-def _seconds(word: str) -> float:
-    if not _SECONDS.fullmatch(word):
-        raise TtmError(errno.EINVAL, f"{word[:80]!r} is no number of seconds")
-    return float(word)
-
+from ttmfs.units import parse_size
 
 # -- objects/NAME/… --------------------------------------------------------------------------------------------------
 
 
 async def _validate(machine: Machine, bo: BufferObject, words: list[str]) -> Result:
-    placement, ctx = _places(machine, words)
+    placement, ctx = parse_places(machine, words)
     return await calls.validate_bo(machine.vdev, bo, placement, ctx)
 
 
 async def _evict(machine: Machine, bo: BufferObject, words: list[str]) -> Result:
-    words, ctx = _options(words)
-    _none(words)
+    words, ctx = take_options(words)
+    no_more(words)
     return await calls.evict_one(machine.vdev, bo, ctx)
 
 
 async def _pin(machine: Machine, bo: BufferObject, words: list[str]) -> Result:
-    _none(words)
+    no_more(words)
     return await calls.pin(machine.vdev, bo)
 
 
 async def _unpin(machine: Machine, bo: BufferObject, words: list[str]) -> Result:
-    _none(words)
+    no_more(words)
     return await calls.unpin(machine.vdev, bo)
 
 
 async def _unmap(machine: Machine, bo: BufferObject, words: list[str]) -> Result:
-    first, pages = _page_range(bo, words)
+    first, pages = page_range(bo, words)
     return await calls.unmap(machine.vdev, bo, first, pages)
 
 
@@ -140,26 +69,33 @@ async def _wait(machine: Machine, bo: BufferObject, words: list[str]) -> Result:
         usage = Usage[rest.pop(0).upper()]
     timeout = machine.vdev.config.fault_timeout
     if rest:
-        timeout = _seconds(rest.pop(0))
-    _none(rest)
+        timeout = parse_seconds(rest.pop(0))
+    no_more(rest)
     return await calls.wait_bo(machine.vdev, bo, usage, timeout)
 
 
 async def _restore(machine: Machine, bo: BufferObject, words: list[str]) -> Result:
-    words, ctx = _options(words)
-    _none(words)
+    words, ctx = take_options(words)
+    no_more(words)
     return await calls.restore(machine.vdev, bo, ctx)
 
 
+async def _backup(machine: Machine, bo: BufferObject, words: list[str]) -> Result:
+    words, ctx = take_options(words)
+    words, flags = take_backup_flags(words)
+    no_more(words)
+    return await calls.backup_one(machine.vdev, bo, flags, ctx)
+
+
 async def _swapout(machine: Machine, bo: BufferObject, words: list[str]) -> Result:
-    words, ctx = _options(words)
-    _none(words)
+    words, ctx = take_options(words)
+    no_more(words)
     return await calls.swapout_one(machine.vdev, bo, ctx)
 
 
 async def _defrag(machine: Machine, bo: BufferObject, words: list[str]) -> Result:
-    words, ctx = _options(words)
-    _none(words)
+    words, ctx = take_options(words)
+    no_more(words)
     calls.check_device(machine.vdev)
     return await defrag_bo(machine.vdev, bo, ctx)
 
@@ -216,7 +152,22 @@ OBJECT_COMMANDS: Final[Mapping[str, Command]] = {
             ("",),
             _defrag,
         ),
-        Command("restore", "", "Give every page memory again.", ("",), _restore),
+        Command(
+            "backup",
+            "[purge] [writeback] [no_wait_gpu]",
+            "All its pages to the swap store, page by page: what finds no room stays in memory and the result says so. "
+            "purge drops the content instead; writeback returns when it is on the disk.",
+            ("", "writeback", "purge"),
+            _backup,
+        ),
+        Command(
+            "restore",
+            "",
+            "All its pages back from the swap store, and memory for every other page. Interrupted, it keeps where it "
+            "stands and the next one goes on.",
+            ("",),
+            _restore,
+        ),
     )
 }
 
@@ -228,12 +179,12 @@ async def _ctl_validate(machine: Machine, words: list[str]) -> Result:
     if len(words) < 2:
         raise TtmError(errno.EINVAL, "say NAME[,NAME…] PLACE…, as in tex0,tex1 vram gtt")
     bos = machine.bos(words[0])
-    placement, ctx = _places(machine, words[1:])
+    placement, ctx = parse_places(machine, words[1:])
     return await calls.validate_many(machine.vdev, bos, placement, ctx)
 
 
 async def _ctl_evict(machine: Machine, words: list[str]) -> Result:
-    words, ctx = _options(words)
+    words, ctx = take_options(words)
     if not 1 <= len(words) <= 2:
         raise TtmError(errno.EINVAL, f"say REGION [BYTES|all], REGION one of {' '.join(machine.vdev.region_names)}")
     region = words[0]
@@ -246,13 +197,13 @@ async def _ctl_evict(machine: Machine, words: list[str]) -> Result:
 
 async def _ctl_submit(machine: Machine, words: list[str]) -> Result:
     wait = "wait" in words
-    words, ctx = _options([word for word in words if word != "wait"])
+    words, ctx = take_options([word for word in words if word != "wait"])
     job = parse_job(machine.names, machine.vdev, words)
     return await run_job(machine.vdev, job, ctx, wait=wait)
 
 
 async def _ctl_copy(machine: Machine, words: list[str]) -> Result:
-    words, ctx = _options(words)
+    words, ctx = take_options(words)
     if len(words) != 2:
         raise TtmError(errno.EINVAL, "say SRC DST, two BOs")
     job = Job("copy", dst=machine.bo(unescape(words[1])), srcs=(machine.bo(unescape(words[0])),))
@@ -263,7 +214,7 @@ async def _ctl_wait(machine: Machine, words: list[str]) -> Result:
     if not 1 <= len(words) <= 2:
         raise TtmError(errno.EINVAL, "say FENCE [SECONDS], FENCE as CONTEXT:SEQNO")
     fence = machine.vdev.find_fence(words[0])
-    timeout = _seconds(words[1]) if len(words) == 2 else machine.vdev.config.fault_timeout
+    timeout = parse_seconds(words[1]) if len(words) == 2 else machine.vdev.config.fault_timeout
     if fence is not None and not await fence.wait(timeout):
         raise TtmError(errno.ETIME, f"fence {fence.name} ({fence.what}) is still pending after {timeout:g} s")
     error = machine.vdev.fence_errors.get(words[0])
@@ -273,11 +224,18 @@ async def _ctl_wait(machine: Machine, words: list[str]) -> Result:
 
 
 async def _ctl_swapout(machine: Machine, words: list[str]) -> Result:
-    words, ctx = _options(words)
+    words, ctx = take_options(words)
     if len(words) != 1:
         raise TtmError(errno.EINVAL, "say BYTES or all")
-    pages = 1 << 62 if words[0] == "all" else (parse_size(words[0]) + PAGE_SIZE - 1) >> PAGE_SHIFT
-    return await calls.swapout_all(machine.vdev, pages, ctx)
+    return await calls.swapout_all(machine.vdev, parse_pages(words[0]), ctx)
+
+
+async def _ctl_shrink(machine: Machine, words: list[str]) -> Result:
+    words, ctx = take_options(words)
+    words, flags = take_backup_flags(words)
+    if len(words) != 1:
+        raise TtmError(errno.EINVAL, "say BYTES or all, and perhaps purge or writeback")
+    return await calls.shrink_all(machine.vdev, parse_pages(words[0]), flags, ctx)
 
 
 async def _ctl_defrag(machine: Machine, words: list[str]) -> Result:
@@ -308,23 +266,25 @@ async def _ctl_import(machine: Machine, words: list[str]) -> Result:
 
 
 async def _ctl_suspend(machine: Machine, words: list[str]) -> Result:
-    words, ctx = _options(words, ("interruptible",))
-    _none(words)
+    words, ctx = take_options(words, ("interruptible",))
+    no_more(words)
     calls.check_plugged(machine.vdev)
     return await machine.vdev.power.suspend(ctx)
 
 
 async def _ctl_resume(machine: Machine, words: list[str]) -> Result:
-    words, ctx = _options(words, ("interruptible",))
-    _none(words)
+    words, ctx = take_options(words, ("interruptible",))
+    no_more(words)
     calls.check_plugged(machine.vdev)
     return await machine.vdev.power.resume(ctx)
 
 
 async def _ctl_unplug(machine: Machine, words: list[str]) -> Result:
-    _none(words)
+    no_more(words)
     calls.check_plugged(machine.vdev)
-    return await unplug(machine.vdev, (file.bo for file in machine.names.files.values()))
+    result = await unplug(machine.vdev, (file.bo for file in machine.names.files.values()))
+    await machine.svm.unplug()
+    return result
 
 
 CTL_COMMANDS: Final[Mapping[str, Command]] = {
@@ -357,6 +317,18 @@ CTL_COMMANDS: Final[Mapping[str, Command]] = {
             "The least recently used of system and gtt to swap, until BYTES are out.",
             ("16M", "all"),
             _ctl_swapout,
+        ),
+        *(
+            Command(
+                name,
+                "BYTES|all [purge] [writeback] [no_wait_gpu]",
+                "The shrinker: what is purgeable (madvise dontneed) is dropped, then the least recently used of system "
+                "and gtt go to the swap store, idle ones first, until BYTES have left memory. "
+                "purge only drops; writeback returns when what is stored is on the disk.",
+                ("16M", "all writeback", "all purge"),
+                _ctl_shrink,
+            )
+            for name in ("backup", "shrink")
         ),
         Command(
             "defrag",
@@ -392,10 +364,3 @@ CTL_COMMANDS: Final[Mapping[str, Command]] = {
         ),
     )
 }
-
-
-async def run_line(machine: Machine, command: Command, bo: BufferObject | None, words: list[str]) -> Result:
-    """Run one line that was split into words."""
-    if bo is None:
-        return await command.run(machine, words)
-    return await command.run(machine, bo, words)

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from ttmfs.fs.attributes import SETTABLE
 from ttmfs.fs.commands import CTL_COMMANDS, OBJECT_COMMANDS
+from ttmfs.fs.svmcommands import SPACE_COMMANDS
+from ttmfs.fs.svmtree import READ_FILES
 
 _HEAD = """\
 This is a ttmfs mount: the Linux kernel's TTM in user space. Every file below bo/ is a buffer object (BO).
@@ -25,13 +27,23 @@ def readme(regions: Sequence[str]) -> str:
     parts = [_HEAD, f"Regions of this device: {' '.join(regions)}\n", "\nobjects/NAME/…\n"]
     parts += [_indented(command.help(f"objects/tex0/{name}")) for name, command in OBJECT_COMMANDS.items()]
     parts.append(f"  attributes, read and written: {' '.join(SETTABLE)}; read: status status.json snapshot\n")
+    parts.append(
+        "\nsvm_objects/NAME/…   svm/NAME is an address space (offset = address) that processes and the device share\n"
+        "  truncate -s 1G svm/heap             make one; unlink destroys it\n"
+    )
+    parts += [_indented(command.help(f"svm_objects/heap/{name}")) for name, command in SPACE_COMMANDS.items()]
+    parts.append(f"  read: {' '.join(READ_FILES)}\n")
     parts.append("\nctl/…\n")
     parts += [_indented(command.help(f"ctl/{name}")) for name, command in CTL_COMMANDS.items()]
     parts.append(
         "  config KEY=VALUE (reading lists the keys), trace EVENT… [bo=NAME] | all | off, selfcheck (read)\n"
-        "\nregions/NAME/{size,used,visible_size,visible_used,lru,debug}  regions/system/fragmentation\n"
-        "pool/{pages,fragmentation}\n"
-        "fences/{timelines,pending}  stats (JSON)  trace  error_log  debug/{loop,pause_engine}\n"
+        "\nregions/NAME/{size,used,visible_size,visible_used,lru,debug,fences,map}  regions/system/fragmentation\n"
+        "pool/{pages,fragmentation}  swap/{store,size,used,pages,ratio}\n"
+        "fences/{timelines,pending}  stats (JSON)  metrics (OpenMetrics)  error_log\n"
+        "trace  trace.json  trace_pipe (consuming, blocks, can be polled): what ctl/trace asked for\n"
+        "clients/{PID,uid-N,kernel} (drm fdinfo)  mem_info_{vram,vis_vram,gtt}_{total,used}\n"
+        "debug/{system_mm,gtt_mm,vram0_mm,gem_info,loop,pause_engine,ban_memcpy,fail_*/}\n"
+        "debug/ttm/{buffer_objects,page_pool}; page_pool_shrink, tt_shrink: write to run one, read what it came to\n"
     )
     return "".join(parts)
 

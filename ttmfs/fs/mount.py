@@ -22,13 +22,16 @@ from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.namespace import Namespace
 from ttmfs.errors import TtmError
 from ttmfs.fs import session_loop, tuning
-from ttmfs.fs.commands import Machine
+from ttmfs.fs.command import Machine
 from ttmfs.fs.notify import PageCache, SessionFd
 from ttmfs.fs.operations import ALIAS_PREFIX, TtmOperations
-from ttmfs.fs.pagecache import BoPageCache
+from ttmfs.fs.pagecache import BoPageCache, SpacePageCache
 from ttmfs.fs.runner import Runner
+from ttmfs.fs.svmconfig import check_notifier_size
+from ttmfs.fs.svmnames import SpaceNames
 from ttmfs.fs.tree import Tree
 from ttmfs.fs.watchdog import Watchdog
+from ttmfs.svm.svm import Svm
 from ttmfs.ttm.unmap import unmap_virtual
 
 log = logging.getLogger(__name__)
@@ -83,12 +86,17 @@ class Mount:
     def __init__(self, mountpoint: str, config: Config) -> None:
         self.mountpoint = mountpoint
         self.config = config
+        notifier_size = check_notifier_size(config.svm_notifier_size)
         self.vdev = VirtualDevice(config)
+        self.svm = Svm(self.vdev)
+        self.svm.notifier_size = notifier_size
         uid, gid = os.geteuid(), os.getegid()
         mode = 0o1777 if config.allow_other else 0o755
-        self.machine = Machine(self.vdev, Namespace(self.vdev, uid=uid, gid=gid, mode=mode))
+        names = Namespace(self.vdev, uid=uid, gid=gid, mode=mode)
+        self.machine = Machine(self.vdev, names, self.svm)
+        self.spaces = SpaceNames(self.svm, names.new_ino, uid=uid, gid=gid, mode=mode)
         self.runner = Runner(self.machine, config.command_timeout)
-        self.tree = Tree(self.machine, self.runner, uid=uid, gid=gid)
+        self.tree = Tree(self.machine, self.runner, self.spaces, uid=uid, gid=gid)
         self.operations = TtmOperations(self.tree, lambda kb: None)
         self.report: list[str] = []
         """What could not be tuned, as sentences."""
@@ -127,11 +135,13 @@ class Mount:
 
     async def _main(self, session: SessionFd, watchdog: Watchdog | None, ready: Callable[[], None]) -> None:
         cache = PageCache(session, self._alias)
-        self.tree.page_cache = cache
+        self.tree.page_cache = self.tree.svm.page_cache = cache
         self.tree.loop_status = self._loop_status
         self.vdev.ttm.unmapper = BoPageCache(cache)
+        self.svm.unmapper = SpacePageCache(cache)
         async with trio.open_nursery() as nursery:
             await nursery.start(self.vdev.run)
+            nursery.start_soon(self.svm.run)
             nursery.start_soon(self.runner.watch_signals)
             if watchdog is not None:
                 nursery.start_soon(watchdog.heartbeat)
@@ -140,6 +150,7 @@ class Mount:
             nursery.start_soon(self._set_up, session, ready)
             await pyfuse3.main(MIN_TASKS, MAX_TASKS)
             self._release_waiters()
+            self.svm.close()
             nursery.cancel_scope.cancel()
 
     def _alias(self, ino: int) -> str:
@@ -190,11 +201,17 @@ class Mount:
         for file in list(self.machine.names.files.values()):
             await unmap_virtual(file.bo)
             await trio.lowlevel.checkpoint()
+        for space in list(self.spaces.files.values()):
+            await self.svm.unmapper.invalidate(space.space, 0, space.space.size)
         done.set()
 
     def _release_waiters(self) -> None:
         self.runner.close()
         self.vdev.ttm.closing = True
+        self.tree.close()
+        for engine in self.vdev.engines:
+            engine.paused = False  # or whoever waits for a copy, shielded, goes on waiting
+        self.svm.wake()
         for file in self.machine.names.files.values():
             file.bo.gate.wake()
 

@@ -14,7 +14,7 @@ from ttmfs.driver import calls
 from ttmfs.driver.clients import Client
 from ttmfs.driver.region_map import region_map, rows
 from ttmfs.errors import TtmError
-from ttmfs.fs.commands import Machine
+from ttmfs.fs.command import Machine
 from ttmfs.fs.fdinfo import client_text, gem_info, mem_info
 from ttmfs.fs.metrics import Exporter
 from ttmfs.fs.nodes import Node, TextHandle, VirtualDir, VirtualFile

@@ -1,4 +1,4 @@
-"""Operations: the FUSE requests of one mount, handed on to BO files, folders and virtual nodes.
+"""Operations: the FUSE requests of one mount, handed on to BO files, svm files, folders and virtual nodes.
 
 READ and WRITE of BO files come first, because they are the faults: whatever can be answered at once is, without an
 await between the last check and the reply.
@@ -6,6 +6,7 @@ await between the last check and the reply.
 
 import errno
 import os
+import select
 import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,12 +16,15 @@ from typing import Any, Final
 import pyfuse3
 import trio
 
-from ttmfs.driver.namespace import NAME_MAX, BoFile, Entry, Folder
+from ttmfs.driver.namespace import NAME_MAX, BoFile, Entry, Folder, Namespace
 from ttmfs.errors import TtmError
 from ttmfs.fs import attributes
 from ttmfs.fs.guard import fuse_error, guarded, unforeseen
 from ttmfs.fs.inodes import Inodes
 from ttmfs.fs.nodes import Handle, Node, VirtualDir, VirtualFile
+from ttmfs.fs.svmhandle import SpaceHandle
+from ttmfs.fs.svmnames import SpaceFile, SpaceNames
+from ttmfs.fs.tracepipe import READABLE, PipeFile, PipeHandle
 from ttmfs.fs.tree import Tree
 from ttmfs.ttm import access
 from ttmfs.ttm.bo import BufferObject
@@ -34,6 +38,7 @@ ALIAS_PREFIX: Final = b".ttmfs-ino-"
 """Names in the root that open a BO by inode number; only the daemon's own threads may look them up."""
 
 MAX_FILE_SIZE: Final = 1 << 46
+ALWAYS_READY: Final = READABLE | select.POLLOUT | select.POLLWRNORM
 _XATTR: Final = b"user.ttm."
 
 
@@ -62,13 +67,15 @@ class TtmOperations(pyfuse3.Operations):
         self.tree = tree
         self.machine = tree.machine
         self.names = tree.machine.names
+        self.spaces = tree.spaces
         self.ttm = tree.machine.vdev.ttm
         self.counters = self.ttm.counters.requests
         self.inodes = Inodes(tree.root)
         self.set_read_ahead = set_read_ahead
         self.closing = False
-        self._handles: dict[int, BoHandle | Handle | list[tuple[bytes, Node]]] = {}
+        self._handles: dict[int, BoHandle | SpaceHandle | Handle | list[tuple[bytes, Node]]] = {}
         self._next_handle = count(1)
+        self.ttm.trace.watch(self._trace_switched)
 
     # -- READ and WRITE ------------------------------------------------------------------------------------------
 
@@ -98,10 +105,12 @@ class TtmOperations(pyfuse3.Operations):
                 slow = await access.read(bo, off, size)
                 counters.read_bytes += len(slow)
                 return slow
+            if type(handle) is SpaceHandle:
+                return await handle.read(off, size)
             return await self._virtual(fh).read(off, size)
         except OSError as error:
             if type(handle) is BoHandle:
-                self._failed(handle.bo, "READ", error)
+                self._failed(handle.bo.name, "READ", error)
             raise fuse_error(error, counters, "read") from None
         except (Exception, BaseExceptionGroup):
             raise unforeseen(counters, "read") from None
@@ -126,26 +135,45 @@ class TtmOperations(pyfuse3.Operations):
                     await access.write(bo, off, buf)
                 counters.write_bytes += len(buf)
                 return len(buf)
+            if type(handle) is SpaceHandle:
+                return await handle.write(off, buf)
             with trio.CancelScope(shield=True):
                 written = await self._virtual(fh).write(off, buf)
             return written
         except OSError as error:
             if type(handle) is BoHandle:
                 counters.write_errors += 1
-                self._failed(handle.bo, "WRITE", error)
+                self._failed(handle.bo.name, "WRITE", error)
             raise fuse_error(error, counters, "write") from None
         except (Exception, BaseExceptionGroup):
-            counters.write_errors += 1
+            counters.write_errors += type(handle) is not SpaceHandle  # that one counts its own
             raise unforeseen(counters, "write") from None
 
-    def _failed(self, bo: BufferObject, what: str, error: OSError) -> None:
-        self.tree.runner.error_log.add(f"{what} {bo.name}", error)
+    def _trace_switched(self) -> None:
+        """While faults are traced another handler answers READs, so that tracing that is off costs them nothing."""
+        if self.ttm.trace.wants("fault"):
+            self.read = self._read_traced  # type: ignore[method-assign]
+        else:
+            self.__dict__.pop("read", None)
+
+    async def _read_traced(self, fh: int, off: int, size: int) -> Any:
+        """As `read`; records those that it answers from a view, the others are recorded where they are served."""
+        handle = self._handles.get(fh)
+        if type(handle) is not BoHandle or handle.bo.fast is None or handle.bo.resv.locked:
+            return await TtmOperations.read(self, fh, off, size)
+        started = time.monotonic_ns()
+        data = await TtmOperations.read(self, fh, off, size)
+        access.trace_fault(handle.bo, off, len(data), started)
+        return data
+
+    def _failed(self, name: str, what: str, error: OSError) -> None:
+        self.tree.runner.error_log.add(f"{what} {name}", error)
         if self.ttm.trace.on:
-            self.ttm.trace.emit("error", bo.name, request=what, errno=error.errno, why=error.strerror)
+            self.ttm.trace.emit("error", name, request=what, errno=error.errno, why=error.strerror)
 
     def _virtual(self, fh: int) -> Handle:
         handle = self._handles.get(fh)
-        if handle is None or isinstance(handle, (BoHandle, list)):
+        if handle is None or isinstance(handle, (BoHandle, SpaceHandle, list)):
             raise TtmError(errno.EBADF, "no such handle")
         return handle
 
@@ -164,6 +192,11 @@ class TtmOperations(pyfuse3.Operations):
             if isinstance(node, BoFile):
                 attr.st_size = node.bo.size
                 attr.st_blocks = _blocks(node.bo)
+                attr.st_nlink = 0 if node.unlinked else 1
+                return attr
+            if isinstance(node, SpaceFile):
+                attr.st_size = node.space.size
+                attr.st_blocks = node.space.num_blocks() * (PAGE_SIZE // 512)
                 attr.st_nlink = 0 if node.unlinked else 1
                 return attr
         else:
@@ -185,10 +218,12 @@ class TtmOperations(pyfuse3.Operations):
         """LOOKUP; names that do not exist are not cached by the kernel either."""
         parent = self.inodes.get(parent_inode)
         if isinstance(parent, Folder):
-            return self._reply(self.names.child(parent, name))
+            return self._reply(self._names(parent).child(parent, name))
         if parent is self.tree.root:
             if name == b"bo":
                 return self._reply(self.names.root)
+            if name == b"svm":
+                return self._reply(self.spaces.root)
             if name.startswith(ALIAS_PREFIX) and _is_own(ctx.pid):
                 return self._reply_alias(name)
         node = parent.find(os.fsdecode(name)) if isinstance(parent, VirtualDir) else None
@@ -197,9 +232,10 @@ class TtmOperations(pyfuse3.Operations):
         return self._reply(node)
 
     def _reply_alias(self, name: bytes) -> pyfuse3.EntryAttributes:
-        file = self.names.files.get(int(name[len(ALIAS_PREFIX) :]))
+        ino = int(name[len(ALIAS_PREFIX) :])
+        file = self.names.files.get(ino) or self.spaces.files.get(ino)
         if file is None:
-            raise TtmError(errno.ENOENT, "no such BO")
+            raise TtmError(errno.ENOENT, "no such BO or address space")
         attr = self._reply(file)
         attr.entry_timeout = 0
         return attr
@@ -231,7 +267,7 @@ class TtmOperations(pyfuse3.Operations):
             return self._attributes(node, inode)
         now = time.time_ns()
         if fields.update_size:
-            if not isinstance(node, BoFile):
+            if not isinstance(node, (BoFile, SpaceFile)):
                 raise TtmError(errno.EISDIR, "a folder has no size")
             self._set_size(node, attr.st_size)
         if fields.update_mode:
@@ -247,7 +283,12 @@ class TtmOperations(pyfuse3.Operations):
         node.ctime = now
         return self._attributes(node, inode)
 
-    def _set_size(self, file: BoFile, size: int) -> None:
+    def _set_size(self, file: BoFile | SpaceFile, size: int) -> None:
+        if isinstance(file, SpaceFile):
+            if size != file.space.size:
+                file.space.set_size(size)
+                file.mtime = time.time_ns()
+            return
         if size > MAX_FILE_SIZE:
             raise TtmError(errno.EFBIG, f"a BO has at most {MAX_FILE_SIZE} bytes")
         if size != file.bo.size:
@@ -259,17 +300,27 @@ class TtmOperations(pyfuse3.Operations):
     def _folder(self, inode: int) -> Folder:
         node = self.inodes.get(inode)
         if not isinstance(node, Folder):
-            raise TtmError(errno.EPERM, "BOs and folders are made below bo/ only")
+            raise TtmError(errno.EPERM, "BOs and folders are made below bo/ only, address spaces in svm/")
         return node
+
+    def _names(self, folder: Folder) -> Namespace | SpaceNames:
+        return self.spaces if folder is self.spaces.root else self.names
 
     @guarded
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
-        """A new BO, opened."""
+        """A new BO or address space, opened."""
         self._check_open()
-        file = self.names.create(self._folder(parent_inode), name, mode & ~ctx.umask, ctx.uid, ctx.gid)
-        return self._open_bo(file, flags, ctx), self._reply(file)
+        folder = self._folder(parent_inode)
+        file = self._create(folder, name, mode, ctx)
+        return self._open_file(file, flags, ctx), self._reply(file)
+
+    def _create(self, folder: Folder, name: bytes, mode: int, ctx: pyfuse3.RequestContext) -> BoFile | SpaceFile:
+        file = self._names(folder).create(folder, name, mode & ~ctx.umask, ctx.uid, ctx.gid)
+        if isinstance(file, BoFile):
+            self.names.clients.adopt(file, ctx.pid)
+        return file
 
     @guarded
     async def mknod(
@@ -278,28 +329,28 @@ class TtmOperations(pyfuse3.Operations):
         """Regular files only."""
         if not stat.S_ISREG(mode):
             raise TtmError(errno.EPERM, "a BO is a regular file")
-        return self._reply(
-            self.names.create(self._folder(parent_inode), name, mode & ~ctx.umask, ctx.uid, ctx.gid)
-        )
+        folder = self._folder(parent_inode)
+        return self._reply(self._create(folder, name, mode, ctx))
 
     @guarded
     async def mkdir(
         self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         """A folder of BOs."""
-        return self._reply(
-            self.names.mkdir(self._folder(parent_inode), name, mode & ~ctx.umask, ctx.uid, ctx.gid)
-        )
+        folder = self._folder(parent_inode)
+        return self._reply(self._names(folder).mkdir(folder, name, mode & ~ctx.umask, ctx.uid, ctx.gid))
 
     @guarded
     async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        """The BO lives on while it is open or mapped."""
-        self.names.unlink(self._folder(parent_inode), name)
+        """The BO or address space lives on while it is open or mapped."""
+        folder = self._folder(parent_inode)
+        self._names(folder).unlink(folder, name)
 
     @guarded
     async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         """An empty folder."""
-        self.names.rmdir(self._folder(parent_inode), name)
+        folder = self._folder(parent_inode)
+        self._names(folder).rmdir(folder, name)
 
     @guarded
     async def rename(
@@ -313,10 +364,11 @@ class TtmOperations(pyfuse3.Operations):
     ) -> None:
         """rename(2), RENAME_NOREPLACE, RENAME_EXCHANGE."""
         old, new = self._folder(parent_inode_old), self._folder(parent_inode_new)
+        names = self.spaces if self.spaces.root in (old, new) else self.names
         if flags == pyfuse3.RENAME_EXCHANGE:
-            self.names.exchange(old, name_old, new, name_new)
+            names.exchange(old, name_old, new, name_new)
         elif flags in (0, pyfuse3.RENAME_NOREPLACE):
-            self.names.rename(old, name_old, new, name_new, replace=flags == 0)
+            names.rename(old, name_old, new, name_new, replace=flags == 0)
         else:
             raise TtmError(errno.EINVAL, f"rename flags {flags} are not supported")
 
@@ -326,19 +378,30 @@ class TtmOperations(pyfuse3.Operations):
         if self.closing:
             raise TtmError(errno.ESHUTDOWN, "the mount is being taken down")
 
-    def _new_handle(self, handle: "BoHandle | Handle | list[tuple[bytes, Node]]") -> int:
+    def _new_handle(self, handle: "BoHandle | SpaceHandle | Handle | list[tuple[bytes, Node]]") -> int:
         fh = next(self._next_handle)
         self._handles[fh] = handle
         return fh
 
-    def _open_bo(self, file: BoFile, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+    def _open_file(self, file: BoFile | SpaceFile, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         writes = flags & os.O_ACCMODE != os.O_RDONLY
         own = _is_own(ctx.pid)
         file.opens += 1
         file.write_opens += writes
+        handle: BoHandle | SpaceHandle
+        if isinstance(file, SpaceFile):
+            handle = SpaceHandle(
+                file, self.counters, self._failed, self.tree.page_cache, writes=writes, own=own
+            )
+            file.client_opens += not own
+            # A read ahead would be a touch of ranges that nobody has asked for.
+            read_ahead = 0
+        else:
+            handle = BoHandle(file, writes=writes, own=own)
+            read_ahead = max(file.bo.prefault, 1) * PAGE_SIZE >> 10
         if not own:
-            self.set_read_ahead(max(file.bo.prefault, 1) * PAGE_SIZE >> 10)
-        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(self._new_handle(BoHandle(file, writes=writes, own=own))))
+            self.set_read_ahead(read_ahead)
+        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(self._new_handle(handle)))
 
     @guarded
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
@@ -351,22 +414,31 @@ class TtmOperations(pyfuse3.Operations):
                 # arrive after the truncate and make the file grow again. INVAL waits for it.
                 await unmap_virtual(node.bo)
                 self._set_size(node, 0)
-            return self._open_bo(node, flags, ctx)
+            return self._open_file(node, flags, ctx)
+        if isinstance(node, SpaceFile):
+            if flags & os.O_TRUNC:
+                if self.tree.page_cache is not None:
+                    await self.tree.page_cache.invalidate(node.ino)
+                self._set_size(node, 0)
+            return self._open_file(node, flags, ctx)
         if not isinstance(node, VirtualFile):
             raise TtmError(errno.EISDIR, "a folder cannot be opened as a file")
         if flags & os.O_ACCMODE != os.O_RDONLY and not node.mode & 0o222:
             raise TtmError(errno.EACCES, "this file is read-only")
-        fh = self._new_handle(node.open_handle(ctx.pid))
-        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(fh), direct_io=True, keep_cache=False)
+        fh = self._new_handle(node.open(ctx.pid, flags))
+        stream = isinstance(node, PipeFile)
+        return pyfuse3.FileInfo(
+            fh=pyfuse3.FileHandleT(fh), direct_io=True, keep_cache=False, nonseekable=stream
+        )
 
     @guarded
     async def flush(self, fh: int) -> None:
         """close(2): what was written through it shows in mtime now."""
         handle = self._handles.get(fh)
-        if isinstance(handle, BoHandle):
+        if isinstance(handle, (BoHandle, SpaceHandle)):
             await self._touch(handle)
 
-    async def _touch(self, handle: BoHandle) -> None:
+    async def _touch(self, handle: BoHandle | SpaceHandle) -> None:
         """Move mtime if there were WRITEs, and have the kernel ask for it: it may have looked since the last one."""
         if handle.file.written and not handle.own:
             handle.file.written = False
@@ -378,12 +450,25 @@ class TtmOperations(pyfuse3.Operations):
     async def release(self, fh: int) -> None:
         """The last descriptor and the last mapping are gone."""
         handle = self._handles.pop(fh, None)
-        if isinstance(handle, BoHandle):
+        if isinstance(handle, (BoHandle, SpaceHandle)):
             await self._touch(handle)
-            file = handle.file
-            file.opens -= 1
-            file.write_opens -= handle.writes
-            self.names.drop_if_unused(file)
+            handle.file.opens -= 1
+            handle.file.write_opens -= handle.writes
+            if isinstance(handle, SpaceHandle):
+                handle.file.client_opens -= not handle.own
+                self.spaces.drop_if_unused(handle.file)
+            else:
+                self.names.drop_if_unused(handle.file)
+        elif isinstance(handle, PipeHandle):
+            handle.close()
+
+    @guarded
+    async def poll(
+        self, inode: int, fh: int, poll_handle: "pyfuse3.PollHandle | None", ctx: pyfuse3.RequestContext
+    ) -> int:
+        """poll(2) and its like: everything is always ready but trace_pipe."""
+        handle = self._handles.get(fh)
+        return handle.poll(poll_handle) if isinstance(handle, PipeHandle) else ALWAYS_READY
 
     @guarded
     async def fsync(self, fh: int, datasync: bool) -> None:
@@ -403,8 +488,9 @@ class TtmOperations(pyfuse3.Operations):
         if isinstance(node, Folder):
             yield from node.children.items()
             return
+        folders = {"bo": self.names.root, "svm": self.spaces.root} if node is self.tree.root else {}
         for name in node.names():
-            child: Node | None = self.names.root if node is self.tree.root and name == "bo" else node.find(name)
+            child: Node | None = folders.get(name) or node.find(name)
             if child is not None:
                 yield os.fsencode(name), child
 
@@ -436,7 +522,7 @@ class TtmOperations(pyfuse3.Operations):
         data.f_bsize = data.f_frsize = PAGE_SIZE
         data.f_blocks = pool.arena.num_pages
         data.f_bfree = data.f_bavail = pool.free_pages
-        data.f_files = len(self.names.files)
+        data.f_files = len(self.names.files) + len(self.spaces.files)
         data.f_ffree = data.f_favail = (1 << 32) - data.f_files
         data.f_namemax = NAME_MAX
         return data

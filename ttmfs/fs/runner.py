@@ -15,7 +15,7 @@ from typing import Final
 import trio
 
 from ttmfs.errors import TtmError
-from ttmfs.fs.commands import Command, Machine, Target, run_line
+from ttmfs.fs.command import Command, Machine, Target, run_line
 from ttmfs.fs.nodes import CommandOutcome
 from ttmfs.fs.words import MAX_WRITE, split_words
 

@@ -6,6 +6,8 @@ import ttmfs
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.namespace import Namespace
 from ttmfs.fs.notify import PageCache
+from ttmfs.fs.statkeys import SCHEMA
+from ttmfs.svm.svm import Svm
 from ttmfs.ttm.managers import BuddyManager
 from ttmfs.ttm.placement import SYSTEM
 from ttmfs.ttm.resource import ResourceManager
@@ -28,7 +30,7 @@ def region_stats(vdev: VirtualDevice, manager: ResourceManager) -> dict[str, int
     }
 
 
-def stats(vdev: VirtualDevice, names: Namespace, page_cache: PageCache | None) -> dict[str, Any]:
+def stats(vdev: VirtualDevice, names: Namespace, page_cache: PageCache | None, svm: Svm) -> dict[str, Any]:
     """The whole object."""
     ttm = vdev.ttm
     pool = vdev.pool
@@ -38,11 +40,13 @@ def stats(vdev: VirtualDevice, names: Namespace, page_cache: PageCache | None) -
     fences = vdev.fence_counters
     return {
         "version": ttmfs.__version__,
+        "schema": SCHEMA,
         "regions": {name: region_stats(vdev, manager) for name, manager in ttm.managers.items()},
         "pool": {
             "in_use_pages": pool.in_use_pages,
             "pooled_pages": pool.pooled_pages,
             "limit_pages": pool.limit_pages,
+            "populated_limit_pages": ttm.pages_limit,
             "free_by_order": pool.free_by_order(),
         },
         "bos": {"count": len(names.files), "ghosts": ttm.num_ghosts, "zombies": ttm.num_zombies},
@@ -52,24 +56,33 @@ def stats(vdev: VirtualDevice, names: Namespace, page_cache: PageCache | None) -
             "contended": ttm.ww_class.contended,
             "ticketed_waits": ttm.ww_class.ticketed_waits,
         },
-        "swapout": _swapout_stats(vdev),
+        "swap": swap_stats(vdev),
+        "swapout": {"bos_out": ttm.counters.swap.out, "failed": ttm.counters.swap.failed},
+        "backup": ttm.counters.backup.as_dict(),
         "faults": ttm.counters.faults.as_dict(),
         "requests": requests,
         "moves": ttm.counters.moves.as_dict(),
         "defrag": ttm.defrag_list.as_dict(),
+        "svm": svm.stats(),
         "fences": {"emitted": fences.emitted, "signaled": fences.signaled, "pending": fences.pending},
+        "trace": {"recorded": ttm.trace.emitted, "dropped": ttm.trace.dropped, "buffered": len(ttm.trace.ring)},
     }
 
 
-def _swapout_stats(vdev: VirtualDevice) -> dict[str, int]:
-    """The older, whole-object mechanism: BOs swapped out so far, what failed, pages through and in its storage."""
-    counters, store = vdev.ttm.counters.swap, vdev.ttm.swap_store
+def swap_stats(vdev: VirtualDevice) -> dict[str, Any]:
+    """The swap store: `size` and `used` in stored bytes; `ratio` is the bytes of its pages by those stored."""
+    store = vdev.ttm.swap_store
+    if store is None:
+        return {"store": "none", "size": 0, "used": 0, "pages": 0, "ratio": 1.0}
+    now = store.statistics()
     return {
-        "bos_out": counters.out,
-        "failed": counters.failed,
-        "pages_out": store.pages_out if store is not None else 0,
-        "pages_in": store.pages_in if store is not None else 0,
-        "pages": store.used_pages if store is not None else 0,
-        "limit_pages": store.limit_pages if store is not None else 0,
-        "populated_limit_pages": vdev.ttm.pages_limit,
+        "store": now.store,
+        "size": now.size,
+        "used": now.used,
+        "pages": now.pages,
+        "ratio": round(now.ratio, 3),
+        "on_disk": now.on_disk,
+        "waste": now.waste,
+        "pages_out": now.pages_out,
+        "pages_in": now.pages_in,
     }

@@ -3,20 +3,25 @@
 import errno
 import json
 import os
-import re
 import time
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Any, Final
 
 from ttmfs.driver.namespace import BoFile, Folder
 from ttmfs.errors import TtmError
 from ttmfs.fs import attributes
-from ttmfs.fs.commands import CTL_COMMANDS, OBJECT_COMMANDS, Command, Machine
+from ttmfs.fs.command import Command, Machine
+from ttmfs.fs.commands import CTL_COMMANDS, OBJECT_COMMANDS
 from ttmfs.fs.help import readme
 from ttmfs.fs.nodes import CommandHandle, Handle, Node, TextHandle, VirtualDir, VirtualFile
 from ttmfs.fs.notify import PageCache
+from ttmfs.fs.observetree import REGION_FILES, ObserveTree
 from ttmfs.fs.runner import Runner
-from ttmfs.fs.stats import region_stats, stats
+from ttmfs.fs.stats import region_stats, stats, swap_stats
+from ttmfs.fs.svmconfig import set_svm_knob, svm_knobs
+from ttmfs.fs.svmnames import SpaceNames
+from ttmfs.fs.svmtree import SvmTree
+from ttmfs.fs.tracectl import set_trace, trace_state
 from ttmfs.observe.inject import KEYS as INJECTION_KEYS
 from ttmfs.observe.inject import PLACES as INJECTION_PLACES
 from ttmfs.ttm.lru import LruCursor
@@ -24,38 +29,43 @@ from ttmfs.ttm.placement import SYSTEM
 from ttmfs.ttm.resource import Resource, ResourceManager
 from ttmfs.units import MAX_ORDER, PAGE_SIZE
 
-_EVENT: Final = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_SWAP_FILES: Final = ("store", "size", "used", "pages", "ratio")
 _READ_ONLY_OBJECT_FILES: Final = ("snapshot", "status", "status.json")
-_REGION_FILES: Final = ("size", "used", "visible_size", "visible_used", "lru", "debug")
+_REGION_FILES: Final = ("size", "used", "visible_size", "visible_used", "lru", "debug", *REGION_FILES)
 
 
 class Tree:
     """Builds nodes for names. `owner` is the mounting user: ctl/ and what changes the device is theirs."""
 
-    def __init__(self, machine: Machine, runner: Runner, *, uid: int, gid: int) -> None:
+    def __init__(self, machine: Machine, runner: Runner, spaces: SpaceNames, *, uid: int, gid: int) -> None:
         self.machine = machine
+        self.spaces = spaces
         self.runner = runner
         self.uid = uid
         self.gid = gid
         self.page_cache: PageCache | None = None
+        self.svm = SvmTree(spaces, runner, uid=uid, gid=gid)
         self.loop_status: Callable[[], str] = lambda: ""
         self.root = self._dir("", self._find_root, lambda: self._root_names)
         self._root_files: dict[str, Callable[[], str | bytes]] = {
             "README": lambda: readme(machine.vdev.region_names),
-            "stats": lambda: json.dumps(stats(machine.vdev, machine.names, self.page_cache)) + "\n",
+            "stats": lambda: json.dumps(self.stats()) + "\n",
             "error_log": runner.error_log.text,
-            "trace": machine.vdev.ttm.trace.text,
         }
+        self.observe = ObserveTree(machine, runner, spaces.svm, self.stats, uid=uid, gid=gid)
         self._dirs: dict[str, VirtualDir] = {
             "objects": self._objects_dir("objects", machine.names.root),
+            "svm_objects": self.svm.root,
             "ctl": self._dir("ctl", self._find_ctl, lambda: (*CTL_COMMANDS, "config", "selfcheck", "trace")),
             "regions": self._dir("regions", self._find_region, lambda: machine.vdev.region_names),
             "pool": self._dir("pool", self._find_pool, lambda: ("fragmentation", "pages")),
+            "swap": self._dir("swap", self._find_swap, lambda: _SWAP_FILES),
             "fences": self._dir("fences", self._find_fences, lambda: ("pending", "timelines")),
             "debug": self._dir("debug", self._find_debug, lambda: self._debug_names),
         }
-        self._debug_names = ("loop", "pause_engine", "ban_memcpy", *(f"fail_{place}" for place in INJECTION_PLACES))
-        self._root_names = ("bo", *self._dirs, *self._root_files)
+        injections = (f"fail_{place}" for place in INJECTION_PLACES)
+        self._debug_names = (*self.observe.debug_names, "loop", "pause_engine", "ban_memcpy", *injections)
+        self._root_names = ("bo", "svm", *self._dirs, *self._root_files, *self.observe.names)
 
     def _dir(self, key: str, find: Callable[[str], Node | None], names: Callable[[], Iterable[str]]) -> VirtualDir:
         return VirtualDir(key, find, names, uid=self.uid, gid=self.gid)
@@ -77,7 +87,15 @@ class Tree:
         text = self._root_files.get(name)
         if text is not None:
             return self._text(text)
-        return self._dirs.get(name)
+        return self._dirs.get(name) or self.observe.find(name)
+
+    def stats(self) -> dict[str, Any]:
+        """The stats object."""
+        return stats(self.machine.vdev, self.machine.names, self.page_cache, self.spaces.svm)
+
+    def close(self) -> None:
+        """The mount goes down: who waits in a virtual file is let go."""
+        self.observe.close()
 
     # -- objects/ ------------------------------------------------------------------------------------------------
 
@@ -139,37 +157,27 @@ class Tree:
         if command is not None:
             return self._command(command, None)
         if name == "selfcheck":
-            return self._text(lambda: "".join(f"{line}\n" for line in self.machine.vdev.selfcheck()) or "ok\n")
+            return self._text(lambda: "".join(f"{line}\n" for line in self.selfcheck()) or "ok\n")
         if name == "trace":
-            return self._text(self._trace_state, self._set_trace)
+            trace = self.machine.vdev.ttm.trace
+            return self._text(lambda: trace_state(trace), self._set_trace)
         if name == "config":
             return self._text(self._config_text, self._set_config)
         return None
 
-    def _trace_state(self) -> str:
-        trace = self.machine.vdev.ttm.trace
-        if not trace.on:
-            return "off\n"
-        only = f" bo={trace.only_bo}" if trace.only_bo else ""
-        return (" ".join(sorted(trace.events)) or "all") + only + "\n"
+    def selfcheck(self) -> list[str]:
+        """What is wrong with the structures of the device and of its address spaces, as sentences."""
+        return [*self.machine.vdev.selfcheck(), *self.spaces.svm.check()]
 
     def _set_trace(self, text: str) -> None:
-        trace = self.machine.vdev.ttm.trace
-        words = text.split()
-        if words == ["off"]:
-            trace.on = False
-            return
-        if not words:
-            raise TtmError(errno.EINVAL, "say all, or the events to record, bo=NAME to narrow it, or off")
-        for word in words:
-            if not word.startswith("bo=") and not _EVENT.fullmatch(word):
-                raise TtmError(errno.EINVAL, f"{word[:80]!r} is no name of an event: say all, or names as in `trace`")
-        trace.only_bo = next((word[3:] for word in words if word.startswith("bo=")), "")
-        trace.events = frozenset(word for word in words if word != "all" and not word.startswith("bo="))
-        trace.on = True
+        try:
+            set_trace(self.machine.vdev.ttm.trace, text)
+        except TtmError as error:
+            self.runner.error_log.add(f"ctl/trace {text.strip()[:200]}", error)
+            raise
 
     def _config_text(self) -> str:
-        knobs = self.machine.vdev.knobs()
+        knobs = {**self.machine.vdev.knobs(), **svm_knobs(self.spaces.svm)}
         return "".join(f"{key}={value}\n" for key, value in knobs.items())
 
     def _set_config(self, text: str) -> None:
@@ -177,7 +185,8 @@ class Tree:
             key, equals, value = line.partition("=")
             if not equals:
                 raise TtmError(errno.EINVAL, f"{line[:80]!r}: say KEY=VALUE; reading this file shows the keys")
-            self.machine.vdev.set_knob(key, value)
+            if not set_svm_knob(self.spaces.svm, key, value):
+                self.machine.vdev.set_knob(key, value)
             self.runner.timeout = self.machine.vdev.config.command_timeout
 
     # -- regions/, pool/, fences/, debug/ -------------------------------------------------------------------------
@@ -198,7 +207,7 @@ class Tree:
             return self._text(lambda: _lru_text(manager))
         if name == "debug":
             return self._text(manager.debug)
-        return None
+        return self.observe.find_region_file(manager, name)
 
     def _find_pool(self, name: str) -> Node | None:
         pool = self.machine.vdev.pool
@@ -212,6 +221,11 @@ class Tree:
         if name == "fragmentation":
             return self._text(self._fragmentation)
         return None
+
+    def _find_swap(self, name: str) -> Node | None:
+        if name not in _SWAP_FILES:
+            return None
+        return self._text(lambda: f"{swap_stats(self.machine.vdev)[name]}\n")
 
     def _fragmentation(self) -> str:
         pool = self.machine.vdev.pool
@@ -256,7 +270,7 @@ class Tree:
             return self._text(lambda: f"{int(self.machine.vdev.ttm.inject.ban_memcpy)}\n", self._ban_memcpy)
         if name == "pause_engine":
             return self._text(lambda: f"{int(self.machine.vdev.engines[0].paused)}\n", self._pause_engines)
-        return None
+        return self.observe.find_debug(name)
 
     def _find_injection(self, place: str) -> Node | None:
         if place not in INJECTION_PLACES:

@@ -1,0 +1,44 @@
+"""Address spaces at 9/8 of VRAM beside ordinary BOs of half of it: every word right, both kinds evict each other."""
+
+import random
+
+import pytest
+from mount_harness import MIB
+from svm_exerciser import OPTIONS, Exerciser
+
+pytestmark = pytest.mark.mount
+
+
+def _exercise(mounted, seed: int, seconds: float) -> None:
+    device = mounted(*OPTIONS)
+    exerciser = Exerciser(device, seed)
+    counts = exerciser.run(seconds=seconds)
+    stats = device.stats()
+    assert exerciser.round >= 5, counts
+    assert stats["svm"]["migrations_in"] > 10
+    assert stats["svm"]["migrations_out"] > 10
+    assert stats["svm"]["cpu_faults"] > 0
+    assert stats["svm"]["gpu_faults"] > 0
+    assert stats["svm"]["evictions"] > 0, "BOs have evicted ranges"
+    assert sum(device.status(name)["evictions"] for name in ("left", "right")) > 0, "ranges have evicted BOs"
+    assert stats["requests"]["write_errors"] == 0
+    assert stats["requests"]["handler_errors"] == 0
+    assert device.control("selfcheck") == []
+    device.remove_all()
+    device.until(lambda: device.control("spaces") == 0)
+    device.until(lambda: device.stats()["regions"]["vram"]["used"] == 0, why="vram is empty")
+    device.until(lambda: device.stats()["pool"]["in_use_pages"] == 0, why="no system page is in use")
+    assert device.stats()["fences"]["pending"] == 0
+    device.control("trim_pool")
+    assert device.rss() < 400 * MIB
+
+
+def test_every_word_is_right(mounted) -> None:
+    _exercise(mounted, random.SystemRandom().randrange(1 << 32), 8)
+
+
+@pytest.mark.stress
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("seed", [None, 1])
+def test_every_word_is_right_for_long(mounted, seed: int | None) -> None:
+    _exercise(mounted, random.SystemRandom().randrange(1 << 32) if seed is None else seed, 90)

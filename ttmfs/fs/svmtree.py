@@ -1,0 +1,141 @@
+"""svm_objects/: one directory per address space, with its commands, its tables and its state (DESIGN 7)."""
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from typing import Any, Final
+
+from ttmfs.driver.namespace import Entry
+from ttmfs.errors import TtmError
+from ttmfs.fs.attributes import text_value
+from ttmfs.fs.command import Command
+from ttmfs.fs.nodes import CommandHandle, Handle, Node, TextHandle, VirtualDir, VirtualFile
+from ttmfs.fs.notify import PageCache
+from ttmfs.fs.runner import Runner
+from ttmfs.fs.slowtext import paced_lines, slow_file
+from ttmfs.fs.svmcommands import SPACE_COMMANDS, OpenedSpace
+from ttmfs.fs.svmnames import SpaceFile, SpaceNames
+from ttmfs.svm.space import RANGES_HEAD, AddressSpace
+from ttmfs.units import PAGE_MASK, PAGE_SHIFT
+
+READ_FILES: Final = ("notifiers", "ranges", "snapshot", "stats", "status", "status.json")
+_CAP_DAC_OVERRIDE: Final = 1 << 1
+_WINDOW_PAGES: Final = 1 << 20
+
+
+class SvmTree:
+    """Builds the nodes below svm_objects/. `uid` and `gid` are the mounting user's."""
+
+    def __init__(self, spaces: SpaceNames, runner: Runner, *, uid: int, gid: int) -> None:
+        self.spaces = spaces
+        self.page_cache: PageCache | None = None
+        self.runner = runner
+        self.root = VirtualDir(
+            "svm_objects", self._find_space, lambda: map(os.fsdecode, spaces.root.children), uid=uid, gid=gid
+        )
+        self._names = (*SPACE_COMMANDS, *READ_FILES)
+
+    def _find_space(self, name: str) -> Node | None:
+        file = self.spaces.root.children.get(os.fsencode(name))
+        if not isinstance(file, SpaceFile):
+            return None
+        space_file = file
+        return VirtualDir(
+            f"space{file.ino}",
+            lambda leaf: self._find_file(space_file, leaf),
+            lambda: self._names,
+            uid=file.uid,
+            gid=file.gid,
+        )
+
+    def _find_file(self, file: SpaceFile, name: str) -> Node | None:
+        command = SPACE_COMMANDS.get(name)
+        if command is not None:
+            return self._command(command, file)
+        space = file.space
+        if name == "ranges":
+            return slow_file(lambda: _ranges(space), uid=file.uid, gid=file.gid)
+        if name == "snapshot":
+            return VirtualFile(lambda _pid: SnapshotHandle(space), 0o444, uid=file.uid, gid=file.gid)
+        texts: dict[str, Callable[[], str]] = {
+            "notifiers": space.notifiers_text,
+            "stats": space.stats_text,
+            "status": lambda: "".join(f"{key}:\t{text_value(value)}\n" for key, value in status(file).items()),
+            "status.json": lambda: json.dumps(status(file)) + "\n",
+        }
+        text = texts.get(name)
+        return None if text is None else VirtualFile(lambda _pid: TextHandle(text), 0o444, uid=file.uid, gid=file.gid)
+
+    def _command(self, command: Command, file: SpaceFile) -> VirtualFile:
+        def open_handle(pid: int) -> Handle:
+            name = file.space.name
+            opened = OpenedSpace(file, self.page_cache, may_write=may_write(pid, file))
+            return CommandHandle(
+                lambda: command.help(f"svm_objects/{name}/{command.name}"),
+                lambda data: self.runner.run(command, f"svm/{name}", opened, data, pid),
+            )
+
+        # Who may read the space may have the device read it: gpu can be opened for writing with that permission alone.
+        readers = (file.mode & 0o444) >> 1 if command.name == "gpu" else 0
+        return VirtualFile(open_handle, 0o444 | readers | file.mode & 0o222, uid=file.uid, gid=file.gid)
+
+
+class SnapshotHandle:
+    """One letter per page and a newline, made when and where it is read: a large space costs nothing before."""
+
+    def __init__(self, space: AddressSpace) -> None:
+        self._space = space
+
+    async def read(self, offset: int, size: int) -> bytes:
+        """Part of it, as it is now."""
+        pages = (self._space.size + PAGE_MASK) >> PAGE_SHIFT
+        count = max(0, min(size, pages - offset, _WINDOW_PAGES))
+        letters = self._space.snapshot(offset, count) if count else b""
+        return letters + b"\n" if offset <= pages == offset + count and count < size else letters
+
+    async def write(self, offset: int, data: bytes) -> int:
+        """TtmError(EACCES)."""
+        raise TtmError(errno.EACCES, "this file is read-only")
+
+
+async def _ranges(space: AddressSpace) -> bytes:
+    """The table, made a few rows at a time: there may be one for every page of memory."""
+    return RANGES_HEAD.encode() + await paced_lines(list(space.table.ranges.values()), space.range_row)
+
+
+def status(file: SpaceFile) -> dict[str, Any]:
+    """Everything there is to say about one space. Size is bytes, `*_pages` pages."""
+    space = file.space
+    return {
+        "name": space.name,
+        "size": space.size,
+        "populated_pages": space.num_blocks(),
+        **space.status(),
+        "opens": file.opens,
+        "last_error": file.last_error,
+    }
+
+
+def may_write(pid: int, entry: Entry) -> bool:
+    """May the thread `pid` write `entry`, by owner, group and mode? False when it cannot be known."""
+    ids: dict[str, list[int]] = {}
+    try:
+        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as lines:
+            for line in lines:
+                key, _, rest = line.partition(":")
+                if key in ("Uid", "Gid", "Groups"):
+                    ids[key] = list(map(int, rest.split()))
+                elif key == "CapEff":
+                    ids[key] = [int(rest, 16)]
+        uid, gid = ids["Uid"][3], ids["Gid"][3]
+        capabilities = ids["CapEff"][0]
+    except (OSError, ValueError, KeyError, IndexError):
+        return False
+    if capabilities & _CAP_DAC_OVERRIDE and entry.mode & 0o222:
+        return True
+    if uid == entry.uid:
+        return bool(entry.mode & 0o200)
+    if entry.gid == gid or entry.gid in ids.get("Groups", ()):
+        return bool(entry.mode & 0o020)
+    return bool(entry.mode & 0o002)
