@@ -1,7 +1,7 @@
 """A storm of ttmfs commands on the exercised files, from a process of its own.
 
-Promise: writes only to objects/NAME/* of the names it is given, and only commands that may not change a byte. Full
-regions, busy objects and timeouts are expected; any other errno is counted as unexpected.
+Promise: writes only to objects/NAME/* of the names it is given and to the device's shrinker, and only commands that may
+not change a byte. Full regions, busy objects and timeouts are expected; any other errno is counted as unexpected.
 """
 
 from __future__ import annotations
@@ -38,6 +38,10 @@ COMMANDS: list[tuple[str, list[str]]] = [
     ("swapout", [""]),
     ("wait", ["kernel 5"]),
 ]
+CTL_COMMANDS: list[tuple[str, list[str]]] = [
+    ("shrink", ["4K", "256K", "4M no_wait_gpu", "all no_wait_gpu", "1M writeback"]),
+]
+"""For the device as a whole: nothing here is advised `dontneed`, so the shrinker drops no content."""
 EXPECTED = frozenset({errno.EBUSY, errno.ENOMEM, errno.ENOSPC, errno.ETIME, errno.EINTR})
 
 
@@ -53,12 +57,15 @@ def run_storm(mount: Path, names: list[str], seed: int, result: Path, words: lis
     rng = random.Random(f"storm {seed}")
     offered = set(os.listdir(mount / "objects" / names[0]))
     commands = [c for c in COMMANDS if c[0] in offered and (words is None or c[0] in words)]
+    of_device = {c[0] for c in CTL_COMMANDS if (mount / "ctl" / c[0]).exists() and (words is None or c[0] in words)}
+    commands += [c for c in CTL_COMMANDS if c[0] in of_device]
     counts: Counter[str] = Counter()
     unexpected: list[str] = []
     longest = 0
     while not stopped:
         command, arguments = rng.choice(commands)
-        target = mount / "objects" / rng.choice(names) / command
+        folder = mount / "ctl" if command in of_device else mount / "objects" / rng.choice(names)
+        target = folder / command
         started = monotonic_ns()
         outcome = write_command(target, rng.choice(arguments))
         longest = max(longest, monotonic_ns() - started)

@@ -5,7 +5,8 @@ TtmError and the BOs it names are as they were.
 """
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from ttmfs.driver.device import VirtualDevice
@@ -73,13 +74,20 @@ async def evict_one(vdev: VirtualDevice, bo: BufferObject, ctx: OperationContext
         if bo.pin_count:
             raise TtmError(errno.EINVAL, f"{bo.name} is pinned in {bo.mem_type}: unpin it first")
         if bo.mem_type != SYSTEM or bo.purgeable:
-            try:
+            with _enospc_as_asked(vdev):
                 await evict_bo(bo, ctx)
-            except TtmError as error:
-                if error.errno == errno.ENOSPC and not vdev.ttm.propagate_enospc:
-                    raise TtmError(errno.ENOMEM, error.message) from None
-                raise
         return _moved(bo, ctx)
+
+
+@contextmanager
+def _enospc_as_asked(vdev: VirtualDevice) -> Iterator[None]:
+    """No room for a victim is ENOMEM, as ttm_bo_validate says it, unless `--propagate-enospc`."""
+    try:
+        yield
+    except TtmError as error:
+        if error.errno == errno.ENOSPC and not vdev.ttm.propagate_enospc:
+            raise TtmError(errno.ENOMEM, error.message) from None
+        raise
 
 
 async def validate_many(
@@ -107,11 +115,12 @@ async def evict_region(vdev: VirtualDevice, region: str, size: int | None, ctx: 
     manager = vdev.ttm.managers[region]
     before = manager.usage
     if region != SYSTEM:
-        if size is None:
-            await evict_all(manager, ctx)
-        else:
-            while before - manager.usage < size and await evict_first(manager, ctx):
-                pass
+        with _enospc_as_asked(vdev):
+            if size is None:
+                await evict_all(manager, ctx)
+            else:
+                while before - manager.usage < size and await evict_first(manager, ctx):
+                    pass
     return {"bytes_moved": ctx.bytes_moved, "evictions": ctx.evictions, "bytes_freed": before - manager.usage}
 
 

@@ -74,9 +74,6 @@ class Svm:
         """It was released."""
         self.spaces.pop(space, None)
 
-    def changed(self) -> None:
-        """PLACEHOLDER: something that device calls wait on has changed."""
-
     def garbage_listed(self) -> None:
         """A range waits for the garbage collector."""
         self._garbage.set()
