@@ -6,6 +6,8 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ttmfs.fs.tuning import user_background_limit
+
 _FUSECTL = "/sys/fs/fuse/connections"
 
 
@@ -64,7 +66,7 @@ def _rights() -> Iterator[Finding]:
         return
     yield Finding(
         1,
-        "not root: max_background stays at the kernel's limit, so at most 8 READs and WRITEs are kept waiting; "
+        f"not root: max_background stays at the kernel's limit for users, {user_background_limit()} requests; "
         "the readahead window is the mount's own, not each BO's prefault; dirty limits stay at 1 %",
         "run ttmfs as root, or live with more waits under memory pressure",
     )

@@ -198,3 +198,28 @@ def test_all_bytes_of_a_large_pattern_through_every_region(device: Device) -> No
     for place in ("vram", "gtt", "system", "vram:topdown", "system"):
         assert device.command("objects/a/validate", place) == "ok"
         assert client.do("open(path('bo/a'), 'rb').read() == data"), place
+
+
+def _requests(device: Device) -> int:
+    """Requests that the daemon's loop has read so far."""
+    rows = dict(line.split("\t", 1) for line in device.shell.do("open(path('debug/loop')).read()").splitlines())
+    return int(rows["polled"]) + int(rows["parked"])
+
+
+def test_a_pwrite_is_one_request(device: Device) -> None:
+    """Nobody asks for security.capability first: INIT agreed that set-ID bits are no concern of the kernel's."""
+    device.make("w", MIB)
+    client = device.client("fd = opened('bo/w')")
+    client.do("[os.pwrite(fd, b'w' * 4096, n * 4096) for n in range(256)]")
+    before = _requests(device)
+    client.do("[os.pwrite(fd, b'v' * 4096, n * 4096) for n in range(200)]")
+    assert _requests(device) - before < 300
+
+
+def test_files_never_have_set_id_bits(device: Device) -> None:
+    """Whoever writes to a file would have to clear them."""
+    device.make("s", MIB)
+    assert device.shell.do("os.chmod(path('bo/s'), 0o6755), os.stat(path('bo/s')).st_mode & 0o7777")[1] == 0o755
+    device.shell.do("os.mkdir(path('bo/dir')); os.chmod(path('bo/dir'), 0o2755)")
+    assert device.shell.do("os.stat(path('bo/dir')).st_mode & 0o7777") == 0o2755
+    device.shell.do("os.rmdir(path('bo/dir'))")

@@ -28,12 +28,17 @@ class Entry:
 
     def __init__(self, ino: int, mode: int, uid: int, gid: int) -> None:
         self.ino = ino
-        self.mode = mode
+        self.mode = 0
+        self.set_mode(mode)
         self.uid = uid
         self.gid = gid
         self.atime = self.mtime = self.ctime = time.time_ns()
         self.name = b""
         self.parent: Folder | None = None
+
+    def set_mode(self, mode: int) -> None:
+        """Type and permissions. Files never have set-ID bits: writing would have to clear them (ttmfs.fs.handshake)."""
+        self.mode = mode & ~(stat.S_ISUID | stat.S_ISGID) if stat.S_ISREG(mode) else mode
 
     @property
     def path(self) -> str:

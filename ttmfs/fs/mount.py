@@ -23,6 +23,7 @@ from ttmfs.driver.namespace import Namespace
 from ttmfs.errors import TtmError
 from ttmfs.fs import session_loop, tuning
 from ttmfs.fs.command import Machine
+from ttmfs.fs.handshake import BACKGROUND, Handshake
 from ttmfs.fs.notify import PageCache, SessionFd
 from ttmfs.fs.operations import ALIAS_PREFIX, TtmOperations
 from ttmfs.fs.pagecache import BoPageCache, SpacePageCache
@@ -45,8 +46,6 @@ SPIN_US: Final = 80
 """How long the loop polls an idle descriptor before it parks. A loop that parks between two faults of a client is woken
 late: on two otherwise idle processors a fault took 70 us with 10 us of polling and 22 us with 80."""
 
-UNPRIVILEGED_PARKED: Final = 8
-"""READs and WRITEs kept waiting where max_background cannot be raised: 12 that wait stop everybody else (H3)."""
 
 _SHUTDOWN_INVAL_SECONDS: Final = 10.0
 _SHUTDOWN_PATIENCE_SECONDS: Final = 2.0
@@ -98,6 +97,7 @@ class Mount:
         self.runner = Runner(self.machine, config.command_timeout)
         self.tree = Tree(self.machine, self.runner, self.spaces, uid=uid, gid=gid)
         self.operations = TtmOperations(self.tree, lambda kb: None)
+        self.handshake: Handshake | None = None
         self.report: list[str] = []
         """What could not be tuned, as sentences."""
 
@@ -115,6 +115,8 @@ class Mount:
         try:
             if not self.config.stock_loop:
                 session_loop.install(session.fd, spin_us=SPIN_US)
+                self.handshake = Handshake(session.fd)
+                self.handshake.install()
             session_loop.start_freeze_timer()
             if self.config.watchdog:
                 watchdog = Watchdog.start(self.mountpoint, timeout=self.config.watchdog)
@@ -164,17 +166,27 @@ class Mount:
         """After INIT, which the first request brings about; from a thread, because it waits for this very loop."""
         await trio.to_thread.run_sync(os.stat, self.mountpoint)
         device = await trio.to_thread.run_sync(_device_number, self.mountpoint)
-        limits = tuning.raise_background_limits(session.connection)
+        limits = self._raise_limits(session)
         bdi = tuning.tune_bdi(device)
         read_ahead = tuning.ReadAhead(device)
         self.operations.set_read_ahead = read_ahead.set_read_ahead
         read_ahead.set_read_ahead(self.config.prefault * 4)
-        if limits.failed:
-            self.vdev.ttm.max_parked = UNPRIVILEGED_PARKED
         self.report = [*limits.failed, *bdi.failed]
         for sentence in self.report:
             log.warning("%s", sentence)
         ready()
+
+    def _raise_limits(self, session: SessionFd) -> tuning.TuningReport:
+        """Let many requests wait at once (R8): through fusectl, or as INIT agreed."""
+        limits = tuning.raise_background_limits(session.connection)
+        if limits.failed:
+            agreed = self.handshake is not None and self.handshake.done
+            granted = min(tuning.user_background_limit(), BACKGROUND) if agreed else tuning.DEFAULT_BACKGROUND
+            # If as many as are granted waited, nobody else would be served (H3).
+            self.vdev.ttm.max_parked = granted * 2 // 3
+            if agreed:
+                limits.failed = [f"{granted} requests may wait at once: {reason}" for reason in limits.failed[:1]]
+        return limits
 
     async def _stop_on_signal(self) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:

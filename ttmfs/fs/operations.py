@@ -271,7 +271,7 @@ class TtmOperations(pyfuse3.Operations):
                 raise TtmError(errno.EISDIR, "a folder has no size")
             self._set_size(node, attr.st_size)
         if fields.update_mode:
-            node.mode = stat.S_IFMT(node.mode) | stat.S_IMODE(attr.st_mode)
+            node.set_mode(stat.S_IFMT(node.mode) | stat.S_IMODE(attr.st_mode))
         if fields.update_uid:
             node.uid = attr.st_uid
         if fields.update_gid:

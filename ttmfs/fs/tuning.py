@@ -18,6 +18,8 @@ from ttmfs.errors import TtmError
 FUSECTL: Final = "/sys/fs/fuse/connections"
 _BDI: Final = "/sys/class/bdi"
 _MODULE: Final = "/sys/module/fuse/parameters"
+DEFAULT_BACKGROUND: Final = 12
+"""max_background of a connection that did not ask for more."""
 _MNT_FORCE: Final = 1
 _MNT_DETACH: Final = 2
 _UMOUNT_NOFOLLOW: Final = 8
@@ -137,6 +139,11 @@ def raise_background_limits(connection: int, limit: int = 65535) -> TuningReport
         if allowed and allowed < limit:
             report.write(path, str(allowed))
     return report
+
+
+def user_background_limit() -> int:
+    """Background requests that the kernel grants a mount without root; 12, its default, when that cannot be known."""
+    return _read_int(f"{_MODULE}/max_user_bgreq") or DEFAULT_BACKGROUND
 
 
 def tune_bdi(device: int) -> TuningReport:
