@@ -1,0 +1,64 @@
+"""A driver of your own: small BOs stay in vram while a larger one can go, streams leave it for system at once.
+
+    python docs/examples/keep_small.py MNT
+
+mounts a device with 32 MiB of vram that has this policy, and returns when it is ready.
+"""
+
+import sys
+from collections.abc import Callable
+
+from ttmfs.driver.config import Config
+from ttmfs.driver.device import DRIVERS
+from ttmfs.driver.policy import DefaultDriver
+from ttmfs.fs.daemon import run_in_background
+from ttmfs.fs.mount import Mount, check_mountpoint
+from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.fault import FaultResult, Protection, VmFault, fault_reserved, vm_reserve
+from ttmfs.ttm.placement import SYSTEM, VRAM, Place, Placement
+
+SMALL = 1 << 20
+"""Bytes below which a BO is not worth evicting."""
+
+
+class KeepSmall(DefaultDriver):
+    """What is not said here is as in the default driver."""
+
+    def eviction_valuable(self, bo: BufferObject, place: Place | None) -> bool:
+        """Asked for each victim of an allocation, not by `ctl/evict`, which empties a region whatever is in it."""
+        return bo.size >= SMALL and super().eviction_valuable(bo, place)
+
+    def evict_flags(self, bo: BufferObject) -> Placement:
+        """A stream is not read again soon: it shall not fill gtt."""
+        if bo.mem_type == VRAM and bo.madvise == "sequential":
+            return (Place(SYSTEM),)
+        return super().evict_flags(bo)
+
+    async def fault(self, vmf: VmFault) -> FaultResult:
+        """ttm_bo_vm_fault, with four times the prefault for streams."""
+        result = await vm_reserve(vmf)
+        if result is not FaultResult.OK:
+            return result
+        try:
+            wide = 4 if vmf.bo.madvise == "sequential" else 1
+            return await fault_reserved(vmf, Protection.READ | Protection.WRITE, wide * vmf.bo.prefault)
+        finally:
+            vmf.unreserve()
+
+
+DRIVERS["keep-small"] = KeepSmall
+
+
+def main(mountpoint: str) -> None:
+    """Mount it. TtmError says what is missing."""
+    path = check_mountpoint(mountpoint)
+    config = Config(driver="keep-small", vram=32 << 20, gtt=64 << 20, memory=128 << 20)
+
+    def serve(ready: Callable[[], None]) -> None:
+        Mount(path, config).run(ready)
+
+    run_in_background(serve, None)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

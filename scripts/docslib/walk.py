@@ -1,0 +1,87 @@
+"""Walk: every virtual file of a mount, found by asking the tree of a small device that is not mounted."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ttmfs.driver.config import Config, Region
+from ttmfs.driver.device import VirtualDevice
+from ttmfs.driver.namespace import Namespace
+from ttmfs.fs.attributes import status
+from ttmfs.fs.command import Machine
+from ttmfs.fs.commands import CTL_COMMANDS, OBJECT_COMMANDS
+from ttmfs.fs.nodes import Node, VirtualDir
+from ttmfs.fs.runner import Runner
+from ttmfs.fs.svmcommands import SPACE_COMMANDS
+from ttmfs.fs.svmconfig import svm_knobs
+from ttmfs.fs.svmnames import SpaceNames
+from ttmfs.fs.svmtree import status as space_status
+from ttmfs.fs.tree import Tree
+from ttmfs.observe.inject import PLACES
+from ttmfs.svm.svm import Svm
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a mount has. `files`: path with names replaced (`objects/NAME/status`) and whether it can be written,
+    commands left out. The others are the keys that files of several values show."""
+
+    files: dict[str, bool]
+    status: tuple[str, ...]
+    space_status: tuple[str, ...]
+    knobs: dict[str, str]
+
+
+def walk() -> Found:
+    """Look at a device with one BO `tex0` and one address space `heap`. Nothing of it stays."""
+    config = Config(vram=4 * MIB, gtt=4 * MIB, memory=8 * MIB, swap=4 * MIB, regions=(Region("stolen", MIB),))
+    vdev = VirtualDevice(config)
+    try:
+        svm = Svm(vdev)
+        names = Namespace(vdev, uid=0, gid=0)
+        spaces = SpaceNames(svm, names.new_ino, uid=0, gid=0)
+        machine = Machine(vdev, names, svm)
+        tree = Tree(machine, Runner(machine, 1.0), spaces, uid=0, gid=0)
+        file = names.create(names.root, b"tex0", 0o644, 0, 0)
+        space: Any = spaces.create(spaces.root, b"heap", 0o644, 0, 0)
+        files: dict[str, bool] = {}
+        for path, node in _nodes(tree.root, ""):
+            name = _general(path)
+            if name is not None:
+                files[name] = bool(node.mode & 0o200)
+        return Found(
+            files, tuple(status(file.bo)), tuple(space_status(space)), {**vdev.knobs(), **svm_knobs(svm)}
+        )
+    finally:
+        vdev.close()
+
+
+def _nodes(directory: VirtualDir, path: str) -> Iterator[tuple[str, Node]]:
+    for name in directory.names():
+        node = directory.find(name)
+        if isinstance(node, VirtualDir):
+            yield from _nodes(node, f"{path}{name}/")
+        elif node is not None:
+            yield f"{path}{name}", node
+
+
+def _general(path: str) -> str | None:
+    """The path as the reference names it; None for a command, which has a table of its own."""
+    first, _, rest = path.partition("/")
+    name, _, leaf = rest.partition("/")
+    commands = {"objects": OBJECT_COMMANDS, "svm_objects": SPACE_COMMANDS}
+    if first in commands:
+        return None if leaf in commands[first] else f"{first}/NAME/{leaf}"
+    if first == "ctl" and rest in CTL_COMMANDS:
+        return None
+    if first == "regions":
+        return f"regions/REGION/{leaf}"
+    if first == "clients":
+        return "clients/CLIENT"
+    if first == "debug" and name.removeprefix("fail_") in PLACES:
+        return f"debug/fail_PLACE/{leaf}"
+    if first == "debug" and name.endswith("_mm"):
+        return "debug/REGION_mm"
+    return path

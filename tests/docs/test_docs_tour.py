@@ -1,0 +1,31 @@
+"""What documents show in their checked blocks is what the commands print: the tour, and what to do in trouble."""
+
+import os
+
+import pytest
+
+from tests.docs.docs_console import REPOSITORY, checked_commands, matches, run_document
+
+DOCS = REPOSITORY / "docs"
+
+
+def test_what_differs_between_runs_is_not_compared() -> None:
+    one = "  ttmfs-12    [000] ..... 14.999999: unmap: bo=a unmap_us=7\nbash: line 3: x\n2026-01-02T03:04:05\tENOMEM\n"
+    two = "  ttmfs-99999 [000] ..... 5.000001: unmap: bo=a unmap_us=81\nbash: x\n2027-11-12T13:14:15\tENOMEM\n"
+    assert matches(one, two)
+    assert not matches(one, two.replace("bo=a", "bo=b"))
+    assert not matches(one, two.replace("ENOMEM", "ENOSPC"))
+    assert matches("a\n[...]\n", "a\nb\nc\n")
+    assert not matches("a\n[...]\n", "b\n")
+
+
+def test_continued_lines_are_one_command() -> None:
+    text = "<!-- checked -->\n```console\n$ cat <<E\n> one\n> E\none\n$ true\n```\n\n```console\n$ false\n```\n"
+    assert checked_commands(text) == [("cat <<E\none\nE", "one\n"), ("true", "")]
+
+
+@pytest.mark.mount
+@pytest.mark.skipif(os.geteuid() != 0, reason="the tour shows what root gets")
+@pytest.mark.parametrize(("name", "least"), [("tour", 90), ("troubleshooting", 10), ("drivers", 8)])
+def test_a_document_shows_what_is_printed(name: str, least: int) -> None:
+    assert run_document(DOCS / f"{name}.md", 100) >= least
