@@ -1,7 +1,7 @@
 """What the tests of backup and restore share: devices by kind of store, a store that waits to be told, its books."""
 
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
@@ -148,13 +148,15 @@ class HeldStore(ShmemStore):
         self.held += not gate.is_open
         assert gate.through(), "nobody let the store go on"
 
-    def _write(self, transfer: StoreTransfer, arena: Arena, pages: PageArray, writeback: bool) -> None:
+    def _write_steps(
+        self, transfer: StoreTransfer, arena: Arena, pages: PageArray, writeback: bool
+    ) -> Iterator[None]:
         self._hold(self.writing)
-        super()._write(transfer, arena, pages, writeback)
+        yield from super()._write_steps(transfer, arena, pages, writeback)
 
-    def _read(self, transfer: LoadTransfer, arena: Arena, pages: PageArray) -> None:
+    def _read_steps(self, transfer: LoadTransfer, arena: Arena, pages: PageArray) -> Iterator[None]:
         self._hold(self.reading)
-        super()._read(transfer, arena, pages)
+        yield from super()._read_steps(transfer, arena, pages)
 
     async def until_held(self, count: int = 1) -> None:
         """Until so many transfers have stopped here, over all."""

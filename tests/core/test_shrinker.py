@@ -252,7 +252,7 @@ async def until(condition, what: str) -> None:  # type: ignore[no-untyped-def]
 async def test_room_is_made_ahead_of_need() -> None:
     async with device(pages_limit=4 * MIB, vram=0) as vdev:
         gap = vdev.ttm.pages_gap
-        assert gap == 32
+        assert gap == 64
         bos = [await make(vdev, f"b{n}", 100 * PAGE) for n in range(10)]
         assert vdev.ttm.over_limit(gap) > 0
         shrinks = vdev.ttm.counters.backup.shrinks

@@ -1,5 +1,6 @@
 """What stores do to their medium: memory and blocks that return, files that are ours and those that are not."""
 
+import ctypes
 import errno
 import gc
 import os
@@ -18,8 +19,9 @@ from ttmfs.units import PAGE_SIZE
 
 
 def resident() -> int:
-    """Anonymous and shmem memory of this process, bytes."""
+    """Anonymous and shmem memory of this process, bytes; what the C library keeps of freed memory is not meant."""
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     lines = Path("/proc/self/status").read_text().splitlines()
     return sum(int(line.split()[1]) << 10 for line in lines if line.startswith(("RssAnon", "RssShmem")))
 

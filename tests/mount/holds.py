@@ -28,6 +28,7 @@ from ttmfs.svm.space import AddressSpace
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.placement import Placement
+from ttmfs.ttm.unmap import unmap_virtual
 
 
 class Hold:
@@ -204,6 +205,11 @@ class Control:
     def handles(self) -> int:
         """Open files of BOs."""
         return sum(file.opens for file in self._mount.machine.names.files.values())
+
+    async def unmap_part(self, name: str, first: int, count: int) -> None:
+        """INVAL of some pages, as who holds the reservation does it."""
+        bo = next(file.bo for file in self._mount.machine.names.files.values() if file.bo.name == name)
+        await unmap_virtual(bo, first, count)
 
     def trim_pool(self) -> None:
         """Give pooled pages back now instead of after the idle time."""

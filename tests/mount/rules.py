@@ -16,6 +16,7 @@ from ttmfs.fs import mount as mount_module
 from ttmfs.fs import session_loop, tuning
 from ttmfs.fs.guard import guarded
 from ttmfs.fs.operations import TtmOperations
+from ttmfs.fs.pagecache import BoPageCache
 from ttmfs.memory.stores import FileStore
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm import access, fault
@@ -196,6 +197,17 @@ def slow_store(seconds: str) -> None:
     FileStore._write = write  # type: ignore[method-assign]
 
 
+def flush_in_part() -> None:
+    """An INVAL of a part of a BO looks up the alias, too."""
+
+    async def invalidate(self: BoPageCache, bo: BufferObject, first_page: int, num_pages: int) -> None:
+        file = bo.private
+        assert isinstance(file, BoFile)
+        await self._page_cache.invalidate(file.ino, first_page << 12, num_pages << 12, flush=True)
+
+    BoPageCache.invalidate = invalidate  # type: ignore[method-assign]
+
+
 PATCHES: dict[str, Callable[..., None]] = {
     patch.__name__: patch
     for patch in (
@@ -215,5 +227,6 @@ PATCHES: dict[str, Callable[..., None]] = {
         svm_reads_ahead,
         stall_before_write,
         slow_store,
+        flush_in_part,
     )
 }

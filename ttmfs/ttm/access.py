@@ -447,7 +447,8 @@ async def _write_slowly(bo: BufferObject, offset: int, data: bytes, request: _Re
 
 def _write_anyway(bo: BufferObject, offset: int, data: bytes, first: int, count: int, request: _Request) -> bool:
     """Time is up but the memory is there (out of the CPU's reach, say): a WRITE must not be lost."""
-    if not request.late or bo.copies or not bo.has_memory(first, count):
+    moving = any(copy.src is not copy.dst for copy in bo.copies)
+    if not request.late or moving or not bo.has_memory(first, count):
         return False
     return _scatter(bo, offset, data)
 
@@ -476,6 +477,9 @@ async def _wait_for_copy(bo: BufferObject, first: int, count: int, request: _Req
             if backing is None and retreat_to_system(bo):
                 return
             if await park(bo, "clear", fence.wait, request.time_to_live, first, count) or not request.expired:
+                return
+            if copy.src is copy.dst and bo.has_memory(first, count):
+                # A backup whose store takes its time. It finds the page touched and leaves it in memory.
                 return
             raise TtmError(errno.EIO, f"write to {bo.name}: a copy did not end in {bo.device.fault_timeout:g} s")
         if _has_hole(backing, index, first + count, copy):

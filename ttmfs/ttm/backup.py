@@ -29,7 +29,8 @@ from ttmfs.ttm.unmap import unmap_virtual
 from ttmfs.units import PAGE_SHIFT
 
 STEP_PAGES: Final = 512
-"""2 MiB go to or come from the store in one step; on the loop, where that is what moving the bytes takes."""
+"""2 MiB go to or come from the store in one step. A store that is no slower than moving the bytes does it on the loop,
+with checkpoints in between, so that nobody is kept waiting for a millisecond."""
 _UNMAPS: Final = 3
 """INVALs that pages whose clients go on reading get before they are left alone."""
 _STORE_THREADS: Final = trio.CapacityLimiter(4)
@@ -62,9 +63,8 @@ async def store_pages(device: Device, arena: Arena, pages: Vector, *, writeback:
         if store.blocking:
             await trio.to_thread.run_sync(store.write, transfer, arena, pages, writeback, limiter=_STORE_THREADS)
         else:
-            store.write(transfer, arena, pages, writeback)
-            # Half of what there is to do is done: the loop is not to be held for a millisecond.
-            await trio.lowlevel.checkpoint()
+            for _ in store.write_steps(transfer, arena, pages):
+                await trio.lowlevel.checkpoint()
     except BaseException:
         store.cancel_store(transfer)
         raise
@@ -82,10 +82,11 @@ async def load_pages(device: Device, tt: TT, index: Index, pages: Vector) -> tup
         if store.blocking:
             await trio.to_thread.run_sync(store.read, load.transfer, tt.arena, pages, limiter=_STORE_THREADS)
         else:
-            store.read(load.transfer, tt.arena, pages)
+            for _ in store.read_steps(load.transfer, tt.arena, pages):
+                await trio.lowlevel.checkpoint()
     except BaseException:
-        # Cancelled before it began: nothing has come.
-        load.transfer.error = TtmError(errno.EINTR, "interrupted")
+        # Cancelled, perhaps half way. The caller hears of nothing that has come, so nothing has: the pages are its own.
+        load.transfer.error, load.transfer.loaded = TtmError(errno.EINTR, "interrupted"), 0
         tt.end_load(load, pages)
         raise
     return tt.end_load(load, pages)

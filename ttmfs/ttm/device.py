@@ -135,8 +135,8 @@ class Device:
 
     @property
     def pages_gap(self) -> int:
-        """Pages below the limit that are to stay free, so that a fault seldom has to make room: 1/32 of it."""
-        return min(self.pages_limit >> 5, 8192)
+        """Pages below the limit that are to stay free, so that a fault seldom has to make room: 1/16 of it."""
+        return min(self.pages_limit >> 4, 8192)
 
     def note_pressure(self) -> None:
         """Pages were populated: wake the one who shrinks ahead of need when the gap is used up."""

@@ -14,6 +14,8 @@ from ttmfs.ttm.room import below_limit, make_room
 from ttmfs.ttm.tt import TT, out_of_memory
 from ttmfs.units import MAX_ORDER
 
+_SCARCE_PREFAULT: Final = 15
+"""Pages around a fault when others have to go for them: the kernel's 16, with the one asked for."""
 _RESTORED_AT_ONCE: Final = 512
 """Pages of the store that room is made for at a time."""
 
@@ -49,6 +51,9 @@ async def populate_range(
     device = bo.device
     device.inject.check("page_alloc", errno.ENOMEM, f"{count} pages for {bo.name}", count)
     keep = range(first, first + count)
+    if device.over_limit(count + prefault) > 0:
+        # What nobody has asked for is not worth pages that somebody uses.
+        prefault = min(prefault, _SCARCE_PREFAULT)
     await below_limit(device, min(count + prefault, tt.num_pages - tt.populated_pages), but=bo, keep=keep)
     added = 0
     while not tt.has_memory(first, count):
@@ -80,6 +85,9 @@ async def populate_all(bo: BufferObject, tt: TT, ctx: OperationContext, *, overw
     _drop_overtaken_restore(bo, tt)
     if not tt.is_populated:
         pages = tt.num_pages - tt.populated_pages
+        if tt.num_pages > tt.pool.arena.num_pages:
+            # It never fits: nobody has to make room, and nothing comes back from the store, for an attempt in vain.
+            raise out_of_memory(pages, tt.pool)
         bo.device.inject.check("page_alloc", errno.ENOMEM, f"{pages} pages for {bo.name}", pages)
         await below_limit(bo.device, tt.num_pages - tt.populated_pages, but=bo)
     while tt.backed_up_pages:

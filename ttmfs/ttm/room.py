@@ -36,7 +36,8 @@ async def below_limit(
     """
     over = device.over_limit(pages)
     if over > 0:
-        await _shrink_for(device, over, but, keep)
+        # Some more, so that the next faults need not unmap anything.
+        await _shrink_for(device, over + device.pages_gap, but, keep)
 
 
 async def make_room(

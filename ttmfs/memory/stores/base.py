@@ -25,7 +25,7 @@ are all three parts in one call, for who has nothing to overlap.
 import errno
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -152,13 +152,20 @@ class SwapStore(ABC):
         With `writeback` they are on the medium then, except for a store that writes behind: that one still needs all
         upkeep with `flush`, and `sync`.
         """
+        for _ in self.write_steps(transfer, arena, pages, writeback):
+            pass
+
+    def write_steps(
+        self, transfer: StoreTransfer, arena: Arena, pages: PageArray, writeback: bool = False
+    ) -> Iterator[None]:
+        """As `write`, bit by bit, for who does it on the loop: a store that is not `blocking` stops now and then."""
         try:
             check_pages(arena, pages)
             count = min(len(pages), len(transfer.slots))
             failing = 0 <= transfer.fail_at < count
             count = transfer.fail_at if failing else count
             if count:
-                self._write(transfer, arena, pages[:count], writeback)
+                yield from self._write_steps(transfer, arena, pages[:count], writeback)
             if failing:
                 raise TtmError(transfer.fail_errno, f"storing a page in {self.name} failed (injected)")
         except (OSError, MemoryError) as error:
@@ -203,6 +210,11 @@ class SwapStore(ABC):
 
     def read(self, transfer: LoadTransfer, arena: Arena, pages: PageArray) -> None:
         """Move the bytes into `pages`, as many as the transfer has. Raises nothing: `end_load` does."""
+        for _ in self.read_steps(transfer, arena, pages):
+            pass
+
+    def read_steps(self, transfer: LoadTransfer, arena: Arena, pages: PageArray) -> Iterator[None]:
+        """As `read`, bit by bit; see `write_steps`."""
         try:
             check_pages(arena, pages)
             if len(pages) != transfer.slots.size:
@@ -211,7 +223,7 @@ class SwapStore(ABC):
             failing = transfer.fail_at >= 0
             count = transfer.fail_at if failing else len(pages)
             if count:
-                self._read(transfer, arena, pages[:count])
+                yield from self._read_steps(transfer, arena, pages[:count])
             if failing:
                 handle = int(transfer.slots[transfer.fail_at]) + 1
                 raise TtmError(transfer.fail_errno, f"loading handle {handle} from {self.name} failed (injected)")
@@ -307,6 +319,18 @@ class SwapStore(ABC):
         assert self.used <= self.size, f"{self.name}: {self.used} bytes are used of {self.size}"
 
     # What a kind of store does.
+
+    def _write_steps(
+        self, transfer: StoreTransfer, arena: Arena, pages: PageArray, writeback: bool
+    ) -> Iterator[None]:
+        """`_write` in one step, or in several."""
+        self._write(transfer, arena, pages, writeback)
+        yield
+
+    def _read_steps(self, transfer: LoadTransfer, arena: Arena, pages: PageArray) -> Iterator[None]:
+        """`_read` in one step, or in several."""
+        self._read(transfer, arena, pages)
+        yield
 
     @abstractmethod
     def _write(self, transfer: StoreTransfer, arena: Arena, pages: PageArray, writeback: bool) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ttmfs.memory.arena import Arena
 from ttmfs.memory.runs import PageArray
-from ttmfs.memory.stores.checksums import page_crcs
+from ttmfs.memory.stores.checksums import page_hashes
 from ttmfs.memory.stores.fixed import FixedStore, GiveBack
 from ttmfs.memory.stores.medium import CACHE_BYTES, FileMedium
 from ttmfs.memory.stores.transfer import LoadTransfer, StoreTransfer
@@ -29,7 +29,7 @@ class FileStore(FixedStore):
         for begin in range(0, len(pages), _STEP):
             part = pages[begin : begin + _STEP]
             slots = transfer.slots[begin : begin + len(part)]
-            page_crcs(arena, part, transfer.checksums[begin : begin + len(part)])
+            page_hashes(arena, part, transfer.checksums[begin : begin + len(part)])
             for count in self.medium.write_pages(slots, arena, part):
                 transfer.written += count
         if writeback:
@@ -51,7 +51,7 @@ class FileStore(FixedStore):
                     got += count
             except OSError as raised:
                 error = raised
-            page_crcs(arena, part[:got], found[:got])
+            page_hashes(arena, part[:got], found[:got])
             wrong = np.flatnonzero(found[:got] != self.checksums[slots[:got]])
             if wrong.size:
                 good = int(wrong[0])

@@ -243,8 +243,9 @@ class SegmentLog:
             live = sum(s.live for s in mine)
             assert live == self.live[in_file], f"log: {self.live[in_file]} live grains counted, {live} are"
         for segment in self.segments.values():
-            in_use = 0 < segment.live or segment.busy
-            assert in_use and segment.live <= segment.head <= GRAINS, f"log: segment {segment.number} is {segment}"
+            what = f"log: segment {segment.number} is {segment}"
+            assert segment.live > 0 or segment.busy, what
+            assert segment.live <= segment.head <= GRAINS, what
         known = [*self.segments.values(), *self._dead]
         slabs = [s.slab for s in known if s.slab >= 0] + self._slabs + self._dead_slabs
         assert len(set(slabs)) == len(slabs) == self._next_slab, "log: a slab is lost or used twice"

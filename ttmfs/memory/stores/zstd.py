@@ -9,7 +9,6 @@ thread: they are the middle parts (`write`, `read`).
 import contextlib
 import errno
 import mmap
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
@@ -21,7 +20,7 @@ from ttmfs.errors import TtmError
 from ttmfs.memory.arena import Arena
 from ttmfs.memory.runs import Int64Array, PageArray, Uint32Array, expand
 from ttmfs.memory.stores.base import SwapStore, log
-from ttmfs.memory.stores.checksums import ZERO_CRC, page_crcs
+from ttmfs.memory.stores.checksums import ZERO_HASH, page_hash, page_hashes
 from ttmfs.memory.stores.medium import FileMedium
 from ttmfs.memory.stores.segments import (
     GRAIN,
@@ -143,14 +142,14 @@ class ZstdStore(SwapStore):
     def _write(self, transfer: StoreTransfer, arena: Arena, pages: PageArray, writeback: bool) -> None:
         for begin in range(0, len(pages), _STEP):
             part = pages[begin : begin + _STEP]
-            crcs = transfer.checksums[begin : begin + len(part)]
-            page_crcs(arena, part, crcs)
-            transfer.payload.append(self._pack(arena, part, crcs))
+            hashes = transfer.checksums[begin : begin + len(part)]
+            page_hashes(arena, part, hashes)
+            transfer.payload.append(self._pack(arena, part, hashes))
             transfer.written += len(part)
 
-    def _pack(self, arena: Arena, pages: PageArray, crcs: Uint32Array) -> Packed:
+    def _pack(self, arena: Arena, pages: PageArray, hashes: Uint32Array) -> Packed:
         lengths = np.zeros(len(pages), np.int64)
-        zero = [i for i in np.flatnonzero(crcs == ZERO_CRC).tolist() if not arena.mem[pages[i]].any()]
+        zero = [i for i in np.flatnonzero(hashes == ZERO_HASH).tolist() if not arena.mem[pages[i]].any()]
         other = np.delete(np.arange(len(pages)), zero)
         if not other.size:
             return Packed(lengths, b"")
@@ -240,7 +239,7 @@ class ZstdStore(SwapStore):
         wanted = self.checksums[transfer.slots[step]]
         zero = np.flatnonzero(lengths == 0)
         arena.zero(pages[zero])
-        right[zero] = wanted[zero] == ZERO_CRC
+        right[zero] = wanted[zero] == ZERO_HASH
         numbers = np.where(lengths == 0, -1, places >> PLACE_SHIFT)
         offsets = (places & (GRAINS - 1)) << GRAIN_SHIFT
         for number in np.unique(numbers[numbers >= 0]).tolist():
@@ -276,9 +275,9 @@ class ZstdStore(SwapStore):
             for index, offset in zip(mine[~packed].tolist(), at[~packed].tolist(), strict=True)
         ]
         found += zip(mine[packed].tolist(), self._decompress(source, at[packed], lengths[mine[packed]]), strict=True)
-        buf, crc32 = arena.buf, zlib.crc32
+        buf = arena.buf
         for index, data in found:
-            if data is not None and crc32(data) == wanted[index]:
+            if data is not None and page_hash(data) == wanted[index]:
                 begin = int(pages[index]) << PAGE_SHIFT
                 buf[begin : begin + PAGE_SIZE] = data
                 right[index] = True
