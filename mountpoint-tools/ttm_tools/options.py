@@ -113,6 +113,13 @@ def with_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             sys.exit(128 + signal.SIGPIPE)
         except OSError as error:
-            raise click.ClickException(str(error)) from None
+            raise click.ClickException(_sentence(error)) from None
 
     return guarded
+
+
+def _sentence(error: OSError) -> str:
+    """Without the number, which says nothing to people."""
+    if error.strerror is None:
+        return str(error)
+    return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"

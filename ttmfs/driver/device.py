@@ -1,6 +1,7 @@
 """VirtualDevice: regions with real memory behind them, copy engines, and the policy that drives TTM."""
 
 import errno
+import re
 from collections.abc import Awaitable, Callable
 from itertools import count
 from typing import Final
@@ -35,6 +36,8 @@ POOL_TRIM_INTERVAL = 1.0
 
 DRIVERS: Final[dict[str, type[DefaultDriver]]] = {"default": DefaultDriver, "vmwgfx": VmwgfxDriver}
 """What --driver and `Config.driver` choose from. A program that makes mounts of its own may add to it."""
+
+_FENCE: Final = re.compile(r"[1-9][0-9]{0,17}:[1-9][0-9]{0,17}")
 
 
 class VirtualDevice:
@@ -130,7 +133,8 @@ class VirtualDevice:
     def find_fence(self, name: str) -> Fence | None:
         """The pending fence `CONTEXT:SEQNO`; None when it has signaled. TtmError(EINVAL) for one never emitted."""
         context, _, seqno = name.partition(":")
-        if context.isdecimal() and seqno.isdecimal() and name.isascii() and len(name) < 40:
+        # Written in one way only: its error is remembered by this name.
+        if _FENCE.fullmatch(name):
             for engine in self.all_engines:
                 if engine.timeline.context == int(context) and 0 < int(seqno) <= engine.timeline.last_emitted:
                     return engine.timeline.find(int(seqno))
@@ -170,16 +174,16 @@ class VirtualDevice:
         """What ctl/config shows."""
         config = self.config
         return {
-            "fault_timeout": f"{config.fault_timeout:g}",
-            "command_timeout": f"{config.command_timeout:g}",
+            "fault_timeout": _decimal(config.fault_timeout),
+            "command_timeout": _decimal(config.command_timeout),
             "prefault": str(config.prefault),
             "pool_limit": str(config.pool_limit),
             "propagate_enospc": str(int(config.propagate_enospc)),
-            "copy_bandwidth": f"{self.engines[0].link.bandwidth:g}",
-            "copy_latency": f"{self.engines[0].link.latency:g}",
+            "copy_bandwidth": _decimal(self.engines[0].link.bandwidth),
+            "copy_latency": _decimal(self.engines[0].link.latency),
             "defrag_limit": str(self.defrag.limit),
-            "defrag_interval": f"{self.defrag.interval:g}",
-            "defrag_interval_max": f"{self.defrag.interval_max:g}",
+            "defrag_interval": _decimal(self.defrag.interval),
+            "defrag_interval_max": _decimal(self.defrag.interval_max),
         }
 
     def set_knob(self, key: str, value: str) -> None:
@@ -236,6 +240,11 @@ class VirtualDevice:
             self.ttm.swap_store.close()
         for arena in self.arenas:
             arena.close()
+
+
+def _decimal(value: float) -> str:
+    """As it may be written again: no exponent, no rounding above a nanosecond."""
+    return f"{value:.9f}".rstrip("0").rstrip(".")
 
 
 def _seconds(key: str, value: str) -> float:

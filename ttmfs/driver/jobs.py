@@ -75,17 +75,25 @@ class Span:
             start = end
         return found
 
-    def load(self, offset: int, size: int) -> memoryview:
-        """The bytes: the memory itself where it is one run, else a copy."""
+    def _touchable(self, offset: int, size: int) -> list[tuple[Arena, NDArray[np.uint32], int, int]]:
+        """The pieces. TtmError(EIO) when an imported file has lost what would be touched: that would be a SIGBUS."""
         pieces = self.pieces(offset, size)
+        for arena, *_ in pieces:
+            if not arena.still_whole():
+                raise TtmError(errno.EIO, f"{arena.name}: the file was truncated")
+        return pieces
+
+    def load(self, offset: int, size: int) -> memoryview:
+        """The bytes: the memory itself where it is one run, else a copy. TtmError(EIO)."""
+        pieces = self._touchable(offset, size)
         if len(pieces) == 1:
             return gather(*pieces[0])
         return memoryview(b"".join(gather(*piece) for piece in pieces))
 
     def store(self, offset: int, data: memoryview) -> None:
-        """Put bytes."""
+        """Put bytes. TtmError(EIO)."""
         done = 0
-        for arena, numbers, skip, length in self.pieces(offset, len(data)):
+        for arena, numbers, skip, length in self._touchable(offset, len(data)):
             scatter(arena, numbers, skip, data[done : done + length])
             done += length
 

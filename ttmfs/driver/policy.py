@@ -18,7 +18,7 @@ from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.copy import Backing
 from ttmfs.ttm.fault import FaultResult, VmFault, default_fault
-from ttmfs.ttm.move import IDLE_TIMEOUT, Multihop, move_accel_cleanup, move_null, move_sync_cleanup, wait_ctx
+from ttmfs.ttm.move import IDLE_TIMEOUT, Multihop, move_accel_cleanup, move_null, wait_ctx
 from ttmfs.ttm.placement import GTT, NOWHERE, SYSTEM, Place, PlaceFlag, Placement
 from ttmfs.ttm.populate import populate_all
 from ttmfs.ttm.resource import Resource
@@ -156,14 +156,11 @@ class DefaultDriver:
         pages = dst.num_pages if src is None else min(dst.num_pages, src.num_pages)
         reachable = bo.visible and resource.manager.visible(resource)
         fence = self.vdev.copy_engine().submit(bo, src, dst, pages, deps, cpu_reachable=reachable)
+        await move_accel_cleanup(bo, fence, resource, evict=evict, pipeline=True)
         # Without the work item that would intercept an error (seed: work allocation failed), or in synchronous mode,
-        # the move waits for the copy here.
+        # the move waits for the copy here. The BO has changed hands before, so that no WRITE goes to its old space.
         if self.vdev.sync_moves or self.vdev.ttm.inject["work_alloc"].should_fail():
             await fence.wait(IDLE_TIMEOUT)
-            if bo.resv.test_signaled(Usage.BOOKKEEP):
-                move_sync_cleanup(bo, resource)
-                return
-        await move_accel_cleanup(bo, fence, resource, evict=evict, pipeline=True)
 
     async def _collect_deps(self, bo: BufferObject, ctx: OperationContext) -> tuple[Fence, ...]:
         """prev_fence of the seed: the BO's moves and writers, coalesced; nothing when they were waited for here.

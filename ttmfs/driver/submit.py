@@ -13,7 +13,7 @@ from ttmfs.sync.resv import Usage
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.placement import SYSTEM
-from ttmfs.ttm.populate import populate_range
+from ttmfs.ttm.populate import populate_all, populate_range
 from ttmfs.ttm.unmap import unmap_virtual
 from ttmfs.ttm.validate import validate
 
@@ -42,14 +42,30 @@ async def _prepare(bo: BufferObject, ctx: OperationContext) -> None:
     """To its placement, with all its memory. Placement `system` means that the job takes it where it is."""
     if bo.unknown_state:
         raise TtmError(errno.EIO, f"the content of {bo.name} was lost in a failed copy: validate none, then write it")
+    if bo.tt is not None and not bo.tt.usable():
+        raise TtmError(errno.EIO, f"{bo.name} is imported, and the file behind it was truncated")
     ctx.resv = bo.resv
     if any(place.mem_type != SYSTEM for place in bo.placement):
         await validate(bo, bo.placement, ctx)
     bo.placed = True
-    added = await populate_range(bo, 0, bo.num_pages, ctx)
+    added = await _populate(bo, ctx)
     if added and bo.device.trace.on:
         bo.device.trace.emit("populate", bo.name, pages=added, why="job")
     bo.resv.reserve_fences(1)
+
+
+async def _populate(bo: BufferObject, ctx: OperationContext) -> int:
+    """Memory for all of it, or ENOMEM with no hole filled; the pages added."""
+    if bo.resource is not None and not bo.resource.manager.use_tt:
+        # What was appended behind the region's own pages.
+        return await populate_range(bo, 0, bo.num_pages, ctx)
+    tt = bo.need_tt()
+    if tt.is_populated:
+        return 0
+    before = tt.populated_pages
+    bo.drop_view()
+    await populate_all(bo, tt, ctx)
+    return tt.populated_pages - before
 
 
 def _queue(vdev: VirtualDevice, job: Job, size: int) -> QueuedJob:

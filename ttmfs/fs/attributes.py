@@ -8,6 +8,7 @@ from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.dirty import DirtyTracker
 from ttmfs.driver.vmwgfx import VmwgfxTracker
 from ttmfs.errors import TtmError
+from ttmfs.fs.words import cell, escape
 from ttmfs.memory.pool_types import Caching
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm.bo import NUM_PRIORITIES, BufferObject
@@ -94,9 +95,11 @@ def text_value(value: object) -> str:
     return str(value)
 
 
-def status_text(bo: BufferObject) -> str:
-    """`key:<TAB>value` lines."""
-    return "".join(f"{key}:\t{text_value(value)}\n" for key, value in status(bo).items())
+def status_text(values: Mapping[str, object]) -> str:
+    """`key:<TAB>value` lines; the name is written as a command takes it."""
+    return "".join(
+        f"{key}:\t{escape(str(value)) if key == 'name' else cell(text_value(value))}\n" for key, value in values.items()
+    )
 
 
 def _set_placement(vdev: VirtualDevice, bo: BufferObject, text: str) -> None:

@@ -100,7 +100,9 @@ def page_range(bo: BufferObject, words: list[str]) -> tuple[int, int]:
     if len(words) != 2:
         raise TtmError(errno.EINVAL, "say nothing, or OFFSET and LENGTH in bytes, as in 0 64K")
     offset, length = map(parse_size, words)
-    if not length or offset + length > max(bo.size, 1):
+    if not length:
+        raise TtmError(errno.EINVAL, "LENGTH is 0: say how many bytes, or nothing for all of it")
+    if offset + length > max(bo.size, 1):
         raise TtmError(errno.EINVAL, f"{words[0]}+{words[1]} is not within the {bo.size} bytes of the BO")
     first = offset >> PAGE_SHIFT
     return first, ((offset + length + PAGE_SIZE - 1) >> PAGE_SHIFT) - first

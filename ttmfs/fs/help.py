@@ -17,7 +17,8 @@ This is a ttmfs mount: the Linux kernel's TTM in user space. Every file below bo
 
 Any program may read, write and mmap bo/ files; a page-cache miss is a fault that goes through TTM. Opened O_RDWR, a
 command file gives its result back as one JSON line: exec 3<>FILE; echo ARGUMENTS >&3; cat <&3
-Words follow the shell's quoting; \\040 is a space, \\054 a comma in a name. Sizes take K, M, G, T.
+Words follow the shell's quoting; \\040 is a space, \\054 a comma in a name, and tables print names so. Sizes take K, M,
+G, T.
 
 """
 

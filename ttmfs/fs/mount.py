@@ -24,8 +24,9 @@ from ttmfs.errors import TtmError
 from ttmfs.fs import session_loop, tuning
 from ttmfs.fs.command import Machine
 from ttmfs.fs.handshake import BACKGROUND, Handshake
+from ttmfs.fs.namerequests import ALIAS_PREFIX
 from ttmfs.fs.notify import PageCache, SessionFd
-from ttmfs.fs.operations import ALIAS_PREFIX, TtmOperations
+from ttmfs.fs.operations import TtmOperations
 from ttmfs.fs.pagecache import BoPageCache, SpacePageCache
 from ttmfs.fs.runner import Runner
 from ttmfs.fs.svmconfig import check_notifier_size
@@ -65,8 +66,10 @@ def check_mountpoint(mountpoint: str) -> str:
         raise TtmError(errno.ENOENT, "fusermount3 is missing: `apt-get install fuse3`")
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         raise TtmError(errno.EACCES, "no permission for /dev/fuse: as root, `chmod 666 /dev/fuse`")
+    if not os.path.lexists(path):
+        raise TtmError(errno.ENOENT, f"{path} is no directory: `mkdir -p {path}`")
     if not os.path.isdir(path):
-        raise TtmError(errno.ENOTDIR, f"{path} is no directory: `mkdir -p {path}`")
+        raise TtmError(errno.ENOTDIR, f"{path} is no directory but a file: mount on an empty directory")
     if os.listdir(path):
         raise TtmError(errno.ENOTEMPTY, f"{path} is not empty: mount on an empty directory")
     if os.geteuid() != 0 and not os.access(path, os.W_OK):

@@ -71,29 +71,65 @@ class VirtualFile:
 
 
 class TextHandle:
-    """A snapshot of some text, taken at the first read at offset 0; `store` takes what is written."""
+    """A snapshot of some text, taken at the first read at offset 0; `store` takes what is written.
+
+    The first read after a write gives the text as it is then, from its start, wherever the file position is.
+    """
 
     def __init__(self, text: Callable[[], str | bytes], store: Callable[[str], None] | None = None) -> None:
         self._text = text
         self._store = store
         self._snapshot: bytes | None = None
+        self._base: int | None = 0
 
     async def read(self, offset: int, size: int) -> bytes:
         """Part of the snapshot."""
-        if self._snapshot is None or offset == 0:
-            text = self._text()
-            self._snapshot = text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
-        return self._snapshot[offset : offset + size]
+        if self._base is None or offset < self._base:
+            self._base = offset
+            self._snapshot = None
+        if self._snapshot is None or offset == self._base:
+            self._snapshot = self._made()
+        start = offset - self._base
+        return self._snapshot[start : start + size]
+
+    def _made(self) -> bytes:
+        text = self._text()
+        return text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
 
     async def write(self, offset: int, data: bytes) -> int:
         """Set the value; a trailing newline is dropped."""
         del offset
+        self._base = None
         if len(data) > MAX_WRITE:
             raise TtmError(errno.E2BIG, f"a write of {len(data)} bytes: write at most {MAX_WRITE} at a time")
         assert self._store is not None
         self._store(data.decode("utf-8", "surrogateescape"))
-        self._snapshot = None
         return len(data)
+
+
+class SettingHandle(TextHandle):
+    """An open file of ctl/ that shows a state and takes words that change it: after a write, reading gives its result
+    as one JSON line, as a command file does."""
+
+    def __init__(self, text: Callable[[], str | bytes], store: Callable[[str], None]) -> None:
+        super().__init__(text, store)
+        self._result: bytes | None = None
+
+    def _made(self) -> bytes:
+        return super()._made() if self._result is None else self._result
+
+    async def write(self, offset: int, data: bytes) -> int:
+        """Change the state, or TtmError."""
+        outcome = CommandOutcome()
+        try:
+            written = await super().write(offset, data)
+            outcome.succeeded(1, {})
+        except TtmError as error:
+            outcome.failed(1, error)
+            raise
+        finally:
+            self._result = outcome.text.encode("ascii")
+        return written
 
 
 class CommandHandle:

@@ -21,7 +21,7 @@ from ttmfs.fs.nodes import Node, TextHandle, VirtualDir, VirtualFile
 from ttmfs.fs.runner import Runner
 from ttmfs.fs.slowtext import SlowText, bounded, paced_lines, slow_file
 from ttmfs.fs.tracepipe import PipeFile, TracePipe
-from ttmfs.fs.words import escape
+from ttmfs.fs.words import cell, escape
 from ttmfs.observe.trace import Event
 from ttmfs.svm.owners import owned_pages
 from ttmfs.svm.svm import Svm
@@ -168,18 +168,20 @@ class ObserveTree:
         if name == "page_pool":
             return self._text(self.machine.vdev.pool.page_pool_table)
         if name == "page_pool_shrink":
-            return self._trigger(lambda: self._pool_shrink, self._shrink_pool)
+            return self._trigger("page_pool_shrink", lambda: self._pool_shrink, self._shrink_pool)
         if name == "tt_shrink":
-            return self._trigger(lambda: self._tt_shrink, self._swap_one_out)
+            return self._trigger("tt_shrink", lambda: self._tt_shrink, self._swap_one_out)
         return None
 
-    def _trigger(self, result: Callable[[], str], work: Callable[[], Any]) -> VirtualFile:
+    def _trigger(self, name: str, result: Callable[[], str], work: Callable[[], Any]) -> VirtualFile:
         async def text() -> bytes:
             return result().encode()
 
         async def trigger() -> None:
             seconds = self.runner.timeout
-            await bounded(work, seconds, TtmError(errno.ETIME, f"not done within {seconds:g} s (command_timeout)"))
+            too_late = TtmError(errno.ETIME, f"not done within {seconds:g} s (command_timeout)")
+            with self.runner.error_log.watching(f"debug/ttm/{name}"):
+                await bounded(work, seconds, too_late)
 
         return slow_file(text, uid=self.uid, gid=self.gid, trigger=trigger)
 
@@ -204,5 +206,5 @@ def _eviction_fences(manager: ResourceManager) -> str:
     lines = ["fence\twhat\twaits_for"]
     for fence in manager.eviction_fences:
         if not fence.signaled:
-            lines.append(f"{fence.name}\t{fence.what}\t{' '.join(dep.name for dep in fence.deps) or '-'}")
+            lines.append(f"{fence.name}\t{cell(fence.what)}\t{' '.join(dep.name for dep in fence.deps) or '-'}")
     return "\n".join(lines) + "\n"

@@ -24,10 +24,7 @@ class BoPageCache:
         file = bo.private
         if not isinstance(file, BoFile):
             return
-        # Looking up the alias may drop the whole file (its mtime has moved), and then waits for requests of any page.
-        # Those of pages that are not unmapped are not woken, and may wait for this very INVAL.
-        whole = not first_page and not num_pages
-        flush = whole and file.write_opens > 0 and bo.num_pages >= FLUSH_WORTH_PAGES
+        flush = file.write_opens > 0 and (num_pages or bo.num_pages) >= FLUSH_WORTH_PAGES
         await self._page_cache.invalidate(
             file.ino, first_page << PAGE_SHIFT, num_pages << PAGE_SHIFT, flush=flush
         )

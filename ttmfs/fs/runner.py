@@ -17,7 +17,7 @@ import trio
 from ttmfs.errors import TtmError
 from ttmfs.fs.command import Command, Machine, Target, run_line
 from ttmfs.fs.nodes import CommandOutcome
-from ttmfs.fs.words import MAX_WRITE, split_words
+from ttmfs.fs.words import MAX_WRITE, cell, readable, split_words
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +34,16 @@ class ErrorLog:
     def add(self, what: str, error: OSError) -> None:
         """One line."""
         name = errno.errorcode.get(error.errno or 0, str(error.errno))
-        text = f"{time.strftime('%Y-%m-%dT%H:%M:%S')}\t{name}\t{what}\t{error.strerror}"
-        self._lines.append("".join(char if char.isprintable() or char == "\t" else "?" for char in text))
+        self._lines.append("\t".join((time.strftime("%Y-%m-%dT%H:%M:%S"), name, cell(what), cell(str(error.strerror)))))
+
+    @contextmanager
+    def watching(self, what: str) -> Iterator[None]:
+        """Add what fails within, and let it go on."""
+        try:
+            yield
+        except OSError as error:
+            self.add(what, error)
+            raise
 
     def text(self) -> str:
         """All lines, oldest first: time, errno, what, why, tab-separated."""
@@ -86,7 +94,8 @@ class Runner:
         for number, line in enumerate(lines, 1):
             try:
                 outcome.succeeded(number, await self._bounded(command, target, split_words(line), pid))
-            except TtmError as error:
+            except TtmError as failed:
+                error = TtmError(failed.errno or errno.EIO, readable(failed.message))
                 outcome.failed(number, error)
                 self.error_log.add(f"{where} {line[:200]}", error)
                 trace = self.machine.vdev.ttm.trace

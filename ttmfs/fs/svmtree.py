@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from ttmfs.driver.namespace import Entry
 from ttmfs.errors import TtmError
-from ttmfs.fs.attributes import text_value
+from ttmfs.fs.attributes import status_text
 from ttmfs.fs.command import Command
 from ttmfs.fs.nodes import CommandHandle, Handle, Node, TextHandle, VirtualDir, VirtualFile
 from ttmfs.fs.notify import PageCache
@@ -16,6 +16,7 @@ from ttmfs.fs.runner import Runner
 from ttmfs.fs.slowtext import paced_lines, slow_file
 from ttmfs.fs.svmcommands import SPACE_COMMANDS, OpenedSpace
 from ttmfs.fs.svmnames import SpaceFile, SpaceNames
+from ttmfs.fs.words import escape, for_shell
 from ttmfs.svm.space import RANGES_HEAD, AddressSpace
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT
 
@@ -61,7 +62,7 @@ class SvmTree:
         texts: dict[str, Callable[[], str]] = {
             "notifiers": space.notifiers_text,
             "stats": space.stats_text,
-            "status": lambda: "".join(f"{key}:\t{text_value(value)}\n" for key, value in status(file).items()),
+            "status": lambda: status_text(status(file)),
             "status.json": lambda: json.dumps(status(file)) + "\n",
         }
         text = texts.get(name)
@@ -72,7 +73,7 @@ class SvmTree:
             name = file.space.name
             opened = OpenedSpace(file, self.page_cache, may_write=may_write(pid, file))
             return CommandHandle(
-                lambda: command.help(f"svm_objects/{name}/{command.name}"),
+                lambda: command.help(for_shell(f"svm_objects/{name}/{command.name}")),
                 lambda data: self.runner.run(command, f"svm/{name}", opened, data, pid),
             )
 
@@ -101,7 +102,8 @@ class SnapshotHandle:
 
 async def _ranges(space: AddressSpace) -> bytes:
     """The table, made a few rows at a time: there may be one for every page of memory."""
-    return RANGES_HEAD.encode() + await paced_lines(list(space.table.ranges.values()), space.range_row)
+    rows = await paced_lines(list(space.table.ranges.values()), lambda found: space.range_row(found, escape))
+    return RANGES_HEAD.encode() + rows
 
 
 def status(file: SpaceFile) -> dict[str, Any]:

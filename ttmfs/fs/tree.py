@@ -13,7 +13,7 @@ from ttmfs.fs import attributes
 from ttmfs.fs.command import Command, Machine
 from ttmfs.fs.commands import CTL_COMMANDS, OBJECT_COMMANDS
 from ttmfs.fs.help import readme
-from ttmfs.fs.nodes import CommandHandle, Handle, Node, TextHandle, VirtualDir, VirtualFile
+from ttmfs.fs.nodes import CommandHandle, Handle, Node, SettingHandle, TextHandle, VirtualDir, VirtualFile
 from ttmfs.fs.notify import PageCache
 from ttmfs.fs.observetree import REGION_FILES, ObserveTree
 from ttmfs.fs.runner import Runner
@@ -22,6 +22,7 @@ from ttmfs.fs.svmconfig import set_svm_knob, svm_knobs
 from ttmfs.fs.svmnames import SpaceNames
 from ttmfs.fs.svmtree import SvmTree
 from ttmfs.fs.tracectl import set_trace, trace_state
+from ttmfs.fs.words import cell, escape, for_shell
 from ttmfs.observe.inject import KEYS as INJECTION_KEYS
 from ttmfs.observe.inject import PLACES as INJECTION_PLACES
 from ttmfs.ttm.lru import LruCursor
@@ -76,10 +77,24 @@ class Tree:
         store: Callable[[str], None] | None = None,
         *,
         owner: BoFile | None = None,
+        path: str = "",
     ) -> VirtualFile:
+        """A file of some text; what `store` refuses is logged under `path`."""
         uid, gid = (self.uid, self.gid) if owner is None else (owner.uid, owner.gid)
         mode = 0o444 if store is None else 0o644
-        return VirtualFile(lambda _pid: TextHandle(text, store), mode, uid=uid, gid=gid)
+        logged = None if store is None else self._logged(path, store)
+        return VirtualFile(lambda _pid: TextHandle(text, logged), mode, uid=uid, gid=gid)
+
+    def _setting(self, text: Callable[[], str], store: Callable[[str], None], path: str) -> VirtualFile:
+        logged = self._logged(path, store)
+        return VirtualFile(lambda _pid: SettingHandle(text, logged), 0o644, uid=self.uid, gid=self.gid)
+
+    def _logged(self, path: str, store: Callable[[str], None]) -> Callable[[str], None]:
+        def logged(text: str) -> None:
+            with self.runner.error_log.watching(f"{path} {text.strip()[:200]}"):
+                store(text)
+
+        return logged
 
     # -- the root ------------------------------------------------------------------------------------------------
 
@@ -122,17 +137,15 @@ class Tree:
             vdev = self.machine.vdev
 
             def store(text: str) -> None:
-                try:
-                    attributes.set_text(vdev, bo, name, text)
-                except TtmError as error:
-                    self.runner.error_log.add(f"{bo.name} {name} {text.strip()[:200]}", error)
-                    raise
+                attributes.set_text(vdev, bo, name, text)
 
-            return self._text(lambda: attributes.get_text(bo, name) + "\n", store, owner=file)
+            return self._text(
+                lambda: attributes.get_text(bo, name) + "\n", store, owner=file, path=f"{bo.name} {name}"
+            )
         if name == "snapshot":
             return self._text(lambda: bo.snapshot() + b"\n", owner=file)
         if name == "status":
-            return self._text(lambda: attributes.status_text(bo), owner=file)
+            return self._text(lambda: attributes.status_text(attributes.status(bo)), owner=file)
         if name == "status.json":
             return self._text(lambda: json.dumps(attributes.status(bo)) + "\n", owner=file)
         return None
@@ -145,7 +158,7 @@ class Tree:
             name = None if bo is None else bo.name
             path = f"ctl/{command.name}" if name is None else f"objects/{name}/{command.name}"
             return CommandHandle(
-                lambda: command.help(path), lambda data: self.runner.run(command, name, bo, data, pid)
+                lambda: command.help(for_shell(path)), lambda data: self.runner.run(command, name, bo, data, pid)
             )
 
         return VirtualFile(open_handle, 0o644, uid=uid, gid=gid)
@@ -160,34 +173,44 @@ class Tree:
             return self._text(lambda: "".join(f"{line}\n" for line in self.selfcheck()) or "ok\n")
         if name == "trace":
             trace = self.machine.vdev.ttm.trace
-            return self._text(lambda: trace_state(trace), self._set_trace)
+            return self._setting(lambda: trace_state(trace), lambda text: set_trace(trace, text), "ctl/trace")
         if name == "config":
-            return self._text(self._config_text, self._set_config)
+            return self._setting(self._config_text, self._set_config, "ctl/config")
         return None
 
     def selfcheck(self) -> list[str]:
         """What is wrong with the structures of the device and of its address spaces, as sentences."""
         return [*self.machine.vdev.selfcheck(), *self.spaces.svm.check()]
 
-    def _set_trace(self, text: str) -> None:
-        try:
-            set_trace(self.machine.vdev.ttm.trace, text)
-        except TtmError as error:
-            self.runner.error_log.add(f"ctl/trace {text.strip()[:200]}", error)
-            raise
+    def _knobs(self) -> dict[str, str]:
+        return {**self.machine.vdev.knobs(), **svm_knobs(self.spaces.svm)}
 
     def _config_text(self) -> str:
-        knobs = {**self.machine.vdev.knobs(), **svm_knobs(self.spaces.svm)}
-        return "".join(f"{key}={value}\n" for key, value in knobs.items())
+        return "".join(f"{key}={value}\n" for key, value in self._knobs().items())
 
     def _set_config(self, text: str) -> None:
-        for line in text.split():
-            key, equals, value = line.partition("=")
-            if not equals:
-                raise TtmError(errno.EINVAL, f"{line[:80]!r}: say KEY=VALUE; reading this file shows the keys")
-            if not set_svm_knob(self.spaces.svm, key, value):
-                self.machine.vdev.set_knob(key, value)
-            self.runner.timeout = self.machine.vdev.config.command_timeout
+        """KEY=VALUE…, all of them or none."""
+        before = self._knobs()
+        changed: list[str] = []
+        try:
+            for word in text.split():
+                key, equals, value = word.partition("=")
+                if not equals:
+                    raise TtmError(errno.EINVAL, f"{word[:80]!r}: say KEY=VALUE; reading this file shows the keys")
+                self._set_knob(key, value)
+                changed.append(key)
+        except TtmError:
+            for key in changed:
+                self._set_knob(key, before[key])
+            raise
+
+    def _set_knob(self, key: str, value: str) -> None:
+        knobs = self._knobs()
+        if key not in knobs:
+            raise TtmError(errno.EINVAL, f"{key[:40]!r} is no knob: say one of {' '.join(knobs)}")
+        if not set_svm_knob(self.spaces.svm, key, value):
+            self.machine.vdev.set_knob(key, value)
+        self.runner.timeout = self.machine.vdev.config.command_timeout
 
     # -- regions/, pool/, fences/, debug/ -------------------------------------------------------------------------
 
@@ -253,7 +276,7 @@ class Tree:
                 lambda: (
                     "fence\twhat\twaits_for\n"
                     + "".join(
-                        f"{fence.name}\t{fence.what}\t{' '.join(dep.name for dep in fence.deps) or '-'}\n"
+                        f"{fence.name}\t{cell(fence.what)}\t{' '.join(dep.name for dep in fence.deps) or '-'}\n"
                         for engine in vdev.all_engines
                         for fence in engine.pending()
                     )
@@ -267,9 +290,11 @@ class Tree:
         if name.startswith("fail_"):
             return self._find_injection(name[5:])
         if name == "ban_memcpy":
-            return self._text(lambda: f"{int(self.machine.vdev.ttm.inject.ban_memcpy)}\n", self._ban_memcpy)
+            inject = self.machine.vdev.ttm.inject
+            return self._text(lambda: f"{int(inject.ban_memcpy)}\n", self._ban_memcpy, path="debug/ban_memcpy")
         if name == "pause_engine":
-            return self._text(lambda: f"{int(self.machine.vdev.engines[0].paused)}\n", self._pause_engines)
+            engine = self.machine.vdev.engines[0]
+            return self._text(lambda: f"{int(engine.paused)}\n", self._pause_engines, path="debug/pause_engine")
         return self.observe.find_debug(name)
 
     def _find_injection(self, place: str) -> Node | None:
@@ -280,7 +305,8 @@ class Tree:
         def find(key: str) -> Node | None:
             if key not in INJECTION_KEYS:
                 return None
-            return self._text(lambda: f"{getattr(attr, key)}\n", lambda text: attr.set(key, text))
+            path = f"debug/fail_{place}/{key}"
+            return self._text(lambda: f"{getattr(attr, key)}\n", lambda text: attr.set(key, text), path=path)
 
         return self._dir(f"fail_{place}", find, lambda: INJECTION_KEYS)
 
@@ -313,5 +339,5 @@ def _lru_text(manager: ResourceManager) -> str:
     with LruCursor(manager.lru, until_now=True) as cursor:
         while (item := cursor.next()) is not None and time.monotonic() - started < 0.05:
             assert isinstance(item, Resource)
-            rows.append(f"{item.bo.priority}\t{item.bo.name or '-'}\t{item.num_pages * PAGE_SIZE}")
+            rows.append(f"{item.bo.priority}\t{escape(item.bo.name) or '-'}\t{item.num_pages * PAGE_SIZE}")
     return "\n".join(rows) + "\n"

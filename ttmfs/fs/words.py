@@ -15,6 +15,10 @@ _OCTAL: Final = re.compile(r"\\([0-3][0-7]{2})")
 _BASE: Final = 0x100000
 """Escaped bytes travel through shlex as characters of a private plane, so that it does not see a space or comma."""
 _MARKED: Final = re.compile("[\U00100000-\U001000ff]")
+_QUOTED_MARK: Final = re.compile(r"\\U001000([0-9a-f]{2})")
+
+NO_NAMES: Final = ("-", "(ghost)", "(pool)")
+"""What stands in the BO column of a table where there is no BO."""
 
 
 def _mark(raw: bytes) -> str:
@@ -55,8 +59,38 @@ def split_names(word: str) -> list[str]:
     return names
 
 
+def _octal(text: str) -> str:
+    return "".join(f"\\{byte:03o}" for byte in os.fsencode(text))
+
+
+def _escaped(text: str, also: str) -> str:
+    """What cannot be printed, and the characters of `also`, as octal bytes."""
+    return "".join(char if char.isprintable() and char not in also else _octal(char) for char in text)
+
+
 def escape(name: str) -> str:
-    """`name` as one word that `unescape` turns back: blanks, commas, quotes and control bytes as `\\ooo`."""
-    raw = os.fsencode(name)
-    out = "".join(chr(b) if 0x21 <= b < 0x7F and b not in b"\\,'\"" else f"\\{b:03o}" for b in raw)
-    return out
+    """`name` as one word that `unescape` turns back: blanks, commas, quotes and what cannot be printed as `\\ooo`.
+
+    A name that tables use for what is no BO (NO_NAMES) is escaped too.
+    """
+    if name in NO_NAMES:
+        return _octal(name[0]) + name[1:]
+    return _escaped(name, " \\,'\"")
+
+
+def cell(text: str) -> str:
+    """A text for people as one field between tabs: what cannot be printed as `\\ooo`."""
+    return text if text.isprintable() else _escaped(text, "")
+
+
+def for_shell(path: str) -> str:
+    """`path` as one word that can be pasted into a shell."""
+    if path.isprintable():
+        return shlex.quote(path)
+    quoted = _escaped(path, "\\'")
+    return f"$'{quoted}'"
+
+
+def readable(message: str) -> str:
+    r"""A message that quotes a word of `split_words`: its marked bytes as the `\ooo` that was written."""
+    return _QUOTED_MARK.sub(lambda match: f"\\{int(match[1], 16):03o}", message)

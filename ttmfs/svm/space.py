@@ -69,6 +69,7 @@ class AddressSpace:
         "name",
         "parked",
         "private",
+        "reclaim_hand",
         "released",
         "size",
         "stats",
@@ -86,6 +87,8 @@ class AddressSpace:
         self.size = 0
         self.private: object = None
         self.chunks: SortedDict[int, Chunk] = SortedDict()
+        self.reclaim_hand = 0
+        """The chunk where reclaim goes on."""
         self.table = RangeTable(svm.notifier_size)
         self.mapping: IntervalMap[str] = IntervalMap("rw")
         self.advice: IntervalMap[Advice] = IntervalMap(NO_ADVICE)
@@ -394,23 +397,24 @@ class AddressSpace:
             "bytes_moved": self.bytes_moved,
         }
 
-    def location(self, found: Range) -> tuple[str, str]:
-        """(`vram`, `system` or `mixed`, names of its BOs or `-`) of a range."""
+    def location(self, found: Range) -> tuple[str, list[str]]:
+        """(`vram`, `system` or `mixed`, names of its BOs) of a range."""
         chunk = self.chunks.get(found.chunk)
         if chunk is None:
-            return "system", "-"
+            return "system", []
         mask = found.mask
         inside = chunk.vram() & mask
-        names = " ".join(devmem.bo.name for devmem in chunk.allocs if devmem.present & mask) or "-"
+        names = [devmem.bo.name for devmem in chunk.allocs if devmem.present & mask]
         return ("system" if not inside else "vram" if inside == mask else "mixed"), names
 
     def ranges_text(self) -> str:
         """The table of ranges: RANGES_HEAD and a row each."""
         return RANGES_HEAD + "".join(map(self.range_row, self.table.ranges.values()))
 
-    def range_row(self, found: Range) -> str:
-        """A range's line of the table."""
-        location, names = self.location(found)
+    def range_row(self, found: Range, written: Callable[[str], str] = str) -> str:
+        """A range's line of the table; `written` makes one word of a BO's name."""
+        location, bos = self.location(found)
+        names = " ".join(map(written, bos)) or "-"
         return (
             f"{found.first << PAGE_SHIFT:#x}\t{found.end << PAGE_SHIFT:#x}\t{SIZES[found.num_pages]}\t"
             f"{location}\t{names}\t{found.flags}\t{found.seq}\n"

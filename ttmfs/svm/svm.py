@@ -1,6 +1,7 @@
 """Svm: all shared virtual address spaces of one device, and what they have in common."""
 
 import errno
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from ttmfs.errors import TtmError
 from ttmfs.svm.counters import SvmCounters
 from ttmfs.svm.devmem import DevMemFuncs
+from ttmfs.svm.reclaim import reclaim_zero_pages
 from ttmfs.svm.space import AddressSpace
 from ttmfs.ttm.resource import Resource
 
@@ -51,6 +53,7 @@ class Svm:
         self.spaces: dict[AddressSpace, None] = {}
         self.funcs = DevMemFuncs(vdev)
         self.migrate_lock = trio.Lock()
+        vdev.ttm.reclaimers.append(partial(reclaim_zero_pages, self))
         self._garbage = trio.Event()
         self._numbers: dict[str, NDArray[np.uint32]] = {}
 

@@ -5,7 +5,7 @@ reach it) and whoever has the BO's pages in a cache (`Unmapper`, one method, whi
 """
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
@@ -122,6 +122,8 @@ class Device:
         """Set when populated pages come near the limit, for who shrinks ahead of need."""
         self.purgeable_bos: dict[BufferObject, None] = {}
         """BOs that are advised `dontneed`, the first one advised so first."""
+        self.reclaimers: list[Callable[[int], Awaitable[int]]] = []
+        """Who else has system pages: asked to free so many, they say how many they did."""
         self.unfinished_restores: dict[BufferObject, None] = {}
         """BOs whose restore failed or was interrupted, and that hold the pages it was going on with."""
 

@@ -99,6 +99,8 @@ def parse_placement(words: Iterable[str], regions: Collection[str]) -> Placement
     listed = list(words)
     if listed == ["none"]:
         return NOWHERE
+    if "none" in listed and "none" not in regions:
+        raise TtmError(errno.EINVAL, "none drops the content of a BO: it stands alone, without another place")
     if not listed:
         raise TtmError(errno.EINVAL, f"name at least one place: {' '.join(regions)}, or none")
     return tuple(parse_place(word, regions) for word in listed)

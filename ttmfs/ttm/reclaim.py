@@ -44,6 +44,9 @@ async def reclaim(
                 freed += await drop_zero_pages(victim, None)
             finally:
                 victim.unlock()
+    for reclaimer in device.reclaimers:
+        if freed < pages:
+            freed += await reclaimer(pages - freed)
     if not freed and device.num_ghosts and not ctx.no_wait_gpu:
         freed = await _wait_for_ghosts(device)
     return freed

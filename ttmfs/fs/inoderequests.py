@@ -1,0 +1,184 @@
+"""InodeRequests: GETATTR, SETATTR (truncate is one), statfs and extended attributes."""
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Sequence
+from typing import Final
+
+import pyfuse3
+
+from ttmfs.driver.namespace import NAME_MAX, BoFile, Entry
+from ttmfs.errors import TtmError
+from ttmfs.fs import attributes
+from ttmfs.fs.guard import guarded
+from ttmfs.fs.nodes import Node
+from ttmfs.fs.served import Served
+from ttmfs.fs.svmnames import SpaceFile
+from ttmfs.ttm.bo import BufferObject
+from ttmfs.units import PAGE_SIZE
+
+LONG_TIMEOUT: Final = 300.0
+"""Seconds that the kernel may trust names and attributes below bo/: only requests that it sent change them."""
+
+MAX_FILE_SIZE: Final = 1 << 46
+_XATTR: Final = b"user.ttm."
+
+
+class InodeRequests(Served):
+    """What is asked about an inode, or changed of it, without opening it."""
+
+    def _attributes(self, node: Node, ino: int) -> pyfuse3.EntryAttributes:
+        attr = pyfuse3.EntryAttributes()
+        attr.st_ino = pyfuse3.InodeT(ino)
+        attr.st_mode = pyfuse3.ModeT(node.mode)
+        attr.st_uid = node.uid
+        attr.st_gid = node.gid
+        attr.st_blksize = PAGE_SIZE
+        if isinstance(node, Entry):
+            attr.entry_timeout = attr.attr_timeout = LONG_TIMEOUT
+            attr.st_atime_ns, attr.st_mtime_ns, attr.st_ctime_ns = node.atime, node.mtime, node.ctime
+            node.told_mtime = node.mtime
+            if isinstance(node, BoFile):
+                attr.st_size = node.bo.size
+                attr.st_blocks = _blocks(node.bo)
+                attr.st_nlink = 0 if node.unlinked else 1
+                return attr
+            if isinstance(node, SpaceFile):
+                attr.st_size = node.space.size
+                attr.st_blocks = node.space.num_blocks() * (PAGE_SIZE // 512)
+                attr.st_nlink = 0 if node.unlinked else 1
+                return attr
+        else:
+            attr.entry_timeout = attr.attr_timeout = 0
+            attr.st_atime_ns = attr.st_mtime_ns = attr.st_ctime_ns = self.names.root.ctime
+        attr.st_nlink = 2 if stat.S_ISDIR(node.mode) else 1
+        attr.st_size = 0
+        attr.st_blocks = 0
+        return attr
+
+    def _reply(self, node: Node, ino: int | None = None) -> pyfuse3.EntryAttributes:
+        """Attributes for a reply that counts as a LOOKUP."""
+        ino = self.inodes.number(node) if ino is None else ino
+        self.inodes.looked_up(ino, node)
+        return self._attributes(node, ino)
+
+    @guarded
+    async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        """GETATTR. mtime is constant while clients write, or every stat would drop the page cache (H25)."""
+        return self._attributes(self.inodes.get(inode), inode)
+
+    @guarded
+    async def setattr(
+        self,
+        inode: int,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        """chmod, chown, utimens and truncate. A size is applied at once: nothing here waits for a move (R5)."""
+        node = self.inodes.get(inode)
+        if not isinstance(node, Entry):
+            # Shells truncate what they redirect into; touch does no harm.
+            if fields.update_mode or fields.update_uid or fields.update_gid:
+                raise TtmError(errno.EPERM, "commands and attributes have the owner of their BO, or of the mount")
+            return self._attributes(node, inode)
+        now = time.time_ns()
+        if fields.update_size:
+            if not isinstance(node, (BoFile, SpaceFile)):
+                raise TtmError(errno.EISDIR, "a folder has no size")
+            self._set_size(node, attr.st_size)
+        if fields.update_mode:
+            node.set_mode(stat.S_IFMT(node.mode) | stat.S_IMODE(attr.st_mode))
+        if fields.update_uid:
+            node.uid = attr.st_uid
+        if fields.update_gid:
+            node.gid = attr.st_gid
+        if fields.update_atime:
+            node.atime = attr.st_atime_ns
+        if fields.update_mtime:
+            node.mtime = attr.st_mtime_ns
+        node.ctime = now
+        return self._attributes(node, inode)
+
+    def _set_size(self, file: BoFile | SpaceFile, size: int) -> None:
+        if isinstance(file, SpaceFile):
+            if size != file.space.size:
+                file.space.set_size(size)
+                file.mtime = time.time_ns()
+            return
+        if size > MAX_FILE_SIZE:
+            raise TtmError(errno.EFBIG, f"a BO has at most {MAX_FILE_SIZE} bytes")
+        if size != file.bo.size:
+            self.ttm.set_size(file.bo, size)
+            file.mtime = time.time_ns()
+
+    @guarded
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        """The system arena: what a growing BO can take."""
+        pool = self.machine.vdev.pool
+        data = pyfuse3.StatvfsData()
+        data.f_bsize = data.f_frsize = PAGE_SIZE
+        data.f_blocks = pool.arena.num_pages
+        data.f_bfree = data.f_bavail = pool.free_pages
+        data.f_files = len(self.names.files) + len(self.spaces.files)
+        data.f_ffree = data.f_favail = (1 << 32) - data.f_files
+        data.f_namemax = NAME_MAX
+        return data
+
+    # -- extended attributes -------------------------------------------------------------------------------------
+
+    def _bo_file(self, inode: int) -> BoFile:
+        node = self.inodes.get(inode)
+        if not isinstance(node, BoFile):
+            raise TtmError(errno.EOPNOTSUPP, "only BO files have extended attributes")
+        return node
+
+    async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        """user.ttm.KEY: the values of `status`."""
+        if not name.startswith(_XATTR):
+            # Before each write(2) the kernel asks for security.capability: part of the cost of every small write.
+            raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
+        return await self._status_value(inode, name)
+
+    @guarded
+    async def _status_value(self, inode: int, name: bytes) -> bytes:
+        key = os.fsdecode(name[len(_XATTR) :])
+        bo = self._bo_file(inode).bo
+        values = attributes.status(bo)
+        if key not in values:
+            raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
+        return attributes.text_value(values[key]).encode("utf-8", "surrogateescape")
+
+    @guarded
+    async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
+        """All of them."""
+        node = self.inodes.get(inode)
+        if not isinstance(node, BoFile):
+            return []
+        return [_XATTR + key.encode() for key in attributes.status(node.bo)]
+
+    @guarded
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
+        """The read-write attributes."""
+        if not name.startswith(_XATTR):
+            raise TtmError(errno.EOPNOTSUPP, "only user.ttm.* exist here")
+        bo = self._bo_file(inode).bo
+        key = os.fsdecode(name[len(_XATTR) :])
+        with self.tree.runner.error_log.watching(f"{bo.name} user.ttm.{key}"):
+            attributes.set_text(self.machine.vdev, bo, key, value.decode("utf-8", "surrogateescape"))
+
+    @guarded
+    async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        """They are facts, they cannot be removed."""
+        raise TtmError(errno.EPERM, "user.ttm.* cannot be removed")
+
+
+def _blocks(bo: BufferObject) -> int:
+    """512-byte blocks that the BO's memory takes."""
+    pages = bo.tt.populated_pages if bo.tt is not None else 0
+    if bo.resource is not None and bo.resource.pages is not None:
+        pages += bo.resource.num_pages
+    return pages * (PAGE_SIZE // 512)

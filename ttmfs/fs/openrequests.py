@@ -1,0 +1,114 @@
+"""OpenRequests: OPEN, FLUSH, RELEASE, poll and fsync of BO files, svm files and virtual files."""
+
+import errno
+import os
+import select
+import time
+from typing import Final
+
+import pyfuse3
+
+from ttmfs.driver.namespace import BoFile
+from ttmfs.errors import TtmError
+from ttmfs.fs.guard import guarded
+from ttmfs.fs.inoderequests import InodeRequests
+from ttmfs.fs.nodes import VirtualFile
+from ttmfs.fs.served import BoHandle, is_own
+from ttmfs.fs.svmhandle import SpaceHandle
+from ttmfs.fs.svmnames import SpaceFile
+from ttmfs.fs.tracepipe import READABLE, PipeFile, PipeHandle
+from ttmfs.ttm.unmap import unmap_virtual
+from ttmfs.units import PAGE_SIZE
+
+ALWAYS_READY: Final = READABLE | select.POLLOUT | select.POLLWRNORM
+
+
+class OpenRequests(InodeRequests):
+    """The life of an open file, apart from its READs and WRITEs."""
+
+    def _open_file(self, file: BoFile | SpaceFile, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        writes = flags & os.O_ACCMODE != os.O_RDONLY
+        own = is_own(ctx.pid)
+        file.opens += 1
+        file.write_opens += writes
+        handle: BoHandle | SpaceHandle
+        if isinstance(file, SpaceFile):
+            handle = SpaceHandle(file, self.counters, self._failed, self.tree.page_cache, writes=writes, own=own)
+            file.client_opens += not own
+            # A read ahead would be a touch of ranges that nobody has asked for.
+            read_ahead = 0
+        else:
+            handle = BoHandle(file, writes=writes, own=own)
+            read_ahead = max(file.bo.prefault, 1) * PAGE_SIZE >> 10
+        if not own:
+            self.set_read_ahead(read_ahead)
+        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(self._new_handle(handle)))
+
+    @guarded
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        """O_TRUNC arrives here, not as a SETATTR."""
+        self._check_open()
+        node = self.inodes.get(inode)
+        if isinstance(node, BoFile):
+            if flags & os.O_TRUNC:
+                # Unlike a SETATTR, an OPEN holds no writeback back: a WRITE of old bytes that is under way would
+                # arrive after the truncate and make the file grow again. INVAL waits for it.
+                await unmap_virtual(node.bo)
+                self._set_size(node, 0)
+            return self._open_file(node, flags, ctx)
+        if isinstance(node, SpaceFile):
+            if flags & os.O_TRUNC:
+                if self.tree.page_cache is not None:
+                    await self.tree.page_cache.invalidate(node.ino)
+                self._set_size(node, 0)
+            return self._open_file(node, flags, ctx)
+        if not isinstance(node, VirtualFile):
+            raise TtmError(errno.EISDIR, "a folder cannot be opened as a file")
+        if flags & os.O_ACCMODE != os.O_RDONLY and not node.mode & 0o222:
+            raise TtmError(errno.EACCES, "this file is read-only")
+        fh = self._new_handle(node.open(ctx.pid, flags))
+        stream = isinstance(node, PipeFile)
+        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(fh), direct_io=True, keep_cache=False, nonseekable=stream)
+
+    @guarded
+    async def flush(self, fh: int) -> None:
+        """close(2): what was written through it shows in mtime now."""
+        handle = self._handles.get(fh)
+        if isinstance(handle, (BoHandle, SpaceHandle)):
+            await self._touch(handle)
+
+    async def _touch(self, handle: BoHandle | SpaceHandle) -> None:
+        """Move mtime if there were WRITEs, and have the kernel ask for it: it may have looked since the last one."""
+        if handle.file.written and not handle.own:
+            handle.file.written = False
+            handle.file.mtime = handle.file.ctime = time.time_ns()
+            if self.tree.page_cache is not None:
+                await self.tree.page_cache.invalidate(handle.file.ino, -1)
+
+    @guarded
+    async def release(self, fh: int) -> None:
+        """The last descriptor and the last mapping are gone."""
+        handle = self._handles.pop(fh, None)
+        if isinstance(handle, (BoHandle, SpaceHandle)):
+            await self._touch(handle)
+            handle.file.opens -= 1
+            handle.file.write_opens -= handle.writes
+            if isinstance(handle, SpaceHandle):
+                handle.file.client_opens -= not handle.own
+                self.spaces.drop_if_unused(handle.file)
+            else:
+                self.names.drop_if_unused(handle.file)
+        elif isinstance(handle, PipeHandle):
+            handle.close()
+
+    @guarded
+    async def poll(
+        self, inode: int, fh: int, poll_handle: "pyfuse3.PollHandle | None", ctx: pyfuse3.RequestContext
+    ) -> int:
+        """poll(2) and its like: everything is always ready but trace_pipe."""
+        handle = self._handles.get(fh)
+        return handle.poll(poll_handle) if isinstance(handle, PipeHandle) else ALWAYS_READY
+
+    @guarded
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        """The kernel has sent its WRITEs; there is no medium behind a BO."""

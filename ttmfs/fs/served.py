@@ -1,0 +1,80 @@
+"""Served: what the requests of one mount share: its tree, the inodes, the open handles, and what failed.
+
+The requests themselves are its subclasses, one concept each: InodeRequests, OpenRequests, NameRequests, and READ and
+WRITE in TtmOperations.
+"""
+
+import errno
+import os
+from collections.abc import Callable
+from itertools import count
+
+import pyfuse3
+
+from ttmfs.driver.namespace import BoFile
+from ttmfs.errors import TtmError
+from ttmfs.fs.inodes import Inodes
+from ttmfs.fs.nodes import Handle, Node
+from ttmfs.fs.svmhandle import SpaceHandle
+from ttmfs.fs.tree import Tree
+from ttmfs.ttm.bo import BufferObject
+
+
+class BoHandle:
+    """An open BO file."""
+
+    __slots__ = ("bo", "file", "own", "writes")
+
+    def __init__(self, file: BoFile, *, writes: bool, own: bool) -> None:
+        self.file = file
+        self.bo: BufferObject = file.bo
+        self.writes = writes
+        self.own = own
+        """Opened by the daemon itself, to flush it."""
+
+
+class Served(pyfuse3.Operations):
+    """One mount, serving one Tree. `set_read_ahead(kb)` is called just before an OPEN is answered."""
+
+    enable_writeback_cache = False
+    enable_acl = False
+    supports_dot_lookup = False
+
+    def __init__(self, tree: Tree, set_read_ahead: Callable[[int], object]) -> None:
+        super().__init__()
+        self.tree = tree
+        self.machine = tree.machine
+        self.names = tree.machine.names
+        self.spaces = tree.spaces
+        self.ttm = tree.machine.vdev.ttm
+        self.counters = self.ttm.counters.requests
+        self.inodes = Inodes(tree.root)
+        self.set_read_ahead = set_read_ahead
+        self.closing = False
+        self._handles: dict[int, BoHandle | SpaceHandle | Handle | list[tuple[bytes, Node]]] = {}
+        self._next_handle = count(1)
+
+    def _failed(self, name: str, what: str, error: OSError) -> None:
+        self.tree.runner.error_log.add(f"{what} {name}", error)
+        if self.ttm.trace.on:
+            self.ttm.trace.emit("error", name, request=what, errno=error.errno, why=error.strerror)
+
+    def _virtual(self, fh: int) -> Handle:
+        handle = self._handles.get(fh)
+        if handle is None or isinstance(handle, (BoHandle, SpaceHandle, list)):
+            raise TtmError(errno.EBADF, "no such handle")
+        return handle
+
+    def _check_open(self) -> None:
+        if self.closing:
+            raise TtmError(errno.ESHUTDOWN, "the mount is being taken down")
+
+    def _new_handle(self, handle: "BoHandle | SpaceHandle | Handle | list[tuple[bytes, Node]]") -> int:
+        fh = next(self._next_handle)
+        self._handles[fh] = handle
+        return fh
+
+
+def is_own(pid: int) -> bool:
+    """Is this the id of one of the daemon's own threads?"""
+    return os.path.exists(f"/proc/self/task/{pid}")
