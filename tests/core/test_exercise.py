@@ -1,5 +1,8 @@
 """The seeded exerciser: any wrong byte is a bug of the core; the message has the seed and the last operations."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from tests.core.exercise import exercise
@@ -15,6 +18,14 @@ CONFIGS = {
     "two engines": Config(vram=4 * MIB, gtt=8 * MIB, memory=64 * MIB, swap=0, beneficial_order=5, copy_engines=2),
 }
 
+STORES = {
+    "file": Config(vram=4 * MIB, gtt=16 * MIB, memory=64 * MIB, swap=64 * MIB, swap_store="file"),
+    "zstd, little memory": Config(vram=4 * MIB, gtt=16 * MIB, memory=4 * MIB, swap=32 * MIB, swap_store="zstd"),
+    "zstd+file": Config(vram=4 * MIB, gtt=16 * MIB, memory=8 * MIB, swap=16 * MIB, swap_store="zstd+file"),
+    "shmem, little memory": Config(vram=4 * MIB, gtt=16 * MIB, memory=4 * MIB, swap=32 * MIB),
+    "shmem, hardly any store": Config(vram=4 * MIB, gtt=16 * MIB, memory=64 * MIB, swap=MIB, pages_limit=2 * MIB),
+}
+
 
 @pytest.mark.parametrize("first", range(0, 150, 10))
 async def test_no_byte_is_ever_wrong(first: int) -> None:
@@ -26,3 +37,16 @@ async def test_no_byte_is_ever_wrong(first: int) -> None:
     assert total["swapout"] + total.get("swap_all", 0) > 0
     assert total["validate"] > 0
     assert total["defragmented"] > 0
+
+
+@pytest.mark.parametrize("name", STORES)
+async def test_no_byte_is_wrong_where_the_store_fails(name: str, tmp_path: Path) -> None:
+    config = STORES[name]
+    if config.swap_store.endswith("file"):
+        config = replace(config, swap_store=f"{config.swap_store}:{tmp_path / 'store'}")
+    total: dict[str, int] = {}
+    for seed in range(9000, 9005):
+        for what, times in (await exercise(seed, steps=60, config=config, faults=True)).items():
+            total[what] = total.get(what, 0) + times
+    assert total["backed_up"] > 0
+    assert total["restore"] > 0

@@ -23,6 +23,8 @@ import numpy as np
 from . import ops
 from .model import MismatchError, Model, Phase, SideFiles, monotonic_ns
 
+_SETTLE_ATTEMPTS = 50
+
 
 class SlowOperationError(AssertionError):
     """An operation took longer than --max-op-seconds."""
@@ -210,7 +212,18 @@ class Client:
                 raise
             self.model.state.errors += 1
             self.note(f"{name} failed: {errno.errorcode.get(error.errno or 0, '?')}")
-            self.settle(redo=False)
+            self._settle_again()
+
+    def _settle_again(self) -> None:
+        """What makes operations fail may go on for a while, and settling reads."""
+        for _ in range(_SETTLE_ATTEMPTS):
+            try:
+                self.settle(redo=False)
+                return
+            except OSError as error:
+                if error.errno not in self.plan.allowed_errnos:
+                    raise
+        self.settle(redo=False)
 
     def _timed(self, action: Callable[[], None]) -> None:
         state = self.model.state

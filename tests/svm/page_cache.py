@@ -6,6 +6,7 @@ the kernel does; that a request waits for the INVAL that waits for it shows as v
 
 import trio
 
+from ttmfs.errors import TtmError
 from ttmfs.svm.space import AddressSpace
 
 PAGE = 4096
@@ -87,12 +88,19 @@ class PageCache:
             folio = self.folios[space, page]
             async with folio.lock:
                 if folio.dirty:
-                    assert folio.data is not None
                     folio.dirty = False
-                    self.writes.append(page)
-                    await space.write(page * PAGE, bytes(folio.data)[: max(0, space.size - page * PAGE)])
+                    await self._write_back(space, page, folio)
                 folio.data = None
         assert trio.current_time() - started < PATIENCE, "a request waited for the INVAL that waited for it"
+
+    async def _write_back(self, space: AddressSpace, page: int, folio: Folio) -> None:
+        """The kernel has nobody to tell of a failure: the bytes are gone."""
+        assert folio.data is not None
+        self.writes.append(page)
+        try:
+            await space.write(page * PAGE, bytes(folio.data)[: max(0, space.size - page * PAGE)])
+        except TtmError as error:
+            raise AssertionError(f"the writeback of page {page} failed, its bytes are lost: {error}") from error
 
     async def writeback(self, space: AddressSpace) -> None:
         """fsync: dirty folios go to the server and stay."""
@@ -101,8 +109,7 @@ class PageCache:
                 async with folio.lock:
                     if folio.dirty and folio.data is not None:
                         folio.dirty = False
-                        self.writes.append(key[1])
-                        await space.write(key[1] * PAGE, bytes(folio.data))
+                        await self._write_back(space, key[1], folio)
 
     def truncate(self, space: AddressSpace, size: int) -> None:
         """What the kernel does to its cache at ftruncate, before the server hears of it."""

@@ -77,9 +77,10 @@ async def _operate(space: AddressSpace, operation: Operation, address: int, leng
             if done < length:
                 await trio.lowlevel.checkpoint()
     except TtmError as error:
-        # Parts that are queued are done all the same, as stores before a fault are.
+        # Parts that are queued are done all the same, as stores before a fault are: waited for, also where nobody
+        # asked to wait, because no answer names their fence.
         space.last_error = error.message
-        if wait and operation.fence is not None:
+        if operation.fence is not None:
             await operation.fence.wait(space.vdev.config.command_timeout)
         raise
     fence = operation.fence

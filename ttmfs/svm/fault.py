@@ -64,6 +64,32 @@ def find_or_insert(space: "AddressSpace", page: int, *, write: bool) -> Range:
     return found
 
 
+class _Turn:
+    """The migrate_lock, for a fault that did not get as far as to bind what it had migrated.
+
+    Faults whose ranges do not fit into VRAM together evict each other's between migration and bind, for ever. Who has
+    started over for that keeps the others from migrating until it is bound.
+    """
+
+    __slots__ = ("_lock", "taken")
+
+    def __init__(self, lock: trio.Lock) -> None:
+        self._lock = lock
+        self.taken = False
+
+    async def take(self) -> None:
+        """Wait for it; nothing to do when it is taken."""
+        if not self.taken:
+            await self._lock.acquire()
+            self.taken = True
+
+    def end(self) -> None:
+        """Give it up, if it was taken."""
+        if self.taken:
+            self.taken = False
+            self._lock.release()
+
+
 async def handle_fault(space: "AddressSpace", page: int, tally: Tally, *, write: bool, atomic: bool) -> Bound:
     """Make the range around `page` accessible to the device. The caller uses the answer before its next await.
 
@@ -71,6 +97,16 @@ async def handle_fault(space: "AddressSpace", page: int, tally: Tally, *, write:
     device can do atomics too (the kernel would fault for ever). TtmError: EFAULT, ENOENT, EPERM, EACCES the range is
     advised for atomics of the CPU, ENODEV, ENOMEM, EIO.
     """
+    turn = _Turn(space.svm.migrate_lock)
+    try:
+        return await _handle_fault(space, page, tally, turn, write=write, atomic=atomic)
+    finally:
+        turn.end()
+
+
+async def _handle_fault(
+    space: "AddressSpace", page: int, tally: Tally, turn: _Turn, *, write: bool, atomic: bool
+) -> Bound:
     svm = space.svm
     tries = VRAM_TRIES
     may_migrate = True
@@ -92,7 +128,11 @@ async def handle_fault(space: "AddressSpace", page: int, tally: Tally, *, write:
             _count_fault(space, found, tally, write, atomic)
         if not valid and may_migrate and _needs_migrate(space, found, advice, devmem_only):
             found.skip_migrate = True
-            failure = await _try_vram(space, found, tally, timeslice if atomic else 0.0)
+            failure = await _try_vram(space, found, tally, turn, timeslice if atomic else 0.0)
+            if failure is not None and found.unmapped:
+                # A part of it was, meanwhile: that says nothing about VRAM, and the next range is another one.
+                await _start_over(space, tally)
+                continue
             if failure is not None:
                 tries -= 1
                 if devmem_only and not tries:
@@ -103,22 +143,37 @@ async def handle_fault(space: "AddressSpace", page: int, tally: Tally, *, write:
         try:
             bound = await _get_pages_and_bind(space, found, devmem_only=devmem_only)
         except TtmError as error:
-            if error.errno not in _AGAIN:
-                raise
-            if error.errno == errno.EOPNOTSUPP:
-                svm.counters.mixed += 1
-                await range_evict(space, found, tally, "mixed")
+            await _recover(space, found, tally, error)
             if devmem_only:
                 timeslice *= 2
-            tally.restarts += 1
-            svm.counters.gpu_restarts += 1
-            await trio.lowlevel.checkpoint()
+                await turn.take()
+            await _start_over(space, tally)
             continue
-        if faulted:
-            space.stats.add_sized(found.num_pages, "pagefault_us", (time.monotonic_ns() - started) // 1000)
-        else:
-            space.stats.add_sized(found.num_pages, "valid_pagefault_count")
+        _count_served(space, found, started if faulted else 0)
         return bound
+
+
+async def _recover(space: "AddressSpace", found: Range, tally: Tally, error: TtmError) -> None:
+    """What could not be bound is tried again, a mixed range when it is all in system; other errors are raised."""
+    if error.errno not in _AGAIN:
+        raise error
+    if error.errno == errno.EOPNOTSUPP:
+        space.svm.counters.mixed += 1
+        await range_evict(space, found, tally, "mixed")
+
+
+async def _start_over(space: "AddressSpace", tally: Tally) -> None:
+    tally.restarts += 1
+    space.svm.counters.gpu_restarts += 1
+    await trio.lowlevel.checkpoint()
+
+
+def _count_served(space: "AddressSpace", found: Range, started: int) -> None:
+    """`started`: monotonic ns of a fault, 0 when the range was valid."""
+    if started:
+        space.stats.add_sized(found.num_pages, "pagefault_us", (time.monotonic_ns() - started) // 1000)
+    else:
+        space.stats.add_sized(found.num_pages, "valid_pagefault_count")
 
 
 def _count_fault(space: "AddressSpace", found: Range, tally: Tally, write: bool, atomic: bool) -> None:
@@ -134,10 +189,13 @@ def _count_fault(space: "AddressSpace", found: Range, tally: Tally, write: bool,
         )
 
 
-async def _try_vram(space: "AddressSpace", found: Range, tally: Tally, timeslice: float) -> TtmError | None:
+async def _try_vram(
+    space: "AddressSpace", found: Range, tally: Tally, turn: _Turn, timeslice: float
+) -> TtmError | None:
     """The one attempt to migrate; why it failed. TtmError: ENODEV, and EFAULT when the space is gone."""
     try:
-        await alloc_vram(space, found, tally, "atomic" if timeslice else "gpu_fault", timeslice=timeslice)
+        why = "atomic" if timeslice else "gpu_fault"
+        await alloc_vram(space, found, tally, why, timeslice=timeslice, locked=turn.taken)
     except TtmError as error:
         if error.errno == errno.ENODEV or space.unlinked:
             raise

@@ -6,6 +6,7 @@ for exactly these pages and they are copied. Requests of them wait for the copy,
 """
 
 import errno
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -56,16 +57,18 @@ def inside_one(chunk: Chunk | None, mask: int) -> DevMem | None:
     return None
 
 
-async def alloc_vram(space: "AddressSpace", found: Range, tally: Tally, why: str, *, timeslice: float = 0.0) -> None:
+async def alloc_vram(
+    space: "AddressSpace", found: Range, tally: Tally, why: str, *, timeslice: float = 0.0, locked: bool = False
+) -> None:
     """xe_svm_alloc_vram: all of a range into one allocation in VRAM; nothing to do when it is there.
 
     On EBUSY (part of it is in VRAM already, or clients kept touching it) it is brought back and tried once more.
-    `timeslice`: seconds for which CPU faults leave it there. TtmError: ENOMEM, EBUSY, EFAULT unmapped or unlinked, EIO,
-    ENODEV, ETIME; every page is then readable where it was.
+    `timeslice`: seconds for which CPU faults leave it there. `locked`: the caller has the migrate_lock. TtmError:
+    ENOMEM, EBUSY, EFAULT unmapped or unlinked, EIO, ENODEV, ETIME; every page is then readable where it was.
     """
     with space.stats.timed(found.num_pages, "migrate_us"):
         for last in (False, True):
-            async with space.svm.migrate_lock:
+            async with nullcontext() if locked else space.svm.migrate_lock:
                 devmem = inside_one(space.chunks.get(found.chunk), found.mask)
                 if devmem is not None:
                     devmem.expires = max(devmem.expires, trio.current_time() + timeslice)

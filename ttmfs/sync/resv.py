@@ -328,7 +328,7 @@ class Reservation:
         if n < 1:
             raise TtmError(errno.EINVAL, f"{n} fence slots cannot be reserved: ask for at least one")
         if should_fail(self.ww_class.fail_fence_slot):
-            raise TtmError(errno.ENOMEM, f"no memory for {n} fence slots (injected by fail_fence_slot)")
+            raise TtmError(errno.ENOMEM, f"no memory for {n} fence slots (injected by debug/fail_fence_slot)")
         self._make_room(n)
 
     def _make_room(self, n: int) -> None:
@@ -453,7 +453,7 @@ class Reservation:
         if not entries or src is self:
             return
         if should_fail(self.ww_class.fail_fence_slot):
-            raise TtmError(errno.ENOMEM, f"no memory to copy {len(entries)} fences (injected by fail_fence_slot)")
+            raise TtmError(errno.ENOMEM, f"no memory to copy {len(entries)} fences (injected by debug/fail_fence_slot)")
         self._make_room(len(entries))
         for fence, usage in tuple(entries):
             self.add_fence(fence, usage)

@@ -217,46 +217,48 @@ async def move_accel_cleanup(
     """ttm_bo_move_accel_cleanup: the copy that `fence` announces was submitted; `resource` is the BO's from now on.
 
     A slot for the fence was reserved by handle_move_mem.
+
+    The BO changes hands in the step that comes here, and only then is anything waited for: a WRITE that came between
+    the end of the copy and the change would go to the old space, and be lost with it.
     """
     bo.resv.add_fence(fence, Usage.KERNEL)
     old = bo.resource
-    keep_tt = resource.manager.use_tt
+    wait = False
     if bo.device.inject["ghost"].should_fail():
-        # No memory for a ghost: wait until nobody uses the old space, then nothing has to outlive the move.
-        await bo.resv.wait(Usage.BOOKKEEP, IDLE_TIMEOUT)
+        # No memory for a ghost: what the move returns with has nothing that must outlive it.
+        wait = True
         move_sync_cleanup(bo, resource)
-        return
-    if not evict or old is None:
-        take_tt = not keep_tt and (old is None or old.manager.use_tt)
-        move_to_ghost(bo, take_tt=take_tt, kept_pages=resource.num_pages)
-    elif not old.manager.use_tt and pipeline:
-        await _pipeline_evict(bo, old)
+    elif evict and old is not None and pipeline and not old.manager.use_tt:
+        wait = not _pipeline_evict(bo, old)
+        bo.assign(resource)
     else:
-        await _wait_free_node(bo, keep_tt=keep_tt, kept_pages=resource.num_pages)
-    bo.assign(resource)
+        # ttm_bo_wait_free_node where it is an eviction.
+        wait = evict and old is not None
+        move_sync_cleanup(bo, resource)
+    if wait:
+        # The copy is submitted and cannot be taken back: if it does not end, a ghost frees the space when it does.
+        await bo.resv.wait(Usage.BOOKKEEP, IDLE_TIMEOUT)
 
 
-async def _pipeline_evict(bo: BufferObject, old: Resource) -> None:
-    """ttm_bo_move_pipeline_evict: the space is free now; whoever gets it waits for the copy and for the readers."""
+def _pipeline_evict(bo: BufferObject, old: Resource) -> bool:
+    """ttm_bo_move_pipeline_evict: the space is free now; whoever gets it waits for the copy and for the readers.
+
+    False when there was no slot for all of them: a ghost keeps the space until they have signaled.
+    """
     for fence in list(bo.resv.fences(Usage.BOOKKEEP)):
-        if fence.signaled or old.manager.add_eviction_fence(fence) or await fence.wait(IDLE_TIMEOUT):
-            continue
-        # Neither a slot nor an end in sight: a ghost keeps the space until that fence signals after all.
-        move_to_ghost(bo, take_tt=False)
-        return
+        if not fence.signaled and not old.manager.add_eviction_fence(fence):
+            move_to_ghost(bo, take_tt=False)
+            return False
     bo.resource = None
     old.manager.free(old)
-
-
-async def _wait_free_node(bo: BufferObject, *, keep_tt: bool, kept_pages: int) -> None:
-    """ttm_bo_wait_free_node: wait until idle, then free the old space."""
-    await bo.resv.wait(Usage.BOOKKEEP, IDLE_TIMEOUT)
-    # The copy is submitted and cannot be taken back: if it has not ended, the ghost frees the space when it does.
-    move_to_ghost(bo, take_tt=not keep_tt, kept_pages=kept_pages)
+    return True
 
 
 def move_sync_cleanup(bo: BufferObject, resource: Resource) -> None:
-    """ttm_bo_move_sync_cleanup: the copy is done and the BO idle; free the old space and take `resource`."""
+    """ttm_bo_move_sync_cleanup: free the old space as soon as the BO is idle, and take `resource`; synchronous.
+
+    Nothing may be awaited between the end of a copy and this call, or WRITEs that came between would be lost.
+    """
     old = bo.resource
     take_tt = not resource.manager.use_tt and (old is None or old.manager.use_tt)
     # With nothing to wait for, the ghost goes at once.

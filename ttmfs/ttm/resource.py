@@ -14,7 +14,7 @@ from ttmfs.errors import TtmError
 from ttmfs.memory.arena import Arena
 from ttmfs.sync.fence import Fence
 from ttmfs.ttm.lru import LruItem, PriorityLru
-from ttmfs.ttm.placement import SYSTEM, Place, PlaceFlag
+from ttmfs.ttm.placement import Place, PlaceFlag
 from ttmfs.units import PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -221,8 +221,3 @@ def never_fits(manager: ResourceManager, num_pages: int, place: Place) -> TtmErr
     return TtmError(
         errno.E2BIG, f"{num_pages} pages never fit into {place}: {manager.name} has {manager.num_pages} pages"
     )
-
-
-def is_system(resource: Resource | None) -> bool:
-    """No resource, or one in system."""
-    return resource is None or resource.mem_type == SYSTEM

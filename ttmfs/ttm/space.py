@@ -91,13 +91,20 @@ def _trace_place(bo: BufferObject, place: Place, evicting: bool, why: str, detai
 
 
 def _add_eviction_fences(bo: BufferObject, resource: Resource, ctx: OperationContext) -> bool:
-    """ttm_bo_add_pipelined_eviction_fences; False when some are pending and no_wait_gpu makes the place busy."""
+    """ttm_bo_add_pipelined_eviction_fences; False when some are pending and no_wait_gpu makes the place busy.
+
+    TtmError(ENOMEM) for want of a fence slot; `resource` is freed then.
+    """
     pending = resource.manager.pending_eviction_fences()
     if pending and ctx.no_wait_gpu:
         return False
-    for fence in pending:
-        bo.resv.reserve_fences(1)
-        bo.resv.add_fence(fence, Usage.KERNEL)
+    try:
+        for fence in pending:
+            bo.resv.reserve_fences(1)
+            bo.resv.add_fence(fence, Usage.KERNEL)
+    except TtmError:
+        resource.manager.free(resource)
+        raise
     return True
 
 

@@ -167,7 +167,8 @@ class SwapStore(ABC):
             if count:
                 yield from self._write_steps(transfer, arena, pages[:count], writeback)
             if failing:
-                raise TtmError(transfer.fail_errno, f"storing a page in {self.name} failed (injected)")
+                what = f"storing a page in {self.name}"
+                raise TtmError(transfer.fail_errno, f"{what} failed (injected by debug/fail_store_write)")
         except (OSError, MemoryError) as error:
             transfer.error = error
 
@@ -226,7 +227,8 @@ class SwapStore(ABC):
                 yield from self._read_steps(transfer, arena, pages[:count])
             if failing:
                 handle = int(transfer.slots[transfer.fail_at]) + 1
-                raise TtmError(transfer.fail_errno, f"loading handle {handle} from {self.name} failed (injected)")
+                what = f"loading handle {handle} from {self.name}"
+                raise TtmError(transfer.fail_errno, f"{what} failed (injected by debug/fail_store_read)")
         except (OSError, MemoryError) as error:
             transfer.error = error
 
