@@ -1,0 +1,397 @@
+"""Everything at once on one mount: clients that check every byte, address spaces, jobs, storms, traces, failures.
+
+    chaos.py [--seed N] [--seconds S] [--case NAME] [--failures]
+
+Beside each other run the exerciser of BO files with its own storm of commands, the exerciser of address spaces,
+ttm-storm on all commands, device jobs with a model of their own, the shrinker and the defrag pass, a reader of
+trace_pipe and one of every statistics file; with --failures places of `debug/fail_*` fail now and then. Promise: the
+run fails when a byte was wrong, a call or a client hung, the daemon died or said something suspicious, or anything is
+left when all is unlinked. All choices follow from the seed; what the kernel schedules does not.
+"""
+
+import argparse
+import contextlib
+import errno
+import json
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from mount_harness import MIB, REPOSITORY, Client, ClientError, Device
+from svm_exerciser import Exerciser
+
+from ttmfs.observe.inject import PLACES
+
+SMALL = ("--vram", "16M", "--gtt", "32M", "--memory", "96M", "--swap", "256M", "--placement", "vram gtt system")
+CASES: dict[str, tuple[str, ...]] = {
+    "shmem": (*SMALL, "--pages-limit", "48M", "--visible-vram", "4M"),
+    "zstd": (*SMALL, "--pages-limit", "40M", "--swap-store", "zstd", "--copy-engines", "2", "--copy-latency", "0.001"),
+    "file": (*SMALL, "--pages-limit", "40M", "--swap-store", "file:{folder}/swap", "--copy-engines", "2"),
+    "tight": (*SMALL[:4], "--memory", "56M", *SMALL[6:], "--copy-bandwidth", "200M", "--beneficial-order", "4"),
+}
+"""Mount options; `{folder}` is a directory of the run."""
+
+MAY_FAIL = "EIO,ENOMEM,ENOSPC"
+"""What a call on a BO file may say when something was made to fail."""
+
+STORM_MAY_FAIL = frozenset({errno.EBUSY, errno.ENOMEM, errno.ENOSPC, errno.ETIME, errno.EINTR, errno.EIO})
+JOB_BYTES = 1 * MIB
+
+
+class Chaos:
+    """One run on one device; `failures` are the findings."""
+
+    def __init__(self, device: Device, folder: Path, seed: int, seconds: float, *, inject: bool) -> None:
+        self.device = device
+        self.folder = folder
+        self.seed = seed
+        self.seconds = seconds
+        self.inject = inject
+        self.mount = device.mountpoint
+        self.over = threading.Event()
+        self.findings: list[str] = []
+        self.counts: dict[str, int] = {}
+        self._processes: list[subprocess.Popen[str]] = []
+
+    def find(self, who: str, what: object) -> None:
+        """Take note of a failure; everybody stops."""
+        self.findings.append(f"{who}: {what}")
+        self.over.set()
+
+    def count(self, what: str, more: int = 1) -> None:
+        """For the report."""
+        self.counts[what] = self.counts.get(what, 0) + more
+
+    # -- the processes -------------------------------------------------------------------------------------------------
+
+    def start(self, *command: str) -> "subprocess.Popen[str]":
+        """A process whose output is kept."""
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd="/")
+        self._processes.append(process)
+        return process
+
+    def watch(self, who: str, process: "subprocess.Popen[str]", *right: int) -> Callable[[], None]:
+        """A thread's body: reads what it says until it ends; another status than `right` is a finding."""
+
+        def body() -> None:
+            out, _ = process.communicate()
+            if process.returncode not in (right or (0,)):
+                self.find(who, f"status {process.returncode}\n{out[-6000:]}")
+            else:
+                with contextlib.suppress(ValueError, IndexError, KeyError):
+                    self.count(f"{who} operations", json.loads(out.splitlines()[-1])["ops"])
+
+        return body
+
+    def bo_exerciser(self) -> list[str]:
+        """Four clients that are killed at random and a storm; while places fail none that a SIGBUS would end."""
+        command = [sys.executable, str(REPOSITORY / "tests" / "exerciser.py")]
+        command += [f"{self.mount}/bo/e{n}" for n in range(4)]
+        command += ["--seconds", str(self.seconds), "--seed", str(self.seed), "--max-size", "6M"]
+        command += ["--max-op-seconds", "20", "--hang-seconds", "30", "--unlink"]
+        if not self.inject:
+            return [*command, "--kill", "--ctl", self.mount]
+        only = "pread,pwrite,append,fsync,truncate,o_trunc,fadvise,direct_read,direct_write,reopen"
+        return [*command, "--allow-errno", MAY_FAIL, "--only", only]
+
+    def ttm_storm(self, *names: str) -> list[str]:
+        """All commands; pins only where nobody else minds that the BO does not move."""
+        program = Path(sys.executable).parent / "ttm-storm"
+        command = [str(program), self.mount, *names, "--seconds", str(self.seconds), "--seed", str(self.seed)]
+        if not names[0].startswith("s"):
+            command += ["--commands", "validate,evict,defrag,backup,restore,unmap,swapout"]
+        allowed = "ENOENT,EINTR,EINVAL" + (",EIO" if self.inject else "")
+        return [*command, "--keep-going", "--rate", "100", "--allow", allowed, "--json"]
+
+    # -- the threads ---------------------------------------------------------------------------------------------------
+
+    def thread(self, who: str, body: Callable[[], None]) -> threading.Thread:
+        """Run it; what it raises is a finding."""
+
+        def guarded() -> None:
+            try:
+                body()
+            except BaseException as error:
+                self.find(who, f"{type(error).__name__}: {error} {getattr(error, '__notes__', '')}")
+
+        thread = threading.Thread(target=guarded, name=who, daemon=True)
+        thread.start()
+        return thread
+
+    def address_spaces(self) -> None:
+        """Rounds of the exerciser of address spaces, which compares everything between them."""
+        exerciser = Exerciser(self.device, self.seed)
+        end = time.monotonic() + self.seconds
+        while not self.over.is_set() and time.monotonic() < end:
+            exerciser.run(seconds=min(5.0, end - time.monotonic()))
+        self.count("svm rounds", exerciser.round)
+
+    def jobs(self) -> None:
+        """Jobs on three BOs one after another, each result compared by the device and by a client."""
+        rng = random.Random(f"jobs {self.seed}")
+        client = self.client()
+        names = ("j0", "j1", "j2")
+        model = dict.fromkeys(names, b"")
+        for name in names:
+            model[name] = self._fill(client, name, rng.randrange(256))
+        while not self.over.is_set():
+            dst, src = rng.sample(names, 2)
+            what = rng.choice(("fill", "copy", "xor", "checksum", "read", "pwrite"))
+            offset = rng.randrange(JOB_BYTES // 4096) * 4096
+            size = rng.randrange(1, (JOB_BYTES - offset) // 4096 + 1) * 4096
+            where = f"offset={offset} bytes={size}"
+            old = model[dst]
+            try:
+                if what == "fill":
+                    byte = rng.randrange(256)
+                    new = bytes([byte]) * size
+                    self._submit(client, f"fill dst={dst} value={byte} {where}")
+                elif what == "copy":
+                    new = model[src][offset : offset + size]
+                    self._submit(client, f"copy src={src} dst={dst} {where}")
+                elif what == "xor":
+                    number = int.from_bytes(old[offset : offset + size], "little")
+                    number ^= int.from_bytes(model[src][offset : offset + size], "little")
+                    new = number.to_bytes(size, "little")
+                    self._submit(client, f"xor src={src} dst={dst} {where} dtype=u8")
+                elif what == "pwrite":
+                    new = rng.randbytes(64) * (size // 64)
+                    data = f"{new[:64]!r} * {size // 64}"
+                    client.do(f"fd = opened('bo/{dst}'); os.pwrite(fd, {data}, {offset}); os.close(fd)", 40)
+                elif what == "checksum":
+                    new = old[offset : offset + size]
+                    value = self._submit(client, f"checksum src={dst} {where}")
+                    assert value == zlib.crc32(new), f"checksum of {dst} {where}: the device sees wrong bytes"
+                else:
+                    new = old[offset : offset + size]
+                    got = client.do(f"zlib.crc32(open(path('bo/{dst}'), 'rb').read()[{offset}:{offset + size}])", 40)
+                    assert got == zlib.crc32(new), f"{dst} {where}: a client reads wrong bytes"
+                self.count(f"jobs {what}")
+            except (ClientError, TimeoutError) as error:
+                name = errno.errorcode.get(error.errno or 0, "?")
+                if name not in ("EBUSY", "ENOMEM", "ENOSPC", "ETIME", *(("EIO", "EINTR") if self.inject else ())):
+                    raise
+                self.count(f"jobs {name}")
+                # Done or not, or a part of it: make it known again.
+                model[dst] = self._fill(client, dst, rng.randrange(256))
+                continue
+            model[dst] = old[:offset] + new + old[offset + size :]
+
+    def _fill(self, client: Client, name: str, byte: int) -> bytes:
+        for _ in range(200):
+            try:
+                client.do(f"make('bo/{name}', {JOB_BYTES}, {byte})", 40)
+            except ClientError as error:
+                if not self.inject or errno.errorcode[error.errno or 0] not in MAY_FAIL:
+                    raise
+                continue
+            return bytes([byte]) * JOB_BYTES
+        raise AssertionError(f"{name} cannot be written")
+
+    def _submit(self, client: Client, text: str) -> int | None:
+        code, lines = client.do(f"transact('ctl/submit', {text + ' wait'!r})", 70)
+        if code:
+            raise ClientError(code, str(lines))
+        value: int | None = lines[-1].get("value")
+        return value
+
+    def client(self, code: str = "import zlib") -> Client:
+        """A client that is not the shell's."""
+        return self.device.client(code)
+
+    def commands(self) -> None:
+        """Commands of the device as a whole."""
+        rng = random.Random(f"commands {self.seed}")
+        client = self.client()
+        lines = [
+            ("ctl/shrink", "1M"), ("ctl/shrink", "all no_wait_gpu"), ("ctl/backup", "2M"), ("ctl/defrag", "all"),
+            ("ctl/defrag", "limit=2"), ("ctl/evict", "vram"), ("ctl/evict", "gtt 4M"), ("ctl/evict", "vram 1M"),
+            ("ctl/config", "prefault=16"), ("ctl/config", "prefault=256"),
+            ("ctl/config", "defrag_interval=0.05"), ("ctl/config", "copy_latency=0.002"),
+            ("ctl/config", "copy_latency=0"), ("ctl/config", "pool_limit=1M"), ("ctl/config", "pool_limit=64M"),
+            ("ctl/validate", "s0,s1,s2 vram gtt"), ("ctl/validate", "s3,s0 vram"), ("ctl/trace", "fault move_end"),
+            ("ctl/trace", "all"), ("ctl/trace", "off"),
+        ]  # fmt: skip
+        while not self.over.is_set():
+            name, text = rng.choice(lines)
+            code = client.do(f"command({name!r}, {text!r})", 90)
+            self.count("commands")
+            if code and code not in STORM_MAY_FAIL and not (code == errno.EINVAL and "s" in text):
+                why = client.do("slurp('error_log')").splitlines()[-1:]
+                raise AssertionError(f"{name} {text}: {errno.errorcode[code]} {why}")
+            if rng.random() < 0.1:
+                said = client.do("slurp('ctl/selfcheck')", 30)
+                self.count("selfchecks")
+                assert said == "ok\n", said
+            self.over.wait(rng.random() * 0.1)
+
+    def statistics(self) -> None:
+        """Read every file that shows something; nothing waits for long."""
+        client = self.client()
+        code = (
+            "def all_of(top):\n"
+            "    for name in os.listdir(path(top)):\n"
+            "        name = top + '/' + name\n"
+            "        try:\n"
+            "            if os.path.isdir(path(name)): all_of(name)\n"
+            "            elif os.stat(path(name)).st_mode & 0o400: open(path(name), 'rb').read()\n"
+            "        except OSError as error:\n"
+            "            if error.errno not in (errno.ENOENT, errno.ENODATA): raise\n"
+        )
+        client.do(code)
+        while not self.over.is_set():
+            for name in ("regions", "pool", "swap", "fences", "debug", "objects", "svm_objects", "ctl"):
+                client.do(f"all_of({name!r})", 60)
+            for name in ("stats", "metrics", "trace", "error_log"):
+                client.do(f"len(open(path({name!r}), 'rb').read())", 30)
+            stats = json.loads(client.do("slurp('stats')", 30))
+            assert stats["requests"]["handler_errors"] == 0, stats["requests"]
+            assert stats["requests"]["oldest_ms"] < 30_000, stats["requests"]
+            self.count("statistics rounds")
+            self.over.wait(0.2)
+
+    def fail_now_and_then(self) -> None:
+        """Set a place to fail a few times, then another."""
+        rng = random.Random(f"failures {self.seed}")
+        client = self.client()
+        # Not while the exerciser compares everything at its end, through mappings too.
+        end = time.monotonic() + self.seconds - 5
+        while not self.over.is_set() and time.monotonic() < end:
+            place = rng.choice(PLACES)
+            for key, value in (("times", rng.choice((1, 2, 5))), ("probability", rng.choice((20, 100)))):
+                client.do(f"command('debug/fail_{place}/{key}', '{value}')")
+            self.count("failures set")
+            self.over.wait(rng.random() * 0.1)
+            client.do(f"command('debug/fail_{place}/probability', '0')")
+
+    # -- all of it -----------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Until the time is up or something was found."""
+        shell = self.device.shell
+        for number in range(6):
+            self.device.make(f"s{number}", (1 << number) * 128 << 10, number + 1)
+        shell.do("[os.close(opened('bo/e%d' % n, os.O_CREAT | os.O_RDWR)) for n in range(4)] and None")
+        for number in range(3):
+            self.device.make(f"j{number}", JOB_BYTES, 0)
+        assert self.device.command("ctl/trace", "all") in ("ok", "EINVAL")
+        pipe = self.start(sys.executable, "-c", READER, f"{self.mount}/trace_pipe")
+        exerciser, storm = self.start(*self.bo_exerciser()), self.start(*self.ttm_storm(*(f"s{n}" for n in range(6))))
+        other = self.start(*self.ttm_storm("e0", "e1", "j0", "j1", "j2"))
+        bodies: list[tuple[str, Callable[[], None]]] = [
+            ("exerciser", self.watch("exerciser", exerciser)),
+            ("ttm-storm", self.watch("ttm-storm", storm)),
+            ("ttm-storm of files", self.watch("ttm-storm of files", other)),
+            ("jobs", self.jobs),
+            ("commands", self.commands),
+            ("statistics", self.statistics),
+            ("failures", self.fail_now_and_then) if self.inject else ("spaces", self.address_spaces),
+        ]
+        threads = [self.thread(who, body) for who, body in bodies]
+        self.over.wait(self.seconds)
+        for thread in threads[:3]:
+            thread.join(0 if self.findings else 90)
+        self.over.set()
+        for who, thread in zip(bodies, threads, strict=True):
+            thread.join(90)
+            if thread.is_alive():
+                self.find(who[0], "does not come to its end")
+        if not self.device.alive:
+            self.find("daemon", f"died with status {self.device.daemon.popen.returncode}")
+        for process in (pipe, exerciser, storm, other):
+            process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+            process.kill()
+
+    def end(self) -> None:
+        """Unlink all; nothing is left."""
+        device = self.device
+        for place in PLACES:
+            device.command(f"debug/fail_{place}/probability", "0")
+        intact = device.shell.do(
+            "[open(path('bo/s%d' % n), 'rb').read().strip(bytes([n + 1])) == b'' for n in range(6)]", 60
+        )
+        if intact != [True] * 6:
+            self.find("bystanders", intact)
+        device.remove_all()
+        try:
+            device.until(lambda: not left(device.stats()), 20, "nothing is left")
+        except AssertionError as error:
+            self.find("left", f"{error}: {left(device.stats())} {device.control('gates')}")
+        wrong = device.control("selfcheck") + device.suspicious()
+        if wrong:
+            self.find("selfcheck", wrong)
+        device.control("trim_pool")
+        self.counts["rss MiB"] = device.rss() // MIB
+        status = device.stop(30)
+        if status:
+            self.find("daemon", f"ended with status {status}\n{device.log()[-3000:]}")
+
+
+READER = """
+import os, sys
+fd = os.open(sys.argv[1], os.O_RDONLY)
+while os.read(fd, 65536): pass
+"""
+
+
+def left(stats: dict) -> dict[str, int]:
+    """What is still in use, by name."""
+    used = {name: region["used"] for name, region in stats["regions"].items()}
+    used |= {"in_use_pages": stats["pool"]["in_use_pages"], "swap": stats["swap"].get("pages", 0)}
+    used |= {"pending": stats["fences"]["pending"], "waiting": stats["requests"]["waiting"]}
+    used |= {"bos": stats["bos"]["count"], "ghosts": stats["bos"]["ghosts"], "zombies": stats["bos"]["zombies"]}
+    return {name: value for name, value in used.items() if value}
+
+
+@contextlib.contextmanager
+def run(case: str, seed: int, seconds: float, *, inject: bool) -> Iterator[Chaos]:
+    """A run; what it found is in `findings` of the result."""
+    with tempfile.TemporaryDirectory(prefix="ttmfs-chaos-") as folder:
+        options = [option.format(folder=folder) for option in CASES[case]]
+        if inject and "--visible-vram" in options:
+            # What an engine fails to copy is lost where the CPU cannot reach it.
+            at = options.index("--visible-vram")
+            del options[at : at + 2]
+        device = Device(*options, "--fault-timeout", "10", "--command-timeout", "20")
+        chaos = Chaos(device, Path(folder), seed, seconds, inject=inject)
+        try:
+            chaos.run()
+            if not chaos.findings:
+                chaos.end()
+            else:
+                chaos.findings.append("log: " + "\n".join(device.log().splitlines()[-30:]))
+            yield chaos
+        finally:
+            device.end()
+            for process in chaos._processes:
+                process.kill()
+
+
+def main() -> int:
+    """Run on a device of its own."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--case", choices=CASES, default="shmem")
+    parser.add_argument("--failures", action="store_true", help="places of debug/fail_* fail now and then")
+    options = parser.parse_args()
+    seed = random.SystemRandom().randrange(1 << 32) if options.seed is None else options.seed
+    print(f"--seed {seed} --case {options.case}" + " --failures" * options.failures, flush=True)
+    with run(options.case, seed, options.seconds, inject=options.failures) as chaos:
+        print(chaos.counts)
+        for finding in chaos.findings:
+            print(finding, file=sys.stderr)
+        return 1 if chaos.findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
