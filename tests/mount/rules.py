@@ -15,8 +15,8 @@ from ttmfs.driver.namespace import BoFile
 from ttmfs.fs import mount as mount_module
 from ttmfs.fs import session_loop, tuning
 from ttmfs.fs.guard import guarded
-from ttmfs.fs.namerequests import NameRequests
 from ttmfs.fs.operations import TtmOperations
+from ttmfs.fs.pagecache import BoPageCache
 from ttmfs.memory.stores import FileStore
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm import access, fault
@@ -197,17 +197,15 @@ def slow_store(seconds: str) -> None:
     FileStore._write = write  # type: ignore[method-assign]
 
 
-def alias_tells_mtime() -> None:
-    """Looking up the alias tells the kernel an mtime that has moved, as any other LOOKUP does."""
-    reply_alias = NameRequests._reply_alias
+def flush_in_part() -> None:
+    """An INVAL of a part of a BO looks up the alias, too."""
 
-    def telling(self: NameRequests, name: bytes) -> Any:
-        attr = reply_alias(self, name)
-        file = self.names.files[int(name.rpartition(b"-")[2])]
-        attr.st_mtime_ns = file.mtime
-        return attr
+    async def invalidate(self: BoPageCache, bo: BufferObject, first_page: int, num_pages: int) -> None:
+        file = bo.private
+        assert isinstance(file, BoFile)
+        await self._page_cache.invalidate(file.ino, first_page << 12, num_pages << 12, flush=True)
 
-    NameRequests._reply_alias = telling  # type: ignore[method-assign]
+    BoPageCache.invalidate = invalidate  # type: ignore[method-assign]
 
 
 PATCHES: dict[str, Callable[..., None]] = {
@@ -229,6 +227,6 @@ PATCHES: dict[str, Callable[..., None]] = {
         svm_reads_ahead,
         stall_before_write,
         slow_store,
-        alias_tells_mtime,
+        flush_in_part,
     )
 }

@@ -174,7 +174,7 @@ def test_an_unmap_of_a_part_waits_for_no_request_outside(mounted) -> None:
 
 
 def test_without_that_rule_it_does(mounted) -> None:
-    device = mounted(*MOUNT_OPTIONS, patches=("alias_tells_mtime",))
+    device = mounted(*MOUNT_OPTIONS, patches=("flush_in_part",))
     with pytest.raises(AssertionError, match=r"no answer within"):
         _unmap_a_part(device)
 

@@ -133,13 +133,21 @@ async def read_page_by_page(space: AddressSpace, address: int, end: int) -> None
         await space.read(at, PAGE)
 
 
+async def write_page_by_page(space: AddressSpace, first: int, end: int) -> None:
+    for at in range(first, end, PAGE):
+        await space.write(at, b"content")
+
+
 async def test_no_memory_to_come_back_to(svm_device: MakeDevice, autojump_clock: MockClock) -> None:
     """System is full: what is in VRAM is read there; a READ of a hole is ENOMEM; nothing is lost."""
     async with svm_device(memory=8 * MIB, vram=8 * MIB, gtt=0) as device:
         space = device.space(32 * MIB)
         await calls.gpu_fill(space, 0, 4 * MIB, 6)
         with pytest.raises(TtmError) as caught:
-            await read_page_by_page(space, 4 * MIB, 32 * MIB)
+            await write_page_by_page(space, 4 * MIB, 32 * MIB)
+        assert caught.value.errno == errno.ENOMEM
+        with pytest.raises(TtmError) as caught:
+            await read_page_by_page(space, 24 * MIB, 32 * MIB)
         assert caught.value.errno == errno.ENOMEM
         assert bytes(await space.read(0, 2 * PAGE)) == b"\6" * 2 * PAGE
         assert device.locations(space)[:2] == [(0, "2M", "vram"), (2 * MIB, "2M", "vram")]

@@ -24,7 +24,7 @@ NAME_MAX: Final = 255
 class Entry:
     """What folders and BO files share. Times are ns since the epoch."""
 
-    __slots__ = ("atime", "ctime", "gid", "ino", "mode", "mtime", "name", "parent", "told_mtime", "uid")
+    __slots__ = ("atime", "ctime", "gid", "ino", "mode", "mtime", "name", "parent", "uid")
 
     def __init__(self, ino: int, mode: int, uid: int, gid: int) -> None:
         self.ino = ino
@@ -32,7 +32,7 @@ class Entry:
         self.set_mode(mode)
         self.uid = uid
         self.gid = gid
-        self.atime = self.mtime = self.ctime = self.told_mtime = time.time_ns()
+        self.atime = self.mtime = self.ctime = time.time_ns()
         self.name = b""
         self.parent: Folder | None = None
 

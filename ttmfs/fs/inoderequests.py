@@ -39,7 +39,6 @@ class InodeRequests(Served):
         if isinstance(node, Entry):
             attr.entry_timeout = attr.attr_timeout = LONG_TIMEOUT
             attr.st_atime_ns, attr.st_mtime_ns, attr.st_ctime_ns = node.atime, node.mtime, node.ctime
-            node.told_mtime = node.mtime
             if isinstance(node, BoFile):
                 attr.st_size = node.bo.size
                 attr.st_blocks = _blocks(node.bo)

@@ -46,11 +46,7 @@ class NameRequests(OpenRequests):
         file = self.names.files.get(ino) or self.spaces.files.get(ino)
         if file is None:
             raise TtmError(errno.ENOENT, "no such BO or address space")
-        told = file.told_mtime
         attr = self._reply(file)
-        # A moved mtime makes the kernel drop the whole file, here and now, and wait for READs that wait for the INVAL
-        # that this LOOKUP is a part of. Somebody else will hear of it.
-        attr.st_mtime_ns = file.told_mtime = told
         attr.entry_timeout = 0
         return attr
 

@@ -24,7 +24,10 @@ class BoPageCache:
         file = bo.private
         if not isinstance(file, BoFile):
             return
-        flush = file.write_opens > 0 and (num_pages or bo.num_pages) >= FLUSH_WORTH_PAGES
+        # Looking up the alias may drop the whole file (its mtime has moved), and then waits for requests of any page.
+        # Those of pages that are not unmapped are not woken, and may wait for this very INVAL.
+        whole = not first_page and not num_pages
+        flush = whole and file.write_opens > 0 and bo.num_pages >= FLUSH_WORTH_PAGES
         await self._page_cache.invalidate(
             file.ino, first_page << PAGE_SHIFT, num_pages << PAGE_SHIFT, flush=flush
         )
@@ -41,5 +44,5 @@ class SpacePageCache:
         file = space.private
         if not isinstance(file, SpaceFile) or num_bytes <= 0:
             return
-        flush = file.write_opens > 0 and num_bytes >= FLUSH_WORTH_PAGES << PAGE_SHIFT
-        await self._page_cache.invalidate(file.ino, first_byte, num_bytes, flush=flush)
+        # Never through the alias: see above, and other ranges would lose what is cached of them.
+        await self._page_cache.invalidate(file.ino, first_byte, num_bytes, flush=False)
