@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -248,3 +249,14 @@ def test_the_files_explain_themselves(three: Device) -> None:
 @pytest.mark.parametrize("name", ["stats", "error_log", "objects/a/status", "regions/vram/used", "README"])
 def test_what_cannot_be_written_says_so(three: Device, name: str) -> None:
     assert three.shell.errno(f"opened({name!r}, os.O_WRONLY)") == "EACCES"
+
+
+def test_files_that_are_only_read_can_be_copied(device: Device, tmp_path: Path) -> None:
+    """cp compares the inode that it has looked up with the one that it has opened."""
+    device.make("a", 4096)
+    for name in ("stats", "trace", "README", "regions/vram/lru", "objects/a/status"):
+        target = tmp_path / "copy"
+        command = ["cp", f"{device.mountpoint}/{name}", target]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+        assert (done.returncode, done.stderr) == (0, ""), name
+        assert target.stat().st_size > 0, name

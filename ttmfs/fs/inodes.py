@@ -1,7 +1,7 @@
 """Inodes: which node an inode number means, and for how long (FUSE lookup counts).
 
-BO files and folders bring their own numbers. Virtual nodes get theirs at LOOKUP: a directory keeps one as long as the
-kernel knows it, a file gets a fresh one each time. Numbers are never reused.
+BO files and folders bring their own numbers. Virtual nodes get theirs at LOOKUP: what has a key keeps one as long as the
+kernel knows it, what has none (a file that can be written) gets a fresh one each time. Numbers are never reused.
 """
 
 import errno
@@ -10,7 +10,7 @@ from typing import Final
 
 from ttmfs.driver.namespace import FIRST_INO, Entry
 from ttmfs.errors import TtmError
-from ttmfs.fs.nodes import Node, VirtualDir
+from ttmfs.fs.nodes import Node, VirtualDir, VirtualFile
 
 ROOT_INO: Final = 1
 _FIRST_VIRTUAL: Final = 1 << 40
@@ -23,7 +23,8 @@ class Inodes:
     def __init__(self, root: VirtualDir) -> None:
         self._nodes: dict[int, Node] = {ROOT_INO: root}
         self._lookups: dict[int, int] = {ROOT_INO: 1}
-        self._dirs: dict[str, int] = {root.key: ROOT_INO}
+        self._root = root
+        self._by_key: dict[str, int] = {}
         self._fresh = count(_FIRST_VIRTUAL)
 
     def __len__(self) -> int:
@@ -40,17 +41,17 @@ class Inodes:
         """The inode number that a reply shall carry for `node`."""
         if isinstance(node, Entry):
             return node.ino
-        if isinstance(node, VirtualDir):
-            known = self._dirs.get(node.key)
-            return known if known is not None else next(self._fresh)
-        return next(self._fresh)
+        if node is self._root:
+            return ROOT_INO
+        known = self._by_key.get(_key(node))
+        return known if known is not None else next(self._fresh)
 
     def looked_up(self, ino: int, node: Node) -> None:
         """A reply told the kernel about `node`: it will FORGET as often."""
         if ino not in self._nodes:
             self._nodes[ino] = node
-            if isinstance(node, VirtualDir):
-                self._dirs[node.key] = ino
+            if _key(node):
+                self._by_key[_key(node)] = ino
         self._lookups[ino] = self._lookups.get(ino, 0) + 1
 
     def forget(self, ino: int, lookups: int) -> None:
@@ -61,5 +62,9 @@ class Inodes:
             return
         self._lookups.pop(ino, None)
         node = self._nodes.pop(ino, None)
-        if isinstance(node, VirtualDir):
-            self._dirs.pop(node.key, None)
+        if node is not None:
+            self._by_key.pop(_key(node), None)
+
+
+def _key(node: Node) -> str:
+    return node.key if isinstance(node, (VirtualDir, VirtualFile)) else ""

@@ -11,7 +11,7 @@ import pyfuse3
 from ttmfs.driver.namespace import BoFile, Folder, Namespace
 from ttmfs.errors import TtmError
 from ttmfs.fs.guard import guarded
-from ttmfs.fs.nodes import Node, VirtualDir
+from ttmfs.fs.nodes import Node, VirtualDir, VirtualFile
 from ttmfs.fs.openrequests import OpenRequests
 from ttmfs.fs.served import is_own
 from ttmfs.fs.svmnames import SpaceFile, SpaceNames
@@ -39,6 +39,8 @@ class NameRequests(OpenRequests):
         node = parent.find(os.fsdecode(name)) if isinstance(parent, VirtualDir) else None
         if node is None:
             raise TtmError(errno.ENOENT, "no such file")
+        if isinstance(node, VirtualFile) and isinstance(parent, VirtualDir) and not node.mode & 0o222:
+            node.key = f"{parent.key}/{os.fsdecode(name)}"
         return self._reply(node)
 
     def _reply_alias(self, name: bytes) -> pyfuse3.EntryAttributes:

@@ -1,8 +1,8 @@
 """Nodes and handles: what the mount's tree is made of apart from BO files.
 
 A VirtualDir lists and finds children; a VirtualFile opens a Handle. Their contents are made when they are asked for
-and nothing is cached: direct_io, timeouts 0, size 0. Every LOOKUP of a virtual file gets a new inode number, or the
-kernel would run all writers of one command file one after another.
+and nothing is cached: direct_io, timeouts 0, size 0. Every LOOKUP of a virtual file that can be written gets a new inode
+number, or the kernel would run all writers of one command file one after another; others keep theirs, as cp expects.
 """
 
 import errno
@@ -60,6 +60,8 @@ class VirtualFile:
 
     def __init__(self, open_handle: Callable[[int], Handle], mode: int, *, uid: int = 0, gid: int = 0) -> None:
         self.open_handle = open_handle
+        self.key = ""
+        """Identifies it, so that it keeps its inode number; empty: a new one each time."""
         self.mode = 0o100000 | mode
         self.uid = uid
         self.gid = gid
