@@ -1,7 +1,7 @@
 """Inodes: which node an inode number means, and for how long (FUSE lookup counts).
 
-BO files and folders bring their own numbers. Virtual nodes get theirs at LOOKUP: what has a key keeps one as long as the
-kernel knows it, what has none (a file that can be written) gets a fresh one each time. Numbers are never reused.
+BO files and folders bring their own numbers. Virtual nodes get theirs at LOOKUP: what has a key keeps one as long as
+the kernel knows it, what has none (a file that can be written) gets a fresh one each time. Numbers are never reused.
 """
 
 import errno

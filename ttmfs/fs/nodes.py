@@ -1,8 +1,9 @@
 """Nodes and handles: what the mount's tree is made of apart from BO files.
 
 A VirtualDir lists and finds children; a VirtualFile opens a Handle. Their contents are made when they are asked for
-and nothing is cached: direct_io, timeouts 0, size 0. Every LOOKUP of a virtual file that can be written gets a new inode
-number, or the kernel would run all writers of one command file one after another; others keep theirs, as cp expects.
+and nothing is cached: direct_io, timeouts 0, size 0. Every LOOKUP of a virtual file that can be written gets a new
+inode number, or the kernel would run all writers of one command file one after another; others keep theirs, as cp
+expects.
 """
 
 import errno
