@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from move_client import PAGE, Bo, Copy, say
+from move_client import Bo, Copy, alternating, say
 
 MIB = 1 << 20
 
@@ -38,17 +38,7 @@ def order_9(mount: str, size: int, rounds: int) -> None:
 
 def fragmented(mount: str, size: int, rounds: int) -> None:
     """Two BOs whose pages alternate fill the memory; one goes, and finds its single pages when it comes back."""
-    bo, other = Bo(mount, "stored", size), Bo(mount, "other", size)
-    for each in (bo, other):
-        each.command("prefault", "0")
-    page = os.urandom(PAGE)
-    for offset in range(0, size, PAGE):
-        os.pwrite(bo.fd, page, offset)
-        os.pwrite(other.fd, page, offset)
-    for each in (bo, other):
-        each.command("unmap", "")
-        each.close()
-    other.command("pin", "")
+    bo = alternating(mount, "stored", size)
     there_and_back(bo, rounds, Copy(size))
 
 

@@ -98,9 +98,9 @@ def order_9(mount: str, size: int, rounds: int) -> None:
     moves(bo, rounds)
 
 
-def fragmented(mount: str, size: int, rounds: int) -> None:
-    """Two BOs whose pages alternate fill the memory; one of them moves, the other keeps its pages."""
-    bo, other = Bo(mount, "moving", size), Bo(mount, "other", size)
+def alternating(mount: str, name: str, size: int) -> Bo:
+    """One of two BOs whose pages alternate; the other one is pinned and keeps its pages. Nobody has them cached."""
+    bo, other = Bo(mount, name, size), Bo(mount, "other", size)
     for each in (bo, other):
         each.command("prefault", "0")
     page = os.urandom(PAGE)
@@ -111,6 +111,12 @@ def fragmented(mount: str, size: int, rounds: int) -> None:
         each.command("unmap", "")
         each.close()
     other.command("pin", "")
+    return bo
+
+
+def fragmented(mount: str, size: int, rounds: int) -> None:
+    """Two BOs whose pages alternate fill the memory; one of them moves."""
+    bo = alternating(mount, "moving", size)
     bo.command("validate", "gtt")
     moves(bo, rounds)
 

@@ -5,6 +5,7 @@ source is with the `Move`, until its copy has ended), or nowhere: a hole, which 
 at most this large, so no allocation and no move ever crosses a chunk.
 """
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -120,21 +121,17 @@ class Chunk:
 
     def read_into(self, view: memoryview, offset: int) -> None:
         """Fill `view` with the bytes from `offset` of the chunk on; holes are left as they are."""
-        done, size = 0, len(view)
-        end = (offset + size + PAGE_MASK) >> PAGE_SHIFT
-        while done < size:
-            index = (offset + done) >> PAGE_SHIFT
-            skip = (offset + done) & PAGE_MASK
-            arena, page, length = self.locate(index, end - index)
-            take = min(size - done, (length << PAGE_SHIFT) - skip)
-            if arena is not None:
-                start = (page << PAGE_SHIFT) + skip
-                view[done : done + take] = arena.buf[start : start + take]
-            done += take
+        for at, memory in self._memory(offset, len(view)):
+            view[at : at + len(memory)] = memory
 
     def write_from(self, view: memoryview, offset: int) -> None:
         """Put these bytes where each page is now. Holes are passed over: the caller has filled them, or means them."""
-        done, size = 0, len(view)
+        for at, memory in self._memory(offset, len(view)):
+            memory[:] = view[at : at + len(memory)]
+
+    def _memory(self, offset: int, size: int) -> Iterator[tuple[int, memoryview]]:
+        """(where in the `size` bytes from `offset` on, the memory that holds them), run by run, without holes."""
+        done = 0
         end = (offset + size + PAGE_MASK) >> PAGE_SHIFT
         while done < size:
             index = (offset + done) >> PAGE_SHIFT
@@ -143,7 +140,7 @@ class Chunk:
             take = min(size - done, (length << PAGE_SHIFT) - skip)
             if arena is not None:
                 start = (page << PAGE_SHIFT) + skip
-                arena.buf[start : start + take] = view[done : done + take]
+                yield done, arena.buf[start : start + take]
             done += take
 
     # -- losing pages ------------------------------------------------------------------------------------------------

@@ -3,13 +3,14 @@
 import errno
 
 import numpy as np
+import trio
 from numpy.typing import NDArray
 
 from ttmfs.errors import TtmError
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.device import Device
-from ttmfs.ttm.room import below_limit, make_room
+from ttmfs.ttm.room import LONGEST, below_limit, make_room
 from ttmfs.ttm.tt import out_of_memory
 
 
@@ -28,6 +29,7 @@ async def alloc_pages(
     """
     device.inject.check("page_alloc", errno.ENOMEM, f"{count} pages for {what}", count)
     await below_limit(device, count, but=but)
+    until = trio.current_time() + LONGEST
     while True:
         try:
             pages = device.pool.alloc(count, zero=zero).pages
@@ -35,7 +37,8 @@ async def alloc_pages(
         except TtmError as error:
             if error.errno != errno.ENOMEM:
                 raise
-            if count > device.pool.num_pages or not await make_room(device, count, ctx, but=but, fault=but is None):
+            in_vain = count > device.pool.num_pages or trio.current_time() >= until
+            if in_vain or not await make_room(device, count, ctx, but=but, fault=but is None):
                 raise out_of_memory(count, device.pool) from error
     device.note_pressure()
     return pages

@@ -9,6 +9,8 @@ first, and a page that was handed out again meanwhile stays.
 """
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 
 from ttmfs.errors import TtmError
 from ttmfs.memory.arena import Arena
+from ttmfs.memory.stores import SwapStore
 from ttmfs.sync.fence import Fence
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm.bo import BufferObject
@@ -95,14 +98,19 @@ async def load_pages(device: Device, tt: TT, index: Index, pages: Vector) -> tup
 async def flush_store(device: Device) -> None:
     """All that is stored is on the medium when this returns. TtmError with the medium's error."""
     store = device.swap_store
-    if store is None:
-        return
-    while (work := store.begin_upkeep(flush=True)) is not None:
+    if store is not None:
+        await do_upkeep(store, flush=True)
+        await trio.to_thread.run_sync(store.sync, limiter=_STORE_THREADS)
+
+
+async def do_upkeep(store: SwapStore, *, flush: bool = False) -> None:
+    """All that the store wants done, in threads. TtmError with the medium's error when it is to flush."""
+    while (work := store.begin_upkeep(flush)) is not None:
         try:
             await trio.to_thread.run_sync(store.run_upkeep, work, limiter=_STORE_THREADS)
         finally:
             store.end_upkeep(work)
-    await trio.to_thread.run_sync(store.sync, limiter=_STORE_THREADS)
+        await trio.lowlevel.checkpoint()
 
 
 async def unmap_for_backup(bo: BufferObject, first: int, count: int) -> None:
@@ -122,6 +130,24 @@ async def unmap_for_backup(bo: BufferObject, first: int, count: int) -> None:
 
 def _in_use(bo: BufferObject) -> TtmError:
     return TtmError(errno.EBUSY, f"{bo.name or 'a BO'} stays in memory: its clients go on reading")
+
+
+@contextmanager
+def closed_gate(bo: BufferObject, tt: TT, what: str) -> Iterator[Copy]:
+    """While pages of a reserved BO are stored: WRITEs wait for this copy, as READs do for the reservation.
+
+    Its `zero_from` says what a truncate cut off meanwhile.
+    """
+    fence = Fence(0, 0, what)
+    gate = Copy(tt, tt, tt.num_pages, fence)
+    gate.state = CopyState.RUNNING
+    bo.add_copy(gate)
+    try:
+        yield gate
+    finally:
+        gate.state = CopyState.DONE
+        fence.signal()
+        bo.drop_view()
 
 
 async def tt_backup(bo: BufferObject, first: int, count: int, flags: BackupFlags) -> int:
@@ -193,14 +219,8 @@ async def _backup_step(bo: BufferObject, tt: TT, index: Index, *, writeback: boo
     """
     if not len(index):
         return 0, True
-    device = bo.device
-    fence = Fence(0, 0, f"backup {bo.name} {len(index)} pages")
-    # WRITEs wait for this copy; READs for the reservation.
-    gate = Copy(tt, tt, tt.num_pages, fence)
-    gate.state = CopyState.RUNNING
-    bo.add_copy(gate)
-    try:
-        handles = await store_pages(device, tt.arena, decode_pages(tt.vector[index]), writeback=writeback)
+    with closed_gate(bo, tt, f"backup {bo.name} {len(index)} pages") as gate:
+        handles = await store_pages(bo.device, tt.arena, decode_pages(tt.vector[index]), writeback=writeback)
         stored = index[: len(handles)]
         keep = np.full(len(stored), not bo.gate.touched)
         if gate.zero_from is not None:
@@ -209,8 +229,4 @@ async def _backup_step(bo: BufferObject, tt: TT, index: Index, *, writeback: boo
             assert tt.store is not None
             tt.store.drop(handles[~keep], upkeep=False)
         tt.mark_backed_up(stored[keep], handles[keep])
-    finally:
-        gate.state = CopyState.DONE
-        fence.signal()
-        bo.drop_view()
     return int(keep.sum()), len(stored) == len(index)

@@ -9,13 +9,13 @@ from typing import Final
 import trio
 
 from ttmfs.memory.warm import WARM_SECONDS
+from ttmfs.ttm.backup import do_upkeep
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.device import Device
 from ttmfs.ttm.shrinker import shrink, store_has_room
 
 BACKOFF: Final = 0.25
 """Seconds of rest when nothing could be had."""
-_UPKEEP_THREAD: Final = trio.CapacityLimiter(1)
 
 
 async def watermark(device: Device) -> None:
@@ -50,11 +50,6 @@ async def upkeep(device: Device) -> None:
                 # What was dropped from memory may be stored again at once: it stays warm for a moment.
                 await trio.sleep(WARM_SECONDS)
             wanted = trio.Event()
-            while (work := store.begin_upkeep()) is not None:
-                try:
-                    await trio.to_thread.run_sync(store.run_upkeep, work, limiter=_UPKEEP_THREAD)
-                finally:
-                    store.end_upkeep(work)
-                await trio.lowlevel.checkpoint()
+            await do_upkeep(store)
     finally:
         store.wake = None

@@ -10,7 +10,7 @@ from ttmfs.errors import TtmError
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.restore import restore_all, restore_range
-from ttmfs.ttm.room import below_limit, make_room
+from ttmfs.ttm.room import LONGEST, below_limit, make_room
 from ttmfs.ttm.tt import TT, out_of_memory
 from ttmfs.units import MAX_ORDER
 
@@ -56,6 +56,7 @@ async def populate_range(
         prefault = min(prefault, _SCARCE_PREFAULT)
     await below_limit(device, min(count + prefault, tt.num_pages - tt.populated_pages), but=bo, keep=keep)
     added = 0
+    until = trio.current_time() + LONGEST
     while not tt.has_memory(first, count):
         try:
             if len(tt.handles_in(first, first + count)):
@@ -63,7 +64,7 @@ async def populate_range(
             # Last, so that nothing is awaited between pages that come unzeroed and the caller's overwriting them.
             added += tt.populate_range(first, count, prefault=prefault, zero=zero)
         except TtmError as error:
-            await _reclaim_for(bo, tt, count, ctx, error, keep)
+            await _reclaim_for(bo, tt, count, ctx, error, keep, until)
             prefault = 0
     device.defrag_list.join_if_marked(bo)
     device.note_pressure()
@@ -90,12 +91,13 @@ async def populate_all(bo: BufferObject, tt: TT, ctx: OperationContext, *, overw
             raise out_of_memory(pages, tt.pool)
         bo.device.inject.check("page_alloc", errno.ENOMEM, f"{pages} pages for {bo.name}", pages)
         await below_limit(bo.device, tt.num_pages - tt.populated_pages, but=bo)
+    until = trio.current_time() + LONGEST
     while tt.backed_up_pages:
         # First, and for good: what came back from the store is content, not part of an attempt that may be undone.
         try:
             await restore_all(bo, tt)
         except TtmError as error:
-            await _reclaim_for(bo, tt, min(tt.backed_up_pages, _RESTORED_AT_ONCE), ctx, error, None)
+            await _reclaim_for(bo, tt, min(tt.backed_up_pages, _RESTORED_AT_ONCE), ctx, error, None, until)
     while not tt.is_populated:
         # Looked at anew for each attempt: while memory was reclaimed, WRITEs may have added pages.
         present_before = tt.present()
@@ -106,19 +108,24 @@ async def populate_all(bo: BufferObject, tt: TT, ctx: OperationContext, *, overw
             tt.populate_all(zero=not whole)
         except TtmError as error:
             tt.depopulate(np.setdiff1d(tt.present(), present_before, assume_unique=True))
-            await _reclaim_for(bo, tt, tt.num_pages - tt.populated_pages, ctx, error, None)
+            await _reclaim_for(bo, tt, tt.num_pages - tt.populated_pages, ctx, error, None, until)
     bo.device.defrag_list.join_if_marked(bo)
     bo.device.note_pressure()
     await trio.lowlevel.checkpoint_if_cancelled()
 
 
 async def _reclaim_for(
-    bo: BufferObject, tt: TT, pages: int, ctx: OperationContext, error: TtmError, keep: range | None
+    bo: BufferObject,
+    tt: TT,
+    pages: int,
+    ctx: OperationContext,
+    error: TtmError,
+    keep: range | None,
+    until: float,
 ) -> None:
-    """Free memory somewhere, or raise the ENOMEM that the caller has met."""
+    """Free memory somewhere, or raise the ENOMEM that the caller has met; also when it is `until` on trio's clock."""
     if error.errno != errno.ENOMEM:
         raise error
-    if pages > tt.pool.arena.num_pages or not await make_room(
-        bo.device, pages, ctx, but=bo, keep=keep, fault=ctx.faulting is bo
-    ):
+    in_vain = pages > tt.pool.arena.num_pages or trio.current_time() >= until
+    if in_vain or not await make_room(bo.device, pages, ctx, but=bo, keep=keep, fault=ctx.faulting is bo):
         raise out_of_memory(pages, tt.pool) from error

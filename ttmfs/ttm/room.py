@@ -20,6 +20,8 @@ _FAULT_WAIT: Final = 5.0
 """Seconds that a request tries for memory that only BOs in use hold."""
 _COMMAND_WAIT: Final = 0.5
 """Seconds that a command does: less, because requests may wait for what it holds."""
+LONGEST: Final = 15.0
+"""Seconds after which who still finds none gives up, even if some was freed each time and others were faster."""
 _FIRST_PAUSE: Final = 0.0005
 _LONGEST_PAUSE: Final = 0.05
 _LEAST_SHRINK: Final = 512

@@ -22,6 +22,7 @@ from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.device import Device
 from ttmfs.ttm.lru import LruCursor
 from ttmfs.ttm.move import pipeline_gutting, wait_ctx
+from ttmfs.ttm.page_vector import Index
 from ttmfs.ttm.placement import SYSTEM, Place
 from ttmfs.ttm.resource import Resource
 from ttmfs.ttm.space import mem_space, move_to
@@ -190,7 +191,7 @@ async def _backup_windows(bo: BufferObject, tt: TT, pages: int, flags: BackupFla
     return out
 
 
-def _window(present: np.ndarray, start: int, most: int, keep: range) -> int:
+def _window(present: Index, start: int, most: int, keep: range) -> int:
     """How many of `present` from `start` on, at most `most`, lie in one ascending stretch that does not meet `keep`."""
     part = present[start : start + most]
     falls = np.flatnonzero(np.diff(part) < 0)
@@ -225,7 +226,7 @@ async def shrink(
             await _purge_pass(device, pages, how, done, but)
     for how in passes:
         if not purge_only and store_has_room(device):
-            await _backup_pass(device, pages, how, BackupFlags(), done, but)
+            await _backup_pass(device, pages, how, done, but)
     if writeback and not purge_only:
         await flush_store(device)
     if device.trace.on:
@@ -265,7 +266,7 @@ async def _purge_pass(
 
 
 async def _backup_pass(
-    device: Device, pages: int, ctx: OperationContext, flags: BackupFlags, done: Shrunk, but: BufferObject | None
+    device: Device, pages: int, ctx: OperationContext, done: Shrunk, but: BufferObject | None
 ) -> None:
     for manager in device.managers.values():
         if not manager.use_tt:
@@ -273,11 +274,11 @@ async def _backup_pass(
         with LruCursor(manager.lru, until_now=True) as cursor:
             while done.pages < pages and store_has_room(device) and (item := cursor.next()) is not None:
                 assert isinstance(item, Resource)
-                await _backup_one(item, pages - done.pages, ctx, flags, done, but)
+                await _backup_one(item, pages - done.pages, ctx, done, but)
 
 
 async def _backup_one(
-    item: Resource, pages: int, ctx: OperationContext, flags: BackupFlags, done: Shrunk, but: BufferObject | None
+    item: Resource, pages: int, ctx: OperationContext, done: Shrunk, but: BufferObject | None
 ) -> None:
     """One step of the walk: the BO of `item`, if it may go and nobody holds it."""
     bo = item.bo
@@ -285,7 +286,7 @@ async def _backup_one(
         return
     try:
         if bo.resource is item and shrink_suitable(bo, ctx):
-            done.stored += await bo_shrink(bo, ctx, flags, pages=pages)
+            done.stored += await bo_shrink(bo, ctx, BackupFlags(), pages=pages)
     except TtmError:
         done.failed += 1
     finally:

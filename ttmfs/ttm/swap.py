@@ -16,23 +16,17 @@ import numpy as np
 import trio
 
 from ttmfs.errors import TtmError
-from ttmfs.sync.fence import Fence
-from ttmfs.sync.resv import Usage
-from ttmfs.ttm.backup import STEP_PAGES, store_pages
+from ttmfs.ttm.backup import STEP_PAGES, closed_gate, store_pages, unmap_for_backup
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
-from ttmfs.ttm.copy import Copy, CopyState
 from ttmfs.ttm.device import Device
 from ttmfs.ttm.lru import LruCursor
 from ttmfs.ttm.move import wait_ctx
 from ttmfs.ttm.placement import SYSTEM, Place
 from ttmfs.ttm.resource import Resource, ResourceManager
 from ttmfs.ttm.space import mem_space, move_to
-from ttmfs.ttm.unmap import unmap_virtual
 from ttmfs.units import PAGE_SHIFT
 
-_UNMAPS: Final = 3
-"""INVALs that a BO whose clients go on reading gets before its swapout is given up."""
 _SKIP: Final = frozenset({errno.EBUSY, errno.ENOMEM, errno.ENOSPC, errno.EINVAL})
 
 
@@ -71,25 +65,20 @@ async def swapout(bo: BufferObject, ctx: OperationContext) -> int:
     if bo.mem_type != SYSTEM:
         resource = await mem_space(bo, (Place(SYSTEM),), ctx)
         await move_to(bo, resource, ctx, evict=True)
-    await _unmap_for_good(bo, ctx)
-    bo.funcs.swap_notify(bo)
-    pages = await _store(bo)
+    await wait_ctx(bo, ctx)
+    try:
+        # A page that a client has cached keeps its memory, or its WRITE could fail (R4).
+        await unmap_for_backup(bo, 0, bo.num_pages)
+        bo.funcs.swap_notify(bo)
+        pages = await _store(bo)
+    finally:
+        bo.gate.unwatch()
     if bo.resource is not None:
         bo.device.lru_readd(bo.resource)
     bo.device.counters.swap.out += 1
     if bo.device.trace.on:
         bo.device.trace.emit("swapout", bo.name, pages=pages)
     return pages
-
-
-async def _unmap_for_good(bo: BufferObject, ctx: OperationContext) -> None:
-    """Idle and in nobody's cache: a page that a client has cached keeps its memory, or its WRITE could fail (R4)."""
-    for _ in range(_UNMAPS):
-        await wait_ctx(bo, ctx)
-        await unmap_virtual(bo)
-        if not bo.handed_out and not bo.copies and bo.resv.test_signaled(Usage.BOOKKEEP):
-            return
-    raise TtmError(errno.EBUSY, f"{bo.name or 'a BO'} is not swapped out: its clients go on reading")
 
 
 async def _store(bo: BufferObject) -> int:
@@ -105,32 +94,25 @@ async def _store(bo: BufferObject) -> int:
         raise TtmError(errno.EBUSY, f"{bo.name or 'a BO'} is not swapped out: it has no pages in memory any more")
     if tt.store.available_pages < len(index):
         raise TtmError(errno.ENOSPC, f"no room for {len(index)} pages of {bo.name}: {tt.store.full_because}")
-    fence = Fence(0, 0, f"swapout {bo.name} {len(index)} pages")
-    # WRITEs wait for this copy; READs for the reservation.
-    gate = Copy(tt, tt, tt.num_pages, fence)
-    gate.state = CopyState.RUNNING
-    bo.add_copy(gate)
     handles = np.zeros(0, np.uint32)
     went = 0
     try:
-        for start in range(0, len(index), STEP_PAGES):
-            part = index[start : start + STEP_PAGES]
-            stored = await store_pages(device, tt.arena, tt.pages_at(part))
-            handles = np.concatenate((handles, stored))
-            if len(stored) < len(part):
-                raise TtmError(errno.ENOSPC, f"{bo.name} is not swapped out: {tt.store.full_because}")
-            await trio.lowlevel.checkpoint()
-        if bo.handed_out:
-            raise TtmError(errno.EBUSY, f"{bo.name or 'a BO'} is not swapped out: a client read it meanwhile")
-        # What a truncate cut off meanwhile changed while it was stored, and stays as it is.
-        went = len(index) if gate.zero_from is None else int((index < gate.zero_from >> PAGE_SHIFT).sum())
-        tt.mark_backed_up(index[:went], handles[:went])
+        with closed_gate(bo, tt, f"swapout {bo.name} {len(index)} pages") as gate:
+            for start in range(0, len(index), STEP_PAGES):
+                part = index[start : start + STEP_PAGES]
+                stored = await store_pages(device, tt.arena, tt.pages_at(part))
+                handles = np.concatenate((handles, stored))
+                if len(stored) < len(part):
+                    raise TtmError(errno.ENOSPC, f"{bo.name} is not swapped out: {tt.store.full_because}")
+                await trio.lowlevel.checkpoint()
+            if bo.gate.touched:
+                raise TtmError(errno.EBUSY, f"{bo.name or 'a BO'} is not swapped out: a client read it meanwhile")
+            # What a truncate cut off meanwhile changed while it was stored, and stays as it is.
+            went = len(index) if gate.zero_from is None else int((index < gate.zero_from >> PAGE_SHIFT).sum())
+            tt.mark_backed_up(index[:went], handles[:went])
     finally:
         if went < len(handles):
             tt.store.drop(handles[went:], upkeep=False)
-        gate.state = CopyState.DONE
-        fence.signal()
-        bo.drop_view()
     device.counters.backup.pages_out += went
     return went
 
