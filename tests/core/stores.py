@@ -135,6 +135,7 @@ class HeldStore(ShmemStore):
     """A store whose bytes move in a thread, and wait at the turnstiles `writing` and `reading`."""
 
     blocking = True
+    warm_seconds = 0.0
 
     def __init__(self, size: int) -> None:
         super().__init__(size)

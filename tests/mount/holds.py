@@ -174,6 +174,7 @@ class Control:
 
     def state(self) -> dict[str, Any]:
         """What no rejected command may change: stats without the counts of requests, and every status."""
+        self.give_back_now()
         counted = self.stats()
         del counted["requests"]
         statuses = self.statuses()
@@ -210,6 +211,14 @@ class Control:
         """INVAL of some pages, as who holds the reservation does it."""
         bo = next(file.bo for file in self._mount.machine.names.files.values() if file.bo.name == name)
         await unmap_virtual(bo, first, count)
+
+    def give_back_now(self) -> None:
+        """What goes back to the host a while after it was freed goes now: so that time alone changes nothing."""
+        self.trim_pool()
+        store = self._mount.vdev.ttm.swap_store
+        while store is not None and (work := store.begin_upkeep()) is not None:
+            store.run_upkeep(work)
+            store.end_upkeep(work)
 
     def trim_pool(self) -> None:
         """Give pooled pages back now instead of after the idle time."""

@@ -27,7 +27,7 @@ class Arena:
     bytes. Raises TtmError(EINVAL) for a negative size and TtmError(ENOMEM) when the host refuses the mapping.
     """
 
-    __slots__ = ("_map", "_offset", "_zeros", "buf", "mem", "name", "num_pages", "rows")
+    __slots__ = ("_map", "_offset", "_zeros", "address", "buf", "mem", "name", "num_pages", "rows")
 
     def __init__(self, name: str, num_pages: int) -> None:
         if num_pages < 0:
@@ -52,6 +52,8 @@ class Arena:
                 with contextlib.suppress(OSError):
                     self._map.madvise(advice)
             flat = whole[self._offset : self._offset + size]
+        self.address = flat.ctypes.data
+        """Where it begins, a multiple of 2 MiB."""
         self.mem: Uint8Array = flat.reshape(num_pages, PAGE_SIZE)
         self.buf: memoryview = flat.data
         self.rows: np.ndarray[tuple[int], np.dtype[np.void]] = self.mem.view(f"V{PAGE_SIZE}").reshape(num_pages)

@@ -20,9 +20,9 @@ import numpy as np
 from ttmfs.errors import TtmError
 from ttmfs.memory.block_map import BlockMap
 from ttmfs.memory.blocks import Blocks
-from ttmfs.memory.clear_map import BoolArray, ClearMap
+from ttmfs.memory.clear_map import ClearMap
 from ttmfs.memory.free_area import FreeArea, canonical
-from ttmfs.memory.runs import Int64Array, PageArray, Uint8Array, Uint32Array, ascending, expand
+from ttmfs.memory.runs import BoolArray, Int64Array, PageArray, Uint8Array, Uint32Array, ascending, expand
 from ttmfs.units import PAGE_SHIFT
 
 __all__ = ["Blocks", "Buddy"]
@@ -320,6 +320,10 @@ class Buddy:
     def heads_of(self, pages: PageArray) -> tuple[Int64Array, Uint8Array]:
         """Per page, start and order of its allocated block (BlockMap.heads_of; EINVAL)."""
         return self._owned.heads_of(pages)
+
+    def whole_blocks(self, pages: PageArray) -> Blocks | None:
+        """The allocated blocks that make up these pages, None when they do not (BlockMap.whole_blocks; EINVAL)."""
+        return self._owned.whole_blocks(pages)
 
     def split(self, pages: PageArray) -> None:
         """Cut allocated blocks so that `pages` become whole blocks of their own (BlockMap.split; EINVAL)."""

@@ -10,9 +10,7 @@ import numpy as np
 
 from ttmfs.errors import TtmError
 from ttmfs.memory.free_area import FreeArea
-from ttmfs.memory.runs import Int64Array, PageArray, Uint8Array, Uint32Array, expand
-
-BoolArray = np.ndarray[tuple[int], np.dtype[np.bool_]]
+from ttmfs.memory.runs import BoolArray, Int64Array, PageArray, Uint8Array, Uint32Array, expand
 
 
 class ClearMap:

@@ -21,9 +21,9 @@ from ttmfs.errors import TtmError
 from ttmfs.memory.arena import Arena
 from ttmfs.memory.blocks import Blocks
 from ttmfs.memory.buddy import Buddy
-from ttmfs.memory.clear_map import BoolArray
 from ttmfs.memory.pool_types import NR_ORDERS, Caching, PoolTypes
 from ttmfs.memory.runs import (
+    BoolArray,
     Int64Array,
     PageArray,
     Uint8Array,
@@ -372,8 +372,10 @@ class PagePool:
         """
         if self._one_block(pages):
             return
-        self._in_use(self._buddy.heads_of(pages)[0])
-        self._buddy.split(pages)
+        blocks = self._buddy.whole_blocks(pages)
+        self._in_use(self._buddy.heads_of(pages)[0] if blocks is None else blocks.start)
+        if blocks is None:
+            self._buddy.split(pages)
 
     def _in_use(self, starts: Int64Array) -> None:
         pooled = self._types.holds(starts)

@@ -11,8 +11,7 @@ import numpy as np
 
 from ttmfs.memory.block_stack import BlockStack
 from ttmfs.memory.buddy import Buddy
-from ttmfs.memory.clear_map import BoolArray
-from ttmfs.memory.runs import Int64Array, Uint8Array
+from ttmfs.memory.runs import BoolArray, Int64Array, Uint8Array
 from ttmfs.units import MAX_ORDER
 
 NR_ORDERS = MAX_ORDER + 1

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from ttmfs.units import PAGE_SIZE
 
 Int64Array: TypeAlias = npt.NDArray[np.int64]
+BoolArray: TypeAlias = npt.NDArray[np.bool_]
 Uint8Array: TypeAlias = npt.NDArray[np.uint8]
 Uint32Array: TypeAlias = npt.NDArray[np.uint32]
 PageArray: TypeAlias = npt.NDArray[Any]

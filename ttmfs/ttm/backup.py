@@ -9,6 +9,7 @@ first, and a page that was handed out again meanwhile stays.
 """
 
 import errno
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,24 +20,22 @@ import trio
 from numpy.typing import NDArray
 
 from ttmfs.errors import TtmError
-from ttmfs.memory.arena import Arena
-from ttmfs.memory.stores import SwapStore
+from ttmfs.memory.frames import FRAME_PAGES
 from ttmfs.sync.fence import Fence
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.copy import Copy, CopyState
 from ttmfs.ttm.device import Device
-from ttmfs.ttm.page_vector import Index, Vector, decode_pages
+from ttmfs.ttm.page_vector import HOLE, Index, Vector, decode_pages
+from ttmfs.ttm.swap_io import StepSize, flush_store, in_lanes, store_pages
 from ttmfs.ttm.tt import TT
 from ttmfs.ttm.unmap import unmap_virtual
 from ttmfs.units import PAGE_SHIFT
 
-STEP_PAGES: Final = 512
-"""2 MiB go to or come from the store in one step. A store that is no slower than moving the bytes does it on the loop,
-with checkpoints in between, so that nobody is kept waiting for a millisecond."""
+_WINDOW_PAGES: Final = 16384
+"""Entries that are looked through at once."""
 _UNMAPS: Final = 3
 """INVALs that pages whose clients go on reading get before they are left alone."""
-_STORE_THREADS: Final = trio.CapacityLimiter(4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,67 +49,6 @@ class BackupFlags:
     purge: bool = False
     writeback: bool = False
     allow_move: bool = False
-
-
-async def store_pages(device: Device, arena: Arena, pages: Vector, *, writeback: bool = False) -> Vector:
-    """One step to the store: handles (uint32) of as many of `pages`, from the first on, as there was room for.
-
-    TtmError: ENOSPC when not one could be stored, otherwise the medium's error. Nothing is stored when cancelled.
-    """
-    store = device.swap_store
-    assert store is not None
-    fault = device.inject["store_write"]
-    store.fail_write = (lambda _number: errno.ENOSPC if fault.should_fail() else 0) if fault.probability else None
-    transfer = store.begin_store(len(pages))
-    try:
-        if store.blocking:
-            await trio.to_thread.run_sync(store.write, transfer, arena, pages, writeback, limiter=_STORE_THREADS)
-        else:
-            for _ in store.write_steps(transfer, arena, pages):
-                await trio.lowlevel.checkpoint()
-    except BaseException:
-        store.cancel_store(transfer)
-        raise
-    return store.end_store(transfer)
-
-
-async def load_pages(device: Device, tt: TT, index: Index, pages: Vector) -> tuple[NDArray[np.bool_], TtmError | None]:
-    """One step back from the store, as `TT.end_load` says."""
-    store = tt.store
-    assert store is not None
-    fault = device.inject["store_read"]
-    store.fail_read = (lambda _number: fault.should_fail()) if fault.probability else None
-    load = tt.begin_load(index)
-    try:
-        if store.blocking:
-            await trio.to_thread.run_sync(store.read, load.transfer, tt.arena, pages, limiter=_STORE_THREADS)
-        else:
-            for _ in store.read_steps(load.transfer, tt.arena, pages):
-                await trio.lowlevel.checkpoint()
-    except BaseException:
-        # Cancelled, perhaps half way. The caller hears of nothing that has come, so nothing has: the pages are its own.
-        load.transfer.error, load.transfer.loaded = TtmError(errno.EINTR, "interrupted"), 0
-        tt.end_load(load, pages)
-        raise
-    return tt.end_load(load, pages)
-
-
-async def flush_store(device: Device) -> None:
-    """All that is stored is on the medium when this returns. TtmError with the medium's error."""
-    store = device.swap_store
-    if store is not None:
-        await do_upkeep(store, flush=True)
-        await trio.to_thread.run_sync(store.sync, limiter=_STORE_THREADS)
-
-
-async def do_upkeep(store: SwapStore, *, flush: bool = False) -> None:
-    """All that the store wants done, in threads. TtmError with the medium's error when it is to flush."""
-    while (work := store.begin_upkeep(flush)) is not None:
-        try:
-            await trio.to_thread.run_sync(store.run_upkeep, work, limiter=_STORE_THREADS)
-        finally:
-            store.end_upkeep(work)
-        await trio.lowlevel.checkpoint()
 
 
 async def unmap_for_backup(bo: BufferObject, first: int, count: int) -> None:
@@ -156,52 +94,40 @@ async def tt_backup(bo: BufferObject, first: int, count: int, flags: BackupFlags
     Fewer than there are when something failed half way: `bo.last_error` says what. TtmError when nothing went: EBUSY
     clients that do not stop reading, ENOSPC no room, otherwise the medium's error. Cancelled, it has moved some.
     """
+    assert bo.tt is not None
     tt, device = bo.tt, bo.device
-    assert tt is not None
-    index = tt.present_in(first, count)
-    out = 0
-    counters = device.counters.backup
+    backup = _Backup(bo, tt, first, count, flags)
     try:
-        await unmap_for_backup(bo, first, count)
-        stayed = False
-        for start in range(0, len(index), STEP_PAGES):
-            for attempt in range(_UNMAPS):
-                if bo.gate.touched:
-                    await unmap_for_backup(bo, first, count)
-                part = index[start : start + STEP_PAGES]
-                part = part[part < tt.num_pages]
-                part = part[(tt.vector[part] != 0) & (tt.vector[part] & 1 == 0)]
-                went, complete = await _backup_step(bo, tt, part, writeback=flags.writeback)
-                out += went
-                counters.pages_out += went
-                if not complete:
-                    raise TtmError(errno.ENOSPC, f"{bo.name} is backed up in part: {_why_full(device)}")
-                await trio.lowlevel.checkpoint()
-                if went == len(part):
-                    break
-                # Some of it was handed out, or cut off, while it was stored: once more.
-                stayed |= attempt == _UNMAPS - 1
-        if stayed and not out:
-            raise _in_use(bo)
-        if flags.writeback and out:
+        await backup.run()
+        if flags.writeback and backup.out:
             await flush_store(device)
     except TtmError as error:
-        counters.failed += 1
+        device.counters.backup.failed += 1
         bo.last_error = error.message
-        if not out:
+        if not backup.out:
             raise
         tt.backed_up = True
     finally:
         bo.gate.unwatch()
-        if out:
+        if backup.out:
             _left_memory(bo, tt)
     if device.trace.on:
-        device.trace.emit("backup", bo.name, first=first, pages=out, left=tt.populated_pages)
-    return out
+        device.trace.emit("backup", bo.name, first=first, pages=backup.out, left=tt.populated_pages)
+    return backup.out
 
 
 def _why_full(device: Device) -> str:
     return device.swap_store.full_because if device.swap_store is not None else "there is no swap store"
+
+
+def _in_frames(pages: Vector) -> NDArray[np.bool_]:
+    """Which of these pages make up whole frames of 2 MiB."""
+    frame = (pages // np.uint32(FRAME_PAGES)).astype(np.int64)
+    if not len(pages):
+        return frame.astype(bool)
+    frame -= int(frame.min())
+    whole: NDArray[np.bool_] = (np.bincount(frame) == FRAME_PAGES)[frame]
+    return whole
 
 
 def _left_memory(bo: BufferObject, tt: TT) -> None:
@@ -211,22 +137,100 @@ def _left_memory(bo: BufferObject, tt: TT) -> None:
         bo.device.lru_readd(bo.resource)
 
 
-async def _backup_step(bo: BufferObject, tt: TT, index: Index, *, writeback: bool) -> tuple[int, bool]:
-    """Store and free the pages of these entries, or a prefix of them; (how many went, was there room for all).
+class _Backup:
+    """A backup under way. `out`: pages that are in the store."""
 
-    No await between the last check of the caller and the gate. What a truncate cut off meanwhile, the page with the
-    new end included, stays as it is: bytes that change while they are stored have no checksum.
-    """
-    if not len(index):
-        return 0, True
-    with closed_gate(bo, tt, f"backup {bo.name} {len(index)} pages") as gate:
-        handles = await store_pages(bo.device, tt.arena, decode_pages(tt.vector[index]), writeback=writeback)
-        stored = index[: len(handles)]
-        keep = np.full(len(stored), not bo.gate.touched)
-        if gate.zero_from is not None:
-            keep &= stored < gate.zero_from >> PAGE_SHIFT
-        if not keep.all():
-            assert tt.store is not None
-            tt.store.drop(handles[~keep], upkeep=False)
-        tt.mark_backed_up(stored[keep], handles[keep])
-    return int(keep.sum()), len(stored) == len(index)
+    def __init__(self, bo: BufferObject, tt: TT, first: int, count: int, flags: BackupFlags) -> None:
+        assert tt.store is not None
+        self._bo, self._tt, self._store, self._flags = bo, tt, tt.store, flags
+        self._first, self._count = first, count
+        self.out = 0
+        self._size = StepSize(bo.device, tt.store)
+        self._begun = 0
+        self._next = first
+        """Entries from here on were not looked at yet."""
+        self._left: deque[tuple[Index, int]] = deque()
+        """Entries still to be stored, and how often that was tried."""
+        self._stayed = False
+        self._failure: TtmError | None = None
+
+    async def run(self) -> None:
+        """All of it. TtmError as `tt_backup`; steps before the failure are done."""
+        await unmap_for_backup(self._bo, self._first, self._count)
+        while self._left or self._next < self._end:
+            if self._bo.gate.touched:
+                await unmap_for_backup(self._bo, self._first, self._count)
+            await in_lanes(self._store, self._steps(), self._step)
+            if self._failure is not None:
+                raise self._failure
+        if self._stayed and not self.out:
+            raise _in_use(self._bo)
+
+    @property
+    def _end(self) -> int:
+        return min(self._first + self._count, self._tt.num_pages)
+
+    def _steps(self) -> Iterator[tuple[Index, int]]:
+        while self._left or self._next < self._end:
+            if not self._left:
+                self._look_ahead()
+            index, tried = self._left.popleft()
+            size = self._size.next_to(self._begun)
+            self._begun += min(size, len(index))
+            if len(index) > size:
+                self._left.appendleft((index[size:], tried))
+            yield index[:size], tried
+
+    def _look_ahead(self) -> None:
+        """The next entries that have a page, those in whole frames first: a store may take these over as they are."""
+        index = self._tt.present_in(self._next, min(_WINDOW_PAGES, self._end - self._next))
+        self._next += _WINDOW_PAGES
+        in_frames = _in_frames(self._tt.pages_at(index))
+        self._left.append((np.concatenate((index[in_frames], index[~in_frames])), 0))
+
+    async def _step(self, step: tuple[Index, int]) -> bool:
+        """Store and free some pages; False when the next ones have to wait for `run`."""
+        index, tried = step
+        index = index[index < self._tt.num_pages]
+        index = index[(self._tt.vector[index] != HOLE) & (self._tt.vector[index] & 1 == 0)]
+        try:
+            went, complete = await self._backup(index)
+        except TtmError as error:
+            self._failure = error
+            return False
+        self.out += went
+        self._bo.device.counters.backup.pages_out += went
+        if not complete:
+            message = f"{self._bo.name} is backed up in part: {_why_full(self._bo.device)}"
+            self._failure = TtmError(errno.ENOSPC, message)
+        elif went < len(index):
+            # Some of it was handed out, or cut off, while it was stored: once more.
+            if tried + 1 < _UNMAPS:
+                self._left.append((index, tried + 1))
+            else:
+                self._stayed = True
+        await trio.lowlevel.checkpoint()
+        self._size.after_step()
+        return self._failure is None and not self._bo.gate.touched
+
+    async def _backup(self, index: Index) -> tuple[int, bool]:
+        """Store and free the pages of these entries, or a prefix of them; (how many went, was there room for all).
+
+        No await between the last look at the gate and its closing. What a truncate cut off meanwhile, the page with
+        the new end included, stays as it is: bytes that change while they are stored have no checksum.
+        """
+        if not len(index):
+            return 0, True
+        bo, tt = self._bo, self._tt
+        with closed_gate(bo, tt, f"backup {bo.name} {len(index)} pages") as gate:
+
+            def unchanged() -> NDArray[np.bool_]:
+                end = tt.num_pages if gate.zero_from is None else gate.zero_from >> PAGE_SHIFT
+                return (index < end) & (not bo.gate.touched)
+
+            pages = decode_pages(tt.vector[index])
+            writeback = self._flags.writeback
+            handles = await store_pages(bo.device, tt.arena, pages, writeback=writeback, unchanged=unchanged)
+            went = np.flatnonzero(handles)
+            tt.mark_backed_up(index[went], handles[went])
+        return len(went), len(handles) == len(index)

@@ -8,11 +8,10 @@ from typing import Final
 
 import trio
 
-from ttmfs.memory.warm import WARM_SECONDS
-from ttmfs.ttm.backup import do_upkeep
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.device import Device
 from ttmfs.ttm.shrinker import shrink, store_has_room
+from ttmfs.ttm.swap_io import do_upkeep
 
 BACKOFF: Final = 0.25
 """Seconds of rest when nothing could be had."""
@@ -46,9 +45,7 @@ async def upkeep(device: Device) -> None:
     try:
         while True:
             await wanted.wait()
-            if not store.blocking:
-                # What was dropped from memory may be stored again at once: it stays warm for a moment.
-                await trio.sleep(WARM_SECONDS)
+            await trio.sleep(store.warm_seconds)
             wanted = trio.Event()
             await do_upkeep(store)
     finally:

@@ -7,16 +7,22 @@ interrupted, and the next one goes on from there: no page is loaded or allocated
 also by a resume that completes it (the kernel kept it until 2026).
 """
 
+from collections.abc import Iterator
+from typing import Final
+
 import numpy as np
 import trio
 
 from ttmfs.errors import TtmError
 from ttmfs.memory.copy import copy_pages, zero_pages
-from ttmfs.ttm.backup import STEP_PAGES, load_pages
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.page_vector import HOLE, Index, Vector, decode_pages, encode_pages
+from ttmfs.ttm.swap_io import StepSize, in_lanes, load_pages
 from ttmfs.ttm.tt import TT, Restore
 from ttmfs.units import MAX_ORDER
+
+_WINDOW_PAGES: Final = 16384
+"""Entries that are looked through at once."""
 
 
 async def restore_range(bo: BufferObject, tt: TT, first: int, count: int, *, prefault: int = 0) -> int:
@@ -25,14 +31,14 @@ async def restore_range(bo: BufferObject, tt: TT, first: int, count: int, *, pre
     The BO is reserved. TtmError: ENOMEM, EIO, or what the medium says; what did not come is where it was.
     """
     end = first + count
-    before = tt.backed_up_pages
+    before, size = tt.backed_up_pages, _step_size(bo, tt)
     try:
         state = tt.restore
         if state is not None and len(tt.handles_in(first, end)) and _meets(state, first, end):
-            await _fill_asked(bo, tt, state, first, end)
+            await _fill_asked(bo, tt, state, first, end, size)
         while len(index := tt.handles_in(first, end)):
             low, high = tt.piece(int(index[0]), first, end, prefault)
-            await _piece(bo, tt, tt.handles_in(low, high), first, end)
+            await _piece(bo, tt, tt.handles_in(low, high), first, end, size)
     finally:
         came = _came_back(bo, tt, before)
     return came
@@ -43,17 +49,25 @@ async def restore_all(bo: BufferObject, tt: TT) -> int:
 
     Errors as for `restore_range`.
     """
-    before = tt.backed_up_pages
-    order = tt.pool.beneficial_order or MAX_ORDER
+    before, size, at = tt.backed_up_pages, _step_size(bo, tt), 0
     try:
         if tt.restore is not None:
-            await _fill(bo, tt, tt.restore)
-        while len(index := tt.handles_in(0, tt.num_pages)):
-            low = int(index[0]) >> order << order
-            await _whole_piece(bo, tt, low, min(low + (1 << order), tt.num_pages))
+            await _fill(bo, tt, tt.restore, size)
+        while tt.backed_up_pages and at < tt.num_pages:
+            index = tt.handles_in(at, at + _WINDOW_PAGES)
+            if len(index):
+                at = await _whole_piece(bo, tt, int(index[0]), size)
+            else:
+                at += _WINDOW_PAGES
+                await trio.lowlevel.checkpoint()
     finally:
         came = _came_back(bo, tt, before)
     return came
+
+
+def _step_size(bo: BufferObject, tt: TT) -> StepSize:
+    assert tt.store is not None
+    return StepSize(bo.device, tt.store)
 
 
 def _meets(state: Restore, first: int, end: int) -> bool:
@@ -76,15 +90,24 @@ def _came_back(bo: BufferObject, tt: TT, before: int) -> int:
     return max(came, 0)
 
 
-async def _whole_piece(bo: BufferObject, tt: TT, low: int, high: int) -> None:
-    """All of [low, high) in one new block if that can be had, else only what is in the store."""
+async def _whole_piece(bo: BufferObject, tt: TT, index: int, size: StepSize) -> int:
+    """The blocks of the beneficial order around an entry: as many as a step takes, one when memory is scarce. All of
+    it in new blocks if these can be had, else only what is in the store. Returns the entry behind it.
+    """
+    order = tt.pool.beneficial_order or MAX_ORDER
+    low = index >> order << order
+    pages = size.next_to(low, lanes=True)
+    if pages > tt.pool.free_pages:
+        pages = 0
+    high = min(low + (max(pages >> order, 1) << order), tt.num_pages)
     handles = tt.handles_in(low, high)
     if len(handles) < high - low and tt.pool.free_pages >= high - low:
         handles = np.arange(low, high)
-    await _piece(bo, tt, handles, low, high)
+    await _piece(bo, tt, handles, low, high, size)
+    return high
 
 
-async def _piece(bo: BufferObject, tt: TT, index: Index, first: int, end: int) -> None:
+async def _piece(bo: BufferObject, tt: TT, index: Index, first: int, end: int, size: StepSize) -> None:
     """Fresh pages for these entries, and their content. TtmError(ENOMEM) before anything else.
 
     Other errors only for entries of [first, end): the others are extra.
@@ -94,18 +117,18 @@ async def _piece(bo: BufferObject, tt: TT, index: Index, first: int, end: int) -
     if kept:
         tt.restore = state
     try:
-        await _fill_asked(bo, tt, state, first, end)
+        await _fill_asked(bo, tt, state, first, end, size)
     finally:
         if not kept:
             tt.give_pages(state.pages)
 
 
-async def _fill_asked(bo: BufferObject, tt: TT, state: Restore, first: int, end: int) -> None:
+async def _fill_asked(bo: BufferObject, tt: TT, state: Restore, first: int, end: int, size: StepSize) -> None:
     """Go on with `state`. Where an entry outside [first, end) does not come, those within come all the same: a page
     that is lost costs nobody the pages around it.
     """
     try:
-        await _fill(bo, tt, state)
+        await _fill(bo, tt, state, size)
     except TtmError:
         asked = (state.index >= first) & (state.index < end)
         if asked.item(0):
@@ -115,36 +138,60 @@ async def _fill_asked(bo: BufferObject, tt: TT, state: Restore, first: int, end:
         own = Restore(state.index[asked], state.pages[asked])
         state.index, state.pages = state.index[~asked], state.pages[~asked]
         try:
-            await _fill(bo, tt, own)
+            await _fill(bo, tt, own, size)
         finally:
             index, pages = np.concatenate((state.index, own.index)), np.concatenate((state.pages, own.pages))
             order = np.argsort(index)
             state.index, state.pages = index[order], pages[order]
 
 
-async def _fill(bo: BufferObject, tt: TT, state: Restore) -> None:
-    """Go on with `state` until it is done."""
-    while len(state.index):
-        index, pages = state.index[:STEP_PAGES], state.pages[:STEP_PAGES]
-        inside = index < tt.num_pages
-        handle = np.zeros(len(index), bool)
-        handle[inside] = tt.vector[index[inside]] & 1 == 1
-        filled = len(index)
-        error: TtmError | None = None
-        if handle.any():
-            done, error = await load_pages(bo.device, tt, index[handle], pages[handle])
-            if not done.all():
-                filled = int(np.flatnonzero(handle)[int(np.argmin(done))])
-            else:
-                error = None
-        _finish(bo, tt, index[:filled], pages[:filled])
-        state.index, state.pages = state.index[filled:], state.pages[filled:]
-        if error is not None:
-            bo.device.counters.backup.failed += 1
-            raise error
+async def _fill(bo: BufferObject, tt: TT, state: Restore, size: StepSize) -> None:
+    """Go on with `state` until it is done, some steps at once."""
+    assert tt.store is not None
+    filled = np.zeros(len(state.index), bool)
+    failures: list[TtmError] = []
+
+    def steps() -> Iterator[slice]:
+        begin = 0
+        while begin < len(state.index):
+            end = begin + size.next_to(begin)
+            yield slice(begin, end)
+            begin = end
+
+    async def step(part: slice) -> bool:
+        count, error = await _fill_step(bo, tt, state.index[part], state.pages[part])
+        filled[part.start : part.start + count] = True
+        failures.extend([error] if error is not None else [])
+        await trio.lowlevel.checkpoint()
+        size.after_step()
+        return not failures
+
+    try:
+        await in_lanes(tt.store, steps(), step)
+    finally:
+        state.index, state.pages = state.index[~filled], state.pages[~filled]
         if not len(state.index) and tt.restore is state:
             tt.restore = None
-        await trio.lowlevel.checkpoint()
+    if failures:
+        bo.device.counters.backup.failed += 1
+        raise failures[0]
+
+
+async def _fill_step(bo: BufferObject, tt: TT, index: Index, pages: Vector) -> tuple[int, TtmError | None]:
+    """Content for these entries on these pages; (how many are done, why the next is not)."""
+    inside = index < tt.num_pages
+    handle = np.zeros(len(index), bool)
+    handle[inside] = tt.vector[index[inside]] & 1 == 1
+    filled = len(index)
+    error: TtmError | None = None
+    if handle.any():
+        done, error = await load_pages(bo.device, tt, index[handle], pages[handle])
+        if done.all():
+            error = None
+        else:
+            filled = int(np.flatnonzero(handle)[int(np.argmin(done))])
+    _finish(bo, tt, index[:filled], pages[:filled])
+    return filled, error
 
 
 def _finish(bo: BufferObject, tt: TT, index: Index, pages: Vector) -> None:

@@ -16,7 +16,7 @@ import trio
 
 from ttmfs.errors import TtmError
 from ttmfs.sync.resv import Usage
-from ttmfs.ttm.backup import BackupFlags, flush_store, tt_backup
+from ttmfs.ttm.backup import BackupFlags, tt_backup
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.device import Device
@@ -26,6 +26,7 @@ from ttmfs.ttm.page_vector import Index
 from ttmfs.ttm.placement import SYSTEM, Place
 from ttmfs.ttm.resource import Resource
 from ttmfs.ttm.space import mem_space, move_to
+from ttmfs.ttm.swap_io import flush_store
 from ttmfs.ttm.tt import TT
 from ttmfs.ttm.unmap import unmap_virtual
 

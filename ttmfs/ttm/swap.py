@@ -16,7 +16,7 @@ import numpy as np
 import trio
 
 from ttmfs.errors import TtmError
-from ttmfs.ttm.backup import STEP_PAGES, closed_gate, store_pages, unmap_for_backup
+from ttmfs.ttm.backup import closed_gate, unmap_for_backup
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.device import Device
@@ -25,6 +25,7 @@ from ttmfs.ttm.move import wait_ctx
 from ttmfs.ttm.placement import SYSTEM, Place
 from ttmfs.ttm.resource import Resource, ResourceManager
 from ttmfs.ttm.space import mem_space, move_to
+from ttmfs.ttm.swap_io import store_pages
 from ttmfs.units import PAGE_SHIFT
 
 _SKIP: Final = frozenset({errno.EBUSY, errno.ENOMEM, errno.ENOSPC, errno.EINVAL})
@@ -98,8 +99,8 @@ async def _store(bo: BufferObject) -> int:
     went = 0
     try:
         with closed_gate(bo, tt, f"swapout {bo.name} {len(index)} pages") as gate:
-            for start in range(0, len(index), STEP_PAGES):
-                part = index[start : start + STEP_PAGES]
+            for start in range(0, len(index), tt.store.step_pages):
+                part = index[start : start + tt.store.step_pages]
                 stored = await store_pages(device, tt.arena, tt.pages_at(part))
                 handles = np.concatenate((handles, stored))
                 if len(stored) < len(part):

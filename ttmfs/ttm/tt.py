@@ -269,11 +269,14 @@ class TT(PageVector):
 
     # -- and back ------------------------------------------------------------------------------------------------
 
-    def begin_load(self, index: Index) -> Load:
-        """Begin to load these entries, all of them handles. Ended with `end_load`. TtmError(EINVAL)."""
+    def begin_load(self, index: Index, *, takes: bool = False) -> Load:
+        """Begin to load these entries, all of them handles. Ended with `end_load`. TtmError(EINVAL).
+
+        `takes`: no other load that `takes` brings one of them meanwhile (see SwapStore.begin_load).
+        """
         assert self.store is not None
         handles = decode_handles(self.vector[index])
-        load = Load(index, handles, self.store.begin_load(handles))
+        load = Load(index, handles, self.store.begin_load(handles, takes=takes))
         self._loads.append(load)
         return load
 

@@ -32,7 +32,7 @@ import numpy as np
 
 from ttmfs.errors import TtmError
 from ttmfs.memory.arena import Arena
-from ttmfs.memory.runs import Int64Array, PageArray, Uint32Array
+from ttmfs.memory.runs import BoolArray, Int64Array, PageArray, Uint32Array
 from ttmfs.memory.stores.slots import SlotMap
 from ttmfs.memory.stores.transfer import (
     FULL,
@@ -55,7 +55,11 @@ class SwapStore(ABC):
     """
 
     blocking: ClassVar[bool] = True
-    """Do the middle parts take longer than moving the bytes? Then a thread is the place for them."""
+    """Do the middle parts take longer than moving the bytes? Then threads are the place for them."""
+    step_pages: ClassVar[int] = 1024
+    """How many pages one transfer had best have: entering them in the books then takes some tenths of a millisecond."""
+    warm_seconds: ClassVar[float] = 0.0
+    """How long the medium may keep what was dropped: it may be stored to again at once."""
 
     def __init__(self, name: str, size: int, num_slots: int) -> None:
         self.name = name
@@ -132,16 +136,17 @@ class SwapStore(ABC):
         """Pages that surely have room; 0 means that backup is impossible (ttm_backup_bytes_avail)."""
         return max(0, min((self.size - self.used) >> PAGE_SHIFT, self.slots.free))
 
-    def begin_store(self, count: int) -> StoreTransfer:
-        """Reserve up to `count` slots, the lowest first. Raises TtmError(ENOSPC) when there is none.
+    def begin_store(self, count: int, *, gives: bool = False) -> StoreTransfer:
+        """Reserve up to `count` slots. Raises TtmError(ENOSPC) when there is none.
 
-        Ended with `end_store` or `cancel_store`.
+        Ended with `end_store` or `cancel_store`. `gives`: the caller frees the pages that are stored, whose content is
+        undefined after `end_store`.
         """
         self._require_open()
         if count > 0 and not self.available_pages:
             raise self._full()
         slots = self.slots.take(count)
-        transfer = StoreTransfer(slots, np.empty(slots.size, np.uint32))
+        transfer = StoreTransfer(slots, np.empty(slots.size, np.uint32), gives=gives)
         transfer.fail_at, transfer.fail_errno = self._injected(self.fail_write, self._write_number, slots.size)
         self._write_number += slots.size if transfer.fail_at < 0 else transfer.fail_at + 1
         return transfer
@@ -172,13 +177,15 @@ class SwapStore(ABC):
         except (OSError, MemoryError) as error:
             transfer.error = error
 
-    def end_store(self, transfer: StoreTransfer) -> Uint32Array:
+    def end_store(self, transfer: StoreTransfer, unchanged: BoolArray | None = None) -> Uint32Array:
         """Enter what was written in the books and free the other slots; the handles of the prefix that is stored.
 
-        Raises TtmError, with nothing stored, as `store` does.
+        Pages that are not `unchanged` (all are by default) since they were written are not stored: their handles, and
+        perhaps some of their neighbours', are 0. Raises TtmError, with nothing stored, as `store` does.
         """
         assert not transfer.ended, "a store is ended once"
         transfer.ended = True
+        transfer.unchanged = unchanged
         error = transfer.error
         partial = error is None or (isinstance(error, OSError) and error.errno in FULL)
         kept = self._commit(transfer, transfer.written) if partial else 0
@@ -189,7 +196,12 @@ class SwapStore(ABC):
             raise self._as_ttm(error, "storing in")
         if not kept and transfer.written:
             raise self._full()
-        return transfer.slots[:kept] + np.uint32(1)
+        handles = transfer.slots[:kept] + np.uint32(1)
+        if transfer.unchanged is not None and not transfer.unchanged.all():
+            changed = ~transfer.unchanged[:kept]
+            self.drop(handles[changed], upkeep=False)
+            handles[changed] = 0
+        return handles
 
     def cancel_store(self, transfer: StoreTransfer) -> None:
         """Free all slots of a transfer that is not ended, written or not."""
@@ -199,10 +211,14 @@ class SwapStore(ABC):
 
     # Loading.
 
-    def begin_load(self, handles: PageArray) -> LoadTransfer:
-        """Find the handles' pages and keep them where they are until `end_load`. Raises TtmError(EINVAL)."""
+    def begin_load(self, handles: PageArray, *, takes: bool = False) -> LoadTransfer:
+        """Find the handles' pages and keep them where they are until `end_load`. Raises TtmError(EINVAL).
+
+        `takes`: the caller drops what has come back, right after `end_load`, and nobody else loads it meanwhile but
+        between these two.
+        """
         self._require_open()
-        transfer = LoadTransfer(self.slots.slots_of(handles))
+        transfer = LoadTransfer(self.slots.slots_of(handles), takes=takes)
         count = transfer.slots.size
         transfer.fail_at, transfer.fail_errno = self._injected(self.fail_read, self._read_number, count)
         self._read_number += count if transfer.fail_at < 0 else transfer.fail_at + 1
@@ -236,7 +252,7 @@ class SwapStore(ABC):
         """The pages may move and be dropped again; how many came back. Raises LoadError when one did not."""
         assert not transfer.ended, "a load is ended once"
         transfer.ended = True
-        self._unlocate(transfer)
+        self._arrived(transfer)
         self.pages_in += transfer.loaded
         if transfer.error is not None:
             error = self._as_ttm(transfer.error, "loading from")
@@ -349,8 +365,8 @@ class SwapStore(ABC):
     def _locate(self, transfer: LoadTransfer) -> None:  # noqa: B027
         """Loop thread: remember where the pages are."""
 
-    def _unlocate(self, transfer: LoadTransfer) -> None:  # noqa: B027
-        """Loop thread: the pages may move."""
+    def _arrived(self, transfer: LoadTransfer) -> None:  # noqa: B027
+        """Loop thread: what came back has; the pages of the store may move."""
 
     def _forget(self, slots: Int64Array) -> None:  # noqa: B027
         """Loop thread: these slots are about to be freed."""

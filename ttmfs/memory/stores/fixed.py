@@ -43,8 +43,8 @@ class FixedStore(SwapStore):
     def used(self) -> int:
         return self.slots.stored << PAGE_SHIFT
 
-    def begin_store(self, count: int) -> StoreTransfer:
-        transfer = super().begin_store(count)
+    def begin_store(self, count: int, *, gives: bool = False) -> StoreTransfer:
+        transfer = super().begin_store(count, gives=gives)
         self.slots.touch(transfer.slots)
         return transfer
 

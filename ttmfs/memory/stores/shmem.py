@@ -2,6 +2,9 @@
 
 Anonymous huge pages instead of shmem: touching 4 KiB shmem pages costs ten times what copying them does. The memory
 goes back to the host as pages are dropped (see FixedStore for how soon).
+
+What the caller gives away in whole frames of 2 MiB is not copied: it is summed where it is, and its memory changes
+hands when the transfer ends (see ttmfs.memory.frames); likewise on the way back.
 """
 
 from collections.abc import Iterator
@@ -10,20 +13,35 @@ from typing import Final
 import numpy as np
 
 from ttmfs.memory.arena import Arena
-from ttmfs.memory.runs import PageArray
-from ttmfs.memory.stores.checksums import copy_and_sum
+from ttmfs.memory.frames import FRAME_PAGES, can_move, frames_in, move_frame
+from ttmfs.memory.runs import Int64Array, PageArray, Uint32Array
+from ttmfs.memory.stores.checksums import copy_and_sum, page_sums
 from ttmfs.memory.stores.fixed import FixedStore
 from ttmfs.memory.stores.transfer import LoadTransfer, StoreTransfer
+from ttmfs.memory.warm import WARM_SECONDS
 from ttmfs.units import PAGE_SHIFT
 
 _STEP: Final = 128
-"""512 KiB: some tenths of a millisecond."""
+"""Pages copied in one step: some tenths of a millisecond."""
+
+
+class _Frames:
+    """The frames of one transfer that change hands: where in it, and at which page of `arena` each begins."""
+
+    __slots__ = ("arena", "at", "page")
+
+    def __init__(self, arena: Arena, at: Int64Array, page: PageArray) -> None:
+        self.arena = arena
+        self.at = at
+        self.page = page
 
 
 class ShmemStore(FixedStore):
     """Room for `size` bytes of pages in memory. Raises TtmError(ENOMEM) when the host refuses the address space."""
 
     blocking = False
+    step_pages = 4096
+    warm_seconds = WARM_SECONDS
 
     def __init__(self, size: int) -> None:
         super().__init__("shmem", size)
@@ -36,31 +54,78 @@ class ShmemStore(FixedStore):
     def _write_steps(
         self, transfer: StoreTransfer, arena: Arena, pages: PageArray, writeback: bool
     ) -> Iterator[None]:
-        for begin in range(0, len(pages), _STEP):
-            step = slice(begin, min(begin + _STEP, len(pages)))
-            copy_and_sum(self._arena, transfer.slots[step], arena, pages[step], transfer.checksums[step])
-            transfer.written = step.stop
+        slots = transfer.slots[: len(pages)]
+        frames = self._frames(transfer.gives, arena, pages, slots)
+        transfer.payload.append(frames)
+        for part, is_frame in _parts(len(pages), frames.at):
+            sums = transfer.checksums[part]
+            if is_frame:
+                page_sums(arena, pages[part], sums)
+            else:
+                copy_and_sum(self._arena, slots[part], arena, pages[part], sums)
+            transfer.written = part.stop
             yield
+
+    def _commit(self, transfer: StoreTransfer, written: int) -> int:
+        for frames in transfer.payload:
+            for at, page in zip(frames.at.tolist(), frames.page.tolist(), strict=True):
+                frame = slice(at, at + FRAME_PAGES)
+                if frame.stop > written:
+                    break
+                if transfer.unchanged is None or transfer.unchanged[frame].all():
+                    move_frame(self._arena, int(transfer.slots[at]), frames.arena, page)
+                else:
+                    transfer.unchanged[frame] = False
+        return super()._commit(transfer, written)
 
     def _read(self, transfer: LoadTransfer, arena: Arena, pages: PageArray) -> None:
         for _ in self._read_steps(transfer, arena, pages):
             pass
 
     def _read_steps(self, transfer: LoadTransfer, arena: Arena, pages: PageArray) -> Iterator[None]:
-        sums = np.empty(min(_STEP, len(pages)), np.uint32)
-        for begin in range(0, len(pages), _STEP):
-            step = slice(begin, min(begin + _STEP, len(pages)))
-            slots = transfer.slots[step]
-            found = sums[: slots.size]
-            copy_and_sum(arena, pages[step], self._arena, slots, found)
-            wrong = np.flatnonzero(found != self.checksums[slots])
-            if wrong.size:
-                good = int(wrong[0])
-                arena.zero(pages[step][good:])  # what is not right is not handed out
-                transfer.loaded = begin + good
-                raise self._wrong(int(slots[good]))
-            transfer.loaded = step.stop
+        slots = transfer.slots[: len(pages)]
+        frames = self._frames(transfer.takes, arena, pages, slots)
+        sums = np.empty(len(pages), np.uint32)
+        for part, is_frame in _parts(len(pages), frames.at):
+            if is_frame:
+                page_sums(self._arena, slots[part], sums[part])
+            else:
+                copy_and_sum(arena, pages[part], self._arena, slots[part], sums[part])
+            right = self._verified(slots[part], sums[part])
+            if right < part.stop - part.start:
+                good = slice(part.start, part.start + right)
+                if is_frame:
+                    frames.at = frames.at[frames.at < part.start]
+                    copy_and_sum(arena, pages[good], self._arena, slots[good], sums[good])
+                else:
+                    arena.zero(pages[good.stop : part.stop])  # what is not right is not handed out
+                transfer.loaded = good.stop
+                transfer.payload = frames
+                raise self._wrong(int(slots[good.stop]))
+            transfer.loaded = part.stop
             yield
+        transfer.payload = frames
+
+    def _verified(self, slots: PageArray, sums: Uint32Array) -> int:
+        """How many pages, from the first on, are what was stored."""
+        wrong = np.flatnonzero(sums != self.checksums[slots])
+        return int(wrong[0]) if wrong.size else len(slots)
+
+    def _arrived(self, transfer: LoadTransfer) -> None:
+        frames: _Frames | None = transfer.payload
+        if frames is None:
+            return
+        at = frames.at[frames.at + FRAME_PAGES <= transfer.loaded]
+        for begin, page in zip(at.tolist(), frames.page[: at.size].tolist(), strict=True):
+            slot = int(transfer.slots[begin])
+            move_frame(frames.arena, page, self._arena, slot)
+            self.slots.emptied(slot, FRAME_PAGES)
+
+    def _frames(self, change_hands: bool, arena: Arena, pages: PageArray, slots: PageArray) -> _Frames:
+        if not change_hands or not can_move(arena, self._arena):
+            return _Frames(arena, np.empty(0, np.int64), pages[:0])
+        at = frames_in(pages, slots)
+        return _Frames(arena, at, pages[at])
 
     def _give_back(self, first: int, count: int) -> None:
         self._arena.give_back(first, count)
@@ -71,3 +136,15 @@ class ShmemStore(FixedStore):
 
     def _close(self) -> None:
         self._arena.close()
+
+
+def _parts(count: int, frames: Int64Array) -> list[tuple[slice, bool]]:
+    """`range(count)` in order: each frame, and steps of what lies between them, with whether it is a frame."""
+    parts: list[tuple[slice, bool]] = []
+    done = 0
+    for at in [*frames.tolist(), count]:
+        parts.extend((slice(begin, min(begin + _STEP, at)), False) for begin in range(done, at, _STEP))
+        done = at + FRAME_PAGES
+        if at < count:
+            parts.append((slice(at, done), True))
+    return parts

@@ -1,9 +1,9 @@
 """SlotMap: which slots of a store are taken, and which free ones still hold memory or disk blocks.
 
-It promises: the lowest free slots go out first, so that neighbours stay neighbours and the high end can be given back;
-nothing here costs Python work per page. One byte a slot and two counts per slab of 512 slots (2 MiB): extents in a
-sorted tree would be smaller while they are long, but cost microseconds each where a page-fragmented BO has one
-for each page. The map lies in memory that is not there until it is used.
+It promises: the lowest free slots go out first, whole slabs to who wants so many, so that neighbours stay neighbours
+and the high end can be given back; nothing here costs Python work per page. One byte a slot and two counts per slab of
+512 slots (2 MiB): extents in a sorted tree would be smaller while they are long, but cost microseconds each where a
+page-fragmented BO has one for each page. The map lies in memory that is not there until it is used.
 """
 
 import errno
@@ -67,8 +67,19 @@ class SlotMap:
         return self.num_slots - self.used
 
     def take(self, count: int) -> Uint32Array:
-        """Take the `count` lowest free slots, or as many as there are: ascending, uint32."""
+        """Take `count` free slots, or as many as there are, uint32: wholly free slabs, the lowest first, then the
+        lowest slots.
+        """
         count = min(count, self.free)
+        if count < SLAB:
+            return self._take_lowest(count)
+        slabs = np.flatnonzero(self._free[self._low :] == SLAB)[: count >> SLAB_SHIFT] + self._low
+        found = expand(slabs << SLAB_SHIFT, np.full(slabs.size, SLAB))
+        self._taken(found)
+        return np.concatenate((found.astype(np.uint32), self._take_lowest(count - found.size)))
+
+    def _take_lowest(self, count: int) -> Uint32Array:
+        """The lowest free slots, of which there are so many: ascending."""
         if count <= 0:
             return np.empty(0, np.uint32)
         slabs = self._free.size
@@ -83,6 +94,14 @@ class SlotMap:
         begin = first << SLAB_SHIFT
         span = self._state[begin : min(last << SLAB_SHIFT, self.num_slots)]
         found = np.flatnonzero((span & TAKEN) == 0)[:count] + begin
+        self._taken(found)
+        self._low = int(found[-1]) >> SLAB_SHIFT
+        return found.astype(np.uint32)
+
+    def _taken(self, found: Int64Array) -> None:
+        """Free slots that are not free any more."""
+        if not found.size:
+            return
         touched = found[(self._state[found] & TOUCHED) != 0]
         self._state[found] |= TAKEN
         self._adjust(self._free, found, -1)
@@ -90,8 +109,6 @@ class SlotMap:
             self._adjust(self._waste, touched, -1)
             self.waste -= touched.size
         self.used += found.size
-        self._low = int(found[-1]) >> SLAB_SHIFT
-        return found.astype(np.uint32)
 
     def _skip(self, first: int) -> int:
         """How many slabs from `first` on are full."""
@@ -108,6 +125,10 @@ class SlotMap:
     def touch(self, slots: PageArray) -> None:
         """The medium is about to hold something for these taken slots."""
         self._state[slots] |= TOUCHED
+
+    def emptied(self, first: int, count: int) -> None:
+        """The medium holds nothing any more for these taken slots."""
+        self._state[first : first + count] &= ~TOUCHED & 0xFF
 
     def commit(self, slots: PageArray) -> None:
         """These taken slots hold a page now."""

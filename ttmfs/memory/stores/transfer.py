@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from ttmfs.errors import TtmError
 from ttmfs.memory.arena import Arena
-from ttmfs.memory.runs import Int64Array, PageArray, Uint32Array
+from ttmfs.memory.runs import BoolArray, Int64Array, PageArray, Uint32Array
 
 FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """What a medium without room says: the pages before it are kept. Any other error undoes the whole store."""
@@ -45,7 +45,11 @@ class StoreStatistics:
 
 @dataclass(slots=True)
 class StoreTransfer:
-    """One store on its way: the reserved slots, and how many pages (a prefix) the middle part has written."""
+    """One store on its way: the reserved slots, and how many pages (a prefix) the middle part has written.
+
+    `gives`: the caller has no use for the pages afterwards, so that their memory may go to the store as it is.
+    `unchanged`, bool per page: whether it is still what was written; the others are not stored.
+    """
 
     slots: Uint32Array
     checksums: Uint32Array
@@ -53,19 +57,25 @@ class StoreTransfer:
     fail_errno: int = 0
     written: int = 0
     error: Exception | None = None
+    gives: bool = False
+    unchanged: BoolArray | None = None
     payload: list[Any] = field(default_factory=list)
     ended: bool = False
 
 
 @dataclass(slots=True)
 class LoadTransfer:
-    """One load on its way: where the pages are, and how many (a prefix) have come back right."""
+    """One load on its way: where the pages are, and how many (a prefix) have come back right.
+
+    `takes`: what comes back is dropped from the store next, so that its memory may go to the arena as it is.
+    """
 
     slots: Int64Array
     fail_at: int = -1
     fail_errno: int = 0
     loaded: int = 0
     error: Exception | None = None
+    takes: bool = False
     payload: Any = None
     ended: bool = False
 

@@ -11,14 +11,14 @@ import errno
 import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import numpy as np
 import zstandard
 
 from ttmfs.errors import TtmError
 from ttmfs.memory.arena import Arena
-from ttmfs.memory.runs import Int64Array, PageArray, Uint32Array, expand
+from ttmfs.memory.runs import BoolArray, Int64Array, PageArray, Uint32Array, expand
 from ttmfs.memory.stores.base import SwapStore, log
 from ttmfs.memory.stores.checksums import ZERO_HASH, page_hash, page_hashes
 from ttmfs.memory.stores.medium import FileMedium
@@ -35,8 +35,6 @@ from ttmfs.memory.stores.segments import (
 from ttmfs.memory.stores.slots import MAX_SLOTS, lazy_array
 from ttmfs.memory.stores.transfer import LoadTransfer, StoreTransfer
 from ttmfs.units import PAGE_SHIFT, PAGE_SIZE
-
-BoolArray: TypeAlias = np.ndarray[tuple[int], np.dtype[np.bool_]]
 
 LEVEL: Final = 1
 MAX_SIZE: Final = MAX_SEGMENTS * SEGMENT // 2 - 8 * SEGMENT
@@ -215,7 +213,7 @@ class ZstdStore(SwapStore):
         transfer.payload = located
         self._segments.readers += 1
 
-    def _unlocate(self, transfer: LoadTransfer) -> None:
+    def _arrived(self, transfer: LoadTransfer) -> None:
         self._segments.readers -= 1
         self._segments.bury()
 

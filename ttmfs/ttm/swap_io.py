@@ -1,0 +1,153 @@
+"""Transfers between a device's memory and its swap store, step by step, on the loop or in threads.
+
+Backup and restore decide what goes and when; how the bytes get there is here.
+"""
+
+import errno
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Final, TypeVar
+
+import numpy as np
+import trio
+from numpy.typing import NDArray
+
+from ttmfs.errors import TtmError
+from ttmfs.memory.arena import Arena
+from ttmfs.memory.frames import FRAME_PAGES
+from ttmfs.memory.stores import SwapStore
+from ttmfs.ttm.device import Device
+from ttmfs.ttm.page_vector import Index, Vector
+from ttmfs.ttm.tt import TT
+
+SHORT_STEP_PAGES: Final = FRAME_PAGES
+"""2 MiB."""
+_LANES: Final = 2
+"""Steps of one backup or restore that are under way at once, in threads."""
+T = TypeVar("T")
+_STORE_THREADS: Final = trio.CapacityLimiter(4)
+
+
+async def store_pages(
+    device: Device,
+    arena: Arena,
+    pages: Vector,
+    *,
+    writeback: bool = False,
+    unchanged: Callable[[], NDArray[np.bool_]] | None = None,
+) -> Vector:
+    """One step to the store: handles (uint32) of as many of `pages`, from the first on, as there was room for.
+
+    With `unchanged` the pages that are stored are the store's to take (`SwapStore.begin_store(gives=)`), and must be
+    freed in the same step; it is asked last which of them, bool per page, are still what was stored. The handles of
+    the others, and perhaps of some neighbours, are 0.
+
+    TtmError: ENOSPC when not one could be stored, otherwise the medium's error. Nothing is stored when cancelled.
+    """
+    store = device.swap_store
+    assert store is not None
+    fault = device.inject["store_write"]
+    store.fail_write = (lambda _number: errno.ENOSPC if fault.should_fail() else 0) if fault.probability else None
+    transfer = store.begin_store(len(pages), gives=unchanged is not None)
+    try:
+        if store.blocking:
+            await trio.to_thread.run_sync(store.write, transfer, arena, pages, writeback, limiter=_STORE_THREADS)
+        else:
+            for _ in store.write_steps(transfer, arena, pages):
+                await trio.lowlevel.checkpoint()
+    except BaseException:
+        store.cancel_store(transfer)
+        raise
+    return store.end_store(transfer, unchanged() if unchanged is not None else None)
+
+
+async def load_pages(device: Device, tt: TT, index: Index, pages: Vector) -> tuple[NDArray[np.bool_], TtmError | None]:
+    """One step back from the store, as `TT.end_load` says."""
+    store = tt.store
+    assert store is not None
+    fault = device.inject["store_read"]
+    store.fail_read = (lambda _number: fault.should_fail()) if fault.probability else None
+    load = tt.begin_load(index, takes=True)
+    try:
+        if store.blocking:
+            await trio.to_thread.run_sync(store.read, load.transfer, tt.arena, pages, limiter=_STORE_THREADS)
+        else:
+            for _ in store.read_steps(load.transfer, tt.arena, pages):
+                await trio.lowlevel.checkpoint()
+    except BaseException:
+        # Cancelled, perhaps half way. The caller hears of nothing that has come, so nothing has: the pages are its own.
+        load.transfer.error, load.transfer.loaded = TtmError(errno.EINTR, "interrupted"), 0
+        tt.end_load(load, pages)
+        raise
+    return tt.end_load(load, pages)
+
+
+class StepSize:
+    """How many pages of a backup or restore the next step takes: `pages`.
+
+    The more, the less the books of each cost; but who asks for something meanwhile waits for these. So steps are
+    short while there are requests, and double when there were none during the last.
+    """
+
+    __slots__ = ("_device", "_served", "_store", "pages")
+
+    def __init__(self, device: Device, store: SwapStore) -> None:
+        self._device = device
+        self._store = store
+        self._served = self._requests()
+        self.pages = SHORT_STEP_PAGES
+
+    def _requests(self) -> int:
+        requests = self._device.counters.requests
+        return requests.read + requests.write
+
+    def after_step(self) -> None:
+        """A step is done."""
+        served = self._requests()
+        self.pages = min(2 * self.pages, self._store.step_pages) if served == self._served else SHORT_STEP_PAGES
+        self._served = served
+
+    def next_to(self, begun: int, *, lanes: bool = False) -> int:
+        """Pages of the next step behind `begun` pages: to the next multiple, so that blocks are not cut.
+
+        With `lanes` pages that keep all lanes busy for a while.
+        """
+        pages = self.pages * (2 * _LANES if lanes and self._store.blocking else 1)
+        return pages - begun % pages
+
+
+async def in_lanes(store: SwapStore, steps: Iterator[T], do: Callable[[T], Awaitable[bool]]) -> None:
+    """`do` for each of the steps, a few at once where threads do the work, until it has answered False.
+
+    What is under way then is finished; no further step is taken.
+    """
+    go_on = True
+
+    async def lane() -> None:
+        nonlocal go_on
+        while go_on and (step := next(steps, None)) is not None:
+            go_on &= await do(step)
+
+    if not store.blocking:
+        await lane()
+        return
+    async with trio.open_nursery() as nursery:
+        for _ in range(_LANES):
+            nursery.start_soon(lane)
+
+
+async def flush_store(device: Device) -> None:
+    """All that is stored is on the medium when this returns. TtmError with the medium's error."""
+    store = device.swap_store
+    if store is not None:
+        await do_upkeep(store, flush=True)
+        await trio.to_thread.run_sync(store.sync, limiter=_STORE_THREADS)
+
+
+async def do_upkeep(store: SwapStore, *, flush: bool = False) -> None:
+    """All that the store wants done, in threads. TtmError with the medium's error when it is to flush."""
+    while (work := store.begin_upkeep(flush)) is not None:
+        try:
+            await trio.to_thread.run_sync(store.run_upkeep, work, limiter=_STORE_THREADS)
+        finally:
+            store.end_upkeep(work)
+        await trio.lowlevel.checkpoint()
