@@ -19,6 +19,10 @@ from ttmfs.ttm.context import OperationContext
 
 PLACES = ("vram", "gtt", "system", "vram gtt", "vram:topdown", "vram:contiguous gtt", "vram@0-511 gtt")
 EXPECTED = {"EBUSY", "ENOMEM", "ENOSPC", "ETIME", "EIO"}
+USUAL = 2 << 20
+"""What a BO has at most, unless told otherwise."""
+FRAMES = (2 << 20, 3 << 20, 5 << 20)
+"""WRITEs, besides smaller ones, to larger BOs: so that these have whole frames of 2 MiB."""
 SCARCE = 8 << 20
 """Less memory than this, and not every BO finds some in the worst case."""
 
@@ -83,7 +87,7 @@ class Client:
         offset = self.rng.randrange(len(self.model) + 1)
         if self.rng.random() < 0.5:
             offset &= ~4095
-        size = self.rng.choice((1, 10, 4096, 8192, 4097, 65536, 300000))
+        size = self.rng.choice((1, 10, 4096, 8192, 4097, 65536, 300000) + (FRAMES if self.max_size > USUAL else ()))
         size = min(size, self.max_size - offset)
         if size <= 0:
             return
@@ -213,9 +217,18 @@ async def _pinned_for_a_while(vdev: VirtualDevice, bo: BufferObject, rng: random
 
 
 async def exercise(
-    seed: int, *, steps: int = 150, config: Config | None = None, storms: int = 2, faults: bool = False
+    seed: int,
+    *,
+    steps: int = 150,
+    config: Config | None = None,
+    storms: int = 2,
+    faults: bool = False,
+    max_size: int = USUAL,
 ) -> dict[str, int]:
-    """Run it; returns counts of calls. AssertionError with the seed and the last operations on a wrong byte."""
+    """Run it on BOs of at most `max_size` bytes; returns counts of calls.
+
+    AssertionError with the seed and the last operations on a wrong byte.
+    """
     rng = random.Random(seed)
     # Trio shuffles runnable tasks: make that part of the seed too, so that a failure can be replayed.
     trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[attr-defined]
@@ -223,7 +236,7 @@ async def exercise(
     config = config or Config(vram=4 << 20, gtt=16 << 20, memory=64 << 20, swap=64 << 20)
     vdev = VirtualDevice(config)
     vdev.ttm.unmapper = SlowUnmapper(rng)
-    clients = [Client(vdev, f"bo{n}", rng, 2 << 20) for n in range(4)]
+    clients = [Client(vdev, f"bo{n}", rng, max_size) for n in range(4)]
     counts: dict[str, int] = {}
     try:
         async with trio.open_nursery() as device:

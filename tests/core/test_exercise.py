@@ -7,6 +7,9 @@ import pytest
 
 from tests.core.exercise import exercise
 from ttmfs.driver.config import Config
+from ttmfs.memory.arena import Arena
+from ttmfs.memory.frames import FRAME_PAGES, can_move
+from ttmfs.memory.stores import shmem
 
 MIB = 1 << 20
 CONFIGS = {
@@ -50,3 +53,28 @@ async def test_no_byte_is_wrong_where_the_store_fails(name: str, tmp_path: Path)
             total[what] = total.get(what, 0) + times
     assert total["backed_up"] > 0
     assert total["restore"] > 0
+
+
+FRAMES = {
+    "memory for two of them": Config(vram=8 * MIB, gtt=16 * MIB, memory=16 * MIB, swap=64 * MIB),
+    "memory for all": Config(vram=8 * MIB, gtt=16 * MIB, memory=32 * MIB, swap=64 * MIB, pages_limit=8 * MIB),
+    "hardly any store": Config(vram=8 * MIB, gtt=16 * MIB, memory=64 * MIB, swap=5 * MIB),
+}
+
+
+@pytest.mark.parametrize("name", FRAMES)
+@pytest.mark.parametrize("faults", [False, True])
+async def test_no_byte_of_whole_frames_is_wrong(name: str, faults: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """BOs of several 2 MiB, whose memory changes hands with the store, to and fro."""
+    moved: list[str] = []
+    real = shmem.move_frame
+
+    def move(dst: Arena, dst_page: int, src: Arena, src_page: int) -> None:
+        moved.append(dst.name)
+        real(dst, dst_page, src, src_page)
+
+    monkeypatch.setattr(shmem, "move_frame", move)
+    for seed in range(7000, 7004):
+        await exercise(seed, steps=60, config=FRAMES[name], faults=faults, max_size=6 * MIB)
+    if can_move(Arena("a", FRAME_PAGES), Arena("b", FRAME_PAGES)):
+        assert len(set(moved)) == 2, "they went to the store, and came back"

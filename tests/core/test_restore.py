@@ -12,6 +12,7 @@ import trio.testing
 from tests.core.harness import MIB, PAGE, check, device, make, pattern
 from tests.core.stores import (
     KINDS,
+    LONGEST_HOLD,
     Allocations,
     check_empty,
     fail,
@@ -353,7 +354,7 @@ async def test_writes_and_unmaps_while_it_comes_back() -> None:
 async def test_a_restore_that_is_interrupted_goes_on_where_it_was(when: str) -> None:
     """Inside a piece and between two: no page is loaded or allocated twice."""
     async with held_device() as (vdev, store):
-        pages = 3 * 512 + 100
+        pages = 6 * 512 + 100
         bo = await make_noise(vdev, "a", pages)
         await backup(vdev, bo)
         taken, before = Allocations(vdev), store.pages_in
@@ -362,11 +363,10 @@ async def test_a_restore_that_is_interrupted_goes_on_where_it_was(when: str) -> 
             nursery.start_soon(restore, vdev, bo)
             await store.until_held()
             if when == "between":
-                store.reading.open()
-                with trio.fail_after(10):
+                store.reading.step()
+                with trio.fail_after(LONGEST_HOLD):
                     while bo.snapshot().count(b"s") < 512:
-                        await trio.lowlevel.checkpoint()
-                store.reading.shut()
+                        await trio.sleep(0.001)
             nursery.cancel_scope.cancel()
             # What has begun in a thread is waited for.
             store.reading.open()

@@ -164,7 +164,7 @@ def test_pace_keeps_a_slow_step_short():
     for _ in range(10):
         pace.after(900e-6, 10e-6, 0)
     assert pace.pages == CLEAR_STEP_PAGES
-    assert set(quiet(Pace(0), 40, step=300e-6)) == {CLEAR_STEP_PAGES}, "twice that would be too long"
+    assert set(quiet(Pace(0), 40, step=500e-6)) == {CLEAR_STEP_PAGES}, "twice that would be too long"
 
 
 def test_pace_gives_way_to_others_on_the_loop():

@@ -324,7 +324,9 @@ def test_mark_clear_needs_free_blocks() -> None:
     assert error.value.errno == errno.EINVAL
     buddy.mark_clear(np.array([0, 8]), 3)
     assert buddy.clear_free_pages == 16
-    assert buddy.dirty_free_pages().tolist() == list(range(16, 63))
+    assert buddy.dirty_free_pages(0, 64).tolist() == list(range(16, 63))
+    assert buddy.dirty_free_pages(48, 56).tolist() == list(range(48, 56))
+    assert buddy.dirty_free_pages(0, 16).tolist() == []
     buddy.check()
 
 

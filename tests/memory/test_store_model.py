@@ -15,6 +15,7 @@ from tests.memory.test_stores import KINDS, MiB
 from ttmfs.errors import TtmError
 from ttmfs.memory.arena import Arena
 from ttmfs.memory.stores import LoadError, SwapStore, ZstdFileStore, make_store
+from ttmfs.memory.stores.slots import SLAB, SLAB_SHIFT
 from ttmfs.units import PAGE_SIZE
 
 PAGES = 1500
@@ -107,6 +108,53 @@ class StoreMachine(RuleBasedStateMachine):
                 raise
         finally:
             self.store.fail_write = None
+
+    @rule(count=st.one_of(st.integers(1, 700), st.integers(1, PAGES)), seed=st.integers(0, 99), changed=st.booleans())
+    def give(self, count: int, seed: int, changed: bool) -> None:
+        """The pages are the store's to take, and some have changed before it does."""
+        assert self.store is not None
+        if not self.store.available_pages:
+            return
+        transfer = self.store.begin_store(count, gives=True)
+        pages = self.fill(count, seed)
+        before = self.source.mem[pages]
+        self.store.write(transfer, self.source, pages)
+        unchanged = np.arange(count) % 600 != seed if changed else None
+        try:
+            handles = self.store.end_store(transfer, None if unchanged is None else unchanged.copy())
+        except TtmError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            handles = np.zeros(0, np.uint32)
+        stored = np.flatnonzero(handles)
+        assert unchanged is None or unchanged[stored].all()
+        for at in stored.tolist():
+            assert int(handles[at]) not in self.model
+            self.model[int(handles[at])] = before[at].tobytes()
+        left = np.delete(np.arange(count), stored)
+        assert (self.source.mem[pages[left]] == before[left]).all()
+        if unchanged is None:
+            assert stored.size == len(handles)
+
+    @rule(share=st.floats(0, 1), seed=st.integers(0, 99), ordered=st.booleans())
+    @precondition(lambda self: self.model)
+    def take(self, share: float, seed: int, ordered: bool) -> None:
+        """What comes back is dropped, so that it need not be copied."""
+        assert self.store is not None
+        handles = self.some(share, seed, ordered)
+        if ordered and seed & 1:
+            # From the begin of a frame on, if there is one.
+            handles = handles[handles > (int(handles[0]) + SLAB - 2) >> SLAB_SHIFT << SLAB_SHIFT]
+        handles = handles[:PAGES]
+        pages = np.arange(len(handles), dtype=np.uint32)
+        if not ordered:
+            pages = np.random.default_rng(seed).permutation(PAGES)[: len(handles)].astype(np.uint32)
+        transfer = self.store.begin_load(handles, takes=True)
+        self.store.read(transfer, self.target, pages)
+        assert self.store.end_load(transfer) == len(handles)
+        self.store.drop(handles, upkeep=seed % 3 > 0)
+        for handle, page in zip(handles.tolist(), pages.tolist(), strict=True):
+            assert self.target.mem[page].tobytes() == self.model.pop(handle), f"handle {handle}"
 
     @rule(count=st.integers(1, 700), seed=st.integers(0, 99))
     @precondition(lambda self: len(self.under_way) < 3)

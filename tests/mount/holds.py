@@ -224,7 +224,9 @@ class Control:
         """Give pooled pages back now instead of after the idle time."""
         pool = self._mount.vdev.pool
         pool.limit_pages, limit = 0, pool.limit_pages
-        pool.drop_idle()
+        for _ in range(pool.idle_windows):
+            while pool.drop_idle():
+                pass
         shrink = getattr(pool, "shrink", None)
         if pool.pooled_pages and shrink is not None:
             shrink(pool.pooled_pages)

@@ -33,6 +33,8 @@ RESERVE_PAGES = 256
 """Pages of the system arena kept for WRITEs to pages that were handed out (rule R4): 1 MiB."""
 
 POOL_TRIM_INTERVAL = 1.0
+_CLEAN_WINDOWS = 16
+"""Windows of memory without anything to give back that are passed over at once."""
 
 DRIVERS: Final[dict[str, type[DefaultDriver]]] = {"default": DefaultDriver, "vmwgfx": VmwgfxDriver}
 """What --driver and `Config.driver` choose from. A program that makes mounts of its own may add to it."""
@@ -231,8 +233,11 @@ class VirtualDevice:
     async def _trim_pool(self) -> None:
         while True:
             await trio.sleep(POOL_TRIM_INTERVAL)
-            while self.pool.drop_idle() >= MAX_DROP_PAGES:
-                await trio.lowlevel.checkpoint()
+            for number in range(self.pool.idle_windows):
+                while (dropped := self.pool.drop_idle()) >= MAX_DROP_PAGES:
+                    await trio.lowlevel.checkpoint()
+                if dropped or not number % _CLEAN_WINDOWS:
+                    await trio.lowlevel.checkpoint()
 
     def close(self) -> None:
         """Give all memory back to the host."""

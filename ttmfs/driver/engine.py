@@ -2,7 +2,7 @@
 
 Copies run one after another in the order of submission, each behind its dependencies. The bytes move on the loop, in
 steps with a checkpoint in between, so that faults are served meanwhile: of 256 KiB while clients want something, up to
-2 MiB while nobody does. Simulated latency and bandwidth are spent before any byte moves.
+4 MiB while nobody does. Simulated latency and bandwidth are spent before any byte moves.
 """
 
 import errno
@@ -26,10 +26,10 @@ log = logging.getLogger(__name__)
 
 _ERRORS_KEPT: Final = 1024
 
-MAX_STEP_PAGES: Final = 512
+MAX_STEP_PAGES: Final = 1024
 _QUIET_CHECKPOINTS: Final = (3, 16)
 """So many checkpoints in a row at which no client wanted anything before steps grow: at first, and after a request."""
-_LONG_STEP: Final = 400e-6
+_LONG_STEP: Final = 800e-6
 """Seconds of a step beyond which the next ones are shorter: what a fault may have to wait for."""
 _BUSY_CHECKPOINT: Final = 100e-6
 """Seconds of a checkpoint that say that somebody else uses the loop too."""

@@ -361,9 +361,15 @@ class Buddy:
         self._clear.area.remove_many(starts, order)
         self._clear.put_many(starts, np.full(starts.size, order, np.uint8), True)
 
-    def dirty_free_pages(self) -> Int64Array:
-        """Numbers of all free pages that are not known to be zero, ascending, int64."""
-        return np.flatnonzero(self.free_map() & self._clear.dirty)
+    def dirty_free_pages(self, first: int, last: int) -> Int64Array:
+        """Numbers of the free pages of [first, last) that are not known to be zero, ascending, int64.
+
+        `first` is a multiple of some power of two that is not less than the number of pages (FreeLevels.map_of).
+        """
+        dirty = self._clear.dirty[first:last]
+        if not dirty.any():
+            return np.empty(0, np.int64)
+        return np.flatnonzero(self._free.map_of(first, last) & dirty) + first
 
     def order_map(self) -> Uint8Array:
         """Per page, the order + 1 of the allocated block that it is in, 0 when it is free; uint8, a copy."""
@@ -371,12 +377,7 @@ class Buddy:
 
     def free_map(self) -> Uint8Array:
         """Per page, 1 when it is free, uint8; a copy."""
-        free = np.zeros(self.num_pages, np.uint8)
-        starts, orders = self._free.all_blocks()
-        for order in np.flatnonzero(np.bincount(orders)).tolist():
-            rows = free[: self.num_pages >> order << order].reshape(-1, 1 << order)
-            rows[starts[orders == order] >> order] = 1
-        return free
+        return self._free.map_of(0, self.num_pages)
 
     def reset_clear(self, is_clear: bool) -> None:
         """All free memory counts as zero (or as dirty) from now on (gpu_buddy_reset_clear)."""

@@ -17,6 +17,7 @@ from typing import Final
 
 import numpy as np
 
+from ttmfs.errors import TtmError
 from ttmfs.memory.arena import HUGE_SIZE, Arena
 from ttmfs.memory.runs import Int64Array, PageArray
 from ttmfs.units import PAGE_SHIFT
@@ -65,9 +66,11 @@ def frames_in(first: PageArray, second: PageArray) -> Int64Array:
 def move_frame(dst: Arena, dst_page: int, src: Arena, src_page: int) -> None:
     """The frame of `src` that begins at page `src_page` becomes that of `dst` at `dst_page`; both arenas `can_move`.
 
-    The host may still refuse for lack of mappings. Then the bytes are copied.
+    The host may still refuse for lack of mappings. Then the bytes are copied. Raises TtmError(EINVAL), with nothing
+    moved, for what is no frame of its arena, or not any more; OSError when the host has not even room for the copy.
     """
-    assert not (dst_page | src_page) & (FRAME_PAGES - 1)
+    _check(dst, dst_page)
+    _check(src, src_page)
     target = dst.address + (dst_page << PAGE_SHIFT)
     source = src.address + (src_page << PAGE_SHIFT)
     if _mremap(source, HUGE_SIZE, HUGE_SIZE, _MAYMOVE_FIXED_DONTUNMAP, target) != target:
@@ -75,6 +78,11 @@ def move_frame(dst: Arena, dst_page: int, src: Arena, src_page: int) -> None:
         _map_anew(target)
         dst.mem[dst_page : dst_page + FRAME_PAGES] = src.mem[src_page : src_page + FRAME_PAGES]
         src.give_back(src_page, FRAME_PAGES)
+
+
+def _check(arena: Arena, page: int) -> None:
+    if page & (FRAME_PAGES - 1) or not 0 <= page <= arena.num_pages - FRAME_PAGES:
+        raise TtmError(errno.EINVAL, f"no frame of {arena.name!r}, which has {arena.num_pages} pages, begins at {page}")
 
 
 def _map_anew(address: int) -> None:

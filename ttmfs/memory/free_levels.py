@@ -164,6 +164,22 @@ class FreeLevels:
         by_start = np.argsort(start)
         return start[by_start], order_of[by_start]
 
+    def map_of(self, first: int, last: int) -> Uint8Array:
+        """Per page of [first, last), 1 when it is in the set, uint8, the caller's own.
+
+        `first` is a multiple of some power of two that is not less than the number of pages.
+        """
+        found = np.zeros(last - first, np.uint8)
+        for order in range(self.max_order + 1):
+            if not self.blocks[order]:
+                continue
+            pos = np.flatnonzero(self._np[order][first >> order : ((last - 1) >> order) + 1])
+            if pos.size and 1 << order >= found.size:
+                found[:] = 1
+            elif pos.size:
+                found[: found.size >> order << order].reshape(-1, 1 << order)[pos] = 1
+        return found
+
     def clear(self) -> None:
         """Make the set empty."""
         for order in range(self.max_order + 1):

@@ -400,11 +400,16 @@ class PagePool:
         self._counts["shrunk_pages"] += freed
         return freed
 
+    @property
+    def idle_windows(self) -> int:
+        """Calls of `drop_idle` that look at everything once."""
+        return self._warm.windows
+
     def drop_idle(self, max_runs: int = 256) -> int:
         """Give the host back what idles: a pool unused for 5 s, free frames after 1 s, small touched pieces at once.
 
-        At most `max_runs` pieces and 64 MiB in one call, so that a call is short; returns the pages given back, so call
-        again while it is not 0.
+        One call is short: it looks at 64 MiB, and gives back at most `max_runs` pieces and MAX_DROP_PAGES. Returns the
+        pages given back; MAX_DROP_PAGES says that the next call goes on at the same place.
         """
         before = self._warm.given_back_pages
         if self.pooled_pages and self._now() - self._last_use >= IDLE_SECONDS:

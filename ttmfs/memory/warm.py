@@ -19,8 +19,10 @@ HUGE_ORDER = 9
 """2 MiB: what the host gives and takes back as a whole."""
 WARM_SECONDS = 1.0
 """How long a free frame stays warm."""
-MAX_DROP_PAGES = 1 << 14
-"""64 MiB: what goes back in one step at most, some tenths of a millisecond."""
+MAX_DROP_PAGES = 1 << 11
+"""8 MiB: what goes back in one step at most, some tenths of a millisecond."""
+WINDOW_PAGES = 1 << 14
+"""64 MiB: what is looked through in one step."""
 
 _FRAME = 1 << HUGE_ORDER
 
@@ -31,7 +33,7 @@ class WarmFrames:
     `now`: the clock, in seconds. `given_back_pages` counts what went to the host.
     """
 
-    __slots__ = ("_arena", "_buddy", "_freed_at", "_now", "given_back_pages", "limit_pages")
+    __slots__ = ("_arena", "_buddy", "_freed_at", "_hand", "_now", "given_back_pages", "limit_pages")
 
     def __init__(self, arena: Arena, buddy: Buddy, limit_pages: int, now: Callable[[], float]) -> None:
         self._arena = arena
@@ -39,6 +41,7 @@ class WarmFrames:
         self._now = now
         self.limit_pages = limit_pages
         self.given_back_pages = 0
+        self._hand = 0
         # Per frame, when it last became free as a whole.
         self._freed_at = np.full(-(-arena.num_pages >> HUGE_ORDER), -math.inf)
 
@@ -74,15 +77,31 @@ class WarmFrames:
             frames = frames[over:]
         self._freed_at[frames >> HUGE_ORDER] = self._now()
 
-    def drop_idle(self, max_runs: int) -> None:
-        """Give the host small free pieces that were touched, and frames that idled for WARM_SECONDS.
+    @property
+    def windows(self) -> int:
+        """Calls of `drop_idle` that look at everything once."""
+        return -(-self._arena.num_pages // WINDOW_PAGES)
 
-        At most `max_runs` stretches and MAX_DROP_PAGES in one call, longest first. With a limit of 0 no frame is warm.
+    def drop_idle(self, max_runs: int) -> None:
+        """Give the host small free pieces that were touched, and frames that idled for WARM_SECONDS, of one window.
+
+        At most `max_runs` stretches and MAX_DROP_PAGES in one call, longest first; the next call goes on in the same
+        window if it was these that there was too much of. With a limit of 0 no frame is warm.
         """
-        pages = self._buddy.dirty_free_pages()
-        frame = pages >> HUGE_ORDER
-        whole = np.bincount(frame, minlength=self._freed_at.size) == _FRAME
-        warm = whole & (self._freed_at > self._now() - WARM_SECONDS) & (self.limit_pages > 0)
+        first = self._hand * WINDOW_PAGES
+        last = min(first + WINDOW_PAGES, self._arena.num_pages)
+        before = self.given_back_pages
+        pages = self._buddy.dirty_free_pages(first, last)
+        if pages.size:
+            self._drop(pages, first >> HUGE_ORDER, max_runs)
+        if self.given_back_pages - before < MAX_DROP_PAGES:
+            self._hand = (self._hand + 1) % max(1, self.windows)
+
+    def _drop(self, pages: Int64Array, first_frame: int, max_runs: int) -> None:
+        frame = (pages >> HUGE_ORDER) - first_frame
+        whole = np.bincount(frame) == _FRAME
+        freed_at = self._freed_at[first_frame : first_frame + whole.size]
+        warm = whole & (freed_at > self._now() - WARM_SECONDS) & (self.limit_pages > 0)
         _, first, length = runs(pages[~warm[frame]])
         if first.size > max_runs:
             longest = np.sort(np.argsort(-length, kind="stable")[:max_runs])

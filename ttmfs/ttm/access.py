@@ -421,13 +421,8 @@ async def _write_slowly(bo: BufferObject, offset: int, data: bytes, request: _Re
             bo.device.set_size(bo, end)
         if bo.external:
             _check_imported(bo)
-        if bo.copies:
-            await _wait_for_copy(bo, first, count, request)
-        elif bo.gate.unmaps(first, count) or request.late:
-            try:
-                _give_memory_now(bo, first, count, late=request.expired and not bo.gate.unmaps(first, count))
-            except TtmError as error:
-                await _make_room(bo, count, error, request)
+        if bo.copies or bo.gate.unmaps(first, count) or request.late:
+            await _prepare(bo, first, count, request)
         else:
             vmf = VmFault(bo, first, count, deadline=request.deadline, flags=flags, overwrite=overwrite)
             result = await bo.funcs.fault(vmf)
@@ -443,6 +438,17 @@ async def _write_slowly(bo: BufferObject, offset: int, data: bytes, request: _Re
         if _try_write(bo, offset, data) or _write_anyway(bo, offset, data, first, count, request):
             return
         await trio.lowlevel.checkpoint()
+
+
+async def _prepare(bo: BufferObject, first: int, count: int, request: _Request) -> None:
+    """One step towards a WRITE beside copies, or without the reservation: what is in its way ends, or memory is had."""
+    try:
+        if bo.copies:
+            await _wait_for_copy(bo, first, count, request)
+        else:
+            _give_memory_now(bo, first, count, late=request.expired and not bo.gate.unmaps(first, count))
+    except TtmError as error:
+        await _make_room(bo, count, error, request)
 
 
 def _write_anyway(bo: BufferObject, offset: int, data: bytes, first: int, count: int, request: _Request) -> bool:
@@ -478,8 +484,9 @@ async def _wait_for_copy(bo: BufferObject, first: int, count: int, request: _Req
                 return
             if await park(bo, "clear", fence.wait, request.time_to_live, first, count) or not request.expired:
                 return
-            if copy.src is copy.dst and bo.has_memory(first, count):
+            if copy.src is copy.dst:
                 # A backup whose store takes its time. It finds the page touched and leaves it in memory.
+                bo.need_tt().populate_range(first, count, use_reserve=True)
                 return
             raise TtmError(errno.EIO, f"write to {bo.name}: a copy did not end in {bo.device.fault_timeout:g} s")
         if _has_hole(backing, index, first + count, copy):

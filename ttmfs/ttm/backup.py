@@ -146,11 +146,10 @@ class _Backup:
         self._first, self._count = first, count
         self.out = 0
         self._size = StepSize(bo.device, tt.store)
-        self._begun = 0
         self._next = first
         """Entries from here on were not looked at yet."""
-        self._left: deque[tuple[Index, int]] = deque()
-        """Entries still to be stored, and how often that was tried."""
+        self._left: deque[tuple[Index, int, int]] = deque()
+        """Entries still to be stored, how often that was tried, and how many are gone that were before them."""
         self._stayed = False
         self._failure: TtmError | None = None
 
@@ -174,11 +173,10 @@ class _Backup:
         while self._left or self._next < self._end:
             if not self._left:
                 self._look_ahead()
-            index, tried = self._left.popleft()
-            size = self._size.next_to(self._begun)
-            self._begun += min(size, len(index))
+            index, tried, begun = self._left.popleft()
+            size = self._size.next_to(begun)
             if len(index) > size:
-                self._left.appendleft((index[size:], tried))
+                self._left.appendleft((index[size:], tried, begun + size))
             yield index[:size], tried
 
     def _look_ahead(self) -> None:
@@ -186,7 +184,7 @@ class _Backup:
         index = self._tt.present_in(self._next, min(_WINDOW_PAGES, self._end - self._next))
         self._next += _WINDOW_PAGES
         in_frames = _in_frames(self._tt.pages_at(index))
-        self._left.append((np.concatenate((index[in_frames], index[~in_frames])), 0))
+        self._left.append((np.concatenate((index[in_frames], index[~in_frames])), 0, 0))
 
     async def _step(self, step: tuple[Index, int]) -> bool:
         """Store and free some pages; False when the next ones have to wait for `run`."""
@@ -206,7 +204,7 @@ class _Backup:
         elif went < len(index):
             # Some of it was handed out, or cut off, while it was stored: once more.
             if tried + 1 < _UNMAPS:
-                self._left.append((index, tried + 1))
+                self._left.append((index, tried + 1, 0))
             else:
                 self._stayed = True
         await trio.lowlevel.checkpoint()

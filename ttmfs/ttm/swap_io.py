@@ -52,8 +52,7 @@ async def store_pages(
         if store.blocking:
             await trio.to_thread.run_sync(store.write, transfer, arena, pages, writeback, limiter=_STORE_THREADS)
         else:
-            for _ in store.write_steps(transfer, arena, pages):
-                await trio.lowlevel.checkpoint()
+            await _on_the_loop(store.write_steps(transfer, arena, pages))
     except BaseException:
         store.cancel_store(transfer)
         raise
@@ -71,14 +70,20 @@ async def load_pages(device: Device, tt: TT, index: Index, pages: Vector) -> tup
         if store.blocking:
             await trio.to_thread.run_sync(store.read, load.transfer, tt.arena, pages, limiter=_STORE_THREADS)
         else:
-            for _ in store.read_steps(load.transfer, tt.arena, pages):
-                await trio.lowlevel.checkpoint()
+            await _on_the_loop(store.read_steps(load.transfer, tt.arena, pages))
     except BaseException:
         # Cancelled, perhaps half way. The caller hears of nothing that has come, so nothing has: the pages are its own.
         load.transfer.error, load.transfer.loaded = TtmError(errno.EINTR, "interrupted"), 0
         tt.end_load(load, pages)
         raise
     return tt.end_load(load, pages)
+
+
+async def _on_the_loop(steps: Iterator[None]) -> None:
+    """Each by itself, and apart from the books before and after them: somebody may wait for his turn."""
+    await trio.lowlevel.checkpoint()
+    for _ in steps:
+        await trio.lowlevel.checkpoint()
 
 
 class StepSize:

@@ -58,8 +58,8 @@ class SwapStore(ABC):
     """Do the middle parts take longer than moving the bytes? Then threads are the place for them."""
     step_pages: ClassVar[int] = 1024
     """How many pages one transfer had best have: entering them in the books then takes some tenths of a millisecond."""
-    warm_seconds: ClassVar[float] = 0.0
-    """How long the medium may keep what was dropped: it may be stored to again at once."""
+    warm_seconds: ClassVar[float] = 0.1
+    """How long the medium keeps what was dropped: drops come in bursts, and it may be stored to again at once."""
 
     def __init__(self, name: str, size: int, num_slots: int) -> None:
         self.name = name

@@ -54,23 +54,25 @@ def copy_and_sum(dst: Arena, dst_pages: PageArray, src: Arena, src_pages: PageAr
     The pages must be in their arenas, and not overlap.
     """
     size = len(src_pages)
-    if is_run(src_pages) and is_run(dst_pages):
-        s, d = (int(src_pages[0]), int(dst_pages[0])) if size else (0, 0)
-        for begin in range(0, size, SUM_STEP):
-            end = min(begin + SUM_STEP, size)
-            rows = src.mem[s + begin : s + end]
-            np.copyto(dst.mem[d + begin : d + end], rows)
-            _sums_of_rows(rows, out[begin:end])
+    if not size:
         return
+    from_run, to_run = is_run(src_pages), is_run(dst_pages)
+    s, d = int(src_pages[0]), int(dst_pages[0])
     for begin in range(0, size, SUM_STEP):
-        step = slice(begin, min(begin + SUM_STEP, size))
-        target, source = dst_pages[step], src_pages[step]
-        copy_pages(dst, target, src, source)
-        # Of two sides with the same bytes, sum the one that is a run.
-        if is_run(target) and not is_run(source):
-            page_sums(dst, target, out[step])
+        end = min(begin + SUM_STEP, size)
+        if to_run:
+            rows = dst.mem[d + begin : d + end]
+            if from_run:
+                np.copyto(rows, src.mem[s + begin : s + end])
+            else:
+                np.take(src.rows, src_pages[begin:end], out=dst.rows[d + begin : d + end], mode="clip")
+            _sums_of_rows(rows, out[begin:end])
+        elif from_run:
+            dst.rows[dst_pages[begin:end]] = src.rows[s + begin : s + end]
+            _sums_of_rows(src.mem[s + begin : s + end], out[begin:end])
         else:
-            page_sums(src, source, out[step])
+            copy_pages(dst, dst_pages[begin:end], src, src_pages[begin:end])
+            page_sums(src, src_pages[begin:end], out[begin:end])
 
 
 def page_hash(data: memoryview | bytes) -> int:

@@ -19,22 +19,20 @@ from typing import Final
 from ttmfs.errors import TtmError
 from ttmfs.memory.arena import Arena
 from ttmfs.memory.runs import PageArray, common_runs
+from ttmfs.memory.stores.cache_window import CacheWindow
 from ttmfs.units import PAGE_SHIFT
 
 log = logging.getLogger(__name__)
 
-CACHE_BYTES: Final = 256 << 20
+CACHE_BYTES: Final = min(1 << 30, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8)
+"""1 GiB, or an eighth of the host's memory when that is less."""
 _VECTORS: Final = 512  # pages of one system call at most: 2 MiB, and below IOV_MAX
-_START_BYTES: Final = 8 << 20
 _MARK: Final = "user.ttmfs.swap_store"
 _PUNCH_HOLE: Final = 0x03  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
-_SYNC_WRITE: Final = 0x2
-_SYNC_ALL: Final = 0x1 | 0x2 | 0x4  # wait before, write, wait after
 _NO_HOLES: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
-_libc.sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
 
 
 class FileMedium:
@@ -46,10 +44,9 @@ class FileMedium:
 
     def __init__(self, path: str, cache_bytes: int = CACHE_BYTES) -> None:
         self.path = path
-        self.cache_bytes = cache_bytes
         self.can_punch = True
         self._made, self._fd = _open(path)
-        self._unstarted = self._in_cache = 0
+        self._cache = CacheWindow(self._fd, cache_bytes)
         try:
             self._claim()
         except BaseException:
@@ -98,7 +95,7 @@ class FileMedium:
                     raise OSError(errno.ENOSPC, "the disk took nothing")
                 whole = ((done + wrote) >> PAGE_SHIFT) - (done >> PAGE_SHIFT)
                 done += wrote
-                self._went_through(offset, wrote)
+                self._cache.went_through(offset + done - wrote, wrote, dirty=True)
                 if whole:
                     yield whole
 
@@ -114,7 +111,7 @@ class FileMedium:
                     raise OSError(errno.EIO, f"{self.path} ends at byte {offset + done}: somebody cut it")
                 whole = ((done + got) >> PAGE_SHIFT) - (done >> PAGE_SHIFT)
                 done += got
-                self._went_through(offset, got, dirty=False)
+                self._cache.went_through(offset + done - got, got, dirty=False)
                 if whole:
                     yield whole
 
@@ -126,35 +123,17 @@ class FileMedium:
             if wrote <= 0:
                 raise OSError(errno.ENOSPC, "the disk took nothing")
             done += wrote
-        self._went_through(offset, done)
+        self._cache.went_through(offset, done, dirty=True)
 
     def read_bytes(self, offset: int, size: int) -> bytes:
         """`size` bytes from `offset`; fewer where the file ends. Raises OSError."""
         parts = []
         while size > 0 and (part := os.pread(self._fd, size, offset)):
             parts.append(part)
+            self._cache.went_through(offset, len(part), dirty=False)
             offset += len(part)
             size -= len(part)
-            self._went_through(offset, len(part), dirty=False)
         return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def _went_through(self, offset: int, size: int, dirty: bool = True) -> None:
-        # The counts may lose an addition when two threads write at once: a bound on a cache need not be exact.
-        self._in_cache += size
-        if dirty:
-            self._unstarted += size
-            if self._unstarted >= _START_BYTES:
-                self._unstarted = 0
-                _libc.sync_file_range(self._fd, 0, 0, _SYNC_WRITE)
-        if self._in_cache >= self.cache_bytes:
-            self._in_cache = 0
-            _libc.sync_file_range(self._fd, 0, 0, _SYNC_ALL)
-            self.forget()
-
-    def forget(self) -> None:
-        """Drop what of it the page cache holds and is on the disk."""
-        with contextlib.suppress(OSError):
-            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def punch(self, offset: int, size: int) -> None:
         """This stretch holds nothing any more. Where the file system cannot, the blocks stay until they are reused."""
@@ -165,10 +144,13 @@ class FileMedium:
                 log.warning("%s: its file system punches no holes: blocks return when the store is empty", self.path)
             elif code != errno.EINTR:
                 raise OSError(code, os.strerror(code))
+        elif self.can_punch:
+            self._cache.punched(offset, size)
 
     def truncate(self) -> None:
         """Nothing is in it any more: no size, no blocks."""
         os.ftruncate(self._fd, 0)
+        self._cache.cleared()
 
     def sync(self) -> None:
         """All that was written is on the disk when this returns. Raises OSError."""

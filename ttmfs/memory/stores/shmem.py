@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 
 from ttmfs.memory.arena import Arena
+from ttmfs.memory.copy import copy_pages
 from ttmfs.memory.frames import FRAME_PAGES, can_move, frames_in, move_frame
 from ttmfs.memory.runs import Int64Array, PageArray, Uint32Array
 from ttmfs.memory.stores.checksums import copy_and_sum, page_sums
@@ -22,7 +23,9 @@ from ttmfs.memory.warm import WARM_SECONDS
 from ttmfs.units import PAGE_SHIFT
 
 _STEP: Final = 128
-"""Pages copied in one step: some tenths of a millisecond."""
+"""Pages copied, or of a short transfer summed, in one step: some tens of microseconds."""
+_LONG_STEP: Final = 2 * FRAME_PAGES
+"""Pages of a long transfer summed in one step: two tenths of a millisecond."""
 
 
 class _Frames:
@@ -71,6 +74,8 @@ class ShmemStore(FixedStore):
             for at, page in zip(frames.at.tolist(), frames.page.tolist(), strict=True):
                 frame = slice(at, at + FRAME_PAGES)
                 if frame.stop > written:
+                    # Something failed before all of the frame was summed: none of its bytes are here.
+                    written = min(at, written)
                     break
                 if transfer.unchanged is None or transfer.unchanged[frame].all():
                     move_frame(self._arena, int(transfer.slots[at]), frames.arena, page)
@@ -84,27 +89,31 @@ class ShmemStore(FixedStore):
 
     def _read_steps(self, transfer: LoadTransfer, arena: Arena, pages: PageArray) -> Iterator[None]:
         slots = transfer.slots[: len(pages)]
-        frames = self._frames(transfer.takes, arena, pages, slots)
+        transfer.payload = frames = self._frames(transfer.takes, arena, pages, slots)
         sums = np.empty(len(pages), np.uint32)
         for part, is_frame in _parts(len(pages), frames.at):
             if is_frame:
                 page_sums(self._arena, slots[part], sums[part])
             else:
                 copy_and_sum(arena, pages[part], self._arena, slots[part], sums[part])
-            right = self._verified(slots[part], sums[part])
-            if right < part.stop - part.start:
-                good = slice(part.start, part.start + right)
-                if is_frame:
-                    frames.at = frames.at[frames.at < part.start]
-                    copy_and_sum(arena, pages[good], self._arena, slots[good], sums[good])
-                else:
-                    arena.zero(pages[good.stop : part.stop])  # what is not right is not handed out
-                transfer.loaded = good.stop
-                transfer.payload = frames
-                raise self._wrong(int(slots[good.stop]))
+            right = part.start + self._verified(slots[part], sums[part])
+            if right < part.stop:
+                self._stop_at(right, part.stop, transfer, pages)
+                raise self._wrong(int(slots[right]))
             transfer.loaded = part.stop
             yield
-        transfer.payload = frames
+
+    def _stop_at(self, right: int, stop: int, transfer: LoadTransfer, pages: PageArray) -> None:
+        """Pages before `right` have come, the next one is wrong. Those of its frame come without their frame."""
+        frames: _Frames = transfer.payload
+        whole = int(np.searchsorted(frames.at + FRAME_PAGES, right, side="right"))
+        if whole < frames.at.size and frames.at[whole] <= right:
+            begin = int(frames.at[whole])
+            copy_pages(frames.arena, pages[begin:right], self._arena, transfer.slots[begin:right])
+        else:
+            frames.arena.zero(pages[right:stop])  # what is not right is not handed out
+        frames.at = frames.at[:whole]
+        transfer.loaded = right
 
     def _verified(self, slots: PageArray, sums: Uint32Array) -> int:
         """How many pages, from the first on, are what was stored."""
@@ -115,8 +124,11 @@ class ShmemStore(FixedStore):
         frames: _Frames | None = transfer.payload
         if frames is None:
             return
-        at = frames.at[frames.at + FRAME_PAGES <= transfer.loaded]
-        for begin, page in zip(at.tolist(), frames.page[: at.size].tolist(), strict=True):
+        for begin, page in zip(frames.at.tolist(), frames.page[: frames.at.size].tolist(), strict=True):
+            if begin + FRAME_PAGES > transfer.loaded:
+                # Something failed before all of the frame was summed: it stays where it is.
+                transfer.loaded = min(begin, transfer.loaded)
+                break
             slot = int(transfer.slots[begin])
             move_frame(frames.arena, page, self._arena, slot)
             self.slots.emptied(slot, FRAME_PAGES)
@@ -139,12 +151,14 @@ class ShmemStore(FixedStore):
 
 
 def _parts(count: int, frames: Int64Array) -> list[tuple[slice, bool]]:
-    """`range(count)` in order: each frame, and steps of what lies between them, with whether it is a frame."""
+    """`range(count)` in order, step by step: what is in frames, and what is not, with which of these it is."""
+    step = _LONG_STEP if count > FRAME_PAGES else _STEP
+    begins = frames[np.diff(frames, prepend=-FRAME_PAGES - 1) != FRAME_PAGES]
+    ends = frames[np.diff(frames, append=-1) != FRAME_PAGES] + FRAME_PAGES
     parts: list[tuple[slice, bool]] = []
     done = 0
-    for at in [*frames.tolist(), count]:
-        parts.extend((slice(begin, min(begin + _STEP, at)), False) for begin in range(done, at, _STEP))
-        done = at + FRAME_PAGES
-        if at < count:
-            parts.append((slice(at, done), True))
+    for begin, end in [*zip(begins.tolist(), ends.tolist(), strict=True), (count, count)]:
+        parts.extend((slice(at, min(at + _STEP, begin)), False) for at in range(done, begin, _STEP))
+        parts.extend((slice(at, min(at + step, end)), True) for at in range(begin, end, step))
+        done = end
     return parts

@@ -14,7 +14,7 @@ import numpy as np
 
 from ttmfs.errors import TtmError
 from ttmfs.memory.arena import HUGE_SIZE
-from ttmfs.memory.runs import Int64Array, PageArray, Uint8Array, Uint32Array, ascending, expand
+from ttmfs.memory.runs import Int64Array, PageArray, Uint8Array, Uint32Array, ascending, expand, runs
 from ttmfs.units import PAGE_SHIFT
 
 SLAB_SHIFT: Final = 9
@@ -178,16 +178,19 @@ class SlotMap:
         return result
 
     def hold_waste(self, limit: int, keep: int, most: int) -> tuple[Int64Array, Int64Array]:
-        """Take free but touched slots that are to be given back: `(first, count)` of their runs, ascending.
+        """Take free slots that are to be given back: `(first, count)` of their runs, ascending.
 
-        All of every slab that is wholly free; and with more than `limit` slots of waste elsewhere the longest runs
-        there, until at most `keep` are left. At most `most` slots, or one run. They count as used until `release`.
+        Every slab with waste that is wholly free, as a whole: memory comes by the huge page, also for slots that were
+        never touched. And with more than `limit` slots of waste elsewhere the longest runs of touched ones there, until
+        at most `keep` are left. At most `most` slots, or one run. They count as used until `release`.
         """
         rich = np.flatnonzero(self._waste)
         sizes = np.minimum(self.num_slots - (rich << SLAB_SHIFT), SLAB)
         whole = self._free[rich] == sizes
-        first, count = self._runs_in(rich[whole])
-        left = self.waste - int(count.sum())
+        _, slab, slabs = runs(rich[whole])
+        first = slab << SLAB_SHIFT
+        count = np.minimum(slabs << SLAB_SHIFT, self.num_slots - first)
+        left = int(self._waste[rich[~whole]].sum())
         if left > limit:
             some_first, some_count = self._runs_in(rich[~whole])
             order = np.argsort(-some_count, kind="stable")
@@ -198,13 +201,7 @@ class SlotMap:
         first, count = first[:fitting], count[:fitting]
         by_first = np.argsort(first)
         first, count = first[by_first], count[by_first]
-        slots = expand(first, count)
-        if slots.size:
-            self._state[slots] |= TAKEN
-            self._adjust(self._free, slots, -1)
-            self._adjust(self._waste, slots, -1)
-            self.used += slots.size
-            self.waste -= slots.size
+        self._taken(expand(first, count))
         return first, count
 
     def release(self, first: Int64Array, count: Int64Array, given_back: bool) -> None:
