@@ -35,7 +35,7 @@ from ttmfs.ttm import access
 from ttmfs.ttm.backup import BackupFlags
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
-from ttmfs.ttm.swap_io import SHORT_STEP_PAGES
+from ttmfs.ttm.swap_io import LONG_STEP_PAGES, SHORT_STEP_PAGES
 
 FRAMES = 3
 PAGES = FRAMES * FRAME_PAGES + 100
@@ -722,7 +722,7 @@ async def test_steps_are_long_while_nobody_asks_and_short_when_somebody_does(
         await call(a)
         assert sum(sizes) == 12288
         assert sizes[0] == SHORT_STEP_PAGES
-        assert max(sizes) == store.step_pages
+        assert max(sizes) == LONG_STEP_PAGES
         assert all(later <= 2 * earlier for earlier, later in pairwise(sizes))
         assert all(size % FRAME_PAGES == 0 for size in sizes), "no step cuts a frame"
         await (a.restore() if call is Bo.backup else a.backup())

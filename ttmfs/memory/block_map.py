@@ -92,23 +92,20 @@ class BlockMap:
         Raises TtmError(EINVAL) when they are not whole allocated blocks, each contiguous in the array (then in
         ascending order of pages, whatever the array's own, if that works out).
         """
-        found = self.whole_blocks(pages)
-        if found is None:
-            raise TtmError(errno.EINVAL, "these pages are not whole allocated blocks: split them first")
-        starts = ascending(found.start)
-        if (starts[1:] == starts[:-1]).any():
-            raise TtmError(errno.EINVAL, "a page is named twice")
-        return found
-
-    def whole_blocks(self, pages: PageArray) -> Blocks | None:
-        """As `blocks_of`, but None when they are not whole allocated blocks, and pages may be named twice."""
         numbers = np.asarray(pages).astype(np.int64, copy=False)
         if not numbers.size:
             return _NO_BLOCKS
         if int(numbers.min()) < 0 or int(numbers.max()) >= self.num_pages:
             raise TtmError(errno.EINVAL, f"a page is not one of the {self.num_pages} there are")
         found = self._whole_blocks(numbers)
-        return found if found is not None else self._whole_blocks(ascending(numbers))
+        if found is None:
+            found = self._whole_blocks(ascending(numbers))
+        if found is None:
+            raise TtmError(errno.EINVAL, "these pages are not whole allocated blocks: split them first")
+        starts = ascending(found.start)
+        if (starts[1:] == starts[:-1]).any():
+            raise TtmError(errno.EINVAL, "a page is named twice")
+        return found
 
     def _whole_blocks(self, numbers: Int64Array) -> Blocks | None:
         heads = self._head_np[numbers]

@@ -321,10 +321,6 @@ class Buddy:
         """Per page, start and order of its allocated block (BlockMap.heads_of; EINVAL)."""
         return self._owned.heads_of(pages)
 
-    def whole_blocks(self, pages: PageArray) -> Blocks | None:
-        """The allocated blocks that make up these pages, None when they do not (BlockMap.whole_blocks; EINVAL)."""
-        return self._owned.whole_blocks(pages)
-
     def split(self, pages: PageArray) -> None:
         """Cut allocated blocks so that `pages` become whole blocks of their own (BlockMap.split; EINVAL)."""
         self._owned.split(pages)

@@ -320,11 +320,14 @@ class PagePool:
 
     # Giving back.
 
-    def free(self, pages: PageArray, caching: Caching = Caching.cached, *, to_pool: bool = True) -> None:
+    def free(
+        self, pages: PageArray, caching: Caching = Caching.cached, *, to_pool: bool = True, split: bool = False
+    ) -> None:
         """Give pages back in their native blocks (ttm_pool_free): into the pool while it is under its limit.
 
-        What does not fit, and all with `to_pool=False` (purge, backup), goes to the buddy. Raises TtmError(EINVAL),
-        with nothing changed, when the pages are not whole blocks in use: freed twice, foreign, or to be `split` first.
+        What does not fit, and all with `to_pool=False` (purge, backup), goes to the buddy. With `split` blocks of
+        which only a part goes are `split` first. Raises TtmError(EINVAL), with nothing changed, when the pages are not
+        whole blocks in use: freed twice, or foreign.
         """
         size = len(pages)
         if not size:
@@ -332,7 +335,13 @@ class PagePool:
         if self._one_block(pages):
             self._free_single(int(pages[0]), size.bit_length() - 1, caching, to_pool)
             return
-        blocks = self._buddy.blocks_of(pages)
+        try:
+            blocks = self._buddy.blocks_of(pages)
+        except TtmError:
+            if not split:
+                raise
+            self.split(pages)
+            blocks = self._buddy.blocks_of(pages)
         self._in_use(blocks.start)
         self._last_use = self._now()
         self.in_use_pages -= blocks.num_pages
@@ -372,10 +381,8 @@ class PagePool:
         """
         if self._one_block(pages):
             return
-        blocks = self._buddy.whole_blocks(pages)
-        self._in_use(self._buddy.heads_of(pages)[0] if blocks is None else blocks.start)
-        if blocks is None:
-            self._buddy.split(pages)
+        self._in_use(self._buddy.heads_of(pages)[0])
+        self._buddy.split(pages)
 
     def _in_use(self, starts: Int64Array) -> None:
         pooled = self._types.holds(starts)

@@ -147,8 +147,7 @@ def free_pages(pool: PagePool, pages: NDArray[np.generic], fences: tuple[Fence, 
     waited_for = merge(*fences)
 
     def free(_fence: Fence | None = None) -> None:
-        pool.split(pages)
-        pool.free(pages)
+        pool.free(pages, split=True)
 
     if not waited_for.add_callback(free):
         free()

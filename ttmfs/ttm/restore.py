@@ -91,14 +91,12 @@ def _came_back(bo: BufferObject, tt: TT, before: int) -> int:
 
 
 async def _whole_piece(bo: BufferObject, tt: TT, index: int, size: StepSize) -> int:
-    """The blocks of the beneficial order around an entry: as many as a step takes, one when memory is scarce. All of
+    """The blocks of the beneficial order around an entry: as many as the steps take, one when memory is scarce. All of
     it in new blocks if these can be had, else only what is in the store. Returns the entry behind it.
     """
     order = tt.pool.beneficial_order or MAX_ORDER
     low = index >> order << order
-    pages = size.next_to(low, lanes=True)
-    if pages > tt.pool.free_pages:
-        pages = 0
+    pages = size.for_all_lanes(low, tt.pool.free_pages // 2)
     high = min(low + (max(pages >> order, 1) << order), tt.num_pages)
     handles = tt.handles_in(low, high)
     if len(handles) < high - low and tt.pool.free_pages >= high - low:

@@ -25,7 +25,7 @@ from ttmfs.ttm.move import wait_ctx
 from ttmfs.ttm.placement import SYSTEM, Place
 from ttmfs.ttm.resource import Resource, ResourceManager
 from ttmfs.ttm.space import mem_space, move_to
-from ttmfs.ttm.swap_io import store_pages
+from ttmfs.ttm.swap_io import LONG_STEP_PAGES, store_pages
 from ttmfs.units import PAGE_SHIFT
 
 _SKIP: Final = frozenset({errno.EBUSY, errno.ENOMEM, errno.ENOSPC, errno.EINVAL})
@@ -99,8 +99,8 @@ async def _store(bo: BufferObject) -> int:
     went = 0
     try:
         with closed_gate(bo, tt, f"swapout {bo.name} {len(index)} pages") as gate:
-            for start in range(0, len(index), tt.store.step_pages):
-                part = index[start : start + tt.store.step_pages]
+            for start in range(0, len(index), LONG_STEP_PAGES):
+                part = index[start : start + LONG_STEP_PAGES]
                 stored = await store_pages(device, tt.arena, tt.pages_at(part))
                 handles = np.concatenate((handles, stored))
                 if len(stored) < len(part):

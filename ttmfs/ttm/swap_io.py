@@ -20,7 +20,8 @@ from ttmfs.ttm.page_vector import Index, Vector
 from ttmfs.ttm.tt import TT
 
 SHORT_STEP_PAGES: Final = FRAME_PAGES
-"""2 MiB."""
+LONG_STEP_PAGES: Final = 8 * FRAME_PAGES
+"""16 MiB: to enter so many pages in the books takes some tenths of a millisecond."""
 _LANES: Final = 2
 """Steps of one backup or restore that are under way at once, in threads."""
 T = TypeVar("T")
@@ -108,16 +109,19 @@ class StepSize:
     def after_step(self) -> None:
         """A step is done."""
         served = self._requests()
-        self.pages = min(2 * self.pages, self._store.step_pages) if served == self._served else SHORT_STEP_PAGES
+        self.pages = min(2 * self.pages, LONG_STEP_PAGES) if served == self._served else SHORT_STEP_PAGES
         self._served = served
 
-    def next_to(self, begun: int, *, lanes: bool = False) -> int:
-        """Pages of the next step behind `begun` pages: to the next multiple, so that blocks are not cut.
+    def next_to(self, begun: int) -> int:
+        """Pages of the next step behind `begun` pages: to the next multiple, so that blocks are not cut."""
+        return self.pages - begun % self.pages
 
-        With `lanes` pages that keep all lanes busy for a while.
-        """
-        pages = self.pages * (2 * _LANES if lanes and self._store.blocking else 1)
-        return pages - begun % pages
+    def for_all_lanes(self, begun: int, most: int) -> int:
+        """As `next_to`, for steps that keep all lanes busy for a while, but at most `most` pages; perhaps 0."""
+        pages = self.pages * (2 * _LANES if self._store.blocking else 1)
+        while pages > most:
+            pages //= 2
+        return pages - begun % pages if pages else 0
 
 
 async def in_lanes(store: SwapStore, steps: Iterator[T], do: Callable[[T], Awaitable[bool]]) -> None:

@@ -189,8 +189,7 @@ class TT(PageVector):
     def give_pages(self, pages: Vector) -> None:
         """Back to the pool: pages that `take_pages` gave, and that went nowhere. Blocks may be split."""
         if len(pages):
-            self.pool.split(pages)
-            self.pool.free(pages, self.caching)
+            self.pool.free(pages, self.caching, split=True)
 
     def populate_all(self, *, zero: bool = True) -> int:
         """Memory for every hole, order by order as ttm_pool_alloc; all or TtmError(ENOMEM) with nothing kept."""
@@ -214,9 +213,7 @@ class TT(PageVector):
             return 0
         pages = decode_pages(self.vector[index])
         if not self.external:
-            if len(index) != self.populated_pages or self.restore is not None:
-                self.pool.split(pages)
-            self.pool.free(pages, self.caching, to_pool=to_pool)
+            self.pool.free(pages, self.caching, to_pool=to_pool, split=True)
         self.vector[index] = HOLE
         self.populated_pages -= len(index)
         return len(index)

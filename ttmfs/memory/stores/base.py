@@ -56,8 +56,6 @@ class SwapStore(ABC):
 
     blocking: ClassVar[bool] = True
     """Do the middle parts take longer than moving the bytes? Then threads are the place for them."""
-    step_pages: ClassVar[int] = 1024
-    """How many pages one transfer had best have: entering them in the books then takes some tenths of a millisecond."""
     warm_seconds: ClassVar[float] = 0.1
     """How long the medium keeps what was dropped: drops come in bursts, and it may be stored to again at once."""
 

@@ -43,7 +43,6 @@ class ShmemStore(FixedStore):
     """Room for `size` bytes of pages in memory. Raises TtmError(ENOMEM) when the host refuses the address space."""
 
     blocking = False
-    step_pages = 4096
     warm_seconds = WARM_SECONDS
 
     def __init__(self, size: int) -> None:

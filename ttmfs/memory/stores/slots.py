@@ -29,6 +29,8 @@ STORED: Final = 2
 TOUCHED: Final = 4
 """The medium may hold memory or blocks for this slot."""
 
+_IN_SLAB: Final = np.arange(SLAB, dtype=np.uint32)
+
 
 def lazy_array(count: int, dtype: Any) -> np.ndarray[tuple[int], Any]:
     """`count` zeros that cost no host memory until they are touched, 4 KiB at a time. Raises TtmError(ENOMEM)."""
@@ -48,12 +50,13 @@ def lazy_array(count: int, dtype: Any) -> np.ndarray[tuple[int], Any]:
 class SlotMap:
     """`num_slots` free slots. `used`: taken slots, `stored`: those with a page in them, `waste`: free but touched."""
 
-    __slots__ = ("_free", "_low", "_state", "_waste", "num_slots", "stored", "used", "waste")
+    __slots__ = ("_free", "_low", "_slabs", "_state", "_waste", "num_slots", "stored", "used", "waste")
 
     def __init__(self, num_slots: int) -> None:
         self.num_slots = num_slots
         self.used = self.stored = self.waste = 0
         self._state: Uint8Array = lazy_array(num_slots, np.uint8)
+        self._slabs = self._state[: num_slots & -SLAB].reshape(-1, SLAB)
         slabs = -(-num_slots >> SLAB_SHIFT)
         self._free = np.full(slabs, SLAB, np.int32)
         if slabs:
@@ -74,9 +77,13 @@ class SlotMap:
         if count < SLAB:
             return self._take_lowest(count)
         slabs = np.flatnonzero(self._free[self._low :] == SLAB)[: count >> SLAB_SHIFT] + self._low
-        found = expand(slabs << SLAB_SHIFT, np.full(slabs.size, SLAB))
-        self._taken(found)
-        return np.concatenate((found.astype(np.uint32), self._take_lowest(count - found.size)))
+        self._slabs[slabs] |= TAKEN
+        self._free[slabs] = 0
+        self.waste -= int(self._waste[slabs].sum())
+        self._waste[slabs] = 0
+        self.used += slabs.size << SLAB_SHIFT
+        found = (slabs.astype(np.uint32) << np.uint32(SLAB_SHIFT))[:, None] + _IN_SLAB
+        return np.concatenate((found.reshape(-1), self._take_lowest(count - found.size)))
 
     def _take_lowest(self, count: int) -> Uint32Array:
         """The lowest free slots, of which there are so many: ascending."""
