@@ -153,6 +153,7 @@ def mover(mount: str, size: int) -> None:
     bo = Bo(mount, "mover", size)
     while not select.select([0], [], [], 0)[0]:
         bo.timed("validate", "vram")
+        say()
         bo.timed("evict")
     bo.close()
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from lib.device import Device, ScriptError
 
+from . import meanwhile
 from .common import C_SOURCES, Goal, Report, awake_processors, built, console, parse_size
 
 GOALS = {
@@ -125,21 +126,8 @@ def faults(options: argparse.Namespace, report: Report, cbench: Path) -> None:
     console.print("  faults while a backup runs")
     with Device([f"--memory={4 * size}", f"--swap={2 * size}"]) as device:
         client(device, "fill", options, size)
-        path = device.mount / "bo" / "faulted"
-        for _ in range(options.rounds):
-            for who in ("reference", "ttmfs"):
-                with ExitStack() as stack:
-                    if who == "ttmfs":
-                        command = [sys.executable, str(CLIENT), str(device.mount), "mover", str(size), "0"]
-                        mover = stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE))
-                        assert mover.stdin is not None
-                        stack.callback(mover.stdin.close)  # which ends it
-                    done = device.run([str(cbench), str(path), "fuse", "fault1"], CLIENT_SECONDS)
-                if done.returncode:
-                    raise ScriptError(f"cbench failed: {done.stderr.strip()}")
-                found = {name: float(value) for name, value, _unit in map(str.split, done.stdout.splitlines())}
-                report.add("fault p99", "us", who, found["fault1_p99"])
-                report.add("fault p50", "us", who, found["fault1_p50"])
+        mover = [sys.executable, str(CLIENT), str(device.mount), "mover", str(size), "0"]
+        meanwhile.faults(report, device, cbench, "faulted", options.rounds, mover)
 
 
 def loop(options: argparse.Namespace, report: Report) -> None:

@@ -32,7 +32,7 @@ from ttmfs.ttm.tt import TT
 from ttmfs.ttm.unmap import unmap_virtual
 from ttmfs.units import PAGE_SHIFT
 
-_WINDOW_PAGES: Final = 16384
+_WINDOW_PAGES: Final = 4096
 """Entries that are looked through at once."""
 _UNMAPS: Final = 3
 """INVALs that pages whose clients go on reading get before they are left alone."""

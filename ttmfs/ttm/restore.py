@@ -21,7 +21,7 @@ from ttmfs.ttm.swap_io import StepSize, in_lanes, load_pages
 from ttmfs.ttm.tt import TT, Restore
 from ttmfs.units import MAX_ORDER
 
-_WINDOW_PAGES: Final = 16384
+_WINDOW_PAGES: Final = 4096
 """Entries that are looked through at once."""
 
 
