@@ -100,7 +100,7 @@ def contiguous(options: argparse.Namespace, report: Report, store: str) -> None:
 
 def fragmented(options: argparse.Namespace, report: Report) -> None:
     """Where no two pages are neighbours."""
-    size = min(options.size, 64 * MIB)
+    size = options.size
     console.print("  page-fragmented")
     with Device([f"--memory={2 * size + 4 * MIB}", f"--swap={2 * size}"]) as device:
         add_rates(report, client(device, "fragmented", options, size), size, "", " fragmented")

@@ -19,7 +19,7 @@ from lib.device import ScriptError
 
 from . import common
 
-NOT_SUBCOMMANDS = {"main", "common"}
+NOT_SUBCOMMANDS = {"main", "common", "meanwhile"}
 
 
 def subcommands() -> dict[str, ModuleType]:

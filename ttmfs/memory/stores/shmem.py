@@ -23,9 +23,10 @@ from ttmfs.memory.warm import WARM_SECONDS
 from ttmfs.units import PAGE_SHIFT
 
 _STEP: Final = 128
-"""Pages copied, or of a short transfer summed, in one step: some tens of microseconds."""
-_LONG_STEP: Final = 2 * FRAME_PAGES
-"""Pages of a long transfer summed in one step: two tenths of a millisecond."""
+"""Pages copied or summed in one step of a short transfer: some tens of microseconds."""
+_LONG_COPY: Final = 256
+_LONG_SUM: Final = 2 * FRAME_PAGES
+"""Of a long one: two tenths of a millisecond."""
 
 
 class _Frames:
@@ -151,13 +152,13 @@ class ShmemStore(FixedStore):
 
 def _parts(count: int, frames: Int64Array) -> list[tuple[slice, bool]]:
     """`range(count)` in order, step by step: what is in frames, and what is not, with which of these it is."""
-    step = _LONG_STEP if count > FRAME_PAGES else _STEP
+    copy, sums = (_LONG_COPY, _LONG_SUM) if count > FRAME_PAGES else (_STEP, _STEP)
     begins = frames[np.diff(frames, prepend=-FRAME_PAGES - 1) != FRAME_PAGES]
     ends = frames[np.diff(frames, append=-1) != FRAME_PAGES] + FRAME_PAGES
     parts: list[tuple[slice, bool]] = []
     done = 0
     for begin, end in [*zip(begins.tolist(), ends.tolist(), strict=True), (count, count)]:
-        parts.extend((slice(at, min(at + _STEP, begin)), False) for at in range(done, begin, _STEP))
-        parts.extend((slice(at, min(at + step, end)), True) for at in range(begin, end, step))
+        parts.extend((slice(at, min(at + copy, begin)), False) for at in range(done, begin, copy))
+        parts.extend((slice(at, min(at + sums, end)), True) for at in range(begin, end, sums))
         done = end
     return parts
