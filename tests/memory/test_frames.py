@@ -250,10 +250,14 @@ def test_a_frame_that_the_host_does_not_move_is_copied(
         frame(src, number)[:] = noise(number)
         frame(dst, number)[:] = noise(10 + number)
     advice = vm_flags(dst.address + HUGE_SIZE) & ADVISED
+    frames._warn_once.cache_clear()
     monkeypatch.setattr(frames, "_mremap", refuse)
+    move_frame(src, 3 * FRAME_PAGES, dst, 3 * FRAME_PAGES)
+    move_frame(dst, 3 * FRAME_PAGES, src, 3 * FRAME_PAGES)
+    frame(src, 3)[:] = noise(3)
     move_frame(dst, FRAME_PAGES, src, 2 * FRAME_PAGES)
     monkeypatch.undo()
-    assert os.strerror(errno.ENOMEM) in caplog.text
+    assert caplog.text.count(os.strerror(errno.ENOMEM)) == 1, "once is enough"
     assert resident(src, 2) == 0
     assert not frame(src, 2).any()
     assert vm_flags(dst.address + HUGE_SIZE) & ADVISED == advice

@@ -74,7 +74,7 @@ def move_frame(dst: Arena, dst_page: int, src: Arena, src_page: int) -> None:
     target = dst.address + (dst_page << PAGE_SHIFT)
     source = src.address + (src_page << PAGE_SHIFT)
     if _mremap(source, HUGE_SIZE, HUGE_SIZE, _MAYMOVE_FIXED_DONTUNMAP, target) != target:
-        log.warning("a frame is copied, not moved: %s", os.strerror(ctypes.get_errno()))
+        _warn_once(ctypes.get_errno())
         _map_anew(target)
         dst.mem[dst_page : dst_page + FRAME_PAGES] = src.mem[src_page : src_page + FRAME_PAGES]
         src.give_back(src_page, FRAME_PAGES)
@@ -83,6 +83,11 @@ def move_frame(dst: Arena, dst_page: int, src: Arena, src_page: int) -> None:
 def _check(arena: Arena, page: int) -> None:
     if page & (FRAME_PAGES - 1) or not 0 <= page <= arena.num_pages - FRAME_PAGES:
         raise TtmError(errno.EINVAL, f"no frame of {arena.name!r}, which has {arena.num_pages} pages, begins at {page}")
+
+
+@functools.cache
+def _warn_once(code: int) -> None:
+    log.warning("memory of the swap store is copied, not moved: %s", os.strerror(code))
 
 
 def _map_anew(address: int) -> None:
