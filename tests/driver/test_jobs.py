@@ -153,3 +153,40 @@ async def test_nothing_is_left_after_everything_is_gone(device, autojump_clock):
         assert vdev.fence_counters.pending == 0
         assert vdev.ttm.managers["vram"].usage == 0
         assert vdev.pool.in_use_pages == 0
+
+
+@pytest.mark.parametrize("place", ["system", "gtt", "vram"])
+async def test_a_bo_that_grows_while_another_one_is_prepared_has_no_holes(device, monkeypatch, place):
+    async with device() as vdev:
+        a, b = await make(vdev, "a", b"a" * 10000, place), await make(vdev, "b", b"b" * 50000)
+        prepared = []
+
+        async def grow(bo):
+            prepared.append(bo)
+            if len(prepared) == 2:
+                vdev.ttm.set_size(a, 5000)
+                vdev.ttm.set_size(a, 40000)
+            return 0
+
+        monkeypatch.setattr(vdev.funcs, "take_dirty", grow)
+        await run(vdev, "xor", dst=a, srcs=(b,))
+        assert len(prepared) == 4
+        assert await content(a) == b"\3" * 5000 + b"b" * 35000
+
+
+async def test_bos_that_never_stop_growing_are_busy(device, monkeypatch):
+    async with device() as vdev:
+        a, b = await make(vdev, "a", b"a" * 10000), await make(vdev, "b", b"b" * 10000)
+
+        async def grow(bo):
+            vdev.ttm.set_size(a, a.size + 4096)
+            return 0
+
+        monkeypatch.setattr(vdev.funcs, "take_dirty", grow)
+        with pytest.raises(TtmError) as error:
+            await run(vdev, "xor", dst=b, srcs=(a,))
+        assert error.value.errno == errno.EBUSY
+        monkeypatch.undo()
+        assert not a.resv.locked
+        assert not b.resv.locked
+        assert await content(b) == b"b" * 10000

@@ -4,7 +4,7 @@ import errno
 
 from ttmfs.driver.calls import check_device
 from ttmfs.driver.device import VirtualDevice
-from ttmfs.driver.jobs import Job, QueuedJob, capture, check
+from ttmfs.driver.jobs import Job, QueuedJob, capture, check, has_memory
 from ttmfs.driver.locking import with_all_reserved
 from ttmfs.errors import TtmError
 from ttmfs.observe.trace import bo_word
@@ -17,23 +17,30 @@ from ttmfs.ttm.populate import populate_all, populate_range
 from ttmfs.ttm.unmap import unmap_virtual
 from ttmfs.ttm.validate import validate
 
+_ATTEMPTS = 8
+"""How often BOs that grow while others are prepared are prepared again."""
+
 
 async def submit_job(vdev: VirtualDevice, job: Job, ctx: OperationContext) -> QueuedJob:
     """Reserve all BOs of the job under one ticket, validate them, queue the job behind their fences.
 
-    TtmError: EINVAL for a range outside a BO, ENODEV unplugged, EIO for a BO whose content was lost, ENOMEM, EBUSY.
+    TtmError: EINVAL for a range outside a BO, ENODEV unplugged, EIO for a BO whose content was lost, ENOMEM, EBUSY
+    also for BOs that do not stop growing.
     """
     check_device(vdev)
     check(job)
     bos = job.bos
 
     async def work() -> QueuedJob:
-        for bo in bos:
-            await _prepare(bo, ctx)
-            await vdev.funcs.take_dirty(bo)
-        # Sizes may have changed while others were waited for.
-        size = check(job)
-        return _queue(vdev, job, size)
+        for _ in range(_ATTEMPTS):
+            for bo in bos:
+                await _prepare(bo, ctx)
+                await vdev.funcs.take_dirty(bo)
+            # Sizes may have changed while others were waited for, and what has grown has holes.
+            size = check(job)
+            if all(map(has_memory, bos)):
+                return _queue(vdev, job, size)
+        raise TtmError(errno.EBUSY, "the BOs of the job grow all the time: submit it when their writers are done")
 
     return await with_all_reserved(bos, ctx, work)
 
