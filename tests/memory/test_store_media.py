@@ -14,7 +14,7 @@ import pytest
 from tests.memory.test_stores import KINDS, MiB, noise_arena, numbers
 from ttmfs.errors import TtmError
 from ttmfs.memory.arena import Arena
-from ttmfs.memory.stores import FileStore, ShmemStore, ZstdFileStore, ZstdStore, make_store
+from ttmfs.memory.stores import FileStore, ShmemStore, ZstdFileStore, ZstdStore, make_store, medium
 from ttmfs.units import PAGE_SIZE
 
 
@@ -317,4 +317,42 @@ def test_pages_that_are_being_read_stay_where_they_are() -> None:
     assert store.end_load(load) == 500
     assert (target.mem[keep] == source.mem[keep]).all()
     store.check()
+    store.close()
+
+
+def test_blocks_that_were_taken_for_a_store_that_failed_return(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    store, source = FileStore(str(path), 16 * MiB), noise_arena(2048)
+    first = store.store(source, numbers(512))
+    store.fail_write = lambda number: errno.ENOSPC if number == 812 else 0
+    handles = store.store(source, numbers(2048)[512:])
+    assert len(handles) == 300
+    store.writeback()
+    assert blocks(path) <= (812 + 512 + 512) * 4096, "what is stored, and a quarter and 2 MiB besides"
+    store.drop(handles)
+    store.drop(first)
+    assert blocks(path) == 0
+    store.close()
+
+
+@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.ENOSPC])
+def test_a_disk_that_allocates_nothing_ahead_stores_all_the_same(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    class Refusing:
+        def fallocate(self, _fd: int, _mode: int, offset: int, size: int) -> int:
+            asked.append((offset, size))
+            ctypes.set_errno(code)
+            return -1
+
+    store, source, target = FileStore(str(tmp_path / "store"), 16 * MiB), noise_arena(1024), Arena("target", 1024)
+    with monkeypatch.context() as patch:
+        patch.setattr(medium, "_libc", Refusing())
+        handles = np.concatenate([store.store(source, part) for part in np.array_split(numbers(1024), 2)])
+    assert len(asked) == (2 if code == errno.ENOSPC else 1), "a full disk may have room again, others never learn it"
+    store.load(handles, target, numbers(1024))
+    assert (target.mem == source.mem).all()
+    store.drop(handles)
     store.close()

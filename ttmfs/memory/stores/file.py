@@ -26,6 +26,7 @@ class FileStore(FixedStore):
         self.medium = FileMedium(path, cache_bytes)
 
     def _write(self, transfer: StoreTransfer, arena: Arena, pages: PageArray, writeback: bool) -> None:
+        self.medium.allocate(transfer.slots[: len(pages)])
         for begin in range(0, len(pages), _STEP):
             part = pages[begin : begin + _STEP]
             slots = transfer.slots[begin : begin + len(part)]

@@ -18,7 +18,7 @@ from typing import Final
 
 from ttmfs.errors import TtmError
 from ttmfs.memory.arena import Arena
-from ttmfs.memory.runs import PageArray, common_runs
+from ttmfs.memory.runs import PageArray, common_runs, runs
 from ttmfs.memory.stores.cache_window import CacheWindow
 from ttmfs.units import PAGE_SHIFT
 
@@ -28,7 +28,10 @@ CACHE_BYTES: Final = min(1 << 30, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_P
 """1 GiB, or an eighth of the host's memory when that is less."""
 _VECTORS: Final = 512  # pages of one system call at most: 2 MiB, and below IOV_MAX
 _MARK: Final = "user.ttmfs.swap_store"
+_KEEP_SIZE: Final = 0x01  # FALLOC_FL_KEEP_SIZE
 _PUNCH_HOLE: Final = 0x03  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+_WORTH_ALLOCATING: Final = 256
+"""Pages of a stretch for which one more system call pays."""
 _NO_HOLES: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -44,7 +47,7 @@ class FileMedium:
 
     def __init__(self, path: str, cache_bytes: int = CACHE_BYTES) -> None:
         self.path = path
-        self.can_punch = True
+        self.can_punch = self.can_allocate = True
         self._made, self._fd = _open(path)
         self._cache = CacheWindow(self._fd, cache_bytes)
         try:
@@ -79,6 +82,19 @@ class FileMedium:
             return os.getxattr(self._fd, _MARK) == b"1"
         except OSError:
             return False
+
+    def allocate(self, slots: PageArray) -> None:
+        """Blocks for long stretches of these slots, at once: writing to them is a quarter faster then.
+
+        What the disk refuses, `write_pages` finds out.
+        """
+        _index, first, length = runs(slots)
+        for slot, count in zip(first.tolist(), length.tolist(), strict=True):
+            if count >= _WORTH_ALLOCATING and self.can_allocate:
+                self.can_allocate = (
+                    not _libc.fallocate(self._fd, _KEEP_SIZE, slot << PAGE_SHIFT, count << PAGE_SHIFT)
+                    or ctypes.get_errno() not in _NO_HOLES
+                )
 
     def write_pages(self, slots: PageArray, arena: Arena, pages: PageArray) -> Iterator[int]:
         """Write `pages` at these slots in long runs; yields how many pages were written by each call.
