@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, ClassVar, Final
 
 from rich.text import Text
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
+from textual.css.query import NoMatches
 from textual.widgets import Footer, Input, Static
 
 from ttm_tools.bolist import BoList, place_colour
@@ -192,12 +193,17 @@ class Top(App[str]):
         """Begin a refresh, unless one is under way."""
         if not self._reading and not self.paused:
             self._reading = True
-            self.run_worker(self._refresh(), exit_on_error=True)
+            self.run_worker(self._while_shown(self._refresh()), exit_on_error=True)
+
+    async def _while_shown(self, work: Coroutine[Any, Any, None]) -> None:
+        """A worker may outlive the screen by a moment when the program ends: then nobody is left to see anything."""
+        with contextlib.suppress(NoMatches):
+            await work
 
     async def _refresh(self) -> None:
-        wanted = self.query_one(BoList).on_screen()
         sweep = COLUMNS[self.column].needs_status
         try:
+            wanted = self.query_one(BoList).on_screen()
             reading: Reading = await in_thread(lambda: self.model.read(wanted, sweep))
         except MountError as error:
             if not error.hung:
@@ -291,7 +297,7 @@ class Top(App[str]):
         if name is None:
             self.say("no BO is selected: `truncate -s 16M MNT/bo/a` makes one")
             return
-        self.run_worker(self._command(name, *_COMMANDS[key][:2]))
+        self.run_worker(self._while_shown(self._command(name, *_COMMANDS[key][:2])))
 
     async def _command(self, name: str, word: str, argument: str) -> None:
         what = f"{word} {argument}".strip()

@@ -240,3 +240,18 @@ def test_what_is_not_read_yet_is_a_dot() -> None:
     model.take(reading)
     assert COLUMNS[1].text(model.rows["a"]) == "1M"
     assert COLUMNS[2].text(model.rows["a"]) == "vram"
+
+
+def test_a_refresh_that_comes_when_the_screen_is_gone_is_no_failure(device: Mounted) -> None:
+    device.make("a", MIB, 1)
+
+    async def script(pilot: Pilot[Any], app: Top) -> None:
+        for part in ("#head", BoList):
+            await app.query_one(part).remove()
+            samples = app.model.samples
+            app.tick()
+            await until(pilot, lambda: not app._reading)
+            assert app.model.samples >= samples
+        assert app.is_running
+
+    drive(device.mountpoint, script)
