@@ -7,6 +7,7 @@ to end.
 from __future__ import annotations
 
 import contextlib
+import select
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,15 +23,15 @@ SECONDS = 300.0
 def going_on(command: list[str]) -> Iterator[None]:
     """A program that prints a line when it has begun, and ends when its standard input is closed."""
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
-        assert program.stdin is not None
         assert program.stdout is not None
         try:
-            if not program.stdout.readline():
-                raise ScriptError(f"{' '.join(command)} ended before it had begun")
+            begun, _, _ = select.select([program.stdout], [], [], SECONDS)
+            if not begun or not program.stdout.readline():
+                raise ScriptError(f"{' '.join(command)} has not begun")
             yield
+            program.communicate(timeout=SECONDS)
         finally:
-            program.stdin.close()
-            program.stdout.read()
+            program.kill()
 
 
 def faults(report: Report, device: Device, cbench: Path, bo: str, rounds: int, command: list[str]) -> None:

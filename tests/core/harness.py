@@ -1,6 +1,6 @@
 """What the core tests share: a running device without a mount, BOs with content, unmappers that wait."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -9,6 +9,7 @@ import trio
 from ttmfs.driver import calls
 from ttmfs.driver.config import Config
 from ttmfs.driver.device import VirtualDevice
+from ttmfs.errors import TtmError
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm import access
 from ttmfs.ttm.bo import BufferObject
@@ -54,6 +55,15 @@ async def move(vdev: VirtualDevice, bo: BufferObject, place: str, **options: Any
     """validate; returns the result of the call."""
     ctx = OperationContext(**options)
     return await calls.validate_bo(vdev, bo, vdev.parse_placement(place.split()), ctx)
+
+
+async def outcome(call: Callable[[], Awaitable[object]]) -> int:
+    """The errno that a call fails with, 0 for none."""
+    try:
+        await call()
+    except TtmError as error:
+        return error.errno or -1
+    return 0
 
 
 async def idle(*bos: BufferObject) -> None:

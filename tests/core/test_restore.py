@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.core.harness import MIB, PAGE, check, device, make, pattern
+from tests.core.harness import MIB, PAGE, check, device, make, outcome, pattern
 from tests.core.stores import (
     KINDS,
     LONGEST_HOLD,
@@ -28,7 +28,6 @@ from ttmfs.driver import calls
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.jobs import Job
 from ttmfs.driver.submit import submit_job
-from ttmfs.errors import TtmError
 from ttmfs.ttm import access
 from ttmfs.ttm.backup import BackupFlags
 from ttmfs.ttm.bo import BufferObject
@@ -46,15 +45,6 @@ async def backup(vdev: VirtualDevice, bo: BufferObject) -> int:
 
 async def restore(vdev: VirtualDevice, bo: BufferObject) -> None:
     await calls.restore(vdev, bo, OperationContext())
-
-
-async def outcome(call: Callable[[], Awaitable[object]]) -> int:
-    """The errno that a call fails with, 0 for none."""
-    try:
-        await call()
-    except TtmError as error:
-        return error.errno or -1
-    return 0
 
 
 async def gone(vdev: VirtualDevice, bo: BufferObject) -> None:

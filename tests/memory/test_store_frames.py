@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 
 from tests.memory.host_memory import resident_pages
+from tests.memory.moved import Moved, count_moves, need_moves
 from ttmfs.errors import TtmError
-from ttmfs.memory.arena import Arena
-from ttmfs.memory.frames import FRAME_PAGES, can_move
+from ttmfs.memory.arena import FRAME_PAGES, Arena
 from ttmfs.memory.stores import LoadError, ShmemStore, shmem
 from ttmfs.memory.stores.slots import TOUCHED
 from ttmfs.units import PAGE_SIZE
@@ -31,26 +31,9 @@ def loose(first: int, count: int) -> Pages:
     return np.arange(first, first + count, dtype=np.uint32)
 
 
-class Moved:
-    """Frames that changed hands: into the store and out of it."""
-
-    def __init__(self) -> None:
-        self.out = self.back = 0
-
-
 @pytest.fixture
 def moved(monkeypatch: pytest.MonkeyPatch) -> Moved:
-    count, real = Moved(), shmem.move_frame
-
-    def move(dst: Arena, dst_page: int, src: Arena, src_page: int) -> None:
-        if dst.name == "shmem store":
-            count.out += 1
-        else:
-            count.back += 1
-        real(dst, dst_page, src, src_page)
-
-    monkeypatch.setattr(shmem, "move_frame", move)
-    return count
+    return count_moves(monkeypatch)
 
 
 @pytest.fixture(params=["moving", "copying"])
@@ -59,9 +42,7 @@ def moving(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> b
     if request.param == "copying":
         monkeypatch.setattr(shmem, "can_move", lambda *_: False)
         return False
-    with_frames = Arena("a", FRAME_PAGES), Arena("b", FRAME_PAGES)
-    if not can_move(*with_frames):
-        pytest.skip("this host does not move frames (Linux before 5.7)")
+    need_moves()
     return True
 
 

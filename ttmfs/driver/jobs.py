@@ -98,14 +98,6 @@ class Span:
             done += length
 
 
-def has_memory(bo: BufferObject) -> bool:
-    """Have all pages of a reserved BO memory?"""
-    start = 0
-    if bo.resource is not None and bo.resource.pages is not None:
-        start = min(bo.resource.num_pages, bo.num_pages)
-    return start >= bo.num_pages or bo.need_tt().has_memory(start, bo.num_pages - start)
-
-
 def capture(bo: BufferObject) -> Span:
     """The memory of a reserved BO whose pages all have memory."""
     span = Span()

@@ -4,7 +4,7 @@ import errno
 
 from ttmfs.driver.calls import check_device
 from ttmfs.driver.device import VirtualDevice
-from ttmfs.driver.jobs import Job, QueuedJob, capture, check, has_memory
+from ttmfs.driver.jobs import Job, QueuedJob, capture, check
 from ttmfs.driver.locking import with_all_reserved
 from ttmfs.errors import TtmError
 from ttmfs.observe.trace import bo_word
@@ -38,7 +38,7 @@ async def submit_job(vdev: VirtualDevice, job: Job, ctx: OperationContext) -> Qu
                 await vdev.funcs.take_dirty(bo)
             # Sizes may have changed while others were waited for, and what has grown has holes.
             size = check(job)
-            if all(map(has_memory, bos)):
+            if all(bo.has_memory(0, bo.num_pages) for bo in bos):
                 return _queue(vdev, job, size)
         raise TtmError(errno.EBUSY, "the BOs of the job grow all the time: submit it when their writers are done")
 

@@ -17,7 +17,10 @@ from ttmfs.memory.runs import PageArray, Uint8Array, is_run, iter_steps, runs
 from ttmfs.units import PAGE_SHIFT, PAGE_SIZE
 
 HUGE_SIZE = 2 << 20
-_MAP_NORESERVE = 0x4000  # not in the mmap module before Python 3.13
+FRAME_PAGES = HUGE_SIZE >> PAGE_SHIFT
+MAP_NORESERVE = 0x4000  # not in the mmap module before Python 3.13
+ADVICE = (mmap.MADV_HUGEPAGE, mmap.MADV_DONTFORK)
+"""For all memory of an arena. A host without huge pages refuses the first; both only make things cheaper."""
 
 
 class Arena:
@@ -39,7 +42,7 @@ class Arena:
         flat = np.empty(0, np.uint8)
         if num_pages:
             size = num_pages << PAGE_SHIFT
-            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
             try:
                 self._map = mmap.mmap(-1, size + HUGE_SIZE, flags=flags)
             except (OSError, OverflowError, ValueError) as error:
@@ -47,8 +50,7 @@ class Arena:
                 raise TtmError(errno.ENOMEM, message) from error
             whole = np.frombuffer(self._map, np.uint8)
             self._offset = -whole.ctypes.data % HUGE_SIZE
-            for advice in (mmap.MADV_HUGEPAGE, mmap.MADV_DONTFORK):
-                # A host without transparent huge pages refuses the first; both only make things cheaper.
+            for advice in ADVICE:
                 with contextlib.suppress(OSError):
                     self._map.madvise(advice)
             flat = whole[self._offset : self._offset + size]

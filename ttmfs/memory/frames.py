@@ -18,16 +18,14 @@ from typing import Final
 import numpy as np
 
 from ttmfs.errors import TtmError
-from ttmfs.memory.arena import HUGE_SIZE, Arena
-from ttmfs.memory.runs import Int64Array, PageArray
+from ttmfs.memory.arena import ADVICE, FRAME_PAGES, HUGE_SIZE, MAP_NORESERVE, Arena
+from ttmfs.memory.runs import BoolArray, Int64Array, PageArray
 from ttmfs.units import PAGE_SHIFT
 
 log = logging.getLogger(__name__)
 
-FRAME_PAGES: Final = HUGE_SIZE >> PAGE_SHIFT
 _MAYMOVE_FIXED_DONTUNMAP: Final = 0x1 | 0x2 | 0x4
 _MAP_FIXED: Final = 0x10
-_MAP_NORESERVE: Final = 0x4000
 _FAILED: Final = ctypes.c_void_p(-1).value
 _USUAL_MAPPINGS: Final = 65530
 
@@ -63,6 +61,16 @@ def frames_in(first: PageArray, second: PageArray) -> Int64Array:
     return result
 
 
+def in_whole_frames(pages: PageArray) -> BoolArray:
+    """Which of these pages, each named once, have all of their frame beside them: bool, in any order."""
+    frame = np.asarray(pages).astype(np.int64) // FRAME_PAGES
+    if not frame.size:
+        return np.empty(0, np.bool_)
+    frame -= frame.min()
+    whole: BoolArray = (np.bincount(frame) == FRAME_PAGES)[frame]
+    return whole
+
+
 def move_frame(dst: Arena, dst_page: int, src: Arena, src_page: int) -> None:
     """The frame of `src` that begins at page `src_page` becomes that of `dst` at `dst_page`; both arenas `can_move`.
 
@@ -92,10 +100,10 @@ def _warn_once(code: int) -> None:
 
 def _map_anew(address: int) -> None:
     """A failed mremap may have unmapped its target already: nobody may fall into that hole."""
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED | _MAP_NORESERVE
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED | MAP_NORESERVE
     if _mmap(address, HUGE_SIZE, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0) != address:
         raise OSError(ctypes.get_errno() or errno.ENOMEM, "the host has no mapping left for memory of the device")
-    for advice in (mmap.MADV_HUGEPAGE, mmap.MADV_DONTFORK):
+    for advice in ADVICE:
         _madvise(address, HUGE_SIZE, advice)
 
 

@@ -338,7 +338,7 @@ class PagePool:
         try:
             blocks = self._buddy.blocks_of(pages)
         except TtmError:
-            if not split:
+            if not split or np.unique(pages).size < size:
                 raise
             self.split(pages)
             blocks = self._buddy.blocks_of(pages)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ttmfs.memory.arena import Arena
+from ttmfs.memory.arena import FRAME_PAGES, Arena
 from ttmfs.memory.buddy import Buddy
 from ttmfs.memory.runs import Int64Array, Uint8Array, ascending, expand, runs, unique_sorted
 
@@ -23,8 +23,6 @@ MAX_DROP_PAGES = 1 << 11
 """8 MiB: what goes back in one step at most, some tenths of a millisecond."""
 WINDOW_PAGES = 1 << 14
 """64 MiB: what is looked through in one step."""
-
-_FRAME = 1 << HUGE_ORDER
 
 
 class WarmFrames:
@@ -54,7 +52,7 @@ class WarmFrames:
             large = order > HUGE_ORDER
             frames = expand(frames, np.where(large, 1 << np.maximum(order.astype(np.int64) - HUGE_ORDER, 0), 1))
         frames = unique_sorted(ascending(frames)) << HUGE_ORDER
-        frames = frames[frames + _FRAME <= self._buddy.num_pages]
+        frames = frames[frames + FRAME_PAGES <= self._buddy.num_pages]
         frames = frames[self._buddy.wholly_free(frames, HUGE_ORDER)]
         if frames.size:
             self._keep(frames)
@@ -62,10 +60,10 @@ class WarmFrames:
     def freed_one(self, start: int, order: int) -> None:
         """As `freed`, for one block."""
         if order > HUGE_ORDER:
-            self._keep(np.arange(start, start + (1 << order), _FRAME))
+            self._keep(np.arange(start, start + (1 << order), FRAME_PAGES))
             return
         frame = start >> HUGE_ORDER << HUGE_ORDER
-        if frame + _FRAME <= self._buddy.num_pages and self._buddy.is_free(frame, HUGE_ORDER):
+        if frame + FRAME_PAGES <= self._buddy.num_pages and self._buddy.is_free(frame, HUGE_ORDER):
             self._keep(np.array([frame]))
 
     def _keep(self, frames: Int64Array) -> None:
@@ -99,7 +97,7 @@ class WarmFrames:
 
     def _drop(self, pages: Int64Array, first_frame: int, max_runs: int) -> None:
         frame = (pages >> HUGE_ORDER) - first_frame
-        whole = np.bincount(frame) == _FRAME
+        whole = np.bincount(frame) == FRAME_PAGES
         freed_at = self._freed_at[first_frame : first_frame + whole.size]
         warm = whole & (freed_at > self._now() - WARM_SECONDS) & (self.limit_pages > 0)
         _, first, length = runs(pages[~warm[frame]])

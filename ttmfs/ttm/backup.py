@@ -20,20 +20,18 @@ import trio
 from numpy.typing import NDArray
 
 from ttmfs.errors import TtmError
-from ttmfs.memory.frames import FRAME_PAGES
+from ttmfs.memory.frames import in_whole_frames
 from ttmfs.sync.fence import Fence
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.copy import Copy, CopyState
 from ttmfs.ttm.device import Device
-from ttmfs.ttm.page_vector import HOLE, Index, Vector, decode_pages
-from ttmfs.ttm.swap_io import StepSize, flush_store, in_lanes, store_pages
+from ttmfs.ttm.page_vector import HOLE, Index, decode_pages
+from ttmfs.ttm.swap_io import LONG_STEP_PAGES, StepSize, flush_store, in_lanes, store_pages
 from ttmfs.ttm.tt import TT
 from ttmfs.ttm.unmap import unmap_virtual
 from ttmfs.units import PAGE_SHIFT
 
-_WINDOW_PAGES: Final = 4096
-"""Entries that are looked through at once."""
 _UNMAPS: Final = 3
 """INVALs that pages whose clients go on reading get before they are left alone."""
 
@@ -120,16 +118,6 @@ def _why_full(device: Device) -> str:
     return device.swap_store.full_because if device.swap_store is not None else "there is no swap store"
 
 
-def _in_frames(pages: Vector) -> NDArray[np.bool_]:
-    """Which of these pages make up whole frames of 2 MiB."""
-    frame = (pages // np.uint32(FRAME_PAGES)).astype(np.int64)
-    if not len(pages):
-        return frame.astype(bool)
-    frame -= int(frame.min())
-    whole: NDArray[np.bool_] = (np.bincount(frame) == FRAME_PAGES)[frame]
-    return whole
-
-
 def _left_memory(bo: BufferObject, tt: TT) -> None:
     """Pages of the BO are gone: off the LRU with it when these were all."""
     bo.drop_view()
@@ -181,9 +169,9 @@ class _Backup:
 
     def _look_ahead(self) -> None:
         """The next entries that have a page, those in whole frames first: a store may take these over as they are."""
-        index = self._tt.present_in(self._next, min(_WINDOW_PAGES, self._end - self._next))
-        self._next += _WINDOW_PAGES
-        in_frames = _in_frames(self._tt.pages_at(index))
+        index = self._tt.present_in(self._next, min(LONG_STEP_PAGES, self._end - self._next))
+        self._next += LONG_STEP_PAGES
+        in_frames = in_whole_frames(self._tt.pages_at(index))
         self._left.append((np.concatenate((index[in_frames], index[~in_frames])), 0, 0))
 
     async def _step(self, step: tuple[Index, int]) -> bool:

@@ -8,7 +8,6 @@ also by a resume that completes it (the kernel kept it until 2026).
 """
 
 from collections.abc import Iterator
-from typing import Final
 
 import numpy as np
 import trio
@@ -17,12 +16,9 @@ from ttmfs.errors import TtmError
 from ttmfs.memory.copy import copy_pages, zero_pages
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.page_vector import HOLE, Index, Vector, decode_pages, encode_pages
-from ttmfs.ttm.swap_io import StepSize, in_lanes, load_pages
+from ttmfs.ttm.swap_io import LONG_STEP_PAGES, StepSize, in_lanes, load_pages
 from ttmfs.ttm.tt import TT, Restore
 from ttmfs.units import MAX_ORDER
-
-_WINDOW_PAGES: Final = 4096
-"""Entries that are looked through at once."""
 
 
 async def restore_range(bo: BufferObject, tt: TT, first: int, count: int, *, prefault: int = 0) -> int:
@@ -54,11 +50,11 @@ async def restore_all(bo: BufferObject, tt: TT) -> int:
         if tt.restore is not None:
             await _fill(bo, tt, tt.restore, size)
         while tt.backed_up_pages and at < tt.num_pages:
-            index = tt.handles_in(at, at + _WINDOW_PAGES)
+            index = tt.handles_in(at, at + LONG_STEP_PAGES)
             if len(index):
                 at = await _whole_piece(bo, tt, int(index[0]), size)
             else:
-                at += _WINDOW_PAGES
+                at += LONG_STEP_PAGES
                 await trio.lowlevel.checkpoint()
     finally:
         came = _came_back(bo, tt, before)
@@ -91,14 +87,18 @@ def _came_back(bo: BufferObject, tt: TT, before: int) -> int:
 
 
 async def _whole_piece(bo: BufferObject, tt: TT, index: int, size: StepSize) -> int:
-    """The blocks of the beneficial order around an entry: as many as the steps take, one when memory is scarce. All of
-    it in new blocks if these can be had, else only what is in the store. Returns the entry behind it.
+    """The blocks of the beneficial order around an entry: as many as the steps take, one when memory is scarce or when
+    not all of it is in the store, as the rest is copied or cleared at once. All of it in new blocks if these can be
+    had, else only what is in the store. Returns the entry behind it.
     """
     order = tt.pool.beneficial_order or MAX_ORDER
     low = index >> order << order
     pages = size.for_all_lanes(low, tt.pool.free_pages // 2)
     high = min(low + (max(pages >> order, 1) << order), tt.num_pages)
     handles = tt.handles_in(low, high)
+    if len(handles) < high - low:
+        high = min(low + (1 << order), tt.num_pages)
+        handles = tt.handles_in(low, high)
     if len(handles) < high - low and tt.pool.free_pages >= high - low:
         handles = np.arange(low, high)
     await _piece(bo, tt, handles, low, high, size)

@@ -25,7 +25,7 @@ from ttmfs.ttm.move import wait_ctx
 from ttmfs.ttm.placement import SYSTEM, Place
 from ttmfs.ttm.resource import Resource, ResourceManager
 from ttmfs.ttm.space import mem_space, move_to
-from ttmfs.ttm.swap_io import LONG_STEP_PAGES, store_pages
+from ttmfs.ttm.swap_io import StepSize, store_pages
 from ttmfs.units import PAGE_SHIFT
 
 _SKIP: Final = frozenset({errno.EBUSY, errno.ENOMEM, errno.ENOSPC, errno.EINVAL})
@@ -99,13 +99,16 @@ async def _store(bo: BufferObject) -> int:
     went = 0
     try:
         with closed_gate(bo, tt, f"swapout {bo.name} {len(index)} pages") as gate:
-            for start in range(0, len(index), LONG_STEP_PAGES):
-                part = index[start : start + LONG_STEP_PAGES]
+            size = StepSize(device, tt.store)
+            while len(handles) < len(index):
+                start = len(handles)
+                part = index[start : start + size.next_to(start)]
                 stored = await store_pages(device, tt.arena, tt.pages_at(part))
                 handles = np.concatenate((handles, stored))
                 if len(stored) < len(part):
                     raise TtmError(errno.ENOSPC, f"{bo.name} is not swapped out: {tt.store.full_because}")
                 await trio.lowlevel.checkpoint()
+                size.after_step()
             if bo.gate.touched:
                 raise TtmError(errno.EBUSY, f"{bo.name or 'a BO'} is not swapped out: a client read it meanwhile")
             # What a truncate cut off meanwhile changed while it was stored, and stays as it is.

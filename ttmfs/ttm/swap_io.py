@@ -12,19 +12,19 @@ import trio
 from numpy.typing import NDArray
 
 from ttmfs.errors import TtmError
-from ttmfs.memory.arena import Arena
-from ttmfs.memory.frames import FRAME_PAGES
+from ttmfs.memory.arena import FRAME_PAGES, Arena
 from ttmfs.memory.stores import SwapStore
 from ttmfs.ttm.device import Device
 from ttmfs.ttm.page_vector import Index, Vector
 from ttmfs.ttm.tt import TT
 
 SHORT_STEP_PAGES: Final = FRAME_PAGES
+"""2 MiB: what a store may take over as it is."""
 LONG_STEP_PAGES: Final = 8 * FRAME_PAGES
 """16 MiB: to enter so many pages in the books takes some tenths of a millisecond."""
 _LANES: Final = 2
 """Steps of one backup or restore that are under way at once, in threads."""
-T = TypeVar("T")
+_T = TypeVar("_T")
 _STORE_THREADS: Final = trio.CapacityLimiter(4)
 
 
@@ -124,7 +124,7 @@ class StepSize:
         return pages - begun % pages if pages else 0
 
 
-async def in_lanes(store: SwapStore, steps: Iterator[T], do: Callable[[T], Awaitable[bool]]) -> None:
+async def in_lanes(store: SwapStore, steps: Iterator[_T], do: Callable[[_T], Awaitable[bool]]) -> None:
     """`do` for each of the steps, a few at once where threads do the work, until it has answered False.
 
     What is under way then is finished; no further step is taken.

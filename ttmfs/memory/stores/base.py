@@ -189,7 +189,6 @@ class SwapStore(ABC):
         kept = self._commit(transfer, transfer.written) if partial else 0
         self.slots.put(transfer.slots[kept:])
         self.slots.commit(transfer.slots[:kept])
-        self.pages_out += kept
         if not kept and error is not None:
             raise self._as_ttm(error, "storing in")
         if not kept and transfer.written:
@@ -199,6 +198,7 @@ class SwapStore(ABC):
             changed = ~transfer.unchanged[:kept]
             self.drop(handles[changed], upkeep=False)
             handles[changed] = 0
+        self.pages_out += int(np.count_nonzero(handles))
         return handles
 
     def cancel_store(self, transfer: StoreTransfer) -> None:

@@ -12,9 +12,9 @@ from typing import Final
 
 import numpy as np
 
-from ttmfs.memory.arena import Arena
+from ttmfs.memory.arena import FRAME_PAGES, Arena
 from ttmfs.memory.copy import copy_pages
-from ttmfs.memory.frames import FRAME_PAGES, can_move, frames_in, move_frame
+from ttmfs.memory.frames import can_move, frames_in, move_frame
 from ttmfs.memory.runs import Int64Array, PageArray, Uint32Array
 from ttmfs.memory.stores.checksums import copy_and_sum, page_sums
 from ttmfs.memory.stores.fixed import FixedStore

@@ -13,14 +13,12 @@ from typing import Any, Final
 import numpy as np
 
 from ttmfs.errors import TtmError
-from ttmfs.memory.arena import HUGE_SIZE
+from ttmfs.memory.arena import FRAME_PAGES, MAP_NORESERVE
 from ttmfs.memory.runs import Int64Array, PageArray, Uint8Array, Uint32Array, ascending, expand, runs
-from ttmfs.units import PAGE_SHIFT
 
 SLAB_SHIFT: Final = 9
 SLAB: Final = 1 << SLAB_SHIFT
-assert SLAB << PAGE_SHIFT == HUGE_SIZE
-_MAP_NORESERVE: Final = 0x4000  # not in the mmap module before Python 3.13
+assert SLAB == FRAME_PAGES
 MAX_SLOTS: Final = (1 << 31) - 2
 """A handle is slot + 1, and a page vector keeps it in 31 bits."""
 
@@ -38,7 +36,7 @@ def lazy_array(count: int, dtype: Any) -> np.ndarray[tuple[int], Any]:
     if not size:
         return np.empty(0, dtype)
     try:
-        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
     except (OSError, OverflowError, ValueError) as error:
         message = f"the host does not give {size >> 20} MiB for the books of a swap store: make it smaller"
         raise TtmError(errno.ENOMEM, message) from error
