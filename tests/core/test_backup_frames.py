@@ -1,5 +1,5 @@
-"""Backup and restore of whole frames of 2 MiB, whose memory changes hands: there and back, with pages that fail, stay or
-are missing, two at once, and how much at once; every byte stays right, and nothing is left."""
+"""Backup and restore of whole frames of 2 MiB, whose memory changes hands: there and back, with pages that fail, stay
+or are missing, two at once, and how much at once; every byte stays right, and nothing is left."""
 
 import errno
 import random

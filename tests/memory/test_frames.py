@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from tests.memory.host_memory import mappings, resident_pages, unmap, vm_flags
 from ttmfs.errors import TtmError
 from ttmfs.memory import frames
-from ttmfs.memory.arena import HUGE_SIZE, Arena
+from ttmfs.memory.arena import FRAME_PAGES, HUGE_SIZE, Arena
 from ttmfs.memory.frames import can_move, frames_in, move_frame
 from ttmfs.units import PAGE_SIZE
 
