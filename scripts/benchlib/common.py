@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -23,13 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 C_SOURCES = ROOT / "scripts" / "bench.d"
-SPIN = """
-import os, sys
-os.sched_setaffinity(0, {int(sys.argv[1])})
-os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-while os.getppid() != 1:
-    for _ in range(1000000): pass
-"""
+SPINNERS = C_SOURCES / "spinners.py"
 console = Console(stderr=True)
 
 
@@ -41,16 +36,13 @@ def parse_size(text: str) -> int:
 
 @contextlib.contextmanager
 def awake_processors() -> Iterator[None]:
-    """A SCHED_IDLE spinner on every processor: it never sleeps, and never takes time from others."""
-    spinners = [
-        subprocess.Popen([sys.executable, "-c", SPIN, str(cpu)]) for cpu in sorted(os.sched_getaffinity(0))
-    ]
-    try:
-        yield
-    finally:
-        for spinner in spinners:
-            spinner.kill()
-            spinner.wait()
+    """A spinner on every processor: it never sleeps, and never takes time from others (spinners.py says why)."""
+    cpus = [str(cpu) for cpu in sorted(os.sched_getaffinity(0))]
+    with subprocess.Popen([sys.executable, str(SPINNERS), *cpus], start_new_session=True) as spinners:
+        try:
+            yield
+        finally:
+            os.killpg(spinners.pid, signal.SIGKILL)
 
 
 @contextlib.contextmanager
@@ -84,7 +76,9 @@ class MemfsServer(Device):
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> MemfsServer:
-        self._process = subprocess.Popen([self._program, self.mount, str(self._size >> 20)], stderr=subprocess.PIPE)
+        # A session of its own, as a daemon has one: the kernel may share out time by sessions.
+        command = [self._program, self.mount, str(self._size >> 20)]
+        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
         end = time.monotonic() + 60
         while not self.is_mounted():
             if self._process.poll() is not None or time.monotonic() > end:

@@ -17,9 +17,9 @@ from types import ModuleType
 
 from lib.device import ScriptError
 
-from . import common
+from . import against, common, profiler
 
-NOT_SUBCOMMANDS = {"main", "common", "meanwhile"}
+NOT_SUBCOMMANDS = {"main", "common", "meanwhile", "against", "profiler"}
 
 
 def subcommands() -> dict[str, ModuleType]:
@@ -39,11 +39,19 @@ def main() -> int:
             name, help=doc.splitlines()[0], description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         sub.add_argument("--json", type=Path, metavar="FILE", help="write everything measured there as well")
-        sub.add_argument("--strict", action="store_true", help="exit status 1 when a goal is missed")
+        sub.add_argument("--strict", action=argparse.BooleanOptionalAction, help="exit status 1 when a goal is missed")
+        sub.add_argument("--against", metavar="COMMIT", help="measure that commit too, in turns with this checkout")
+        sub.add_argument("--profile", type=Path, metavar="FOLDER", help="profile the daemons with py-spy or perf")
         module.add_arguments(sub)
     options = parser.parse_args()
+    if options.against and options.profile:
+        parser.error("--profile and --against: profile one commit at a time")
+    report: common.Report | against.Comparison
     try:
-        report: common.Report = modules[options.subcommand].run(options)
+        if options.profile:
+            profiler.beside_every_device(options.profile)
+        measure = modules[options.subcommand].run
+        report = against.run(options, sys.argv[1:]) if options.against else measure(options)
     except ScriptError as error:
         print(error, file=sys.stderr)
         return 1

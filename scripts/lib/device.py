@@ -13,14 +13,18 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NOBODY = 65534
 """A user without rights: whoever else owns nothing here."""
 FUSECTL = Path("/sys/fs/fuse/connections")
+IMPORTED_TTMFS = [sys.executable, "-c", "from ttmfs.cli import main; main()"]
+"""Calls the ttmfs that `import ttmfs` finds."""
 
 
 class ScriptError(Exception):
@@ -32,17 +36,21 @@ def ttmfs_command() -> list[str]:
     if text := os.environ.get("TTMFS_COMMAND"):
         return shlex.split(text)
     program = Path(sys.executable).parent / "ttmfs"
-    return [str(program)] if program.exists() else [sys.executable, "-m", "ttmfs.cli"]
+    return [str(program)] if program.exists() else IMPORTED_TTMFS
 
 
 class Device:
     """A mounted device; a context manager. `prefix` runs everything as another user (see `unprivileged`)."""
+
+    beside: ClassVar[list[Callable[[Device], AbstractContextManager[None]]]] = []
+    """What runs beside every device, from its mount to its unmount: a profiler, say."""
 
     def __init__(self, options: list[str], *, prefix: list[str] | None = None, keep: bool = False) -> None:
         self.options = options
         self.prefix = prefix or []
         self.keep = keep
         self._stopped = False
+        self._beside = ExitStack()
         self.directory = Path(tempfile.mkdtemp(prefix="ttmfs-script-"))
         self.mount = self.directory / "mnt"
         self.mount.mkdir()
@@ -60,10 +68,22 @@ class Device:
         if done.returncode:
             self.stop()
             raise ScriptError(f"{shlex.join(command)} failed:\n{done.stderr or done.stdout}")
+        try:
+            for companion in self.beside:
+                self._beside.enter_context(companion(self))
+        except BaseException:
+            self._leave()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.stop()
+        self._leave()
+
+    def _leave(self) -> None:
+        try:
+            self._beside.close()
+        finally:
+            self.stop()
 
     def run(self, command: list[str], seconds: float, **more: Any) -> subprocess.CompletedProcess[str]:
         """Run a command that may touch the mount, with a time limit (raises subprocess.TimeoutExpired)."""
