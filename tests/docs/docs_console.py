@@ -24,7 +24,7 @@ _VOLATILE: Final = (
     (re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d"), "TIME"),
     (re.compile(r"^bash: line \d+: ", re.M), "bash: "),
     (re.compile(r"ttmfs-\d+ +"), "TASK "),
-    (re.compile(r"\b\d+\.\d{6}: "), "STAMP: "),
+    (re.compile(r" *\b\d+\.\d{6}: "), " STAMP: "),
     (re.compile(r"_us(=|: )\d+"), "_us N"),
 )
 
