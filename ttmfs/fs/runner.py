@@ -1,7 +1,7 @@
 """Runner: executes the lines of one write into a command file, bounded and interruptible.
 
-pyfuse3 hands no interrupts on, so a waiting command looks at the pending signals of the process that opened the file,
-every 50 ms, and ends with EINTR; `command_timeout` ends it with ETIME; shutdown with ESHUTDOWN.
+A waiting command ends with EINTR when its opener has a signal pending that says so (ttmfs.fs.signals), with ETIME after
+`command_timeout`, with ESHUTDOWN at shutdown.
 """
 
 import errno
@@ -17,11 +17,13 @@ import trio
 from ttmfs.errors import TtmError
 from ttmfs.fs.command import Command, Machine, Target, run_line
 from ttmfs.fs.nodes import CommandOutcome
+from ttmfs.fs.signals import Opener
 from ttmfs.fs.words import MAX_WRITE, cell, readable, split_words
 
 log = logging.getLogger(__name__)
 
 SIGNAL_INTERVAL: Final = 0.05
+"""Seconds between two looks at the signals of those who wait, if looking takes no longer than a tenth of that."""
 _ERROR_LOG_LINES: Final = 256
 
 
@@ -53,10 +55,10 @@ class ErrorLog:
 class _Running:
     """A command that is under way."""
 
-    __slots__ = ("pid", "reason", "scope")
+    __slots__ = ("opener", "reason", "scope")
 
-    def __init__(self, pid: int, scope: trio.CancelScope) -> None:
-        self.pid = pid
+    def __init__(self, opener: Opener, scope: trio.CancelScope) -> None:
+        self.opener = opener
         self.scope = scope
         self.reason: TtmError | None = None
 
@@ -126,7 +128,7 @@ class Runner:
     @contextmanager
     def _watched(self, pid: int) -> Iterator[_Running]:
         with trio.move_on_after(self.timeout) as scope:
-            running = _Running(pid, scope)
+            running = _Running(Opener(pid), scope)
             self._running.add(running)
             try:
                 yield running
@@ -134,12 +136,22 @@ class Runner:
                 self._running.discard(running)
 
     async def watch_signals(self) -> None:
-        """Background: end commands whose opener has a signal pending."""
+        """Background: end commands whose opener has a signal pending that ends them. In a thread: there may be many."""
+        pause = SIGNAL_INTERVAL
         while True:
-            await trio.sleep(SIGNAL_INTERVAL)
-            for running in tuple(self._running):
-                if signal_pending(running.pid):
-                    running.stop(TtmError(errno.EINTR, "the process that gave the command was signaled"))
+            await trio.sleep(pause)
+            if not self._running:
+                continue
+            waiting = tuple(self._running)
+            started = trio.current_time()
+            try:
+                told = await trio.to_thread.run_sync(_told_to_end, waiting, abandon_on_cancel=True)
+            except RuntimeError:
+                # No thread is to be had just now. The commands have their bounds all the same.
+                told = []
+            for running in told:
+                running.stop(TtmError(errno.EINTR, "the process that gave the command was signaled"))
+            pause = max(SIGNAL_INTERVAL, 10 * (trio.current_time() - started))
 
     def close(self) -> None:
         """Shutdown: end all commands, run no more."""
@@ -148,21 +160,9 @@ class Runner:
             running.stop(_shutting_down())
 
 
+def _told_to_end(waiting: tuple[_Running, ...]) -> list[_Running]:
+    return [running for running in waiting if running.opener.told_to_end()]
+
+
 def _shutting_down() -> TtmError:
     return TtmError(errno.ESHUTDOWN, "the mount is being taken down")
-
-
-def signal_pending(pid: int) -> bool:
-    """Has this thread a signal pending that it does not block?"""
-    pending = blocked = 0
-    try:
-        with open(f"/proc/{pid}/status", "rb") as status:
-            for line in status:
-                if line.startswith((b"SigPnd:", b"ShdPnd:")):
-                    pending |= int(line[7:], 16)
-                elif line.startswith(b"SigBlk:"):
-                    blocked = int(line[7:], 16)
-                    break
-    except (OSError, ValueError):
-        return False
-    return bool(pending & ~blocked)

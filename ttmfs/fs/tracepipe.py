@@ -16,7 +16,7 @@ import trio
 
 from ttmfs.errors import TtmError
 from ttmfs.fs.nodes import Handle, VirtualFile
-from ttmfs.fs.runner import signal_pending
+from ttmfs.fs.signals import signal_pending
 from ttmfs.observe.trace import Trace
 
 NAME: Final = "trace_pipe"
