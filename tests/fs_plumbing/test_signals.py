@@ -74,7 +74,7 @@ def test_a_zombie_has_ended(state: str) -> None:
 
 @pytest.mark.parametrize("text", [b"", b"Name:\tx\n", b"SigPnd: zz\nShdPnd: 0\nSigBlk: 0\nSigIgn: 0\nSigCgt: 0\n"])
 def test_what_is_no_status_is_refused(text: bytes) -> None:
-    with pytest.raises(ValueError, match="is not there|invalid literal"):
+    with pytest.raises(ValueError, match=r"is not there|invalid literal"):
         parse_status(text)
 
 

@@ -2,7 +2,8 @@
 
 `signal_client.py FILE TEXT HOW NUMBER…`, HOW what is done about the signals first: `caught`, `default`, `ignored`,
 `blocked`; or which thread does what, its signals caught: `worker` opens and writes, `handed` writes to a file that the
-main thread has opened. Says "ready TID" before the write, then "ERRNO HANDLED", the errno or 0 and how often a handler has run.
+main thread has opened. Says "ready TID" before the write, then "ERRNO HANDLED", the errno or 0 and how often a handler
+has run.
 """
 
 import ctypes
