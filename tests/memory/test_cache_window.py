@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ttmfs.memory.stores import cache_window
@@ -79,7 +79,16 @@ def test_an_empty_file_begins_anew(host: Host) -> None:
     assert host.asked == []
 
 
+def test_what_is_read_beside_what_was_written_counts_too(host: Host) -> None:
+    window = CacheWindow(-1, WINDOW)
+    for offset in range(0, WINDOW, 8 * MIB):
+        window.went_through(offset, 4096, dirty=True)
+        window.went_through(offset + 4096, 8 * MIB - 4096, dirty=False)
+    assert window._dirty.size == window._old.size == WINDOW // 2
+
+
 @given(st.lists(st.tuples(st.integers(0, 63), st.integers(1, 12), st.booleans()), max_size=60))
+@example([(0, 1, True), (0, 8, False), (16, 12, False), (27, 23, False), (46, 24, True), (12, 12, False)])
 def test_no_more_than_the_window_is_ever_cached(writes: list[tuple[int, int, bool]]) -> None:
     host = Host()
     with pytest.MonkeyPatch.context() as patch:

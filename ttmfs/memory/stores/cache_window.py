@@ -38,6 +38,12 @@ class _Stretches:
         self._bytes[number] = size
         self.size += size
 
+    def gain(self, number: int, size: int) -> None:
+        """So many more bytes of this stretch, which is as old as it was."""
+        before = self._bytes[number]
+        self._bytes[number] = min(_STRETCH, before + size)
+        self.size += self._bytes[number] - before
+
     def take(self, number: int) -> int:
         """Forget this stretch; its bytes."""
         size = self._bytes.pop(number, 0)
@@ -77,7 +83,9 @@ class CacheWindow:
             for number, part in _parts(offset, size):
                 if dirty:
                     self._dirty.add(number, self._old.take(number) + part)
-                elif number not in self._dirty:
+                elif number in self._dirty:
+                    self._dirty.gain(number, part)
+                else:
                     self._old.add(number, part)
             begin = self._dirty.take_beyond(self._half)
             for number, bytes_of in begin:
