@@ -213,7 +213,11 @@ def test_run_a_command_that_is_none(tmp_path: Path) -> None:
 
 
 def test_run_cleans_up_after_a_command_that_leaves_a_process_inside() -> None:
-    script = 'cd "$TTMFS_MOUNT" && pwd && { sleep 60 >&- 2>&- & echo $!; }'
+    # The shell waits until its child has become `sleep`: until then it would be found under the shell's name.
+    script = (
+        'cd "$TTMFS_MOUNT" && pwd && { sleep 60 >&- 2>&- & echo $!; }\n'
+        'until [[ $(</proc/$!/comm) == sleep ]]; do :; done'
+    )
     done = ttmfs("run", *SMALL, "--", "bash", "-c", script)
     where, pid = done.stdout.split()
     try:

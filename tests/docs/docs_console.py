@@ -2,8 +2,9 @@
 
 A block counts when the line before it is `<!-- checked -->`. `$ ` begins a command. In the expected output `[...]`
 stands for anything within a line, and alone on a line for any number of lines. What differs between any two runs
-(times of day, microseconds, the daemon's pid, lines of the shell) is compared as if it did not. /tmp becomes a folder
-of the test, and docs/examples/ is found wherever a command stands.
+(times of day and since the boot, microseconds, the daemon's pid, lines of the shell) is compared as if it did not.
+/tmp becomes a folder of the test, and docs/examples/ is found wherever a command stands. The language is the
+documents'.
 """
 
 import contextlib
@@ -81,6 +82,7 @@ def run_commands(commands: list[tuple[str, str]], timeout: float) -> list[str]:
             **os.environ,
             "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}",
             "COLUMNS": "100",
+            "LC_ALL": "C.UTF-8",
         }
         try:
             done = subprocess.run(

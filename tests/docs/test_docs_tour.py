@@ -10,8 +10,8 @@ DOCS = REPOSITORY / "docs"
 
 
 def test_what_differs_between_runs_is_not_compared() -> None:
-    one = "  ttmfs-12    [000] ..... 14.999999: unmap: bo=a unmap_us=7\nbash: line 3: x\n2026-01-02T03:04:05\tENOMEM\n"
-    two = "  ttmfs-99999 [000] ..... 5.000001: unmap: bo=a unmap_us=81\nbash: x\n2027-11-12T13:14:15\tENOMEM\n"
+    one = "  ttmfs-12    [000] .....     4.999999: fault: bo=a x_us=7\nbash: line 3: x\n2026-01-02T03:04:05\tENOMEM\n"
+    two = "  ttmfs-99999 [000] ..... 12345.000001: fault: bo=a x_us=81\nbash: x\n2027-11-12T13:14:15\tENOMEM\n"
     assert matches(one, two)
     assert not matches(one, two.replace("bo=a", "bo=b"))
     assert not matches(one, two.replace("ENOMEM", "ENOSPC"))
