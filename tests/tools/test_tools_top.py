@@ -134,6 +134,8 @@ def test_a_bo_that_goes_away(device: Mounted) -> None:
         await pilot.press("d")
         device.shell.do("os.unlink(path('bo/b'))")
         await until(pilot, lambda: listed(app) == [])
+        # What became of the defrag is said too, sooner or later: not after what comes now.
+        await until(pilot, lambda: "defrag b: " in message(app))
         await pilot.press("e")
         await until(pilot, lambda: "no BO is selected" in message(app))
 
