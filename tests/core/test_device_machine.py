@@ -107,8 +107,7 @@ class DeviceMachine(RuleBasedStateMachine):
         if self.do(access.write, model.bo, offset, data, allowed=allowed) is not None:
             model.bytes.extend(bytes(max(0, offset + size - len(model.bytes))))
             model.bytes[offset : offset + size] = data
-        else:
-            model.bytes.extend(bytes(model.bo.size - len(model.bytes)))
+        assert model.bo.size == len(model.bytes)
 
     @rule(model=bos, offset=st.integers(0, 150 * PAGE), size=st.integers(1, 30 * PAGE))
     def read(self, model: Model, offset: int, size: int) -> None:

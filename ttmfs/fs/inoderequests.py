@@ -17,12 +17,12 @@ from ttmfs.fs.nodes import Node
 from ttmfs.fs.served import Served
 from ttmfs.fs.svmnames import SpaceFile
 from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.growth import settled_size
 from ttmfs.units import PAGE_SIZE
 
 LONG_TIMEOUT: Final = 300.0
 """Seconds that the kernel may trust names and attributes below bo/: only requests that it sent change them."""
 
-MAX_FILE_SIZE: Final = 1 << 46
 _XATTR: Final = b"user.ttm."
 
 
@@ -40,12 +40,12 @@ class InodeRequests(Served):
             attr.entry_timeout = attr.attr_timeout = LONG_TIMEOUT
             attr.st_atime_ns, attr.st_mtime_ns, attr.st_ctime_ns = node.atime, node.mtime, node.ctime
             if isinstance(node, BoFile):
-                attr.st_size = node.bo.size
+                attr.st_size = settled_size(node.bo)
                 attr.st_blocks = _blocks(node.bo)
                 attr.st_nlink = 0 if node.unlinked else 1
                 return attr
             if isinstance(node, SpaceFile):
-                attr.st_size = node.space.size
+                attr.st_size = settled_size(node.space)
                 attr.st_blocks = node.space.num_blocks() * (PAGE_SIZE // 512)
                 attr.st_nlink = 0 if node.unlinked else 1
                 return attr
@@ -103,16 +103,19 @@ class InodeRequests(Served):
         return self._attributes(node, inode)
 
     def _set_size(self, file: BoFile | SpaceFile, size: int) -> None:
-        if isinstance(file, SpaceFile):
-            if size != file.space.size:
-                file.space.set_size(size)
-                file.mtime = time.time_ns()
+        """Truncate, at once. TtmError: EFBIG, EPERM for an imported BO."""
+        of = file.space if isinstance(file, SpaceFile) else file.bo
+        if size == of.size and of.growth is None:
             return
-        if size > MAX_FILE_SIZE:
-            raise TtmError(errno.EFBIG, f"a BO has at most {MAX_FILE_SIZE} bytes")
-        if size != file.bo.size:
-            self.ttm.set_size(file.bo, size)
-            file.mtime = time.time_ns()
+        try:
+            if isinstance(of, BufferObject):
+                self.ttm.set_size(of, size)
+            else:
+                of.set_size(size)
+        except TtmError as error:
+            self._failed(of.name if isinstance(of, BufferObject) else f"svm/{of.name}", "SETATTR", error)
+            raise
+        file.mtime = time.time_ns()
 
     @guarded
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:

@@ -76,8 +76,6 @@ class SpaceHandle:
         old_size = space.size
         counters.parked[token := object()] = time.monotonic_ns()
         try:
-            if offset + len(data) > old_size:
-                space.set_size(offset + len(data))
             await space.write(offset, data)
             if offset + len(data) > old_size and old_size & PAGE_MASK:
                 await self._drop_eof_page(old_size)

@@ -21,6 +21,7 @@ from ttmfs.svm.memory import alloc_pages
 from ttmfs.svm.pages import Pages, free_pages, index_of
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.copy import CopyState
+from ttmfs.ttm.growth import growing
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -179,14 +180,12 @@ async def migrate_to_ram(devmem: DevMem, why: str, ctx: OperationContext | None 
 
 
 async def fill_holes(space: "AddressSpace", first: int, end: int, *, at_once: bool = False, anew: bool = False) -> bool:
-    """Memory, zeroed, for the mapped holes (`anew`: all holes, which become mapped); True when this has waited.
+    """Memory, zeroed, for the mapped holes (`anew`: all holes); True when this has waited.
 
     A page that is handed out must have memory, or its WRITE could fail (R4): without waiting the reserve serves.
     TtmError(ENOMEM).
     """
     waited = False
-    if anew:
-        space.map_holes(first, end)
     for number, mask in space.masks(first, end):
         holes = mask & ~space.held(number)
         if holes and not anew:
@@ -233,14 +232,19 @@ def _put(space: "AddressSpace", number: int, holes: int, pages: Pages) -> None:
 
 
 async def write(space: "AddressSpace", offset: int, data: bytes) -> None:
-    """Serve a WRITE of all of `data`; the space grows if it ends behind it. TtmError: ENOMEM, EFBIG, ESHUTDOWN, EIO."""
+    """Serve a WRITE of all of `data`; the space grows if it ends behind it. TtmError: ENOMEM, EFBIG, ESHUTDOWN, EIO.
+
+    If it fails, size, content and mapping are as before.
+    """
     if not data:
         return
     end_byte = offset + len(data)
-    if end_byte > space.size:
-        space.set_size(end_byte)
     with trio.CancelScope(shield=True):
-        await _write(space, offset, data)
+        if end_byte <= space.size:
+            await _write(space, offset, data)
+            return
+        with growing(space, end_byte, space.resize):
+            await _write(space, offset, data)
 
 
 async def _write(space: "AddressSpace", offset: int, data: bytes) -> None:
@@ -253,7 +257,8 @@ async def _write(space: "AddressSpace", offset: int, data: bytes) -> None:
         if ttm.closing:
             raise TtmError(errno.ESHUTDOWN, f"write to {space.name}: the mount is being taken down")
         if offset + len(data) > space.size:
-            space.set_size(offset + len(data))
+            # Truncated meanwhile: the WRITE comes after that.
+            space.resize(offset + len(data))
         at_once = space.unmapping_any(first, end) or trio.current_time() >= deadline
         running = space.move_of(first, end, CopyState.RUNNING)
         if running is not None:
@@ -264,6 +269,7 @@ async def _write(space: "AddressSpace", offset: int, data: bytes) -> None:
         if await fill_holes(space, first, end, at_once=at_once, anew=True):
             continue
         break
+    space.map_holes(first, end)
     view = memoryview(data)
     done = 0
     while done < len(data):

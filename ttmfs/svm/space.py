@@ -29,6 +29,7 @@ from ttmfs.svm.intervals import IntervalMap
 from ttmfs.svm.pages import CHUNK_PAGES, CHUNK_SHIFT, index_of, lowest, mask_of
 from ttmfs.svm.ranges import Range, RangeTable
 from ttmfs.ttm.copy import CopyState
+from ttmfs.ttm.growth import Growth
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, pages_of
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class AddressSpace:
         "chunks",
         "cpu_faults",
         "gpu_faults",
+        "growth",
         "last_error",
         "mapping",
         "migrations_in",
@@ -85,6 +87,7 @@ class AddressSpace:
         self.vdev = svm.vdev
         self.name = name
         self.size = 0
+        self.growth: Growth | None = None
         self.private: object = None
         self.chunks: SortedDict[int, Chunk] = SortedDict()
         self.reclaim_hand = 0
@@ -212,6 +215,12 @@ class AddressSpace:
 
     def set_size(self, size: int) -> None:
         """ftruncate: at once, waiting for nobody. TtmError(EFBIG) beyond 1 TiB, EINVAL below 0."""
+        self.resize(size)
+        if self.growth is not None:
+            self.growth.settled = size
+
+    def resize(self, size: int) -> None:
+        """As `set_size`, also of a WRITE past the end that may still fail (see ttmfs.ttm.growth)."""
         if size > MAX_SIZE:
             raise TtmError(errno.EFBIG, f"{size} bytes: an address space has at most {MAX_SIZE} (1 TiB)")
         if size < 0:

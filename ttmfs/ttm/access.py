@@ -14,6 +14,7 @@ Between the last check and the copy into or out of the reply there is no await.
 import errno
 import time
 from collections.abc import Awaitable, Callable, Sized
+from functools import partial
 from typing import Final, TypeVar
 
 import trio
@@ -25,6 +26,7 @@ from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.copy import Backing, Copy, CopyState
 from ttmfs.ttm.eof import drop_cached_eof_page
 from ttmfs.ttm.fault import FaultFlag, FaultResult, VmFault
+from ttmfs.ttm.growth import growing
 from ttmfs.ttm.move import retreat_to_system
 from ttmfs.ttm.park import park
 from ttmfs.ttm.room import make_room
@@ -323,16 +325,17 @@ def _tt_ranges(bo: BufferObject, first: int, count: int) -> list[tuple[int, int]
 
 
 async def write(bo: BufferObject, offset: int, data: bytes) -> int:
-    """Serve a WRITE of all of `data`, growing the BO if it ends behind it. TtmError: ENOMEM, ENOSPC, EIO.
+    """Serve a WRITE of all of `data`, growing the BO if it ends behind it. TtmError: ENOMEM, ENOSPC, EIO, EFBIG.
 
-    Fails only for pages that never had memory.
+    Fails only for pages that never had memory, and beyond the largest size. Size and content are as before then.
     """
     end = offset + len(data)
     old_size = bo.size
-    if end > old_size:
-        bo.device.set_size(bo, end)
-    if not _try_write(bo, offset, data):
-        await _parked(bo, _write_slowly, offset, data)
+    if end <= old_size:
+        await _write(bo, offset, data)
+    else:
+        with growing(bo, end, partial(bo.device.resize, bo)):
+            await _write(bo, offset, data)
     first = offset >> PAGE_SHIFT
     bo.gate.touch(first, pages_of(end) - first)
     if bo.dirty is not None:
@@ -341,6 +344,11 @@ async def write(bo: BufferObject, offset: int, data: bytes) -> int:
     if end > old_size and old_size & PAGE_MASK:
         await drop_cached_eof_page(bo, old_size)
     return len(data)
+
+
+async def _write(bo: BufferObject, offset: int, data: bytes) -> None:
+    if not _try_write(bo, offset, data):
+        await _parked(bo, _write_slowly, offset, data)
 
 
 def _try_write(bo: BufferObject, offset: int, data: bytes) -> bool:
@@ -418,7 +426,8 @@ async def _write_slowly(bo: BufferObject, offset: int, data: bytes, request: _Re
         if bo.device.closing:
             raise TtmError(errno.ESHUTDOWN, f"write to {bo.name}: the mount is being taken down")
         if end > bo.size:
-            bo.device.set_size(bo, end)
+            # Truncated meanwhile: the WRITE comes after that.
+            bo.device.resize(bo, end)
         if bo.external:
             _check_imported(bo)
         if bo.copies or bo.gate.unmaps(first, count) or request.late:
@@ -427,7 +436,7 @@ async def _write_slowly(bo: BufferObject, offset: int, data: bytes, request: _Re
             vmf = VmFault(bo, first, count, deadline=request.deadline, flags=flags, overwrite=overwrite)
             result = await bo.funcs.fault(vmf)
             request.note(vmf)
-            if result in _ERRNO and (bo.external or not bo.has_memory(first, count)):
+            if result in _ERRNO and end <= bo.size and (bo.external or not bo.has_memory(first, count)):
                 raise TtmError(_ERRNO[result], f"write to {bo.name} page {first}: {vmf.message}")
             if result is FaultResult.SIGBUS and not bo.copies and not bo.unknown_state and end <= bo.size:
                 # Pinned out of the CPU's reach, say: the memory is there, and a WRITE must not be lost.
@@ -435,7 +444,8 @@ async def _write_slowly(bo: BufferObject, offset: int, data: bytes, request: _Re
                 return
             if result is FaultResult.RETRY:
                 flags = FaultFlag.WRITE
-        if _try_write(bo, offset, data) or _write_anyway(bo, offset, data, first, count, request):
+        still_fits = end <= bo.size
+        if still_fits and (_try_write(bo, offset, data) or _write_anyway(bo, offset, data, first, count, request)):
             return
         await trio.lowlevel.checkpoint()
 

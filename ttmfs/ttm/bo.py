@@ -22,6 +22,7 @@ from ttmfs.sync.fence import Fence
 from ttmfs.sync.resv import Reservation, Usage
 from ttmfs.ttm.copy import Backing, Copy, CopyState
 from ttmfs.ttm.gate import Gate
+from ttmfs.ttm.growth import Growth
 from ttmfs.ttm.placement import SYSTEM, Placement
 from ttmfs.ttm.resource import Resource
 from ttmfs.ttm.tt import TT
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from ttmfs.ttm.device import Device, DriverFuncs
 
 NUM_PRIORITIES: Final = 4
+MAX_SIZE: Final = 1 << 47
+"""Bytes: 128 TiB, the address space of a process, so that a BO can always be mapped whole."""
 _NO_COPIES: Final[deque[Copy]] = deque()
 
 
@@ -65,6 +68,7 @@ class BufferObject:
         "funcs",
         "gate",
         "ghost",
+        "growth",
         "handed_out",
         "last_error",
         "madvise",
@@ -104,6 +108,7 @@ class BufferObject:
         self.funcs = funcs
         self.name = name
         self.size = 0
+        self.growth: Growth | None = None
         self.resource: Resource | None = None
         self.tt: TT | None = None
         self.defrag_old_tt: TT | None = None

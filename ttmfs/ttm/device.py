@@ -17,7 +17,7 @@ from ttmfs.observe.counters import Counters
 from ttmfs.observe.inject import Injection
 from ttmfs.observe.trace import Trace
 from ttmfs.sync.resv import Reservation, Usage, WwClass
-from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.bo import MAX_SIZE, BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.copy import CopyState, zero_bytes
 from ttmfs.ttm.defrag_list import DefragList
@@ -196,11 +196,20 @@ class Device:
     # -- truncate ------------------------------------------------------------------------------------------------
 
     def set_size(self, bo: BufferObject, size: int) -> None:
-        """SETATTR(size), O_TRUNC and WRITEs past the end: takes effect at once and waits for nobody (rule R5).
+        """SETATTR(size) and O_TRUNC: takes effect at once and waits for nobody (rule R5).
 
         What was cut off reads as zeros if the file grows again. Memory behind the end is freed as soon as the BO is
-        idle: now, or when its reservation is released. TtmError(EPERM) for an imported BO: its size is the file's.
+        idle: now, or when its reservation is released. TtmError: EFBIG beyond MAX_SIZE, EPERM for an imported BO, whose
+        size is the file's; nothing has changed then.
         """
+        self.resize(bo, size)
+        if bo.growth is not None:
+            bo.growth.settled = size
+
+    def resize(self, bo: BufferObject, size: int) -> None:
+        """As `set_size`, also of a WRITE past the end that may still fail (see ttmfs.ttm.growth)."""
+        if size > MAX_SIZE:
+            raise TtmError(errno.EFBIG, f"{bo.name} cannot have {size} bytes: a BO has at most {MAX_SIZE} (128 TiB)")
         if bo.external and size != bo.size:
             raise TtmError(errno.EPERM, f"{bo.name} is imported: its size is that of the file behind it")
         old_size, bo.size = bo.size, size

@@ -102,13 +102,13 @@ class PageVector:
         return decode_pages(self.vector[index])
 
     def has_memory(self, index: int, count: int) -> bool:
-        """Do all these entries have a page?"""
+        """Do all these entries have a page? None behind the end has."""
         if self.populated_pages == self.num_pages:
-            return True
+            return index + count <= self.num_pages
         if count == 1:
-            return is_page(self.vector.item(index))
+            return index < self.num_pages and is_page(self.vector.item(index))
         part = self.vector[index : index + count]
-        return bool(((part != HOLE) & (part & 1 == 0)).all())
+        return len(part) == count and bool(((part != HOLE) & (part & 1 == 0)).all())
 
     def present(self) -> Index:
         """Indices of the entries that have a page, ascending."""
