@@ -25,7 +25,7 @@ FILES: Final[Mapping[str, str]] = {
     "objects/NAME/prefault": "pages: readahead of later opens, bound of what a fault populates besides",
     "objects/NAME/madvise": "`normal`, `random` (prefault 1), `sequential` (prefault at least 256), `willneed`, "
     "`dontneed` (purgeable: its content may be dropped)",
-    "objects/NAME/caching": "`uncached`, `write_combined` or `cached`; EBUSY once it is populated",
+    "objects/NAME/caching": "`uncached`, `write_combined` or `cached`; EBUSY once it is populated or while in use",
     "objects/NAME/snapshot": "one letter a page: `.` unpopulated, `s` system, `g` gtt, `v` vram, `b` in the store, "
     "`m` moving; another region has its first letter",
     "objects/NAME/status": "`key:<TAB>value` lines, see below",

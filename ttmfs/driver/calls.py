@@ -150,8 +150,9 @@ async def unmap(vdev: VirtualDevice, bo: BufferObject, first_page: int, num_page
 
 
 async def wait_bo(vdev: VirtualDevice, bo: BufferObject, usage: Usage, timeout: float) -> Result:
-    """Wait for the BO's fences up to `usage`. ETIME when the time is up; EIO when its content was lost."""
+    """Wait for the BO's fences up to `usage`. ETIME when the time is up; EIO when its content was lost; ENOENT gone."""
     del vdev
+    bo.check_alive()
     if not await bo.resv.wait(usage, timeout):
         pending = bo.resv.get_fences(usage)
         names = " ".join(f"{fence.name} ({fence.what})" for fence in pending[:4])

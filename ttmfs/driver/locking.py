@@ -3,6 +3,9 @@
 A walk that would have to wait for a victim which an older ticket holds gets EDEADLK. The kernel then reports ENOMEM
 although there is room to be made. Here the call gives up all it holds, waits for that victim as the ww rules ask
 (`lock_slow`), and starts over with its ticket's age, so that it becomes the oldest some day.
+
+A BO may be unlinked while a call waits for it, or before it came: then the call is ENOENT, and gives nothing to a BO
+that nobody would take it back from.
 """
 
 import errno
@@ -25,7 +28,15 @@ T = TypeVar("T")
 
 @asynccontextmanager
 async def reserved(bo: BufferObject) -> AsyncIterator[None]:
-    """ttm_bo_reserve … ttm_bo_unreserve around a block."""
+    """ttm_bo_reserve … ttm_bo_unreserve around a block. TtmError(ENOENT) when the BO is gone."""
+    async with reserved_dead_or_alive(bo):
+        bo.check_alive()
+        yield
+
+
+@asynccontextmanager
+async def reserved_dead_or_alive(bo: BufferObject) -> AsyncIterator[None]:
+    """The same for who empties a region of zombies too."""
     bo.device.inject.check("interrupt", errno.EINTR, f"waiting for {bo.name}")
     await bo.resv.lock()
     try:
@@ -38,6 +49,8 @@ async def reserved(bo: BufferObject) -> AsyncIterator[None]:
 async def reserved_all(bos: Sequence[BufferObject], stamp: int | None = None) -> AsyncIterator[Exec[BufferObject]]:
     """All of `bos` under one ww ticket (drm_exec), fences' slots included; a BO named twice is locked once.
 
+    TtmError(ENOENT) when one of them is gone.
+
     `stamp` is the age of an earlier ticket of the same call.
     """
     async with Exec[BufferObject](ignore_duplicates=True, unlock=BufferObject.unreserve, stamp=stamp) as execution:
@@ -46,6 +59,8 @@ async def reserved_all(bos: Sequence[BufferObject], stamp: int | None = None) ->
                 for bo in bos:
                     bo.device.inject.check("interrupt", errno.EINTR, f"waiting for {bo.name}")
                     await execution.prepare(bo, 1)
+                for bo in bos:  # all of them once more: it may have gone while another was waited for
+                    bo.check_alive()
         yield execution
 
 

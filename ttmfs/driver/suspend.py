@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from ttmfs.driver.locking import reserved
+from ttmfs.driver.locking import reserved_dead_or_alive
 from ttmfs.errors import TtmError
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
@@ -110,7 +110,7 @@ class PowerState:
 
     async def _empty(self, manager: ResourceManager, ctx: OperationContext) -> None:
         while (bo := self._next(manager)) is not None:
-            async with reserved(bo):
+            async with reserved_dead_or_alive(bo):
                 if bo.resource is not None and bo.resource.manager is manager:
                     await self._save(bo, bo.resource, ctx)
         for fence in list(manager.pending_eviction_fences()):
@@ -150,7 +150,7 @@ class PowerState:
         while self._saved:
             saved = self._saved.pop(0)
             bo = saved.bo
-            async with reserved(bo):
+            async with reserved_dead_or_alive(bo):
                 if bo.deleted or bo.resource is None or bo.mem_type != SYSTEM or not bo.size:
                     continue
                 try:
@@ -170,7 +170,7 @@ def _unpinned(bo: BufferObject) -> Iterator[None]:
     try:
         yield
     finally:
-        bo.pin_count = pins
+        bo.pin_count = 0 if bo.deleted else pins
         if bo.resource is not None:
             bo.device.lru_readd(bo.resource)
 

@@ -140,6 +140,9 @@ def _set_caching(vdev: VirtualDevice, bo: BufferObject, text: str) -> None:
         raise TtmError(errno.EINVAL, f"{text[:40]!r} is no caching type: say one of {' '.join(Caching.__members__)}")
     if bo.tt is not None and (bo.tt.populated_pages or bo.tt.backed_up_pages):
         raise TtmError(errno.EBUSY, f"{bo.name} is populated: its caching can be set before its first use only")
+    if bo.resv.locked:
+        # Whoever has it reserved may be giving memory to the very tt that would be dropped.
+        raise TtmError(errno.EBUSY, f"{bo.name} is in use: set its caching before its first use")
     bo.caching = Caching[text]
     bo.tt = None
 
@@ -161,7 +164,8 @@ def get_text(bo: BufferObject, key: str) -> str:
 
 
 def set_text(vdev: VirtualDevice, bo: BufferObject, key: str, text: str) -> None:
-    """Set one attribute. TtmError: EINVAL for a value that it does not take, EBUSY, EPERM for a read-only one."""
+    """Set one attribute. TtmError: EINVAL for a value that it does not take, EBUSY, EPERM read-only, ENOENT gone."""
+    bo.check_alive()
     setter = SETTABLE.get(key)
     if setter is None:
         raise TtmError(errno.EPERM, f"{key} is read-only; these can be set: {' '.join(SETTABLE)}")

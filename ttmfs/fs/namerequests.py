@@ -62,6 +62,8 @@ class NameRequests(OpenRequests):
 
     def _folder(self, inode: int) -> Folder:
         node = self.inodes.get(inode)
+        if isinstance(node, VirtualDir) and node.gone():
+            raise TtmError(errno.ENOENT, "the BO of this folder was unlinked")
         if not isinstance(node, Folder):
             raise TtmError(errno.EPERM, "BOs and folders are made below bo/ only, address spaces in svm/")
         return node

@@ -35,8 +35,11 @@ class VirtualDir:
         uid: int = 0,
         gid: int = 0,
         mode: int = 0o040755,
+        gone: Callable[[], bool] = lambda: False,
     ) -> None:
         self.key = key
+        self.gone = gone
+        """What it stands for was removed, while somebody has it as working directory: nothing can be made in it."""
         self.find = find
         self.names = names
         self.uid = uid

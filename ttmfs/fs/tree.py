@@ -126,7 +126,15 @@ class Tree:
     def _object_dir(self, file: object) -> VirtualDir:
         assert isinstance(file, BoFile)
         names = (*OBJECT_COMMANDS, *attributes.SETTABLE, *_READ_ONLY_OBJECT_FILES)
-        return self._dir(f"object{file.ino}", lambda name: self._find_object_file(file, name), lambda: names)
+        bo = file.bo
+        return VirtualDir(
+            f"object{file.ino}",
+            lambda name: None if bo.deleted else self._find_object_file(file, name),
+            lambda: () if bo.deleted else names,
+            uid=self.uid,
+            gid=self.gid,
+            gone=lambda: bo.deleted,
+        )
 
     def _find_object_file(self, file: BoFile, name: str) -> Node | None:
         bo = file.bo

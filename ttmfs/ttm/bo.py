@@ -93,6 +93,7 @@ class BufferObject:
         "unknown_state",
         "validations",
         "view_known",
+        "zombie",
     )
 
     def __init__(
@@ -138,6 +139,9 @@ class BufferObject:
         self.purged = False
         """Its content was dropped while it was advised `dontneed`, or by a purge; so until it is advised anew."""
         self.deleted = False
+        """The last reference is gone: nobody may begin anything with it any more."""
+        self.zombie = False
+        """Deleted, and its memory is not given back yet."""
         self.ghost = False
         """A ghost holds what a move left behind until its fences signal; the driver never sees one."""
         self.resize_pending = False
@@ -310,6 +314,11 @@ class BufferObject:
 
     # -- reservation, LRU, pins ----------------------------------------------------------------------------------
 
+    def check_alive(self) -> None:
+        """TtmError(ENOENT) when it is deleted: whoever has waited for it looks again (ttm_bo_get_unless_zero)."""
+        if self.deleted:
+            raise TtmError(errno.ENOENT, f"{self.name or 'the BO'} is gone: it was unlinked")
+
     def unreserve(self) -> None:
         """ttm_bo_unreserve: bump to the LRU tail, then unlock."""
         try:
@@ -324,7 +333,7 @@ class BufferObject:
                 self.device.apply_resize(self)
         finally:
             self.resv.unlock()
-        if self.deleted:
+        if self.zombie:
             self.device.cleanup_when_idle(self)
 
     def assign(self, resource: Resource | None) -> None:

@@ -112,7 +112,7 @@ class Device:
         self.defrag_list = DefragList()
         self.suspended = False
         """Every BO is in system and the device does no work; a fault of a BO that was never placed stays there."""
-        self.placed_in_suspend: list[BufferObject] = []
+        self.placed_in_suspend: dict[BufferObject, None] = {}
         """BOs whose first use was then: they are placed anew by the next one after resume."""
         self.swap_store: SwapStore | None = None
         """Where swapout puts pages; None: nothing can be swapped out."""
@@ -281,7 +281,8 @@ class Device:
         if self.trace.on and not bo.ghost:
             zombie = int(not bo.resv.test_signaled(Usage.BOOKKEEP))
             self.trace.emit("bo_destroy", bo.name, bytes=bo.size, region=bo.mem_type, zombie=zombie)
-        bo.deleted = True
+        bo.deleted = bo.zombie = True
+        self.placed_in_suspend.pop(bo, None)
         self.defrag_list.leave(bo)
         self.purgeable_bos.pop(bo, None)
         self.unfinished_restores.pop(bo, None)
@@ -318,7 +319,7 @@ class Device:
 
     def cleanup_when_idle(self, bo: BufferObject) -> None:
         """Free a deleted BO if nobody uses it; otherwise the last fence, or the holder's unreserve, comes back here."""
-        if bo.resource is None and bo.tt is None and not bo.deleted:
+        if not bo.zombie:
             return
         for fence in bo.resv.fences(Usage.BOOKKEEP):
             if fence.add_callback(lambda _fence: self.cleanup_when_idle(bo)):
@@ -329,7 +330,7 @@ class Device:
 
     def cleanup(self, bo: BufferObject) -> None:
         """ttm_bo_cleanup_memtype_use: free tt and resource of an idle, reserved BO for good."""
-        if not bo.deleted:
+        if not bo.zombie:
             return
         bo.funcs.delete_mem_notify(bo)
         bo.drop_view()
@@ -339,7 +340,7 @@ class Device:
         resource, bo.resource = bo.resource, None
         if resource is not None:
             resource.manager.free(resource)
-        bo.deleted = False
+        bo.zombie = False
         self.num_bos -= 1
         if bo.ghost:
             self.num_ghosts -= 1

@@ -217,7 +217,7 @@ async def _place(vmf: VmFault) -> None:
         if bo.resource is None:
             bo.assign(bo.device.managers[SYSTEM].alloc(bo, Place(SYSTEM)))
         bo.placed = True
-        bo.device.placed_in_suspend.append(bo)
+        bo.device.placed_in_suspend[bo] = None
         return
     bo.placed = True
     if bo.pin_count and bo.resource is not None:

@@ -73,7 +73,7 @@ def _meets(state: Restore, first: int, end: int) -> bool:
 def _came_back(bo: BufferObject, tt: TT, before: int) -> int:
     """Books of pages that are in memory again; with the first of them the BO is on a LRU again."""
     came = before - tt.backed_up_pages
-    if tt.restore is not None:
+    if tt.restore is not None and not bo.deleted:
         bo.device.unfinished_restores[bo] = None
     else:
         bo.device.unfinished_restores.pop(bo, None)
