@@ -5,12 +5,11 @@ the kernel does: locked and dirty folios, INVALs that wait for them), a device t
 address spaces, jobs over BOs, eviction, suspend and resume. The page is the unit of coherence, so every page of a
 space belongs to one actor, which works on it from both sides and knows each of its bytes.
 
-The seed is in every message; with a shmem store and no simulated link a failure repeats.
+The seed is in every message, and a failure repeats: what would run in threads takes its turns on the loop.
 """
 
 import itertools
 import random
-import types
 import zlib
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -19,7 +18,9 @@ import trio
 
 from tests.core.exercise import Client, storm
 from tests.svm.page_cache import PAGE, PageCache
-from ttmfs.driver import calls, compute, engine
+from tests.sync.inline import Inline
+from ttmfs import clock
+from ttmfs.driver import calls
 from ttmfs.driver.config import Config
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.jobs import Job
@@ -27,9 +28,9 @@ from ttmfs.driver.submit import submit_job
 from ttmfs.errors import TtmError
 from ttmfs.observe.inject import PLACES
 from ttmfs.svm import calls as svm_calls
-from ttmfs.svm import jobs as svm_jobs
 from ttmfs.svm.space import AddressSpace
 from ttmfs.svm.svm import Svm
+from ttmfs.sync import offload
 from ttmfs.ttm import access
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
@@ -519,16 +520,15 @@ async def together(
     """Run it on a SteppingClock; returns counts. AssertionError with the seed and the last operations on a finding."""
     trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[attr-defined]
     trio._core._run._r.seed(seed)  # type: ignore[attr-defined]
-    ticks = itertools.count()
-    real_time, real_inline = engine.time, compute.INLINE_BYTES  # type: ignore[attr-defined]
     # What is measured decides how long steps are: measure something that repeats.
-    engine.time = types.SimpleNamespace(perf_counter=lambda: next(ticks) * 50e-6)  # type: ignore[attr-defined]
+    ticks = itertools.count(0, 50_000)
     # The clock that jumps does not wait for threads.
-    compute.INLINE_BYTES = svm_jobs.INLINE_BYTES = 1 << 40  # type: ignore[misc]
+    turns = random.Random(seed)
+    offload.use(Inline(lambda _lane, _when: turns.randrange(4)))
     machine = Machine(config, seed, faults=faults)
     rng, vdev = machine.rng, machine.vdev
     try:
-        with trio.fail_after(HANG_SECONDS):
+        with clock.replaced(lambda: next(ticks), clock.wall_ns), trio.fail_after(HANG_SECONDS):
             await _run(machine, rng, vdev, steps=steps, suspends=suspends)
     except BaseException as failure:
         if isinstance(failure, KeyboardInterrupt | trio.Cancelled):
@@ -537,8 +537,6 @@ async def together(
         raise AssertionError(f"seed {seed} faults {faults} suspends {suspends}\n{lines}\n{failure!r}") from failure
     finally:
         vdev.close()
-        engine.time = real_time  # type: ignore[attr-defined]
-        compute.INLINE_BYTES = svm_jobs.INLINE_BYTES = real_inline  # type: ignore[misc]
     return machine.counts
 
 

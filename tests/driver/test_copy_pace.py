@@ -6,7 +6,8 @@ import random
 import pytest
 import trio
 
-from ttmfs.driver import calls, engine
+from ttmfs import clock
+from ttmfs.driver import calls
 from ttmfs.driver.engine import MAX_STEP_PAGES, Pace
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm import access
@@ -17,22 +18,10 @@ from ttmfs.ttm.device import CLEAR_STEP_PAGES
 MIB = 1 << 20
 
 
-class Clock:
-    """Says how long each step and each checkpoint take: it advances by `tick` whenever it is looked at."""
-
-    def __init__(self, tick: float) -> None:
-        self.tick = tick
-        self.seconds = 0.0
-
-    def perf_counter(self) -> float:
-        self.seconds += self.tick
-        return self.seconds
-
-
 @pytest.fixture
 def steps(monkeypatch):
-    """(first page, pages) of every step that any copy makes, on a clock of 10 us."""
-    monkeypatch.setattr(engine, "time", Clock(10e-6))
+    """(first page, pages) of every step that any copy makes, on a clock that advances by 10 us at every look."""
+    looks = itertools.count(0, 10_000)
     seen: list[tuple[int, int]] = []
     real = Copy.step
 
@@ -41,7 +30,8 @@ def steps(monkeypatch):
         real(self, index, count)
 
     monkeypatch.setattr(Copy, "step", step)
-    return seen
+    with clock.replaced(lambda: next(looks), clock.wall_ns):
+        yield seen
 
 
 async def move(vdev, bo, place):

@@ -8,12 +8,12 @@ import trio
 import trio.testing
 
 from tests.svm.page_cache import PageCache
-from ttmfs.driver import compute
+from tests.sync.inline import Inline
 from ttmfs.driver.config import Config
 from ttmfs.driver.device import VirtualDevice
-from ttmfs.svm import jobs
 from ttmfs.svm.space import AddressSpace
 from ttmfs.svm.svm import Svm
+from ttmfs.sync import offload
 
 MIB = 1 << 20
 
@@ -58,6 +58,8 @@ class SvmDevice:
 
 @asynccontextmanager
 async def running(config: Config) -> AsyncIterator[SvmDevice]:
+    # The clock that jumps does not wait for threads.
+    offload.use(Inline(lambda _lane, _when: 1))
     device = SvmDevice(VirtualDevice(config))
     try:
         async with trio.open_nursery() as nursery:
@@ -75,11 +77,8 @@ MakeDevice = Callable[..., AbstractAsyncContextManager[SvmDevice]]
 
 
 @pytest.fixture
-def svm_device(monkeypatch: pytest.MonkeyPatch) -> MakeDevice:
+def svm_device() -> MakeDevice:
     """`async with svm_device(vram=…) as device:`; the test asks for `autojump_clock` besides."""
-    # The clock that jumps does not wait for threads.
-    for module in (compute, jobs):
-        monkeypatch.setattr(module, "INLINE_BYTES", 1 << 40)
 
     def make(**options: object) -> AbstractAsyncContextManager[SvmDevice]:
         values: dict[str, object] = {"vram": 16 * MIB, "gtt": 64 * MIB, "memory": 64 * MIB, "swap": 0, **options}

@@ -6,11 +6,12 @@ Processes are looked for in /proc when clients are listed; a reused pid is anoth
 """
 
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Final
+
+from ttmfs import clock
 
 if TYPE_CHECKING:
     from ttmfs.driver.namespace import BoFile
@@ -99,7 +100,7 @@ class Clients:
 
     def _process_of(self, thread: int) -> _Process | None:
         """(pid, start time) of the process that a thread is of; None when it is gone. Remembered for a moment."""
-        now = time.monotonic()
+        now = clock.monotonic()
         if now >= self._threads_until:
             self._threads.clear()
             self._threads_until = now + _THREADS_KEPT_SECONDS

@@ -11,6 +11,7 @@ from ttmfs.driver.engine import FenceErrors
 from ttmfs.driver.jobs import QueuedJob, execute
 from ttmfs.errors import TtmError
 from ttmfs.sync.fence import Fence, FenceCounters, Timeline
+from ttmfs.sync.offload import Lane
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +28,8 @@ class OtherJob(Protocol):
     fence: Fence
     deps: tuple[Fence, ...]
 
-    async def run(self, limiter: trio.CapacityLimiter) -> None:
-        """Do it, in a thread of `limiter` where it is long. TtmError: the errno that the fence carries."""
+    async def run(self, lane: Lane) -> None:
+        """Do it, off the loop in `lane` where it is long. TtmError: the errno that the fence carries."""
 
 
 class ComputeEngine:
@@ -41,7 +42,7 @@ class ComputeEngine:
         self._errors = errors
         self._work = trio.Event()
         # Its own thread: jobs must not wait for INVALs or the other way round.
-        self._limiter = trio.CapacityLimiter(1)
+        self._lane = Lane(name, 1)
 
     def submit(self, queued: QueuedJob | OtherJob) -> None:
         """Queue a job whose fence was emitted by `timeline`."""
@@ -82,7 +83,7 @@ class ComputeEngine:
         """0 or the errno that the job's fence carries."""
         try:
             if not isinstance(queued, QueuedJob):
-                await queued.run(self._limiter)
+                await queued.run(self._lane)
                 return 0
             for bo in queued.job.bos:
                 await queued.flush(bo)
@@ -91,9 +92,7 @@ class ComputeEngine:
             elif queued.size <= INLINE_BYTES:
                 queued.value = execute(queued.job, queued.size, queued.dst, queued.srcs)
             else:
-                queued.value = await trio.to_thread.run_sync(
-                    execute, queued.job, queued.size, queued.dst, queued.srcs, limiter=self._limiter
-                )
+                queued.value = await self._lane.run(execute, queued.job, queued.size, queued.dst, queued.srcs)
             await queued.publish()
         except TtmError as error:
             return error.errno or errno.EIO

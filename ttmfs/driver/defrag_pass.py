@@ -42,14 +42,14 @@ async def _planned_pass(vdev: "VirtualDevice", bos: Sequence[BufferObject], limi
     vdev.ttm.defrag_list.runs += 1
     pool.shrink(pool.pooled_pages)
     before = obtainable(pool.free_by_order())
-    failed: set[BufferObject] = set()
+    left = list(bos)
     again = pool.beneficial_order > 0
     while again and not idle(vdev):
-        plan = await make_plan(pool, [bo for bo in bos if bo not in failed], limit - tally.moved - tally.failed, before)
+        plan = await make_plan(pool, left, limit - tally.moved - tally.failed, before)
         again = False
         for step in plan:
             if not await try_one(vdev, step.bo, tally, wait=True, compact=step.compact):
-                failed.add(step.bo)
+                left = [bo for bo in left if bo is not step.bo]
                 again = True
                 break
     return tally, before

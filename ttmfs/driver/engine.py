@@ -7,7 +7,6 @@ steps with a checkpoint in between, so that faults are served meanwhile: of 256 
 
 import errno
 import logging
-import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Final
 
 import trio
 
+from ttmfs import clock
 from ttmfs.observe.inject import Injection
 from ttmfs.sync.fence import Fence, FenceCounters, Timeline
 from ttmfs.ttm.bo import BufferObject
@@ -221,12 +221,12 @@ class CopyEngine:
             pages = CLEAR_STEP_PAGES if fail else pace.pages
             # To the next multiple: so a long step of large pages does not straddle two of them.
             count = min(pages - index % pages, copy.num_pages - index)
-            started = time.perf_counter()
+            started = clock.monotonic()
             copy.step(index, count)
             index += count
-            stepped = time.perf_counter()
+            stepped = clock.monotonic()
             await trio.lowlevel.checkpoint()
-            pace.after(stepped - started, time.perf_counter() - stepped, requests.read + requests.write)
+            pace.after(stepped - started, clock.monotonic() - stepped, requests.read + requests.write)
 
     async def _intercept(self, queued: _Queued) -> int:
         """i915_ttm_memcpy_work: 0 when the CPU has copied instead, else the errno of the fence."""

@@ -7,16 +7,19 @@ truncates the file, faults are SIGBUS from then on; a truncate in the very insta
 
 import errno
 import os
+from typing import Final
 
 import numpy as np
-import trio
 
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.namespace import BoFile, Folder, Namespace
 from ttmfs.errors import TtmError
 from ttmfs.memory.arena import Arena
 from ttmfs.memory.file_arena import FileArena
+from ttmfs.sync.offload import Lane
 from ttmfs.ttm.tt import TT, encode_pages
+
+_OPENING: Final = Lane("import", 40)
 
 
 class ImportedTT(TT):
@@ -60,7 +63,7 @@ async def import_bo(
     parent, leaf = _parent(names, name)
     names.check_new(parent, leaf)
     # Opening may wait for a disk, or for whoever serves that path.
-    file = await trio.to_thread.run_sync(FileArena, path, abandon_on_cancel=False)
+    file = await _OPENING.run(FileArena, path)
     try:
         bo_file = names.create(parent, leaf, 0o644, uid, gid)
     except BaseException:

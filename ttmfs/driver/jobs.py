@@ -7,7 +7,6 @@ caches are flushed when the engine starts it; at the end its bytes are published
 """
 
 import errno
-import time
 import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ttmfs import clock
 from ttmfs.errors import TtmError
 from ttmfs.memory.arena import Arena
 from ttmfs.memory.copy import gather, scatter
@@ -197,5 +197,5 @@ class QueuedJob:
             return
         touched = getattr(bo.private, "touch", None)
         if touched is not None:
-            touched(time.time_ns())
+            touched(clock.wall_ns())
         await self.flush(bo)

@@ -7,11 +7,11 @@ BO's `name` is its path below the root of the namespace, decoded with surrogatee
 import errno
 import os
 import stat
-import time
 from collections.abc import Iterator
 from itertools import count
 from typing import Final
 
+from ttmfs import clock
 from ttmfs.driver.clients import Client, Clients
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.errors import TtmError
@@ -32,7 +32,7 @@ class Entry:
         self.set_mode(mode)
         self.uid = uid
         self.gid = gid
-        self.atime = self.mtime = self.ctime = time.time_ns()
+        self.atime = self.mtime = self.ctime = clock.wall_ns()
         self.name = b""
         self.parent: Folder | None = None
 
@@ -130,7 +130,7 @@ class Namespace:
         entry.name = name
         entry.parent = parent
         parent.children[name] = entry
-        parent.mtime = parent.ctime = time.time_ns()
+        parent.mtime = parent.ctime = clock.wall_ns()
 
     def check_new(self, parent: Folder, name: bytes) -> None:
         """May `name` be made there? TtmError ENAMETOOLONG, EEXIST, ENOENT."""
@@ -169,7 +169,7 @@ class Namespace:
             raise TtmError(errno.EISDIR, f"{os.fsdecode(name)!r} is a folder: use rmdir")
         self._remove(parent, entry)
         entry.unlinked = True
-        entry.ctime = time.time_ns()
+        entry.ctime = clock.wall_ns()
         self.drop_if_unused(entry)
         return entry
 
@@ -191,7 +191,7 @@ class Namespace:
 
     def _remove(self, parent: Folder, entry: Entry) -> None:
         del parent.children[entry.name]
-        parent.mtime = parent.ctime = time.time_ns()
+        parent.mtime = parent.ctime = clock.wall_ns()
         entry.parent = None
 
     def rename(self, parent: Folder, name: bytes, to: Folder, to_name: bytes, *, replace: bool) -> None:
@@ -243,7 +243,7 @@ class Namespace:
 
     @staticmethod
     def _renamed(entry: Entry) -> None:
-        entry.ctime = time.time_ns()
+        entry.ctime = clock.wall_ns()
         for file in entry.walk() if isinstance(entry, Folder) else (entry,):
             assert isinstance(file, BoFile)
             file.bo.name = file.path

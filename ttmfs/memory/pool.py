@@ -11,12 +11,12 @@ this page*, so a clear page is zero and costs nothing; a dirty one, and any pool
 """
 
 import errno
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from ttmfs import clock
 from ttmfs.errors import TtmError
 from ttmfs.memory.arena import Arena
 from ttmfs.memory.blocks import Blocks
@@ -80,7 +80,7 @@ class PagePool:
         reserve_pages: int = 64,
         warm_pages: int = 0,
         beneficial_order: int = 9,
-        now: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = clock.monotonic,
     ) -> None:
         if min(limit_pages, reserve_pages, warm_pages) < 0 or not 0 <= beneficial_order <= MAX_ORDER:
             message = f"pool limits cannot be negative, and the beneficial order is 0 to {MAX_ORDER}"

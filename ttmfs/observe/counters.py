@@ -1,9 +1,10 @@
 """Counters: what happened since the mount, in plain integers that `stats` and `metrics` print."""
 
-import time
 from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any, Final
+
+from ttmfs import clock
 
 LATENCY_BUCKETS: Final = (50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 50e-3, 0.1, 0.5, 1.0, 5.0, 15.0)
 """Upper bounds in seconds."""
@@ -81,7 +82,7 @@ class RequestCounters:
 
     def as_dict(self) -> dict[str, Any]:
         oldest = min(self.parked.values(), default=None)
-        age = 0.0 if oldest is None else (time.monotonic_ns() - oldest) / 1e6
+        age = 0.0 if oldest is None else (clock.monotonic_ns() - oldest) / 1e6
         return {
             "read": self.read,
             "write": self.write,

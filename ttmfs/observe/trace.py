@@ -11,10 +11,11 @@ that is empty or holds a blank, a quote, a backslash or an unprintable character
 import json
 import os
 import re
-import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
+
+from ttmfs import clock
 
 RING_EVENTS: Final = 16384
 _PLAIN: Final = re.compile(r"[!-~]+")
@@ -90,7 +91,7 @@ class Trace:
 
         `name` is one of ttmfs.observe.events.EVENTS. `facts` are plain values: they are formatted when they are read.
         """
-        self.record(time.monotonic(), name, bo, facts)
+        self.record(clock.monotonic(), name, bo, facts)
 
     def record(self, when: float, name: str, bo: str, facts: dict[str, object]) -> None:
         """As `emit`, for who has the time and the facts at hand; `facts` becomes the trace's own."""

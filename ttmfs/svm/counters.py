@@ -1,8 +1,9 @@
 """Counters of SVM: of all spaces together, and per space under the names that xe's gt stats use."""
 
-import time
 from types import TracebackType
 from typing import Any, Final, Self
+
+from ttmfs import clock
 
 SIZES: Final = {512: "2M", 16: "64K", 1: "4K"}
 """Pages of a range, and what the counters call it."""
@@ -113,8 +114,8 @@ class _Timed:
         self._started = 0
 
     def __enter__(self) -> Self:
-        self._started = time.monotonic_ns()
+        self._started = clock.monotonic_ns()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> Any:
-        self._stats.values[self._name] += (time.monotonic_ns() - self._started) // 1000
+        self._stats.values[self._name] += (clock.monotonic_ns() - self._started) // 1000

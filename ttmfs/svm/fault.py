@@ -5,11 +5,11 @@ has queued its job, in the same step. Whoever calls bounds the restarts in time.
 """
 
 import errno
-import time
 from typing import TYPE_CHECKING, Final
 
 import trio
 
+from ttmfs import clock
 from ttmfs.driver.calls import check_device
 from ttmfs.errors import TtmError
 from ttmfs.svm.chunk import Chunk
@@ -112,7 +112,7 @@ async def _handle_fault(
     may_migrate = True
     timeslice = svm.atomic_timeslice_ms / 1000
     faulted = False
-    started = time.monotonic_ns()
+    started = clock.monotonic_ns()
     while True:
         space.check_alive()
         check_device(space.vdev)
@@ -171,7 +171,7 @@ async def _start_over(space: "AddressSpace", tally: Tally) -> None:
 def _count_served(space: "AddressSpace", found: Range, started: int) -> None:
     """`started`: monotonic ns of a fault, 0 when the range was valid."""
     if started:
-        space.stats.add_sized(found.num_pages, "pagefault_us", (time.monotonic_ns() - started) // 1000)
+        space.stats.add_sized(found.num_pages, "pagefault_us", (clock.monotonic_ns() - started) // 1000)
     else:
         space.stats.add_sized(found.num_pages, "valid_pagefault_count")
 

@@ -11,7 +11,6 @@ import zlib
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import trio
 
 from ttmfs.driver.compute import INLINE_BYTES
 from ttmfs.driver.jobs import Span
@@ -19,6 +18,7 @@ from ttmfs.errors import TtmError
 from ttmfs.svm.fault import Bound
 from ttmfs.svm.pages import CHUNK_PAGES, mask_of
 from ttmfs.sync.fence import Fence
+from ttmfs.sync.offload import Lane
 from ttmfs.sync.resv import Usage
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT
 
@@ -98,26 +98,24 @@ class SvmJob:
         """The page behind its last."""
         return (((self.first << PAGE_SHIFT) + self.offset + self.size - 1) >> PAGE_SHIFT) + 1
 
-    async def run(self, limiter: trio.CapacityLimiter) -> None:
+    async def run(self, lane: Lane) -> None:
         """Flush, work, publish. TtmError: what ended an earlier part of the operation."""
         operation = self.operation
         if operation.error is not None:
             raise operation.error
         try:
-            await self._work(operation, limiter)
+            await self._work(operation, lane)
         except Exception as error:
             why = error.message if isinstance(error, TtmError) else repr(error)
             operation.error = TtmError(errno.EIO, f"{self.fence.what}: {why}")
             raise
 
-    async def _work(self, operation: Operation, limiter: trio.CapacityLimiter) -> None:
+    async def _work(self, operation: Operation, lane: Lane) -> None:
         await self.space.flush(self.first, self.end)
         if self.size <= INLINE_BYTES:
             operation.execute(self.span, self.offset, self.size, self.done)
         else:
-            await trio.to_thread.run_sync(
-                operation.execute, self.span, self.offset, self.size, self.done, limiter=limiter
-            )
+            await lane.run(operation.execute, self.span, self.offset, self.size, self.done)
         if operation.writes:
             await self.space.flush(self.first, self.end)
 

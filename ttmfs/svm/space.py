@@ -8,7 +8,6 @@ it is done.
 """
 
 import errno
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -17,6 +16,7 @@ import numpy as np
 import trio
 from sortedcontainers import SortedDict
 
+from ttmfs import clock
 from ttmfs.errors import TtmError
 from ttmfs.memory.arena import Arena
 from ttmfs.memory.pool import PagePool
@@ -256,13 +256,13 @@ class AddressSpace:
 
     def invalidate(self, first: int, end: int, why: str, *, unmap: bool = False) -> int:
         """What the device knows of pages [first, end) is void (the notifier's callback); returns ranges zapped."""
-        started = time.monotonic_ns()
+        started = clock.monotonic_ns()
         zapped = self.table.invalidate(first, end, unmap=unmap)
         if zapped:
             counters = self.svm.counters
             counters.invalidations += zapped
             self.stats.add("svm_tlb_inval_count")
-            self.stats.add("svm_tlb_inval_us", (time.monotonic_ns() - started) // 1000)
+            self.stats.add("svm_tlb_inval_us", (clock.monotonic_ns() - started) // 1000)
             trace = self.vdev.ttm.trace
             if trace.on:
                 trace.emit("svm_invalidate", self.name, first=first, pages=end - first, ranges=zapped, why=why)

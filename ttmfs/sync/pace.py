@@ -1,9 +1,10 @@
 """Pace: how a long piece of work on the loop lets others run, every millisecond."""
 
-import time
 from typing import Final
 
 import trio
+
+from ttmfs import clock
 
 INTERVAL: Final = 0.001
 """Seconds of work between two checkpoints."""
@@ -15,10 +16,10 @@ class Pace:
     __slots__ = ("_next",)
 
     def __init__(self) -> None:
-        self._next = time.perf_counter() + INTERVAL
+        self._next = clock.monotonic() + INTERVAL
 
     async def step(self) -> None:
         """A checkpoint if the last one was long enough ago."""
-        if time.perf_counter() >= self._next:
+        if clock.monotonic() >= self._next:
             await trio.lowlevel.checkpoint()
-            self._next = time.perf_counter() + INTERVAL
+            self._next = clock.monotonic() + INTERVAL

@@ -12,13 +12,13 @@ Between the last check and the copy into or out of the reply there is no await.
 """
 
 import errno
-import time
 from collections.abc import Awaitable, Callable, Sized
 from functools import partial
 from typing import Final, TypeVar
 
 import trio
 
+from ttmfs import clock
 from ttmfs.errors import TtmError
 from ttmfs.memory.copy import gather
 from ttmfs.ttm.bo import BufferObject
@@ -104,7 +104,7 @@ async def read(bo: BufferObject, offset: int, size: int) -> Buffer:
     The caller hands the buffer on before its next await.
     """
     trace = bo.device.trace
-    started = time.monotonic_ns() if trace.on else 0
+    started = clock.monotonic_ns() if trace.on else 0
     data = try_read(bo, offset, size)
     if data is None:
         data = await _parked(bo, _read_slowly, offset, size)
@@ -124,7 +124,7 @@ async def read(bo: BufferObject, offset: int, size: int) -> Buffer:
 
 def trace_fault(bo: BufferObject, offset: int, size: int, started: int, request: "_Request | None" = None) -> None:
     """Event `fault`: a READ of `size` bytes, or a WRITE that had to wait, was answered. `started` is monotonic ns."""
-    now = time.monotonic_ns()
+    now = clock.monotonic_ns()
     facts: dict[str, object] = {
         "op": "read",
         "offset": offset,
@@ -195,7 +195,7 @@ async def _parked(
     """Run a request that may have to wait: shielded, timed and listed among the waiting ones (R8, R9)."""
     counters = bo.device.counters
     parked = counters.requests.parked
-    started = time.monotonic_ns()
+    started = clock.monotonic_ns()
     request = _Request(bo, "read" if serve is _read_slowly else "write")
     parked[request] = started
     if len(parked) > bo.device.max_parked:
@@ -217,7 +217,7 @@ async def _parked(
         raise
     finally:
         del parked[request]
-        elapsed = time.monotonic_ns() - started
+        elapsed = clock.monotonic_ns() - started
         counters.faults.max_ns = max(counters.faults.max_ns, elapsed)
         counters.fault_seconds.observe(elapsed / 1e9)
 

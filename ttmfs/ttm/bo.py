@@ -342,7 +342,7 @@ class BufferObject:
         self.resource = resource
         if resource is not None:
             resource.bo = self
-            resource.manager.unassigned.discard(resource)
+            resource.manager.unassigned.pop(resource, None)
             self.device.lru_add(resource)
 
     def pin(self) -> None:

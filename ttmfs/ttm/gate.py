@@ -29,7 +29,7 @@ class Gate:
         self.touched = False
         """A page that is watched was handed out."""
         self._watched = NO_PAGES
-        self._parked: set[trio.CancelScope] | None = None
+        self._parked: dict[trio.CancelScope, None] | None = None
 
     @property
     def unmapping(self) -> bool:
@@ -81,11 +81,11 @@ class Gate:
         if self.unmaps(first, count):
             return False
         if self._parked is None:
-            self._parked = set()
+            self._parked = {}
         with trio.move_on_after(timeout) as scope:
-            self._parked.add(scope)
+            self._parked[scope] = None
             try:
                 await wait()
             finally:
-                self._parked.discard(scope)
+                del self._parked[scope]
         return not scope.cancelled_caught

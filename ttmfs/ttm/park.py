@@ -1,8 +1,8 @@
 """Park: a request's wait on its BO, timed and traced. The wait itself is the gate's (`Gate.park`)."""
 
-import time
 from collections.abc import Awaitable, Callable
 
+from ttmfs import clock
 from ttmfs.ttm.bo import BufferObject
 
 
@@ -15,9 +15,9 @@ async def park(
     """
     if bo.gate.unmaps(first, count):
         return False
-    started = time.monotonic_ns()
+    started = clock.monotonic_ns()
     done = await bo.gate.park(wait, timeout, first, count)
-    waited = time.monotonic_ns() - started
+    waited = clock.monotonic_ns() - started
     device = bo.device
     device.counters.gate_seconds.observe(waited / 1e9)
     if device.trace.on:

@@ -96,8 +96,8 @@ class ResourceManager:
         self.usage = 0
         self.num_bos = 0
         self.lru = PriorityLru()
-        self.unassigned: set[Resource] = set()
-        """Allocated for a move that is under way: its BO is reserved and not here yet."""
+        self.unassigned: dict[Resource, None] = {}
+        """Allocated for a move that is under way, oldest first: its BO is reserved and not here yet."""
         self.used = True
         """ttm_resource_manager_set_used: an unused manager hands nothing out."""
         self.eviction_fences: list[Fence] = []
@@ -122,12 +122,12 @@ class ResourceManager:
         """Count a new resource in `usage`."""
         self.usage += resource.num_pages * PAGE_SIZE
         self.num_bos += 1
-        self.unassigned.add(resource)
+        self.unassigned[resource] = None
         return resource
 
     def free(self, resource: Resource) -> None:
         """ttm_resource_free: off the LRU, uncounted, space given back."""
-        self.unassigned.discard(resource)
+        self.unassigned.pop(resource, None)
         resource.bo.device.lru_remove(resource)
         self.usage -= resource.num_pages * PAGE_SIZE
         self.num_bos -= 1

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ttmfs.errors import TtmError
 from ttmfs.memory.arena import FRAME_PAGES, Arena
 from ttmfs.memory.stores import SwapStore
+from ttmfs.sync.offload import Lane
 from ttmfs.ttm.device import Device
 from ttmfs.ttm.page_vector import Index, Vector
 from ttmfs.ttm.tt import TT
@@ -25,7 +26,7 @@ LONG_STEP_PAGES: Final = 8 * FRAME_PAGES
 _LANES: Final = 2
 """Steps of one backup or restore that are under way at once, in threads."""
 _T = TypeVar("_T")
-_STORE_THREADS: Final = trio.CapacityLimiter(4)
+_STORE: Final = Lane("store", 4)
 
 
 async def store_pages(
@@ -51,7 +52,7 @@ async def store_pages(
     transfer = store.begin_store(len(pages), gives=unchanged is not None)
     try:
         if store.blocking:
-            await trio.to_thread.run_sync(store.write, transfer, arena, pages, writeback, limiter=_STORE_THREADS)
+            await _STORE.run(store.write, transfer, arena, pages, writeback)
         else:
             await _on_the_loop(store.write_steps(transfer, arena, pages))
     except BaseException:
@@ -69,7 +70,7 @@ async def load_pages(device: Device, tt: TT, index: Index, pages: Vector) -> tup
     load = tt.begin_load(index, takes=True)
     try:
         if store.blocking:
-            await trio.to_thread.run_sync(store.read, load.transfer, tt.arena, pages, limiter=_STORE_THREADS)
+            await _STORE.run(store.read, load.transfer, tt.arena, pages)
         else:
             await _on_the_loop(store.read_steps(load.transfer, tt.arena, pages))
     except BaseException:
@@ -149,14 +150,14 @@ async def flush_store(device: Device) -> None:
     store = device.swap_store
     if store is not None:
         await do_upkeep(store, flush=True)
-        await trio.to_thread.run_sync(store.sync, limiter=_STORE_THREADS)
+        await _STORE.run(store.sync)
 
 
 async def do_upkeep(store: SwapStore, *, flush: bool = False) -> None:
     """All that the store wants done, in threads. TtmError with the medium's error when it is to flush."""
     while (work := store.begin_upkeep(flush)) is not None:
         try:
-            await trio.to_thread.run_sync(store.run_upkeep, work, limiter=_STORE_THREADS)
+            await _STORE.run(store.run_upkeep, work)
         finally:
             store.end_upkeep(work)
         await trio.lowlevel.checkpoint()

@@ -4,11 +4,11 @@ Rules R1 and R3: while an INVAL is outstanding the BO's own requests are served 
 skipped when no READ or WRITE was answered since the last one.
 """
 
-import time
 from collections.abc import Sequence
 
 import trio
 
+from ttmfs import clock
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.gate import ALL_PAGES
 
@@ -30,7 +30,7 @@ async def unmap_virtual(
         bo.handed_out = bo.eof_page_read = False
     device = bo.device
     device.counters.moves.unmaps += 1
-    started = time.monotonic_ns() if device.trace.on else 0
+    started = clock.monotonic_ns() if device.trace.on else 0
     pages = range(first_page, first_page + num_pages) if num_pages else range(first_page, ALL_PAGES.stop)
     gates = {bo.gate: pages, **{other.gate: ALL_PAGES for other in together if other is not bo}}
     for gate, unmapped in gates.items():
@@ -42,5 +42,5 @@ async def unmap_virtual(
         for gate, unmapped in gates.items():
             gate.end_unmapping(unmapped)
     if started:
-        unmap_us = (time.monotonic_ns() - started) // 1000
+        unmap_us = (clock.monotonic_ns() - started) // 1000
         device.trace.emit("unmap", bo.name, first=first_page, pages=num_pages, unmap_us=unmap_us)

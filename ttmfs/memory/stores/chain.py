@@ -5,10 +5,10 @@ of 2 MiB go to the file, in the order they were filled; that is a piece of upkee
 When the disk is full, memory holds its share and the store is full with it. With writeback everything goes to the file.
 """
 
-import time
 from dataclasses import dataclass
 from typing import Final
 
+from ttmfs import clock
 from ttmfs.memory.runs import PageArray
 from ttmfs.memory.stores.base import log
 from ttmfs.memory.stores.medium import CACHE_BYTES, FileMedium
@@ -79,7 +79,7 @@ class ZstdFileStore(ZstdStore):
         return super().full_because
 
     def _disk_is_bad(self) -> bool:
-        return bool(self._trouble) and time.monotonic() < self._retry_at
+        return bool(self._trouble) and clock.monotonic() < self._retry_at
 
     def drop(self, handles: PageArray, upkeep: bool = True) -> None:
         super().drop(handles, upkeep=False)
@@ -148,7 +148,7 @@ class ZstdFileStore(ZstdStore):
             log_.free(segment)
         if work.error is not None:
             self._trouble = str(work.error.strerror or work.error)
-            self._retry_at = time.monotonic() + _RETRY_SECONDS
+            self._retry_at = clock.monotonic() + _RETRY_SECONDS
             if work.flush:
                 raise self._as_ttm(work.error, "writing back")
 
