@@ -1,0 +1,268 @@
+"""The shape of the code: who may import whom, how long a file may be, where threads and time come from.
+
+Each rule is a function that says what breaks it, in a tree of files; it is shown below that each finds something. What
+breaks a rule today stands in a list, which only gets shorter: a row that is no longer needed is a finding too.
+"""
+
+import ast
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.source_tree import SourceTree
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+LAYERS = (
+    ("clock", "errors", "units"),
+    ("observe",),
+    ("sync",),
+    ("memory",),
+    ("ttm",),
+    ("policy",),
+    ("driver",),
+    ("svm",),
+    ("fs", "replay"),
+    ("doctor",),
+    ("cli",),
+    ("__main__",),
+)
+"""From the ground up: what a row names imports only from the rows above it here, and its own package."""
+
+KNOW_FUSE = ("cli", "doctor", "fs")
+ENTRIES = ("ttmfs.__main__",)
+"""Modules that are run, not imported."""
+
+INSIDE = {
+    # The other commands need no FUSE library.
+    "ttmfs.cli": ("ttmfs.fs", "ttmfs.doctor"),
+    # It is needed when somebody reads `metrics`, and takes long to load.
+    "ttmfs.fs.metrics": ("prometheus_client",),
+    # The watchdog's process must not load it.
+    "ttmfs.fs.watchdog": ("trio",),
+    # Shrinking moves, moving populates.
+    "ttmfs.ttm.room": ("ttmfs.ttm.shrinker",),
+}
+"""What may be imported inside functions, and why."""
+
+CIRCLES = {
+    "driver": ("clients namespace", "defrag device policy suspend vmwgfx"),
+    "svm": ("chunk cpu devmem reclaim space svm",),
+    "ttm": (
+        "backup bo context defrag defrag_list device fault move park populate reclaim resource restore room shrinker"
+        " space swap_io unmap validate",
+        "bulk lru",
+    ),
+}
+"""By package: files that import each other in a circle today. A circle is a part of one of these, or is new."""
+
+LIMIT = 450
+"""Lines of a file."""
+
+LONG = (
+    *("ttmfs/memory/pool.py", "ttmfs/svm/space.py", "ttmfs/sync/resv.py", "ttmfs/ttm/access.py"),
+    *("tests/core/test_probes.py", "tests/core/together.py", "tests/memory/test_memory_pool.py"),
+    *("tests/memory/test_store_frames.py", "tests/mount/test_observability.py"),
+)
+"""Files beyond it today."""
+
+CORE = ("observe", "sync", "memory", "ttm", "driver", "svm")
+SEAMS = {
+    "ttmfs.sync.offload": ("to_thread",),
+    # A lock: what its threads run is given to them by a lane.
+    "ttmfs.memory.stores.cache_window": ("threading",),
+}
+"""The core's own ways to threads."""
+_PLAIN = ("int", "str", "bytes")
+_THREADS = ("threading", "concurrent", "asyncio", "to_thread", "from_thread")
+
+
+def layer(module: str) -> int | None:
+    """The row of LAYERS that a module is in; None for the package itself, which holds the version."""
+    parts = module.split(".")
+    return None if len(parts) == 1 else next(n for n, row in enumerate(LAYERS) if parts[1] in row)
+
+
+def in_no_layer(tree: SourceTree) -> Iterator[str]:
+    """Modules that LAYERS does not know."""
+    known = {name for row in LAYERS for name in row}
+    yield from (name for name in tree.modules if "." in name and name.split(".")[1] not in known)
+
+
+def upward(tree: SourceTree) -> Iterator[str]:
+    """Imports from a layer above, for type checkers alone as well."""
+    for found in tree.imports:
+        if found.imported in tree.modules:
+            mine, other = layer(found.importer), layer(found.imported)
+            beside = found.importer.split(".")[1:2] == found.imported.split(".")[1:2]
+            if mine is not None and other is not None and (other > mine or (other == mine and mine and not beside)):
+                yield f"{found.importer}:{found.line} imports {found.imported}, which is above it"
+
+
+def inside_functions(tree: SourceTree) -> Iterator[str]:
+    """Imports inside functions that INSIDE does not list."""
+    for found in tree.imports:
+        if found.inside and not any(
+            f"{found.imported}.".startswith(f"{what}.") for what in INSIDE.get(found.importer, ())
+        ):
+            yield f"{found.importer}:{found.line} imports {found.imported} inside {found.inside}"
+
+
+def fuse_below_fs(tree: SourceTree) -> Iterator[str]:
+    """Modules outside KNOW_FUSE that import pyfuse3."""
+    for found in tree.imports:
+        if found.imported.split(".")[0] == "pyfuse3" and found.importer.split(".")[1] not in KNOW_FUSE:
+            yield f"{found.importer}:{found.line} imports {found.imported}"
+
+
+def new_circles(tree: SourceTree) -> Iterator[str]:
+    """Circles of imports that are no part of a known one."""
+    for circle in tree.circles():
+        if not any(circle <= known for known in known_circles()):
+            yield "import each other in a circle: " + " ".join(sorted(circle))
+
+
+def known_circles() -> list[frozenset[str]]:
+    """CIRCLES as modules."""
+    return [
+        frozenset(f"ttmfs.{package}.{name}" for name in row.split())
+        for package, rows in CIRCLES.items()
+        for row in rows
+    ]
+
+
+def without_header(tree: SourceTree) -> Iterator[str]:
+    """Modules that do not say at their top what they are."""
+    yield from (name for name, module in tree.modules.items() if not module.header)
+
+
+def imported_by_none(tree: SourceTree) -> Iterator[str]:
+    """Modules that no other one needs; a package that only holds others is not asked."""
+    needed = {found.imported for found in tree.imports}
+    for name, module in tree.modules.items():
+        if name not in needed and name not in ENTRIES and not module.is_package:
+            yield name
+
+
+def own_threads(tree: SourceTree) -> Iterator[str]:
+    """Threads of the core beside `sync/offload`."""
+    for found in tree.imports:
+        what = found.imported.split(".")[0]
+        if _in_core(found.importer) and what in _THREADS and what not in SEAMS.get(found.importer, ()):
+            yield f"{found.importer}:{found.line} imports {what}"
+    for name, module in tree.modules.items():
+        for node in ast.walk(module.tree) if _in_core(name) else ():
+            what = node.attr if isinstance(node, ast.Attribute) else ""
+            if what in _THREADS and what not in SEAMS.get(name, ()):
+                yield f"{name}:{node.lineno} uses {what}: give it to a lane of sync/offload"
+
+
+def own_clocks(tree: SourceTree) -> Iterator[str]:
+    """Time in the core that is not read from `ttmfs/clock.py`."""
+    for found in tree.imports:
+        if _in_core(found.importer) and found.imported.split(".")[0] in ("time", "datetime"):
+            yield f"{found.importer}:{found.line} imports {found.imported}: read ttmfs/clock.py"
+
+
+def sets_of_objects(tree: SourceTree) -> Iterator[str]:
+    """Sets whose elements lie in the order of their addresses: two runs would go through them differently."""
+    for name, module in tree.modules.items():
+        for node in ast.walk(module.tree) if _in_core(name) else ():
+            if isinstance(node, ast.Subscript) and ast.unparse(node.value) in ("set", "frozenset"):
+                what = ast.unparse(node.slice)
+                yield from [f"{name}:{node.lineno} has a set of {what}: use a dict"] * (what not in _PLAIN)
+
+
+def _in_core(module: str) -> bool:
+    return module.split(".")[1:2] != [] and module.split(".")[1] in CORE
+
+
+RULES: tuple[Callable[[SourceTree], Iterator[str]], ...] = (
+    *(in_no_layer, upward, inside_functions, fuse_below_fs, new_circles, without_header, imported_by_none),
+    *(own_threads, own_clocks, sets_of_objects),
+)
+
+TTMFS = SourceTree.read(REPOSITORY / "ttmfs")
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_house_keeps(rule: Callable[[SourceTree], Iterator[str]]) -> None:
+    assert list(rule(TTMFS)) == []
+
+
+def test_known_circles_are_still_there() -> None:
+    """A row of CIRCLES is exactly a circle of today: whoever opens one makes the list shorter."""
+    assert sorted(known_circles(), key=sorted) == TTMFS.circles()
+
+
+def test_what_is_listed_as_imported_inside_functions_is() -> None:
+    """Otherwise the row goes."""
+    for module, allowed in INSIDE.items():
+        inside = [f"{found.imported}." for found in TTMFS.imports if found.importer == module and found.inside]
+        assert [what for what in allowed if not any(name.startswith(f"{what}.") for name in inside)] == []
+
+
+def test_tools_know_nothing_of_ttmfs() -> None:
+    """They work through a mount only."""
+    tools = SourceTree.read(REPOSITORY / "mountpoint-tools" / "ttm_tools")
+    assert [found for found in tools.imports if found.imported.split(".")[0] == "ttmfs"] == []
+    assert tools.circles() == []
+
+
+def test_no_file_is_too_long() -> None:
+    long = []
+    for folder in ("ttmfs", "mountpoint-tools", "scripts", "tests"):
+        for path in sorted((REPOSITORY / folder).rglob("*.py")):
+            if path.read_text(encoding="utf-8").count("\n") > LIMIT:
+                long.append(str(path.relative_to(REPOSITORY)))
+    assert sorted(long) == sorted(LONG)
+
+
+BROKEN: dict[str, tuple[Callable[[SourceTree], Iterator[str]], str]] = {
+    "shops/a.py": (in_no_layer, '"""x"""\n'),
+    "ttm/a.py": (upward, '"""x"""\nfrom ttmfs.driver import b\n'),
+    "ttm/b.py": (
+        upward,
+        '"""x"""\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ttmfs.driver.b import C\n',
+    ),
+    "doctor.py": (upward, '"""x"""\nfrom ttmfs import cli\n'),
+    "fs/a.py": (upward, '"""x"""\nfrom ttmfs.replay import b\n'),
+    "sync/a.py": (inside_functions, '"""x"""\ndef f():\n    if f:\n        import json\n'),
+    "svm/a.py": (fuse_below_fs, '"""x"""\nimport pyfuse3\n'),
+    "driver/c.py": (new_circles, '"""x"""\nfrom ttmfs.driver import d\n'),
+    "memory/a.py": (without_header, "x = 1\n"),
+    "memory/b.py": (imported_by_none, '"""x"""\n'),
+    "ttm/c.py": (own_threads, '"""x"""\nimport threading\n'),
+    "ttm/d.py": (own_threads, '"""x"""\nasync def f(trio):\n    await trio.to_thread.run_sync(f)\n'),
+    "driver/e.py": (own_clocks, '"""x"""\nimport time\n'),
+    "ttm/e.py": (sets_of_objects, '"""x"""\nbos: "set[str]"\nothers: set[Bo] = set()\n'),
+}
+"""A file that breaks one rule, and which."""
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_each_rule_finds_what_breaks_it(tmp_path: Path, name: str) -> None:
+    """In a tree where all is well but this file."""
+    rule, text = BROKEN[name]
+    package = tmp_path / "ttmfs"
+    files = {
+        "__init__.py": '"""x"""\n',
+        "cli.py": '"""x"""\nimport ttmfs.driver.b\nimport ttmfs.driver.d\nimport ttmfs.replay.b\n',
+        "replay/b.py": '"""x"""\n',
+        "__main__.py": '"""x"""\nfrom ttmfs.cli import C\n',
+        "driver/__init__.py": '"""x"""\n',
+        "driver/b.py": '"""x"""\nfrom .d import C\n',
+        "driver/d.py": '"""x"""\nfrom ttmfs.driver import c\n' if rule is new_circles else '"""x"""\n',
+    }
+    for path, content in files.items():
+        package.joinpath(path).parent.mkdir(parents=True, exist_ok=True)
+        package.joinpath(path).write_text(content)
+    if rule is not new_circles:
+        assert [list(each(SourceTree.read(package))) for each in RULES] == [[]] * len(RULES)
+    package.joinpath(name).parent.mkdir(parents=True, exist_ok=True)
+    package.joinpath(name).write_text(text)
+    module = "ttmfs." + name.removesuffix(".py").replace("/", ".")
+    found = list(rule(SourceTree.read(package)))
+    assert len(found) == 1, found
+    assert module.removeprefix("ttmfs.") in found[0]
