@@ -219,15 +219,10 @@ async def _place(vmf: VmFault) -> None:
         bo.placed = True
         bo.device.placed_in_suspend[bo] = None
         return
+    pinned = bo.pin_count > 0 and bo.resource is not None
+    if not pinned and (bo.placement or bo.resource is None):
+        await validate(bo, bo.placement or bo.device.default_placement, OperationContext(faulting=bo))
     bo.placed = True
-    if bo.pin_count and bo.resource is not None:
-        return
-    if bo.placement or bo.resource is None:
-        try:
-            await validate(bo, bo.placement or bo.device.default_placement, OperationContext(faulting=bo))
-        except TtmError:
-            bo.placed = False
-            raise
 
 
 def _notify_failed(vmf: VmFault, error: TtmError) -> FaultResult:

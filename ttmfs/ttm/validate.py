@@ -24,8 +24,9 @@ async def validate(bo: BufferObject, placement: Placement, ctx: OperationContext
     """ttm_bo_validate: `bo` (reserved) ends in the first of `placement` that can be had, or stays as it was.
 
     Compatible already: no move, no LRU bump; with `ctx.defrag` it moves all the same, unless fresh pages cannot be
-    better than those it has. TtmError: EINVAL pinned and would have to move; ENOMEM (or ENOSPC) no room; EBUSY a wait
-    was needed that ctx forbids; whatever the driver's move raises.
+    better than those it has. A BO that was never placed is compatible with nothing, so it goes to the first place that
+    has room; where that is system, it stays, without a move. TtmError: EINVAL pinned and would have to move; ENOMEM (or
+    ENOSPC) no room; EBUSY a wait was needed that ctx forbids; whatever the driver's move raises.
     """
     bo.validations += 1
     trace = bo.device.trace
@@ -66,15 +67,25 @@ async def _allocate(bo: BufferObject, placement: Placement, ctx: OperationContex
     at_home = not ctx.defrag or nothing_to_gain(bo, compact=ctx.compact)
     for evicting in (False, True):
         old = bo.resource
-        if old is not None and at_home and resource_compatible(old, placement, evicting=evicting):
-            bo.placed = True
+        placed = bo.placed or ctx.defrag
+        if old is not None and placed and at_home and resource_compatible(old, placement, evicting=evicting):
             return None
         _refuse_pinned(bo)
         _refuse_imported(bo)
         resource = await alloc_resource(bo, placement, ctx, evicting=evicting)
+        if resource is not None and not bo.placed and _is_there(bo, resource):
+            resource.manager.free(resource)
+            bo.placed = True
+            return None
         if resource is not None:
             return resource
     raise no_room(bo, placement)
+
+
+def _is_there(bo: BufferObject, resource: Resource) -> bool:
+    """A new BO is in system, and `resource` is no other place and no other size."""
+    old = bo.resource
+    return old is not None and old.manager is resource.manager and old.num_pages == resource.num_pages
 
 
 def _refuse_pinned(bo: BufferObject) -> None:
