@@ -64,7 +64,7 @@ async def _world(folder: Path, seed: int) -> Found:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_there_and_back, vdev, a)
             nursery.start_soon(_write, a, rng)
-            file = await import_bo(vdev, names, "file", str(outside), mappable=True, uid=0, gid=0)
+            file = await import_bo(vdev, names, "file", str(outside), mappable=True)
         await job.fence.wait()
         expected = bytearray(noise("a", PAGES * PAGE))
         for page in range(0, PAGES, 100):

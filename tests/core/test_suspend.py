@@ -1,20 +1,12 @@
-"""Suspend and resume, unplug, imported BOs."""
+"""Suspend and resume, unplug."""
 
-# ruff: noqa: ASYNC240 - the files are in memory
 import errno
-import os
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.core.harness import MIB, PAGE, check, device, idle, make, move, pattern
+from tests.core.harness import MIB, check, device, idle, make, move
 from ttmfs.driver import calls
-from ttmfs.driver.imported import import_bo
-from ttmfs.driver.namespace import Namespace
 from ttmfs.errors import TtmError
-from ttmfs.ttm import access
 from ttmfs.ttm.context import OperationContext
 
 
@@ -71,87 +63,3 @@ async def test_a_suspend_that_finds_no_memory_changes_nothing() -> None:
         assert [bo.mem_type for bo in bos] == ["vram"] * 4
         for bo in bos:
             await check(bo)
-
-
-@pytest.fixture
-def exporter() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
-        path = Path(folder, "frame")
-        path.write_bytes(pattern("frame", 3 * PAGE + 77))
-        yield path
-
-
-async def test_an_imported_bo_is_the_file(exporter: Path) -> None:
-    async with device() as vdev:
-        names = Namespace(vdev, uid=0, gid=0)
-        file = await import_bo(vdev, names, "cam", str(exporter), mappable=True, uid=0, gid=0)
-        bo = file.bo
-        assert bo.size == 3 * PAGE + 77
-        assert bytes(await access.read(bo, 0, 1 << 20)) == exporter.read_bytes()
-        await access.write(bo, 100, b"hello")
-        assert exporter.read_bytes()[100:105] == b"hello"
-        exporter.write_bytes(pattern("other", 3 * PAGE + 77))
-        assert bytes(await access.read(bo, 0, 1 << 20)) == exporter.read_bytes()
-        for place in ("gtt", "vram", "none"):
-            with pytest.raises(TtmError) as caught:
-                await move(vdev, bo, place)
-            assert caught.value.errno == errno.EINVAL
-        await move(vdev, bo, "system")
-        with pytest.raises(TtmError):
-            await calls.swapout_one(vdev, bo, OperationContext())
-        await calls.swapout_all(vdev, 1 << 20, OperationContext())
-        with pytest.raises(TtmError) as caught:
-            vdev.ttm.set_size(bo, 0)
-        assert caught.value.errno == errno.EPERM
-        with pytest.raises(TtmError):
-            await access.write(bo, bo.size, b"more")
-        assert vdev.pool.in_use_pages == 0
-        names.unlink(names.root, b"cam")
-        assert vdev.ttm.num_bos == 0
-        assert exporter.stat().st_size == 3 * PAGE + 77
-
-
-async def test_not_mappable_is_eio_and_a_truncated_file_too(exporter: Path) -> None:
-    async with device(fault_timeout=0.5) as vdev:
-        names = Namespace(vdev, uid=0, gid=0)
-        hidden = (await import_bo(vdev, names, "hidden", str(exporter), mappable=False, uid=0, gid=0)).bo
-        seen = (await import_bo(vdev, names, "seen", str(exporter), mappable=True, uid=0, gid=0)).bo
-        with pytest.raises(TtmError) as caught:
-            await access.read(hidden, 0, 10)
-        assert caught.value.errno == errno.EIO
-        with pytest.raises(TtmError):
-            await access.write(hidden, 0, b"x")
-        await access.read(seen, 0, 10)
-        os.truncate(exporter, 10)
-        for request in (access.read(seen, 0, 2 * PAGE), access.write(seen, 2 * PAGE, b"x")):
-            with pytest.raises(TtmError) as caught:
-                await request
-            assert caught.value.errno == errno.EIO
-
-
-async def test_what_cannot_be_imported(exporter: Path) -> None:
-    async with device() as vdev:
-        names = Namespace(vdev, uid=0, gid=0)
-        empty = exporter.with_name("empty")
-        empty.touch()
-        os.mkfifo(exporter.with_name("fifo"))
-        cases = [
-            ("x", "/nowhere/at/all", errno.ENOENT),
-            ("x", str(empty), errno.EINVAL),
-            ("x", str(exporter.parent), errno.EISDIR),
-            ("x", str(exporter.with_name("fifo")), errno.EINVAL),
-            ("x", "/dev/null", errno.EINVAL),
-            ("no/folder", str(exporter), errno.ENOENT),
-            ("..", str(exporter), errno.EINVAL),
-            ("n" * 300, str(exporter), errno.ENAMETOOLONG),
-            ("x", "nul\0", errno.EINVAL),
-        ]
-        for name, path, code in cases:
-            with pytest.raises(TtmError) as caught:
-                await import_bo(vdev, names, name, path, mappable=True, uid=0, gid=0)
-            assert caught.value.errno == code, (name, path)
-        await import_bo(vdev, names, "x", str(exporter), mappable=True, uid=0, gid=0)
-        with pytest.raises(TtmError) as caught:
-            await import_bo(vdev, names, "x", str(exporter), mappable=True, uid=0, gid=0)
-        assert caught.value.errno == errno.EEXIST
-        assert len(names.files) == 1

@@ -165,7 +165,7 @@ def test_refuses_a_folder_that_is_not_there(tmp_path: Path) -> None:
 
 def test_an_empty_file_is_used_and_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "store"
-    path.touch()
+    path.touch(0o600)
     store = FileStore(str(path), MiB)
     store.store(noise_arena(4), numbers(4))
     with pytest.raises(TtmError, match="another process") as busy:
@@ -173,6 +173,59 @@ def test_an_empty_file_is_used_and_not_removed(tmp_path: Path) -> None:
     assert busy.value.errno == errno.EBUSY
     store.close()
     assert path.stat().st_size == 0
+
+
+def test_a_new_file_is_nobody_elses(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    before = os.umask(0)
+    try:
+        store = FileStore(str(path), MiB)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o600
+    store.close()
+
+
+@pytest.mark.parametrize("marked", [False, True])
+@pytest.mark.parametrize("mode", [0o604, 0o640, 0o660, 0o666, 0o602, 0o600])
+def test_a_file_that_others_could_have_open_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, marked: bool
+) -> None:
+    path = tmp_path / "store"
+    path.touch()
+    if marked:
+        path.write_text("left behind")
+        os.setxattr(path, "user.ttmfs.swap_store", b"1")
+    path.chmod(mode)
+    someone = os.geteuid() + (mode == 0o600)  # a private one, but of somebody else
+    monkeypatch.setattr(os, "geteuid", lambda: someone)
+    with path.open("rb") as theirs:
+        store = FileStore(str(path), MiB)
+        store.store(noise_arena(4), numbers(4))
+        assert theirs.read() == (b"left behind" if marked else b"")
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert path.stat().st_ino != os.fstat(theirs.fileno()).st_ino
+        with pytest.raises(TtmError, match="another process"):
+            FileStore(str(path), MiB)
+    store.close()
+    assert path.exists() == (not marked and mode != 0o600), "an empty file of ours stays"
+
+
+def test_a_file_that_others_could_have_open_and_that_stays_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "store"
+    path.touch()
+    path.chmod(0o666)
+
+    def unlink(_path: str) -> None:
+        raise PermissionError(errno.EPERM, "not yours")
+
+    monkeypatch.setattr(os, "unlink", unlink)
+    with pytest.raises(TtmError, match="cannot be replaced") as error:
+        FileStore(str(path), MiB)
+    assert error.value.errno == errno.EPERM
+    assert path.stat().st_mode & 0o777 == 0o666
 
 
 def test_what_a_dead_process_left_is_used_again(tmp_path: Path) -> None:

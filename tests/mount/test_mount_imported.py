@@ -1,9 +1,12 @@
-"""Imported BOs whose file is truncated behind the device's back: every use is an error, and the daemon lives."""
+"""Imported BOs: whose they are; a file that is truncated behind the device's back is an error, and the daemon lives."""
 
+import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
+from conftest import STANDARD
 from mount_harness import MIB, Device
 
 pytestmark = pytest.mark.mount
@@ -54,3 +57,56 @@ def test_a_file_truncated_under_a_queued_job_is_the_fences_error(
     os.truncate(exporter, 0)
     assert device.command("ctl/wait", f"{lines[0]['fence']} 10") == "EIO"
     alive(device)
+
+
+def test_an_owner_who_cuts_the_file_all_the_time_harms_nobody(device: Device, exporter: str) -> None:
+    ready(device, exporter)
+    stop = threading.Event()
+
+    def cut() -> None:
+        while not stop.is_set():
+            os.truncate(exporter, 4096)
+            os.truncate(exporter, 4 * MIB)
+
+    owner = threading.Thread(target=cut)
+    owner.start()
+    try:
+        device.shell.do(
+            "found = set()\n"
+            "fd = os.open(path('bo/cam'), os.O_RDWR | os.O_DIRECT)\n"
+            "buffer = mmap.mmap(-1, 1 << 20)\n"
+            "for _ in range(100):\n"
+            "    for call in (os.preadv, os.pwritev):\n"
+            "        try: call(fd, [buffer], 2 << 20)\n"
+            "        except OSError as error: found.add(error.errno)\n"
+            "    found.add(command('ctl/submit', 'checksum src=cam wait'))\n"
+            "    found.add(command('ctl/submit', 'fill dst=cam value=3 wait'))\n"
+            "os.close(fd)",
+            60,
+        )
+    finally:
+        stop.set()
+        owner.join()
+    assert set(device.shell.do("list(found - {0})")) <= {errno.EIO}
+    alive(device)
+
+
+def test_an_imported_bo_belongs_to_whose_the_file_is(mounted, exporter: str) -> None:
+    device = mounted(*STANDARD, "--allow-other")
+    os.chmod(exporter, 0o600)
+    assert device.command("ctl/import", f"secret {exporter} mappable") == "ok"
+    os.chown(exporter, 4001, 4001)
+    os.chmod(exporter, 0o640)
+    assert device.command("ctl/import", f"theirs {exporter} mappable") == "ok"
+    owner = device.client("os.setgroups([]); os.setgid(4001); os.setuid(4001)")
+    other = device.client("os.setgroups([]); os.setgid(4002); os.setuid(4002)")
+    read = "os.pread(opened('bo/%s', os.O_RDONLY), 3, 0)"
+    assert owner.do(read % "theirs") == b"\1\2\3"
+    assert owner.errno(read % "secret") == "EACCES"
+    assert other.errno(read % "theirs") == "EACCES"
+    assert owner.do("os.stat(path('bo/theirs')).st_mode & 0o777") == 0o640
+
+
+def test_files_of_this_mount_cannot_be_imported(device: Device) -> None:
+    device.make("other", 4 * MIB, 7)
+    assert device.command("ctl/import", f"loop '{device.mountpoint}/bo/other' mappable") == "ENODEV"

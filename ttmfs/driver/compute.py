@@ -8,7 +8,7 @@ from typing import Final, Protocol
 import trio
 
 from ttmfs.driver.engine import FenceErrors
-from ttmfs.driver.jobs import QueuedJob, execute
+from ttmfs.driver.jobs import QueuedJob, execute, execute_imported
 from ttmfs.errors import TtmError
 from ttmfs.sync.fence import Fence, FenceCounters, Timeline
 from ttmfs.sync.offload import Lane
@@ -89,10 +89,12 @@ class ComputeEngine:
                 await queued.flush(bo)
             if queued.job.kind == "busy":
                 await trio.sleep(queued.job.seconds)
+            elif queued.imported:
+                queued.value = await execute_imported(queued.work, self._lane)
             elif queued.size <= INLINE_BYTES:
-                queued.value = execute(queued.job, queued.size, queued.dst, queued.srcs)
+                queued.value = execute(queued.work)
             else:
-                queued.value = await self._lane.run(execute, queued.job, queued.size, queued.dst, queued.srcs)
+                queued.value = await self._lane.run(execute, queued.work)
             await queued.publish()
         except TtmError as error:
             return error.errno or errno.EIO

@@ -1,71 +1,78 @@
 """Imported BOs: the memory of another file as a BO (the sg type, a dma-buf of another exporter).
 
 The pages are the exporter's: such a BO is never evicted, swapped, backed up, moved or resized. The CPU may touch it
-only if it was imported `mappable`; else a fault is SIGBUS (EIO), and only jobs of the device reach it. If the exporter
-truncates the file, faults are SIGBUS from then on; a truncate in the very instant of a copy is not guarded against.
+only if it was imported `mappable`; else a fault is SIGBUS (EIO), and only jobs of the device reach it. Its bytes are
+read and written in worker threads, each time anew, and never mapped: an exporter that cuts its file costs whoever uses
+the BO an EIO, and nobody anything else. The BO has the owner and the mode of the file.
 """
 
 import errno
 import os
-from typing import Final
+from collections.abc import Callable
+from typing import Final, TypeVar
 
-import numpy as np
+import trio
 
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.namespace import BoFile, Folder, Namespace
 from ttmfs.errors import TtmError
-from ttmfs.memory.arena import Arena
-from ttmfs.memory.file_arena import FileArena
+from ttmfs.memory.foreign_file import ForeignFile
 from ttmfs.sync.offload import Lane
-from ttmfs.ttm.tt import TT, encode_pages
+from ttmfs.ttm.external import ExternalTT
+from ttmfs.units import pages_of
 
-_OPENING: Final = Lane("import", 40)
+_THREADS: Final = 4
+"""Threads that may wait for one exporter at a time: one that does not answer holds up no other."""
+
+_OPENING: Final = Lane("import", 40, abandon=True)
+
+T = TypeVar("T")
 
 
-class ImportedTT(TT):
-    """A page vector over the pages of a FileArena: all populated, none of the device's pool."""
+class ImportedTT(ExternalTT):
+    """The pages of a ForeignFile."""
 
-    __slots__ = ("_file",)
+    __slots__ = ("_file", "_lane", "_vdev")
 
-    def __init__(self, vdev: VirtualDevice, file: FileArena, *, mappable: bool) -> None:
-        super().__init__(vdev.pool, file.num_pages)
+    def __init__(self, vdev: VirtualDevice, file: ForeignFile, *, mappable: bool) -> None:
+        super().__init__(vdev.pool, pages_of(file.size), mappable=mappable)
+        self._vdev = vdev
         self._file = file
-        self.external = True
-        self.mappable = mappable
-        self.vector[:] = encode_pages(np.arange(file.num_pages, dtype=np.uint32))
-        self.populated_pages = file.num_pages
+        self._lane = Lane("exporter", _THREADS, abandon=True)
 
-    @property
-    def arena(self) -> Arena:
-        """The exporter's file."""
-        return self._file
+    async def read(self, offset: int, size: int) -> bytes | bytearray:
+        """See ExternalTT; a file that was cut is EIO."""
+        return await self._in_thread(lambda: self._file.read(offset, size))
 
-    def usable(self) -> bool:
-        """Has the exporter all of it still?"""
-        return self._file.still_whole()
+    async def write(self, offset: int, data: bytes | memoryview) -> None:
+        """See ExternalTT. `data` must stay as it is even when this has given up."""
+        await self._in_thread(lambda: self._file.write(offset, data))
+
+    async def check_whole(self) -> None:
+        """See ExternalTT."""
+        await self._in_thread(self._file.check_whole)
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        seconds = self._vdev.config.fault_timeout
+        with trio.move_on_after(seconds):
+            return await self._lane.run(work)
+        raise TtmError(errno.EIO, f"{self._file.path} did not answer within {seconds:g} s")
 
     def fini(self) -> None:
-        """Unmap the file."""
+        """Let go of the file."""
         self._file.close()
 
-    def page_orders(self) -> dict[int, int]:
-        """The exporter's business."""
-        return {}
 
+async def import_bo(vdev: VirtualDevice, names: Namespace, name: str, path: str, *, mappable: bool) -> BoFile:
+    """A new BO `name` over the file at `path`, with the file's owner and mode.
 
-async def import_bo(
-    vdev: VirtualDevice, names: Namespace, name: str, path: str, *, mappable: bool, uid: int, gid: int
-) -> BoFile:
-    """A new BO `name` over the file at `path`.
-
-    TtmError: EEXIST, ENOENT (no such file, or no such folder for the name), EACCES, EINVAL empty or no regular file.
+    TtmError: EEXIST, ENOENT no folder for the name, and what ForeignFile raises.
     """
     parent, leaf = _parent(names, name)
     names.check_new(parent, leaf)
-    # Opening may wait for a disk, or for whoever serves that path.
-    file = await _OPENING.run(FileArena, path)
+    file = await _open(path)
     try:
-        bo_file = names.create(parent, leaf, 0o644, uid, gid)
+        bo_file = names.create(parent, leaf, file.mode, file.uid, file.gid)
     except BaseException:
         file.close()
         raise
@@ -79,6 +86,30 @@ async def import_bo(
     resource.manager.trim(resource, bo.num_pages)
     bo.drop_view()
     return bo_file
+
+
+async def _open(path: str) -> ForeignFile:
+    """Open it in a thread: that may wait for a disk, or for whoever serves that path.
+
+    The caller's bound ends it; a file that is opened after that is closed at once.
+    """
+    given_up = False
+    opened: list[ForeignFile] = []
+
+    def work() -> ForeignFile:
+        file = ForeignFile(path)
+        opened.append(file)
+        if given_up:
+            file.close()
+        return file
+
+    try:
+        return await _OPENING.run(work)
+    except trio.Cancelled:
+        given_up = True
+        for file in opened:
+            file.close()
+        raise
 
 
 def _parent(names: Namespace, name: str) -> tuple[Folder, bytes]:

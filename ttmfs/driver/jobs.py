@@ -8,7 +8,7 @@ caches are flushed when the engine starts it; at the end its bytes are published
 
 import errno
 import zlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -20,7 +20,9 @@ from ttmfs.errors import TtmError
 from ttmfs.memory.arena import Arena
 from ttmfs.memory.copy import gather, scatter
 from ttmfs.sync.fence import Fence
+from ttmfs.sync.offload import Lane
 from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.external import ExternalTT
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT
 
 DTYPES: Final[Mapping[str, type[np.generic]]] = {
@@ -58,9 +60,13 @@ class Job:
 
 @dataclass(slots=True)
 class Span:
-    """The memory of one BO as it was at submission: `parts` of (arena, page numbers uint32), in the BO's order."""
+    """The memory of one BO as it was at submission: `parts` of (arena, page numbers uint32), in the BO's order.
+
+    An imported BO has none: its bytes are the `exporter`'s, and had by `fetch` and `put` only.
+    """
 
     parts: list[tuple[Arena, NDArray[np.uint32]]] = field(default_factory=list)
+    exporter: ExternalTT | None = None
 
     def pieces(self, offset: int, size: int) -> list[tuple[Arena, NDArray[np.uint32], int, int]]:
         """(arena, page numbers, offset in the first page, bytes) that make up bytes [offset, offset + size)."""
@@ -75,31 +81,38 @@ class Span:
             start = end
         return found
 
-    def _touchable(self, offset: int, size: int) -> list[tuple[Arena, NDArray[np.uint32], int, int]]:
-        """The pieces. TtmError(EIO) when an imported file has lost what would be touched: that would be a SIGBUS."""
-        pieces = self.pieces(offset, size)
-        for arena, *_ in pieces:
-            if not arena.still_whole():
-                raise TtmError(errno.EIO, f"{arena.name}: the file was truncated")
-        return pieces
-
     def load(self, offset: int, size: int) -> memoryview:
-        """The bytes: the memory itself where it is one run, else a copy. TtmError(EIO)."""
-        pieces = self._touchable(offset, size)
+        """The bytes: the memory itself where it is one run, else a copy."""
+        pieces = self.pieces(offset, size)
         if len(pieces) == 1:
             return gather(*pieces[0])
         return memoryview(b"".join(gather(*piece) for piece in pieces))
 
     def store(self, offset: int, data: memoryview) -> None:
-        """Put bytes. TtmError(EIO)."""
+        """Put bytes."""
         done = 0
-        for arena, numbers, skip, length in self._touchable(offset, len(data)):
+        for arena, numbers, skip, length in self.pieces(offset, len(data)):
             scatter(arena, numbers, skip, data[done : done + length])
             done += length
+
+    async def fetch(self, offset: int, size: int) -> memoryview:
+        """As `load`. TtmError(EIO) when the exporter has lost them."""
+        if self.exporter is None:
+            return self.load(offset, size)
+        return memoryview(await self.exporter.read(offset, size))
+
+    async def put(self, offset: int, data: memoryview) -> None:
+        """As `store`; `data` is the caller's no more. TtmError(EIO) when the exporter does not take them."""
+        if self.exporter is None:
+            self.store(offset, data)
+        else:
+            await self.exporter.write(offset, data)
 
 
 def capture(bo: BufferObject) -> Span:
     """The memory of a reserved BO whose pages all have memory."""
+    if isinstance(bo.tt, ExternalTT):
+        return Span(exporter=bo.tt)
     span = Span()
     resource = bo.resource
     start = 0
@@ -146,35 +159,69 @@ def _binary(job: Job, a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
     return result
 
 
-def execute(job: Job, size: int, dst: Span | None, srcs: tuple[Span, ...]) -> int | float | None:
-    """Do the job; returns the value of a reduce or checksum. Runs outside the loop's thread."""
-    value: int | float | None = None
-    if job.kind == "checksum":
-        value = 0
-    elif job.kind == "reduce":
-        value = 0 if job.dtype in ("u8", "u32", "i64") else 0.0
-    for start in range(job.offset, job.offset + size, _STEP):
-        length = min(_STEP, job.offset + size - start)
-        if job.kind == "fill":
-            assert dst is not None
-            dst.store(start, memoryview(bytes([job.value]) * length))
-            continue
-        data = srcs[0].load(start, length)
+class Work:
+    """A job step by step: what it reads, one step of it, and the `value` of a reduce or checksum so far."""
+
+    def __init__(self, job: Job, size: int, dst: Span | None, srcs: tuple[Span, ...]) -> None:
+        self.job = job
+        self.size = size
+        self.dst = dst
+        self.reads: tuple[Span, ...] = () if job.kind == "fill" else srcs[:1]
+        """Whose bytes a step gets, in this order."""
+        if dst is not None and job.kind not in ("fill", "copy"):
+            self.reads += (dst,)
+        self.value: int | float | None = None
         if job.kind == "checksum":
-            assert isinstance(value, int)
-            value = zlib.crc32(data, value)
+            self.value = 0
         elif job.kind == "reduce":
+            self.value = 0 if job.dtype in ("u8", "u32", "i64") else 0.0
+
+    def steps(self) -> Iterator[tuple[int, int]]:
+        """(offset, bytes) of each step."""
+        end = self.job.offset + self.size
+        return ((start, min(_STEP, end - start)) for start in range(self.job.offset, end, _STEP))
+
+    def step(self, length: int, data: Sequence[memoryview]) -> memoryview | None:
+        """One step over the bytes of `reads`: fresh memory with what it writes, if it writes."""
+        job = self.job
+        if job.kind == "fill":
+            return memoryview(bytes([job.value]) * length)
+        if job.kind == "copy":
+            return memoryview(bytes(data[0]))
+        if job.kind == "checksum":
+            assert isinstance(self.value, int)
+            self.value = zlib.crc32(data[0], self.value)
+            return None
+        if job.kind == "reduce":
+            part, value = _typed(data[0], job.dtype), self.value
             assert value is not None
-            part = _typed(data, job.dtype)
-            value += int(part.sum(dtype=np.int64)) if isinstance(value, int) else float(part.sum(dtype=np.float64))
-        elif job.kind == "copy":
-            assert dst is not None
-            dst.store(start, memoryview(bytes(data)))
-        else:
-            assert dst is not None
-            a, b = _typed(data, job.dtype), _typed(dst.load(start, length), job.dtype)
-            dst.store(start, memoryview(_binary(job, a, b).tobytes()))
-    return value
+            self.value = value + (
+                int(part.sum(dtype=np.int64)) if isinstance(value, int) else float(part.sum(dtype=np.float64))
+            )
+            return None
+        return memoryview(_binary(job, _typed(data[0], job.dtype), _typed(data[1], job.dtype)).tobytes())
+
+
+def execute(work: Work) -> int | float | None:
+    """Do the job over the device's own memory; returns its value. Runs outside the loop's thread."""
+    for start, length in work.steps():
+        out = work.step(length, [span.load(start, length) for span in work.reads])
+        if out is not None and work.dst is not None:
+            work.dst.store(start, out)
+    return work.value
+
+
+async def execute_imported(work: Work, lane: Lane) -> int | float | None:
+    """Do a job that names imported memory; returns its value. TtmError(EIO) when an exporter has lost it.
+
+    What an exporter is waited for is done when it has given up, too: only private memory is its threads'.
+    """
+    for start, length in work.steps():
+        data = [await span.fetch(start, length) for span in work.reads]
+        out = await lane.run(work.step, length, data)
+        if out is not None and work.dst is not None:
+            await work.dst.put(start, out)
+    return work.value
 
 
 @dataclass(slots=True)
@@ -189,6 +236,16 @@ class QueuedJob:
     deps: tuple[Fence, ...]
     flush: Callable[[BufferObject], Awaitable[None]]
     value: int | float | None = None
+
+    @property
+    def imported(self) -> bool:
+        """Does it touch memory of an exporter?"""
+        return any(span.exporter is not None for span in (*self.srcs, *((self.dst,) if self.dst else ())))
+
+    @property
+    def work(self) -> Work:
+        """What is to be done."""
+        return Work(self.job, self.size, self.dst, self.srcs)
 
     async def publish(self) -> None:
         """What the device wrote becomes visible: mtime moves, cached pages go."""

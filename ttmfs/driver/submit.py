@@ -12,6 +12,7 @@ from ttmfs.sync.fence import Fence
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.external import ExternalTT
 from ttmfs.ttm.placement import SYSTEM
 from ttmfs.ttm.populate import populate_all, populate_range
 from ttmfs.ttm.unmap import unmap_virtual
@@ -49,8 +50,8 @@ async def _prepare(bo: BufferObject, ctx: OperationContext) -> None:
     """To its placement, with all its memory. Placement `system` means that the job takes it where it is."""
     if bo.unknown_state:
         raise TtmError(errno.EIO, f"the content of {bo.name} was lost in a failed copy: validate none, then write it")
-    if bo.tt is not None and not bo.tt.usable():
-        raise TtmError(errno.EIO, f"{bo.name} is imported, and the file behind it was truncated")
+    if isinstance(bo.tt, ExternalTT):
+        await bo.tt.check_whole()
     ctx.resv = bo.resv
     if any(place.mem_type != SYSTEM for place in bo.placement):
         await validate(bo, bo.placement, ctx)

@@ -257,11 +257,7 @@ async def _ctl_import(machine: Machine, words: list[str]) -> Result:
     path = unescape(words[1])
     if not path.startswith("/"):
         raise TtmError(errno.EINVAL, f"{path[:300]!r} is no absolute path: the daemon has no directory of yours")
-    root = machine.names.root
-    file = await import_bo(
-        machine.vdev, machine.names, unescape(words[0]), path,
-        mappable=len(words) == 3, uid=root.uid, gid=root.gid,
-    )  # fmt: skip
+    file = await import_bo(machine.vdev, machine.names, unescape(words[0]), path, mappable=len(words) == 3)
     return {"size": file.bo.size, "mappable": len(words) == 3}
 
 
@@ -341,7 +337,8 @@ CTL_COMMANDS: Final[Mapping[str, Command]] = {
         Command(
             "import",
             "NAME PATH [mappable]",
-            "A BO over the memory of another file: never moved, and the CPU reaches it only if it is mappable.",
+            "A BO over the memory of another file, with its owner and mode: never moved, and the CPU reaches it only "
+            "if it is mappable. A link is not followed; what the file's owner cuts off is EIO.",
             ("cam0 /dev/shm/frame mappable",),
             _ctl_import,
         ),

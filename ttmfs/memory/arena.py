@@ -103,10 +103,6 @@ class Arena:
             part = pages[step]
             self.rows[part] = self._zeros[: len(part)]
 
-    def still_whole(self) -> bool:
-        """May its pages be touched right now? Only the memory of another file can go away."""
-        return True
-
     def close(self) -> None:
         """Give all memory back and unmap. With views still held elsewhere the mapping itself goes with the last one."""
         mapping, self._map = self._map, None

@@ -23,7 +23,7 @@ class Offloader(Protocol):
         """What `work` returns or raises, called once, off the caller's step: others may run before it and after.
 
         A caller that is cancelled before `work` has begun gets Cancelled and it is never called; from then on it is
-        waited for. No more than `lane.threads` run at once.
+        waited for, unless the lane says `abandon`. No more than `lane.threads` run at once.
         """
 
 
@@ -32,17 +32,22 @@ class Threads:
 
     async def run(self, lane: "Lane", work: Callable[[], _T]) -> _T:
         """As `Offloader.run`."""
-        return await trio.to_thread.run_sync(work, limiter=lane.limiter)
+        return await trio.to_thread.run_sync(work, limiter=lane.limiter, abandon_on_cancel=lane.abandon)
 
 
 class Lane:
-    """A kind of work: its name, and how many threads may do it at once."""
+    """A kind of work: its name, and how many threads may do it at once.
 
-    __slots__ = ("limiter", "name", "threads")
+    `abandon`: a caller that is cancelled leaves work that has begun to itself (its thread counts until it ends). For
+    work that may wait for what nobody here can end, and that touches nothing that the caller may give to others.
+    """
 
-    def __init__(self, name: str, threads: int) -> None:
+    __slots__ = ("abandon", "limiter", "name", "threads")
+
+    def __init__(self, name: str, threads: int, *, abandon: bool = False) -> None:
         self.name = name
         self.threads = threads
+        self.abandon = abandon
         self.limiter = trio.CapacityLimiter(threads)
 
     async def run(self, work: Callable[[*_Ts], _T], *args: *_Ts) -> _T:

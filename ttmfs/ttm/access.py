@@ -25,6 +25,7 @@ from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.copy import Backing, Copy, CopyState
 from ttmfs.ttm.eof import drop_cached_eof_page
+from ttmfs.ttm.external import ExternalTT
 from ttmfs.ttm.fault import FaultFlag, FaultResult, VmFault
 from ttmfs.ttm.growth import growing
 from ttmfs.ttm.move import retreat_to_system
@@ -107,7 +108,7 @@ async def read(bo: BufferObject, offset: int, size: int) -> Buffer:
     started = clock.monotonic_ns() if trace.on else 0
     data = try_read(bo, offset, size)
     if data is None:
-        data = await _parked(bo, _read_slowly, offset, size)
+        data = await _parked(bo, _read_external if bo.external else _read_slowly, offset, size)
     elif started:
         trace_fault(bo, offset, len(data), started)
     faults = bo.device.counters.faults
@@ -196,7 +197,7 @@ async def _parked(
     counters = bo.device.counters
     parked = counters.requests.parked
     started = clock.monotonic_ns()
-    request = _Request(bo, "read" if serve is _read_slowly else "write")
+    request = _Request(bo, "read" if isinstance(argument, int) else "write")
     parked[request] = started
     if len(parked) > bo.device.max_parked:
         # The kernel grants an unprivileged mount few requests at a time: too many that wait would stop all others.
@@ -235,8 +236,6 @@ async def _read_slowly(bo: BufferObject, offset: int, size: int, request: _Reque
             return bytes(size)
         if bo.device.closing:
             raise TtmError(errno.ESHUTDOWN, f"fault of {bo.name}: the mount is being taken down")
-        if bo.external:
-            _check_imported(bo)
         if bo.gate.unmaps(first, count) or late:
             try:
                 _give_memory_now(bo, first, count, late=request.expired)
@@ -249,9 +248,6 @@ async def _read_slowly(bo: BufferObject, offset: int, size: int, request: _Reque
         request.note(vmf)
         if result is FaultResult.OK:
             # None when a copy or a truncate slipped in before: start over.
-            if bo.external:
-                _check_imported(bo)
-                return bytes(_read_now(bo, offset, size) or b"")
             data = None if bo.copies or size > bo.size - offset else _read_now(bo, offset, size)
             if data is not None:
                 return data
@@ -263,13 +259,29 @@ async def _read_slowly(bo: BufferObject, offset: int, size: int, request: _Reque
         await trio.lowlevel.checkpoint()
 
 
-def _check_imported(bo: BufferObject) -> None:
-    """TtmError(EIO) when the memory of an imported BO may not, or can no longer, be touched. Ask right before."""
-    tt = bo.tt
-    if tt is None or not tt.mappable:
-        raise TtmError(errno.EIO, f"{bo.name} is imported and not mappable: use the exporter's own file")
-    if not tt.usable():
-        raise TtmError(errno.EIO, f"{bo.name} is imported, and the file behind it was truncated")
+# -- imported memory: the exporter serves it, as its own mmap does in the kernel ---------------------------------------
+
+
+async def _read_external(bo: BufferObject, offset: int, size: int, request: _Request) -> Buffer:
+    del request
+    size = max(0, min(size, bo.size - offset))
+    if bo.device.unplugged:
+        return bytes(size)
+    return await _exporter(bo).read(offset, size)
+
+
+async def _write_external(bo: BufferObject, offset: int, data: bytes, request: _Request) -> None:
+    del request
+    await _exporter(bo).write(offset, data)
+
+
+def _exporter(bo: BufferObject) -> ExternalTT:
+    """TtmError(EIO) when the CPU may not touch it, ESHUTDOWN."""
+    if bo.device.closing:
+        raise TtmError(errno.ESHUTDOWN, f"access to {bo.name}: the mount is being taken down")
+    assert isinstance(bo.tt, ExternalTT)
+    bo.tt.check_mappable(bo.name)
+    return bo.tt
 
 
 def _give_memory_now(bo: BufferObject, first: int, count: int, *, late: bool) -> None:
@@ -348,7 +360,7 @@ async def write(bo: BufferObject, offset: int, data: bytes) -> int:
 
 async def _write(bo: BufferObject, offset: int, data: bytes) -> None:
     if not _try_write(bo, offset, data):
-        await _parked(bo, _write_slowly, offset, data)
+        await _parked(bo, _write_external if bo.external else _write_slowly, offset, data)
 
 
 def _try_write(bo: BufferObject, offset: int, data: bytes) -> bool:
@@ -358,13 +370,8 @@ def _try_write(bo: BufferObject, offset: int, data: bytes) -> bool:
     if not data or bo.device.unplugged:
         return True
     if not bo.copies:
-        if bo.unknown_state or not bo.has_memory(first, count):
+        if bo.unknown_state or bo.external or not bo.has_memory(first, count):
             return False
-        if bo.tt is not None and bo.tt.external:
-            if not (bo.tt.mappable and bo.tt.usable()):
-                return False
-            _scatter(bo, offset, data)
-            return True
         if not (bo.placed and bo.visible) and not bo.gate.unmaps(first, count):
             return False
         _scatter(bo, offset, data)
@@ -428,15 +435,13 @@ async def _write_slowly(bo: BufferObject, offset: int, data: bytes, request: _Re
         if end > bo.size:
             # Truncated meanwhile: the WRITE comes after that.
             bo.device.resize(bo, end)
-        if bo.external:
-            _check_imported(bo)
         if bo.copies or bo.gate.unmaps(first, count) or request.late:
             await _prepare(bo, first, count, request)
         else:
             vmf = VmFault(bo, first, count, deadline=request.deadline, flags=flags, overwrite=overwrite)
             result = await bo.funcs.fault(vmf)
             request.note(vmf)
-            if result in _ERRNO and end <= bo.size and (bo.external or not bo.has_memory(first, count)):
+            if result in _ERRNO and end <= bo.size and not bo.has_memory(first, count):
                 raise TtmError(_ERRNO[result], f"write to {bo.name} page {first}: {vmf.message}")
             if result is FaultResult.SIGBUS and not bo.copies and not bo.unknown_state and end <= bo.size:
                 # Pinned out of the CPU's reach, say: the memory is there, and a WRITE must not be lost.

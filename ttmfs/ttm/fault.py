@@ -172,10 +172,8 @@ async def fault_reserved(vmf: VmFault, prot: Protection, num_prefault: int) -> F
     """
     bo = vmf.bo
     vmf.prot = prot
-    if bo.tt is not None and bo.tt.external and not bo.tt.mappable:
-        return vmf.fail(FaultResult.SIGBUS, "it is imported and not mappable: use the exporter's own file")
-    if bo.tt is not None and bo.tt.external and not bo.tt.usable():
-        return vmf.fail(FaultResult.SIGBUS, "it is imported, and the file behind it was truncated")
+    if bo.external:
+        return vmf.fail(FaultResult.SIGBUS, "it is imported: its exporter serves it")
     if bo.unknown_state:
         return vmf.fail(FaultResult.SIGBUS, "its content was lost in a failed copy; write it anew after validate none")
     if vmf.first >= bo.num_pages:

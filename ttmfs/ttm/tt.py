@@ -70,7 +70,6 @@ class TT(PageVector):
         "caching",
         "external",
         "hand",
-        "mappable",
         "past_pool",
         "restore",
         "store",
@@ -90,15 +89,10 @@ class TT(PageVector):
         """Where the shrinker goes on in a BO that it backs up piece by piece."""
         self.beneficial_order_failed = False
         self.external = False
-        self.mappable = True
         self.past_pool = False
         """Freed past the pool: fragments that defrag left behind are of use only when they merge."""
         self._loads: list[Load] = []
         self._cuts = _NO_CUTS
-
-    def usable(self) -> bool:
-        """May its pages be touched right now? Only imported memory can go away."""
-        return True
 
     def fini(self) -> None:
         """ttm_tt_fini: give everything up, for good, in the store and in a restore that was not finished, too."""

@@ -1,8 +1,10 @@
 """FileMedium: one sparse file on a disk that is this device's alone, read and written at page offsets.
 
-It promises: only a file that it made, or an empty one, or one that a store of a process that is gone left behind is
-used, and nobody else uses it meanwhile (flock); only a file that it made is removed; the host's page cache holds no
-more than `cache_bytes` of it for long; holes are punched where the disk can, and the file ends with no blocks.
+It promises: only a file that is this user's alone by owner, mode and name is used, and nobody else uses it meanwhile
+(flock). There may be one already that is empty, or that a store of a process that is gone left behind; where others
+could reach that one it is removed, and a new one made. What has another content is left alone. At the end only a file
+that it made is removed. The host's page cache holds no more than `cache_bytes` of it for long; holes are punched where
+the disk can, and the file ends with no blocks.
 All methods but `close` may be called from any thread.
 """
 
@@ -27,6 +29,7 @@ log = logging.getLogger(__name__)
 CACHE_BYTES: Final = min(1 << 30, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8)
 """1 GiB, or an eighth of the host's memory when that is less."""
 _VECTORS: Final = 512  # pages of one system call at most: 2 MiB, and below IOV_MAX
+_FLAGS: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _MARK: Final = "user.ttmfs.swap_store"
 _KEEP_SIZE: Final = 0x01  # FALLOC_FL_KEEP_SIZE
 _PUNCH_HOLE: Final = 0x03  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
@@ -41,17 +44,17 @@ _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c
 class FileMedium:
     """The file at `path`, made if there is none.
 
-    Raises TtmError: EINVAL what is there is no regular file, or has a content that no store wrote; EBUSY another
-    process uses it; else the error of open, with the path.
+    Raises TtmError: EINVAL what is there is no regular file, or has a content that no store wrote; EPERM others could
+    reach it, and it cannot be replaced; EBUSY another process uses it; else the error of open, with the path.
     """
 
     def __init__(self, path: str, cache_bytes: int = CACHE_BYTES) -> None:
         self.path = path
         self.can_punch = self.can_allocate = True
         self._made, self._fd = _open(path)
-        self._cache = CacheWindow(self._fd, cache_bytes)
         try:
             self._claim()
+            self._cache = CacheWindow(self._fd, cache_bytes)
         except BaseException:
             if self._made:
                 with contextlib.suppress(OSError):
@@ -60,22 +63,41 @@ class FileMedium:
             raise
 
     def _claim(self) -> None:
+        self._lock()
+        status = os.fstat(self._fd)
+        if status.st_nlink != 1:
+            raise TtmError(errno.EINVAL, f"{self.path} has {status.st_nlink} names: name a file that is nothing else")
+        if status.st_size and not self._is_marked():
+            message = f"{self.path} has a content that is not of a swap store: name a new file, or remove this one"
+            raise TtmError(errno.EINVAL, message)
+        mine = status.st_uid == os.geteuid()
+        # Left behind by a process that is gone: nobody has the handles of what it holds.
+        self._made |= not mine or status.st_size > 0
+        if not mine or stat.S_IMODE(status.st_mode) & 0o077:
+            self._replace(status)
+        elif status.st_size:
+            os.ftruncate(self._fd, 0)
+        with contextlib.suppress(OSError):  # a file system without attributes: then a leftover is refused
+            os.setxattr(self._fd, _MARK, b"1" if self._made else b"0")
+
+    def _lock(self) -> None:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise TtmError(errno.EBUSY, f"{self.path} is the swap store of another process that runs") from error
-        status = os.fstat(self._fd)
-        if status.st_nlink != 1:
-            raise TtmError(errno.EINVAL, f"{self.path} has {status.st_nlink} names: name a file that is nothing else")
-        if status.st_size:
-            if not self._is_marked():
-                message = f"{self.path} has a content that is not of a swap store: name a new file, or remove this one"
-                raise TtmError(errno.EINVAL, message)
-            # Left behind by a process that is gone: nobody has the handles of what it holds.
-            os.ftruncate(self._fd, 0)
-            self._made = True
-        with contextlib.suppress(OSError):  # a file system without attributes: then a leftover is refused
-            os.setxattr(self._fd, _MARK, b"1" if self._made else b"0")
+
+    def _replace(self, status: os.stat_result) -> None:
+        """Who could reach the file may have it open: a new one takes its place. TtmError(EPERM) where that fails."""
+        mode = stat.S_IMODE(status.st_mode)
+        try:
+            os.unlink(self.path)
+            fd = os.open(self.path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
+        except OSError as error:
+            why = f"user {status.st_uid} with mode {mode:04o} could read what is swapped ({error.strerror})"
+            raise TtmError(errno.EPERM, f"{self.path} cannot be replaced: {why}: name a new file") from None
+        old, self._fd = self._fd, fd
+        os.close(old)
+        self._lock()
 
     def _is_marked(self) -> bool:
         try:
@@ -192,14 +214,13 @@ class FileMedium:
 
 def _open(path: str) -> tuple[bool, int]:
     """Whether it was made, and the descriptor. Never follows a link at the end, never waits for a FIFO."""
-    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         try:
-            return True, os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+            return True, os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError:
             if not stat.S_ISREG(os.lstat(path).st_mode):
                 raise TtmError(errno.EINVAL, f"{path} is no regular file: name a new file for the swap store") from None
-            return False, os.open(path, flags)
+            return False, os.open(path, _FLAGS)
     except TtmError:
         raise
     except OSError as error:
