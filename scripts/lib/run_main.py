@@ -279,6 +279,10 @@ def main() -> int:
         if what.prefix:
             try:
                 notes = without_root(what)
+            except unprivileged.UnavailableError as error:
+                reason = str(error)
+                passes = [p for p in passes if p is not what]
+                continue
             except ScriptError as error:
                 what.failures.append(str(error))
                 console.print(f"  FAILED: {error}", style="red", markup=False)

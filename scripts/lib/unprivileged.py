@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import shlex
 import shutil
 import stat
@@ -29,6 +30,10 @@ PREFIX = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups",
 _CLONE_NEWNS = 0x00020000
 
 
+class UnavailableError(ScriptError):
+    """This machine does not allow what it takes to get out of the way of that user; the message says what."""
+
+
 def why_not() -> str | None:
     """None if a mount without root can be tried from here, else the reason and what mends it."""
     if os.geteuid() != 0:
@@ -42,7 +47,8 @@ def why_not() -> str | None:
 
 
 def prepare() -> list[str]:
-    """Clear the way for PREFIX; sentences about what had to be done. ScriptError with the reason when it cannot be."""
+    """Clear the way for PREFIX; sentences about what had to be done. UnavailableError when this machine does not allow
+    that, ScriptError when the way is not clear after it."""
     hidden = closed_folders([ROOT, Path(sys.base_prefix), Path(sys.executable).resolve().parent])
     device_closed = _fails("test", "-r", str(DEVICE), "-a", "-w", str(DEVICE))
     notes = []
@@ -75,10 +81,38 @@ def closed_folders(paths: list[Path]) -> dict[Path, list[Path]]:
 
 
 def _own_namespace() -> None:
+    """Leave the machine's mount namespace for one of which nothing is seen outside."""
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(_CLONE_NEWNS):
-        raise ScriptError(f"cannot make a mount namespace: {os.strerror(ctypes.get_errno())}")
-    _must("mount", "--make-rprivate", "/")
+    # A process that stays in the namespace that is left, and says what is mounted at a path there.
+    with subprocess.Popen(
+        ["sh", "-c", 'read -r path && stat -c %d -- "$path"'], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as outside:
+        if libc.unshare(_CLONE_NEWNS):
+            raise UnavailableError(f"a mount namespace cannot be made here: {os.strerror(ctypes.get_errno())}")
+        if _fails_here("mount", "--make-rprivate", "/") is None:
+            outside.communicate("/\n", timeout=30)
+            return
+        # In a chroot / may be no mount point. The mounts that can be seen are made private one by one (one that is
+        # hidden below another cannot be, nor can anything be mounted there); the one around / cannot be named.
+        for point in mount_points():
+            _fails_here("mount", "--make-private", point)
+        try:
+            with _tmpfs("/") as folder:
+                seen, _ = outside.communicate(f"{folder}\n", timeout=30)
+                if int(seen) == folder.stat().st_dev:
+                    raise UnavailableError(
+                        "/ is no mount point, and what is mounted in this chroot is seen outside of it "
+                        "(mend, before the chroot: mount --bind DIR DIR; mount --make-private DIR)"
+                    )
+        except OSError as error:
+            raise UnavailableError(f"/ is no mount point, and nothing can be mounted in it: {error}") from error
+
+
+def mount_points() -> list[str]:
+    """The mount points that this process can see, those on top of the same path once each."""
+    lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    escaped = [line.split(" ")[4] for line in lines]
+    return list(dict.fromkeys(re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), path) for path in escaped))
 
 
 def _open_device() -> None:
@@ -88,7 +122,7 @@ def _open_device() -> None:
         try:
             os.mknod(node, stat.S_IFCHR, os.stat(DEVICE).st_rdev)
         except OSError as error:
-            raise ScriptError(f"{DEVICE} is closed to uid {NOBODY} and another node cannot be made: {error}") from error
+            raise UnavailableError(f"{DEVICE} is closed to users and another node cannot be made: {error}") from error
         node.chmod(0o666)
         _must("mount", "--bind", str(node), str(DEVICE))
 
@@ -107,9 +141,9 @@ def _reveal(closed: Path, wanted: list[Path]) -> None:
 
 
 @contextlib.contextmanager
-def _tmpfs() -> Iterator[Path]:
+def _tmpfs(parent: str | None = None) -> Iterator[Path]:
     """A temporary file system, detached at the end; what was bound from it elsewhere stays."""
-    folder = Path(tempfile.mkdtemp(prefix="ttmfs-script-"))
+    folder = Path(tempfile.mkdtemp(prefix="ttmfs-script-", dir=parent))
     try:
         _must("mount", "-t", "tmpfs", "-o", "mode=0700,size=1m", "ttmfs-script", str(folder))
         try:
@@ -121,16 +155,20 @@ def _tmpfs() -> Iterator[Path]:
 
 
 def _must(*command: str) -> None:
+    if error := _fails_here(*command):
+        raise ScriptError(f"{shlex.join(command)}: {error}")
+
+
+def _fails_here(*command: str) -> str | None:
+    """None if the command succeeds, else what it said."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    if done.returncode:
-        raise ScriptError(f"{shlex.join(command)}: {done.stderr.strip()}")
+    return (done.stderr.strip() or f"status {done.returncode}") if done.returncode else None
 
 
 def _fails(*command: str) -> str | None:
     """None if the command succeeds as that user, else its last words."""
     try:
-        done = subprocess.run([*PREFIX, *command], capture_output=True, text=True, timeout=60, check=False, cwd="/")
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return str(error)
-    lines = done.stderr.strip().splitlines()
-    return (lines[-1] if lines else f"status {done.returncode}") if done.returncode else None
+        error = _fails_here(*PREFIX, *command)
+    except (OSError, subprocess.TimeoutExpired) as failure:
+        return str(failure)
+    return error.splitlines()[-1] if error else None
