@@ -49,11 +49,7 @@ INSIDE = {
 CIRCLES = {
     "driver": ("clients namespace", "defrag device policy suspend vmwgfx"),
     "svm": ("chunk cpu devmem reclaim space svm",),
-    "ttm": (
-        "backup bo context defrag defrag_list device fault move park populate reclaim resource restore room shrinker"
-        " space swap_io unmap validate",
-        "bulk lru",
-    ),
+    "ttm": ("bo context defrag_list device funcs resource", "bulk lru", "move populate room shrinker space"),
 }
 """By package: files that import each other in a circle today. A circle is a part of one of these, or is new."""
 

@@ -14,7 +14,8 @@ from ttmfs.driver.policy import DefaultDriver
 from ttmfs.fs.daemon import run_in_background
 from ttmfs.fs.mount import Mount, check_mountpoint
 from ttmfs.ttm.bo import BufferObject
-from ttmfs.ttm.fault import FaultResult, Protection, VmFault, fault_reserved, vm_reserve
+from ttmfs.ttm.fault import fault_reserved, vm_reserve
+from ttmfs.ttm.funcs import FaultResult, Protection, VmFault
 from ttmfs.ttm.placement import SYSTEM, VRAM, Place, Placement
 
 SMALL = 1 << 20

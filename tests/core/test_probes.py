@@ -16,7 +16,8 @@ from ttmfs.ttm import access
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.bulk import LruBulkMove
 from ttmfs.ttm.context import OperationContext
-from ttmfs.ttm.fault import FaultFlag, FaultResult, VmFault, default_fault
+from ttmfs.ttm.fault import default_fault
+from ttmfs.ttm.funcs import FaultFlag, FaultResult, VmFault
 from ttmfs.ttm.resource import NUM_MOVE_FENCES
 
 

@@ -15,7 +15,7 @@ from ttmfs.sync.resv import Usage
 from ttmfs.ttm import access
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.copy import CopyState
-from ttmfs.ttm.move import Multihop
+from ttmfs.ttm.funcs import Multihop
 from ttmfs.ttm.placement import GTT, Place, PlaceFlag
 from ttmfs.ttm.validate import validate
 from ttmfs.units import PAGE_SIZE

@@ -17,8 +17,9 @@ from ttmfs.sync.resv import Usage
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.copy import Backing
-from ttmfs.ttm.fault import FaultResult, VmFault, default_fault
-from ttmfs.ttm.move import IDLE_TIMEOUT, Multihop, move_accel_cleanup, move_null, wait_ctx
+from ttmfs.ttm.fault import default_fault
+from ttmfs.ttm.funcs import FaultResult, Multihop, VmFault
+from ttmfs.ttm.move import IDLE_TIMEOUT, move_accel_cleanup, move_null, wait_ctx
 from ttmfs.ttm.placement import GTT, NOWHERE, SYSTEM, Place, PlaceFlag, Placement
 from ttmfs.ttm.populate import populate_all
 from ttmfs.ttm.resource import Resource

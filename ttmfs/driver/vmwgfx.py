@@ -8,15 +8,8 @@ pages are collected by the method in use (see ttmfs.driver.dirty).
 from ttmfs.driver.dirty import DirtyMethod, DirtyTracker, MethodSwitch
 from ttmfs.driver.policy import DefaultDriver
 from ttmfs.ttm.bo import BufferObject
-from ttmfs.ttm.fault import (
-    NUM_PREFAULT,
-    FaultFlag,
-    FaultResult,
-    Protection,
-    VmFault,
-    fault_reserved,
-    vm_reserve,
-)
+from ttmfs.ttm.fault import NUM_PREFAULT, fault_reserved, vm_reserve
+from ttmfs.ttm.funcs import FaultFlag, FaultResult, Protection, VmFault
 from ttmfs.ttm.unmap import unmap_virtual
 
 

@@ -20,7 +20,7 @@ class BoPageCache:
         self._page_cache = page_cache
 
     async def invalidate(self, bo: BufferObject, first_page: int, num_pages: int) -> None:
-        """See ttmfs.ttm.device.Unmapper. Dirty pages are possible only while somebody has the BO open for writing."""
+        """See ttmfs.ttm.funcs.Unmapper. Dirty pages are possible only while somebody has the BO open for writing."""
         file = bo.private
         if not isinstance(file, BoFile):
             return

@@ -18,7 +18,7 @@ from ttmfs.svm.pages import free_pages, index_of
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
-from ttmfs.ttm.fault import FaultResult, VmFault
+from ttmfs.ttm.funcs import FaultResult, VmFault
 from ttmfs.ttm.move import IDLE_TIMEOUT, move_null
 from ttmfs.ttm.placement import SYSTEM, Place, Placement
 from ttmfs.ttm.resource import Resource

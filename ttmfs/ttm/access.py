@@ -26,7 +26,7 @@ from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.copy import Backing, Copy, CopyState
 from ttmfs.ttm.eof import drop_cached_eof_page
 from ttmfs.ttm.external import ExternalTT
-from ttmfs.ttm.fault import FaultFlag, FaultResult, VmFault
+from ttmfs.ttm.funcs import FaultFlag, FaultResult, VmFault
 from ttmfs.ttm.growth import growing
 from ttmfs.ttm.move import retreat_to_system
 from ttmfs.ttm.park import park

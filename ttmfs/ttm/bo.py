@@ -21,6 +21,7 @@ from ttmfs.memory.pool_types import Caching
 from ttmfs.sync.fence import Fence
 from ttmfs.sync.resv import Reservation, Usage
 from ttmfs.ttm.copy import Backing, Copy, CopyState
+from ttmfs.ttm.funcs import DriverFuncs
 from ttmfs.ttm.gate import Gate
 from ttmfs.ttm.growth import Growth
 from ttmfs.ttm.placement import SYSTEM, Placement
@@ -30,7 +31,7 @@ from ttmfs.units import PAGE_SHIFT, pages_of
 
 if TYPE_CHECKING:
     from ttmfs.ttm.bulk import LruBulkMove
-    from ttmfs.ttm.device import Device, DriverFuncs
+    from ttmfs.ttm.device import Device
 
 NUM_PRIORITIES: Final = 4
 MAX_SIZE: Final = 1 << 47
@@ -99,7 +100,7 @@ class BufferObject:
     def __init__(
         self,
         device: "Device",
-        funcs: "DriverFuncs",
+        funcs: "DriverFuncs[BufferObject]",
         *,
         name: str = "",
         placement: Placement = (),

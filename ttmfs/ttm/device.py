@@ -1,12 +1,8 @@
-"""Device (ttm_device): the managers, the page pool, the LRUs and what the driver plugs in.
-
-The core asks two outside parties, each behind a protocol: the driver (`DriverFuncs`, per BO, so that ghosts never
-reach it) and whoever has the BO's pages in a cache (`Unmapper`, one method, which the mount implements as INVAL).
-"""
+"""Device (ttm_device): the managers, the page pool, the LRUs and what the driver plugs in."""
 
 import errno
 from collections.abc import Awaitable, Callable, Iterable
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final
 
 import trio
 
@@ -18,65 +14,16 @@ from ttmfs.observe.inject import Injection
 from ttmfs.observe.trace import Trace
 from ttmfs.sync.resv import Reservation, Usage, WwClass
 from ttmfs.ttm.bo import MAX_SIZE, BufferObject
-from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.copy import CopyState, zero_bytes
 from ttmfs.ttm.defrag_list import DefragList
+from ttmfs.ttm.funcs import NoUnmapper, Unmapper
 from ttmfs.ttm.lru import LruList
 from ttmfs.ttm.placement import SYSTEM, Place, Placement
 from ttmfs.ttm.resource import Resource, ResourceManager
 from ttmfs.units import PAGE_SHIFT, pages_of
 
-if TYPE_CHECKING:
-    from ttmfs.ttm.fault import FaultResult, VmFault
-
 CLEAR_STEP_PAGES: Final = 64
 """The step (256 KiB) in which bytes are copied and cleared on the loop while clients want something."""
-
-
-class Unmapper(Protocol):
-    """Who caches pages of BOs."""
-
-    async def invalidate(self, bo: BufferObject, first_page: int, num_pages: int) -> None:
-        """Drop these pages (num_pages 0: to the end) from every cache, dirty ones written back first.
-
-        While it runs, READs and WRITEs of `bo` arrive and must be answered. Never raises for a BO that nobody knows.
-        """
-
-
-class NoUnmapper:
-    """Nobody caches anything: the core without a mount."""
-
-    async def invalidate(self, bo: BufferObject, first_page: int, num_pages: int) -> None:
-        """Nothing to drop."""
-
-
-class DriverFuncs(Protocol):
-    """What a driver decides about its BOs (ttm_device_funcs, and the fault handler of its vm_ops)."""
-
-    async def fault(self, vmf: "VmFault") -> "FaultResult":
-        """Serve one CPU fault; see ttmfs.ttm.fault for the helpers to build it from."""
-
-    async def fault_reserve_notify(self, bo: BufferObject) -> None:
-        """Bring the BO to where the CPU can reach it. EBUSY and ERESTARTSYS mean again, other errors SIGBUS."""
-
-    async def move(self, bo: BufferObject, resource: Resource, ctx: OperationContext, *, evict: bool) -> None:
-        """Move the BO to `resource` and assign it, or raise Multihop; on any error the BO is as it was.
-
-        With `bo.defrag_old_tt` set, copy from there to `bo.tt`, and await nothing before the copy is submitted:
-        requests find the bytes through the copy.
-        """
-
-    def evict_flags(self, bo: BufferObject) -> Placement:
-        """Where an evicted BO goes; empty to purge it."""
-
-    def eviction_valuable(self, bo: BufferObject, place: Place | None) -> bool:
-        """Is evicting this BO worth it for an allocation in `place`?"""
-
-    def swap_notify(self, bo: BufferObject) -> None:
-        """The BO is about to be swapped out."""
-
-    def delete_mem_notify(self, bo: BufferObject) -> None:
-        """The BO's memory is about to go."""
 
 
 class Device:
@@ -93,7 +40,7 @@ class Device:
         self.ww_class.fail_fence_slot = self.inject["fence_slot"].should_fail
         self.unevictable = LruList()
         """Pinned and swapped BOs: on no manager's LRU."""
-        self.unmapper: Unmapper = NoUnmapper()
+        self.unmapper: Unmapper[BufferObject] = NoUnmapper()
         self.default_placement: Placement = (Place(SYSTEM),)
         self.num_bos = 0
         """Live BOs, ghosts and zombies included (ttm_glob.bo_count)."""

@@ -8,16 +8,14 @@ RETRY: start over. `vmf.reserved` says whether the reservation is still held. Th
 of the BO is about to be issued (`Gate.park`); what was being waited for is then not had, and the answer is RETRY.
 """
 
-import enum
 import errno
 from typing import Final
-
-import trio
 
 from ttmfs.errors import TtmError
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.funcs import FaultFlag, FaultResult, Protection, VmFault
 from ttmfs.ttm.park import park
 from ttmfs.ttm.placement import SYSTEM, Place
 from ttmfs.ttm.populate import populate_range
@@ -27,104 +25,13 @@ NUM_PREFAULT: Final = 16
 """TTM_BO_VM_NUM_PREFAULT: the kernel's number of pages, for drivers that keep it."""
 
 
-class FaultResult(enum.Enum):
-    """vm_fault_t, as far as TTM uses it."""
-
-    OK = "ok"
-    NOPAGE = "nopage"
-    RETRY = "retry"
-    SIGBUS = "sigbus"
-    OOM = "oom"
-
-
-class FaultFlag(enum.Flag):
-    """FAULT_FLAG_*: how a fault may wait."""
-
-    NONE = 0
-    ALLOW_RETRY = enum.auto()
-    """The reservation may be dropped for a long wait; the fault then starts over."""
-    RETRY_NOWAIT = enum.auto()
-    """Do not even wait: answer RETRY at once."""
-    WRITE = enum.auto()
-
-
-class Protection(enum.Flag):
-    """vm_page_prot: recorded, not enforced (the page cache maps as it likes)."""
-
-    READ = enum.auto()
-    WRITE = enum.auto()
-
-
-class VmFault:
-    """One fault (struct vm_fault): pages [first, first + count) of `bo`.
-
-    `overwrite` says that every byte of these pages is about to be written, so that fresh ones need not be zeroed.
-    `deadline` is on trio's clock.
-    """
-
-    __slots__ = (
-        "bo",
-        "count",
-        "deadline",
-        "first",
-        "flags",
-        "message",
-        "overwrite",
-        "prefaulted",
-        "prot",
-        "reserved",
-        "waits",
-    )
-
-    def __init__(
-        self,
-        bo: BufferObject,
-        first: int,
-        count: int,
-        *,
-        deadline: float,
-        flags: FaultFlag = FaultFlag.ALLOW_RETRY,
-        overwrite: bool = False,
-    ) -> None:
-        self.bo = bo
-        self.first = first
-        self.count = count
-        self.deadline = deadline
-        self.flags = flags
-        self.overwrite = overwrite
-        self.prot = Protection.READ
-        self.reserved = False
-        self.message = ""
-        """Why it was SIGBUS or OOM, for error_log."""
-        self.prefaulted = 0
-        """Pages that were populated beyond those asked."""
-        self.waits: tuple[str, ...] = ()
-        """What it waited for, in order: reservation, move."""
-
-    @property
-    def time_left(self) -> float:
-        """Seconds until the deadline, never negative."""
-        return max(0.0, self.deadline - trio.current_time())
-
-    def unreserve(self) -> None:
-        """Drop the reservation if it is held."""
-        if self.reserved:
-            self.reserved = False
-            self.bo.unreserve()
-
-    def fail(self, result: FaultResult, error: OSError | str) -> FaultResult:
-        """Remember why, return `result`."""
-        self.message = error if isinstance(error, str) else str(error.strerror)
-        return result
-
-
 async def vm_reserve(vmf: VmFault) -> FaultResult:
     """ttm_bo_vm_reserve: OK with the BO reserved, else RETRY (after waiting, if that was allowed) or NOPAGE.
 
     Trylock; if somebody holds it: count a retry and, with ALLOW_RETRY, wait for the release without taking the lock,
     then RETRY (with RETRY_NOWAIT at once). Without ALLOW_RETRY queue for it in arrival order.
     """
-    bo = vmf.bo
+    bo: BufferObject = vmf.bo
     if bo.resv.trylock():
         vmf.reserved = True
         return FaultResult.OK
@@ -147,7 +54,7 @@ async def fault_idle(vmf: VmFault) -> FaultResult:
 
     With ALLOW_RETRY the reservation is dropped before the wait and the answer is RETRY.
     """
-    bo = vmf.bo
+    bo: BufferObject = vmf.bo
     if bo.resv.test_signaled(Usage.KERNEL):
         return FaultResult.OK
 
@@ -170,7 +77,7 @@ async def fault_reserved(vmf: VmFault, prot: Protection, num_prefault: int) -> F
     SIGBUS: imported BO that may not be mapped, offset past the end, unknown state, or no way to bring it within the
     CPU's reach. OOM: no memory. NOPAGE: again. RETRY: again, and the reservation may be gone (`vmf.reserved`).
     """
-    bo = vmf.bo
+    bo: BufferObject = vmf.bo
     vmf.prot = prot
     if bo.external:
         return vmf.fail(FaultResult.SIGBUS, "it is imported: its exporter serves it")
@@ -207,7 +114,7 @@ async def fault_reserved(vmf: VmFault, prot: Protection, num_prefault: int) -> F
 
 async def _place(vmf: VmFault) -> None:
     """A BO that was never placed, or was gutted, goes to its placement first."""
-    bo = vmf.bo
+    bo: BufferObject = vmf.bo
     if bo.placed and bo.resource is not None:
         return
     if bo.device.suspended:

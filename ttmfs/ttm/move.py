@@ -6,7 +6,7 @@ pipelined eviction, freed now with the fence left behind at the manager for ever
 """
 
 import errno
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from ttmfs.errors import TtmError
 from ttmfs.sync.fence import Fence, get_stub
@@ -14,6 +14,7 @@ from ttmfs.sync.resv import Reservation, Usage
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.defrag import commit, fresh_tt, is_defrag, restore
+from ttmfs.ttm.funcs import FaultResult, Multihop, VmFault
 from ttmfs.ttm.placement import SYSTEM, Place, PlaceFlag, Placement
 from ttmfs.ttm.populate import populate_all
 from ttmfs.ttm.resource import Resource
@@ -21,25 +22,14 @@ from ttmfs.ttm.tt import TT
 from ttmfs.ttm.unmap import unmap_virtual
 from ttmfs.units import PAGE_SIZE
 
-if TYPE_CHECKING:
-    from ttmfs.ttm.fault import FaultResult, VmFault
-
 IDLE_TIMEOUT: Final = 15.0
 """Seconds that a move waits for a BO to become idle (ttm_bo_wait_ctx)."""
-
-
-class Multihop(Exception):  # noqa: N818 - the kernel's -EMULTIHOP is a request, not an error
-    """The driver needs the BO in a temporary place first. Never leaves the core."""
-
-    def __init__(self, hop: Placement) -> None:
-        super().__init__(hop)
-        self.hop = hop
 
 
 class _GhostFuncs:
     """Ghosts have no driver: evicting one means waiting for it."""
 
-    async def fault(self, vmf: "VmFault") -> "FaultResult":
+    async def fault(self, vmf: VmFault) -> FaultResult:
         raise NotImplementedError
 
     async def fault_reserve_notify(self, bo: BufferObject) -> None:

@@ -1,0 +1,167 @@
+"""Funcs: whom the core asks outside, and the words it asks in.
+
+Two outside parties, each behind a protocol: the driver (`DriverFuncs`, per BO, so that ghosts never reach it) and
+whoever has pages in a cache (`Unmapper`, one method, which the mount implements as INVAL). This lies below the BO, so
+that a BO can name its driver: what a BO is stands open in the protocols.
+"""
+
+import enum
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import trio
+
+from ttmfs.ttm.placement import Place, Placement
+from ttmfs.ttm.resource import Resource
+
+if TYPE_CHECKING:
+    from ttmfs.ttm.context import OperationContext
+
+Bo_contra = TypeVar("Bo_contra", contravariant=True)
+"""The BufferObject."""
+Owner_contra = TypeVar("Owner_contra", contravariant=True)
+"""Whose pages are cached."""
+
+
+class Unmapper(Protocol[Owner_contra]):
+    """Who caches pages of BOs."""
+
+    async def invalidate(self, owner: Owner_contra, first_page: int, num_pages: int, /) -> None:
+        """Drop these pages (num_pages 0: to the end) from every cache, dirty ones written back first.
+
+        While it runs, READs and WRITEs of `owner` arrive and must be answered. Never raises for one that nobody knows.
+        """
+
+
+class NoUnmapper:
+    """Nobody caches anything: the core without a mount."""
+
+    async def invalidate(self, owner: object, first_page: int, num_pages: int, /) -> None:
+        """Nothing to drop."""
+
+
+class FaultResult(enum.Enum):
+    """vm_fault_t, as far as TTM uses it."""
+
+    OK = "ok"
+    NOPAGE = "nopage"
+    RETRY = "retry"
+    SIGBUS = "sigbus"
+    OOM = "oom"
+
+
+class FaultFlag(enum.Flag):
+    """FAULT_FLAG_*: how a fault may wait."""
+
+    NONE = 0
+    ALLOW_RETRY = enum.auto()
+    """The reservation may be dropped for a long wait; the fault then starts over."""
+    RETRY_NOWAIT = enum.auto()
+    """Do not even wait: answer RETRY at once."""
+    WRITE = enum.auto()
+
+
+class Protection(enum.Flag):
+    """vm_page_prot: recorded, not enforced (the page cache maps as it likes)."""
+
+    READ = enum.auto()
+    WRITE = enum.auto()
+
+
+class VmFault:
+    """One fault (struct vm_fault): pages [first, first + count) of `bo`, a BufferObject.
+
+    `overwrite` says that every byte of these pages is about to be written, so that fresh ones need not be zeroed.
+    `deadline` is on trio's clock.
+    """
+
+    __slots__ = (
+        "bo",
+        "count",
+        "deadline",
+        "first",
+        "flags",
+        "message",
+        "overwrite",
+        "prefaulted",
+        "prot",
+        "reserved",
+        "waits",
+    )
+
+    def __init__(
+        self,
+        bo: Any,
+        first: int,
+        count: int,
+        *,
+        deadline: float,
+        flags: FaultFlag = FaultFlag.ALLOW_RETRY,
+        overwrite: bool = False,
+    ) -> None:
+        self.bo = bo
+        self.first = first
+        self.count = count
+        self.deadline = deadline
+        self.flags = flags
+        self.overwrite = overwrite
+        self.prot = Protection.READ
+        self.reserved = False
+        self.message = ""
+        """Why it was SIGBUS or OOM, for error_log."""
+        self.prefaulted = 0
+        """Pages that were populated beyond those asked."""
+        self.waits: tuple[str, ...] = ()
+        """What it waited for, in order: reservation, move."""
+
+    @property
+    def time_left(self) -> float:
+        """Seconds until the deadline, never negative."""
+        return max(0.0, self.deadline - trio.current_time())
+
+    def unreserve(self) -> None:
+        """Drop the reservation if it is held."""
+        if self.reserved:
+            self.reserved = False
+            self.bo.unreserve()
+
+    def fail(self, result: FaultResult, error: OSError | str) -> FaultResult:
+        """Remember why, return `result`."""
+        self.message = error if isinstance(error, str) else str(error.strerror)
+        return result
+
+
+class Multihop(Exception):  # noqa: N818 - the kernel's -EMULTIHOP is a request, not an error
+    """The driver needs the BO in a temporary place first. Never leaves the core."""
+
+    def __init__(self, hop: Placement) -> None:
+        super().__init__(hop)
+        self.hop = hop
+
+
+class DriverFuncs(Protocol[Bo_contra]):
+    """What a driver decides about its BOs (ttm_device_funcs, and the fault handler of its vm_ops)."""
+
+    async def fault(self, vmf: VmFault) -> FaultResult:
+        """Serve one CPU fault; see ttmfs.ttm.fault for the helpers to build it from."""
+
+    async def fault_reserve_notify(self, bo: Bo_contra) -> None:
+        """Bring the BO to where the CPU can reach it. EBUSY and ERESTARTSYS mean again, other errors SIGBUS."""
+
+    async def move(self, bo: Bo_contra, resource: Resource, ctx: "OperationContext", *, evict: bool) -> None:
+        """Move the BO to `resource` and assign it, or raise Multihop; on any error the BO is as it was.
+
+        With `bo.defrag_old_tt` set, copy from there to `bo.tt`, and await nothing before the copy is submitted:
+        requests find the bytes through the copy.
+        """
+
+    def evict_flags(self, bo: Bo_contra) -> Placement:
+        """Where an evicted BO goes; empty to purge it."""
+
+    def eviction_valuable(self, bo: Bo_contra, place: Place | None) -> bool:
+        """Is evicting this BO worth it for an allocation in `place`?"""
+
+    def swap_notify(self, bo: Bo_contra) -> None:
+        """The BO is about to be swapped out."""
+
+    def delete_mem_notify(self, bo: Bo_contra) -> None:
+        """The BO's memory is about to go."""
