@@ -1,0 +1,166 @@
+"""Deadlines: policy code is left when it takes too long, nobody else's code is, and the timer has one owner."""
+
+import contextlib
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from ttmfs.policy import deadline
+from ttmfs.policy.deadline import Budget, Overrun, run
+
+
+def spin() -> None:
+    while True:
+        pass
+
+
+def spin_catching_exceptions() -> None:
+    while True:
+        with contextlib.suppress(Exception):
+            spin()
+
+
+def catch_three() -> str:
+    for _ in range(3):
+        with contextlib.suppress(BaseException):
+            spin()
+    return "out"
+
+
+def sleep() -> None:
+    time.sleep(60)
+
+
+def wait_for_a_lock() -> None:
+    lock = threading.Lock()
+    lock.acquire()
+    lock.acquire()
+
+
+def sort_with_a_slow_key() -> None:
+    sorted([2, 1], key=lambda _: spin())
+
+
+@pytest.mark.parametrize("function", [spin, spin_catching_exceptions, catch_three, sort_with_a_slow_key])
+def test_processor_time(function: object) -> None:
+    budget = Budget()
+    with pytest.raises(Overrun, match="5 ms of processor time"):
+        run(budget, function)
+    assert budget.cpu_ns >= deadline.CPU_NS
+
+
+@pytest.mark.parametrize("function", [sleep, wait_for_a_lock])
+def test_time(function: object) -> None:
+    with pytest.raises(Overrun, match="more than 100 ms"):
+        run(Budget(), function)
+
+
+def test_an_answer_has_one_budget_for_all_its_calls() -> None:
+    budget = Budget(cpu_limit=10**12, wall_limit=30_000_000)
+    for _ in range(2):
+        run(budget, time.sleep, 0.012)
+    with pytest.raises(Overrun):
+        run(budget, time.sleep, 0.012)
+
+
+def test_what_is_in_time_is_left_alone() -> None:
+    assert run(Budget(), sum, [1, 2]) == 3
+    with pytest.raises(ZeroDivisionError):
+        run(Budget(), lambda: 1 // 0)
+
+
+def test_nobody_else_is_interrupted() -> None:
+    with pytest.raises(Overrun):
+        run(Budget(), spin)
+    # The timer ticks on for a while: what runs now is none of its business.
+    end = time.monotonic() + 0.03
+    while time.monotonic() < end:
+        pass
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_the_slow_tick_comes_back_after_a_fast_one() -> None:
+    deadline.start_ticks(0.25)
+    run(Budget(), int)
+    assert signal.getitimer(signal.ITIMER_REAL)[1] == deadline.TICK_S
+    deadline_at = time.monotonic() + 5
+    while signal.getitimer(signal.ITIMER_REAL)[1] != 0.25:
+        assert time.monotonic() < deadline_at
+    deadline.stop_ticks()
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_a_tick_interrupts_a_blocking_call_of_nobody_in_particular() -> None:
+    ticks = []
+    reader, writer = os.pipe()
+    deadline.start_ticks(0.01)
+    handler = signal.getsignal(signal.SIGALRM)
+
+    def count(number: int, frame: object) -> None:
+        ticks.append(number)
+        if len(ticks) == 3:
+            os.write(writer, b"x")
+        handler(number, frame)
+
+    signal.signal(signal.SIGALRM, count)
+    assert os.read(reader, 1) == b"x"
+    assert len(ticks) == 3
+    os.close(reader)
+    os.close(writer)
+
+
+def test_the_collector_is_off_meanwhile_and_on_again() -> None:
+    assert gc.isenabled()
+    assert run(Budget(), gc.isenabled) is False
+    assert gc.isenabled()
+    with pytest.raises(Overrun):
+        run(Budget(), spin)
+    assert gc.isenabled()
+
+
+def test_another_thread_is_judged_when_it_is_done() -> None:
+    found: list[BaseException] = []
+
+    def other() -> None:
+        try:
+            run(Budget(wall_limit=1_000_000), time.sleep, 0.01)
+        except Overrun as error:
+            found.append(error)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join()
+    assert len(found) == 1
+
+
+def test_a_forked_child_has_a_timer_of_its_own() -> None:
+    run(Budget(), int)
+    child = os.fork()
+    if not child:
+        try:
+            run(Budget(), spin)
+        except Overrun:
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_no_tick_ends_a_process_that_is_on_its_way_out() -> None:
+    code = (
+        "import atexit, time\n"
+        "from ttmfs.policy import deadline\n"
+        "deadline.start_ticks(0.001)\n"
+        "deadline.run(deadline.Budget(), int)\n"
+        "class Slow:\n"
+        "    def __del__(self): time.sleep(0.05)\n"
+        "import builtins; builtins.slow = Slow()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], timeout=60, check=False)
+    assert done.returncode == 0
