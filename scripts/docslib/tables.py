@@ -62,6 +62,7 @@ FILES: Final[Mapping[str, str]] = {
     "debug/REGION_mm": "the manager's debug text; vram's file is `vram0_mm`",
     "debug/gem_info": "the clients and their BOs in amdgpu's format",
     "debug/loop": "the session loop's counts, and what could not be tuned",
+    "debug/tasks": "what every task of the daemon waits for; `kill -USR1 DAEMON` writes it to the log",
     "debug/pause_engine": "1 holds every copy engine before its next copy",
     "debug/ban_memcpy": "1 forbids the CPU to copy for an engine that failed",
     "debug/ttm/buffer_objects": "live BOs, ghosts and zombies included",

@@ -31,6 +31,7 @@ from ttmfs.fs.pagecache import BoPageCache, SpacePageCache
 from ttmfs.fs.runner import Runner
 from ttmfs.fs.svmconfig import check_notifier_size
 from ttmfs.fs.svmnames import SpaceNames
+from ttmfs.fs.tasks import dump_on_signal
 from ttmfs.fs.tree import Tree
 from ttmfs.fs.watchdog import Watchdog
 from ttmfs.svm.svm import Svm
@@ -151,6 +152,7 @@ class Mount:
             if watchdog is not None:
                 nursery.start_soon(watchdog.heartbeat)
             nursery.start_soon(self._stop_on_signal)
+            nursery.start_soon(dump_on_signal)
             nursery.start_soon(self._notice_disconnect, session)
             nursery.start_soon(self._set_up, session, ready)
             await pyfuse3.main(MIN_TASKS, MAX_TASKS)

@@ -21,6 +21,7 @@ from ttmfs.fs.stats import region_stats, stats, swap_stats
 from ttmfs.fs.svmconfig import set_svm_knob, svm_knobs
 from ttmfs.fs.svmnames import SpaceNames
 from ttmfs.fs.svmtree import SvmTree
+from ttmfs.fs.tasks import tasks_text
 from ttmfs.fs.tracectl import set_trace, trace_state
 from ttmfs.fs.words import cell, escape, for_shell
 from ttmfs.observe.inject import KEYS as INJECTION_KEYS
@@ -65,7 +66,7 @@ class Tree:
             "debug": self._dir("debug", self._find_debug, lambda: self._debug_names),
         }
         injections = (f"fail_{place}" for place in INJECTION_PLACES)
-        self._debug_names = (*self.observe.debug_names, "loop", "pause_engine", "ban_memcpy", *injections)
+        self._debug_names = (*self.observe.debug_names, "loop", "tasks", "pause_engine", "ban_memcpy", *injections)
         self._root_names = ("bo", "svm", *self._dirs, *self._root_files, *self.observe.names)
 
     def _dir(self, key: str, find: Callable[[str], Node | None], names: Callable[[], Iterable[str]]) -> VirtualDir:
@@ -295,6 +296,8 @@ class Tree:
     def _find_debug(self, name: str) -> Node | None:
         if name == "loop":
             return self._text(self._loop_text)
+        if name == "tasks":
+            return self._text(tasks_text)
         if name.startswith("fail_"):
             return self._find_injection(name[5:])
         if name == "ban_memcpy":
