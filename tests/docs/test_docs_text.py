@@ -11,7 +11,7 @@ import pytest
 from tests.docs.docs_console import REPOSITORY
 
 DOCS = REPOSITORY / "docs"
-DOCUMENTS = sorted([*DOCS.glob("*.md"), REPOSITORY / "README.md", REPOSITORY / "mountpoint-tools" / "README.md"])
+DOCUMENTS = sorted([*DOCS.glob("*.md"), *REPOSITORY.glob("*.md"), REPOSITORY / "mountpoint-tools" / "README.md"])
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
