@@ -5,11 +5,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from docslib.kernel_map import kernel_map
 from docslib.reference import reference
 from ttmfs.fs.statkeys import markdown
 
 DOCS: Final = Path(__file__).resolve().parents[2] / "docs"
-GENERATED: Final[Mapping[str, Callable[[], str]]] = {"reference.md": reference, "STATS.md": markdown}
+GENERATED: Final[Mapping[str, Callable[[], str]]] = {
+    "reference.md": reference,
+    "STATS.md": markdown,
+    "kernel-map.md": kernel_map,
+}
 """Files below docs/ and what writes them."""
 
 

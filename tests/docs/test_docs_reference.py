@@ -1,9 +1,10 @@
-"""docs/reference.md and docs/STATS.md are what the tables say now."""
+"""The generated documents are what tables and docstrings say now."""
 
 import importlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -53,3 +54,15 @@ def test_what_the_tables_do_not_describe_is_named(docslib: ModuleType, monkeypat
     monkeypatch.setattr(docslib.tables, "STATUS", {**status, "runs": "runs", "legs": "four"})
     with pytest.raises(ValueError, match=r"need not have \['legs'\]"):
         docslib.reference()
+
+
+def test_kernel_names_are_found_where_docstrings_say_them(docslib: ModuleType, tmp_path: Path) -> None:
+    del docslib
+    kernel_map = importlib.import_module("docslib.kernel_map")
+    file = tmp_path / "m.py"
+    file.write_text(
+        '"""ttm_bo_here."""\nclass A:\n    """x"""\n    def f(self):\n        """dma_resv_x."""\nB = 1\n"""ww_y."""\n'
+    )
+    found = [(name, kernel_map.NAME.findall(text)) for name, text in kernel_map.docstrings(file)]
+    assert found == [("", ["ttm_bo_here"]), ("A", []), ("A.f", ["dma_resv_x"]), ("B", ["ww_y"])]
+    assert "`ttm/validate.py`" in "".join(kernel_map.places()["ttm_bo_validate"])
