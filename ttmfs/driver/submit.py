@@ -10,7 +10,7 @@ from ttmfs.errors import TtmError
 from ttmfs.observe.trace import bo_word
 from ttmfs.sync.fence import Fence
 from ttmfs.sync.resv import Usage
-from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.bo import CONTENT_LOST, BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.external import ExternalTT
 from ttmfs.ttm.placement import SYSTEM
@@ -49,7 +49,7 @@ async def submit_job(vdev: VirtualDevice, job: Job, ctx: OperationContext) -> Qu
 async def _prepare(bo: BufferObject, ctx: OperationContext) -> None:
     """To its placement, with all its memory. Placement `system` means that the job takes it where it is."""
     if bo.unknown_state:
-        raise TtmError(errno.EIO, f"the content of {bo.name} was lost in a failed copy: validate none, then write it")
+        raise TtmError(errno.EIO, f"{bo.name}: {CONTENT_LOST}")
     if isinstance(bo.tt, ExternalTT):
         await bo.tt.check_whole()
     ctx.resv = bo.resv

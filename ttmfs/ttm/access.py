@@ -21,7 +21,7 @@ import trio
 from ttmfs import clock
 from ttmfs.errors import TtmError
 from ttmfs.memory.copy import gather
-from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.bo import CONTENT_LOST, BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.copy import Backing, Copy, CopyState
 from ttmfs.ttm.eof import drop_cached_eof_page
@@ -35,6 +35,11 @@ from ttmfs.ttm.tt import TT
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, pages_of
 
 _ERRNO: Final = {FaultResult.SIGBUS: errno.EIO, FaultResult.OOM: errno.ENOMEM}
+
+_NO_TIME: Final = 0.0005
+"""Seconds: an attempt to serve a request that takes less has waited for nothing."""
+_FREE_ATTEMPTS: Final = 4
+_LONGEST_PAUSE: Final = 0.05
 
 Buffer = memoryview | bytes | bytearray
 
@@ -145,11 +150,13 @@ class _Request:
     """A READ or WRITE (`op`) that may wait, until `deadline` on trio's clock; `expires` is when it may be failed for
     that. The rest is for the trace: what it waited for, how often it met a reserved BO, pages it got besides."""
 
-    __slots__ = ("bo", "deadline", "expires", "op", "prefaulted", "retries", "waits")
+    __slots__ = ("bo", "deadline", "expires", "idle", "op", "prefaulted", "retries", "waits")
 
     def __init__(self, bo: BufferObject, op: str = "read") -> None:
         self.bo = bo
         self.op = op
+        self.idle = 0
+        """Attempts in a row that took no time."""
         self.waits: tuple[str, ...] = ()
         self.retries = self.prefaulted = 0
         self.deadline = self.expires = trio.current_time() + bo.device.fault_timeout
@@ -179,6 +186,21 @@ class _Request:
         self.waits += vmf.waits
         self.retries += vmf.waits.count("reservation")
         self.prefaulted += vmf.prefaulted
+
+    async def again(self, begun: float, first: int, count: int) -> None:
+        """Before the next attempt; the last one began at `begun` on trio's clock.
+
+        What says "again" without having waited (the driver's EBUSY, an interrupt) is asked less and less often: a
+        request never spins. An INVAL of its pages ends the pause.
+        """
+        await trio.lowlevel.checkpoint()
+        if trio.current_time() - begun > _NO_TIME:
+            self.idle = 0
+            return
+        self.idle += 1
+        if self.idle > _FREE_ATTEMPTS:
+            pause = min(_NO_TIME * 2.0 ** min(self.idle - _FREE_ATTEMPTS, 10), _LONGEST_PAUSE)
+            await self.bo.gate.park(partial(trio.sleep, pause), pause, first, count)
 
     def hurry(self) -> None:
         """End its wait now, as far as its bytes can be had without: moving ones are waited for all the same (R4)."""
@@ -226,6 +248,7 @@ async def _parked(
 async def _read_slowly(bo: BufferObject, offset: int, size: int, request: _Request) -> Buffer:
     flags = FaultFlag.ALLOW_RETRY
     while True:
+        begun = trio.current_time()
         size = min(size, bo.size - offset)
         if size <= 0:
             return b""
@@ -236,6 +259,7 @@ async def _read_slowly(bo: BufferObject, offset: int, size: int, request: _Reque
             return bytes(size)
         if bo.device.closing:
             raise TtmError(errno.ESHUTDOWN, f"fault of {bo.name}: the mount is being taken down")
+        _check_content(bo, f"fault of {bo.name} page {first}")
         if bo.gate.unmaps(first, count) or late:
             try:
                 _give_memory_now(bo, first, count, late=request.expired)
@@ -247,8 +271,9 @@ async def _read_slowly(bo: BufferObject, offset: int, size: int, request: _Reque
         result = await bo.funcs.fault(vmf)
         request.note(vmf)
         if result is FaultResult.OK:
-            # None when a copy or a truncate slipped in before: start over.
-            data = None if bo.copies or size > bo.size - offset else _read_now(bo, offset, size)
+            # A copy or a truncate slipped in before, or the move that was waited for failed: start over.
+            stale = bo.copies or bo.unknown_state or size > bo.size - offset
+            data = None if stale else _read_now(bo, offset, size)
             if data is not None:
                 return data
         elif result in _ERRNO:
@@ -256,7 +281,13 @@ async def _read_slowly(bo: BufferObject, offset: int, size: int, request: _Reque
         elif result is FaultResult.RETRY:
             # The kernel allows one restart; after that the fault queues for what it waits for.
             flags = FaultFlag.NONE
-        await trio.lowlevel.checkpoint()
+        await request.again(begun, first, count)
+
+
+def _check_content(bo: BufferObject, what: str) -> None:
+    """TtmError(EIO) when a copy failed and nobody knows what the BO's memory holds: no byte of it is right."""
+    if bo.unknown_state:
+        raise TtmError(errno.EIO, f"{what}: {CONTENT_LOST}")
 
 
 # -- imported memory: the exporter serves it, as its own mmap does in the kernel ---------------------------------------
@@ -369,8 +400,10 @@ def _try_write(bo: BufferObject, offset: int, data: bytes) -> bool:
     count = ((offset + len(data) - 1) >> PAGE_SHIFT) - first + 1
     if not data or bo.device.unplugged:
         return True
+    if bo.unknown_state:
+        return False
     if not bo.copies:
-        if bo.unknown_state or bo.external or not bo.has_memory(first, count):
+        if bo.external or not bo.has_memory(first, count):
             return False
         if not (bo.placed and bo.visible) and not bo.gate.unmaps(first, count):
             return False
@@ -430,8 +463,10 @@ async def _write_slowly(bo: BufferObject, offset: int, data: bytes, request: _Re
     overwrite = not offset & PAGE_MASK and not end & PAGE_MASK
     flags = FaultFlag.ALLOW_RETRY | FaultFlag.WRITE
     while True:
+        begun = trio.current_time()
         if bo.device.closing:
             raise TtmError(errno.ESHUTDOWN, f"write to {bo.name}: the mount is being taken down")
+        _check_content(bo, f"write to {bo.name} page {first}")
         if end > bo.size:
             # Truncated meanwhile: the WRITE comes after that.
             bo.device.resize(bo, end)
@@ -452,7 +487,7 @@ async def _write_slowly(bo: BufferObject, offset: int, data: bytes, request: _Re
         still_fits = end <= bo.size
         if still_fits and (_try_write(bo, offset, data) or _write_anyway(bo, offset, data, first, count, request)):
             return
-        await trio.lowlevel.checkpoint()
+        await request.again(begun, first, count)
 
 
 async def _prepare(bo: BufferObject, first: int, count: int, request: _Request) -> None:

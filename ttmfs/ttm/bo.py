@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from ttmfs.ttm.device import Device
 
 NUM_PRIORITIES: Final = 4
+CONTENT_LOST: Final = "its content was lost in a failed copy; truncate it to 0, or validate none, and write it anew"
+"""Why nothing is served of a BO in unknown state, and what ends that."""
 MAX_SIZE: Final = 1 << 47
 """Bytes: 128 TiB, the address space of a process, so that a BO can always be mapped whole."""
 _NO_COPIES: Final[deque[Copy]] = deque()

@@ -167,6 +167,9 @@ class Device:
             self._zero_tail(bo, size, old_size)
             if bo.dirty is not None:
                 bo.dirty.cut(pages_of(size))
+        if not size:
+            # Nothing is left that could be lost.
+            bo.unknown_state = False
         if size == old_size:
             return
         bo.resize_pending = True

@@ -13,7 +13,7 @@ from typing import Final
 
 from ttmfs.errors import TtmError
 from ttmfs.sync.resv import Usage
-from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.bo import CONTENT_LOST, BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.funcs import FaultFlag, FaultResult, Protection, VmFault
 from ttmfs.ttm.park import park
@@ -82,7 +82,7 @@ async def fault_reserved(vmf: VmFault, prot: Protection, num_prefault: int) -> F
     if bo.external:
         return vmf.fail(FaultResult.SIGBUS, "it is imported: its exporter serves it")
     if bo.unknown_state:
-        return vmf.fail(FaultResult.SIGBUS, "its content was lost in a failed copy; write it anew after validate none")
+        return vmf.fail(FaultResult.SIGBUS, CONTENT_LOST)
     if vmf.first >= bo.num_pages:
         return vmf.fail(FaultResult.SIGBUS, f"page {vmf.first} is past the end of {bo.num_pages} pages")
     try:
