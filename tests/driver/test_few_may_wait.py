@@ -9,6 +9,7 @@ from ttmfs.driver.engine import CopyEngine
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm import access
 from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.request import Request
 from ttmfs.units import PAGE_SIZE
 
 MIB = 1 << 20
@@ -33,7 +34,7 @@ async def test_a_hurried_write_waits_for_bytes_that_move(device, monkeypatch, au
         async with trio.open_nursery() as nursery:
             for page in range(4):
                 # It was hurried while it waited for an earlier copy, say, and now meets this one.
-                request = access._Request(bo)
+                request = Request(bo)
                 request.hurry()
                 data = bytes([page + 2]) * PAGE_SIZE
                 nursery.start_soon(access._write_slowly, bo, page * PAGE_SIZE, data, request)

@@ -16,6 +16,7 @@ from ttmfs.fs.served import BoHandle
 from ttmfs.fs.svmhandle import SpaceHandle
 from ttmfs.fs.tree import Tree
 from ttmfs.ttm import access
+from ttmfs.ttm.request import trace_fault
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT
 
 
@@ -110,5 +111,5 @@ class TtmOperations(NameRequests):
             return await TtmOperations.read(self, fh, off, size)
         started = time.monotonic_ns()
         data = await TtmOperations.read(self, fh, off, size)
-        access.trace_fault(handle.bo, off, len(data), started)
+        trace_fault(handle.bo, off, len(data), started)
         return data

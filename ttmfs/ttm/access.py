@@ -12,9 +12,8 @@ Between the last check and the copy into or out of the reply there is no await.
 """
 
 import errno
-from collections.abc import Awaitable, Callable, Sized
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final
 
 import trio
 
@@ -25,21 +24,17 @@ from ttmfs.ttm.bo import CONTENT_LOST, BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.copy import Backing, Copy, CopyState
 from ttmfs.ttm.eof import drop_cached_eof_page
-from ttmfs.ttm.external import ExternalTT
+from ttmfs.ttm.external import read_external, write_external
 from ttmfs.ttm.funcs import FaultFlag, FaultResult, VmFault
 from ttmfs.ttm.growth import growing
 from ttmfs.ttm.move import retreat_to_system
 from ttmfs.ttm.park import park
+from ttmfs.ttm.request import Request, parked, trace_fault
 from ttmfs.ttm.room import make_room
 from ttmfs.ttm.tt import TT
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, pages_of
 
 _ERRNO: Final = {FaultResult.SIGBUS: errno.EIO, FaultResult.OOM: errno.ENOMEM}
-
-_NO_TIME: Final = 0.0005
-"""Seconds: an attempt to serve a request that takes less has waited for nothing."""
-_FREE_ATTEMPTS: Final = 4
-_LONGEST_PAUSE: Final = 0.05
 
 Buffer = memoryview | bytes | bytearray
 
@@ -113,7 +108,7 @@ async def read(bo: BufferObject, offset: int, size: int) -> Buffer:
     started = clock.monotonic_ns() if trace.on else 0
     data = try_read(bo, offset, size)
     if data is None:
-        data = await _parked(bo, _read_external if bo.external else _read_slowly, offset, size)
+        data = await parked(bo, read_external if bo.external else _read_slowly, offset, size)
     elif started:
         trace_fault(bo, offset, len(data), started)
     faults = bo.device.counters.faults
@@ -128,124 +123,7 @@ async def read(bo: BufferObject, offset: int, size: int) -> Buffer:
     return data
 
 
-def trace_fault(bo: BufferObject, offset: int, size: int, started: int, request: "_Request | None" = None) -> None:
-    """Event `fault`: a READ of `size` bytes, or a WRITE that had to wait, was answered. `started` is monotonic ns."""
-    now = clock.monotonic_ns()
-    facts: dict[str, object] = {
-        "op": "read",
-        "offset": offset,
-        "pages": ((offset + size + PAGE_MASK) >> PAGE_SHIFT) - (offset >> PAGE_SHIFT) if size else 0,
-        "prefault": 0,
-        "retries": 0,
-        "waits": "-",
-        "latency_us": (now - started) // 1000,
-    }
-    if request is not None:
-        facts |= {"op": request.op, "prefault": request.prefaulted, "retries": request.retries}
-        facts["waits"] = ",".join(request.waits) or "-"
-    bo.device.trace.record(now / 1e9, "fault", bo.name, facts)
-
-
-class _Request:
-    """A READ or WRITE (`op`) that may wait, until `deadline` on trio's clock; `expires` is when it may be failed for
-    that. The rest is for the trace: what it waited for, how often it met a reserved BO, pages it got besides."""
-
-    __slots__ = ("bo", "deadline", "expires", "idle", "op", "prefaulted", "retries", "waits")
-
-    def __init__(self, bo: BufferObject, op: str = "read") -> None:
-        self.bo = bo
-        self.op = op
-        self.idle = 0
-        """Attempts in a row that took no time."""
-        self.waits: tuple[str, ...] = ()
-        self.retries = self.prefaulted = 0
-        self.deadline = self.expires = trio.current_time() + bo.device.fault_timeout
-
-    @property
-    def late(self) -> bool:
-        """Its time is up: it is served from where the bytes are, or fails."""
-        return trio.current_time() >= self.deadline
-
-    @property
-    def time_left(self) -> float:
-        """Seconds, never negative."""
-        return max(0.0, self.deadline - trio.current_time())
-
-    @property
-    def expired(self) -> bool:
-        """The fault timeout is over: it may fail for that. A request that was only hurried may not."""
-        return trio.current_time() >= self.expires
-
-    @property
-    def time_to_live(self) -> float:
-        """Seconds until it is expired, never negative."""
-        return max(0.0, self.expires - trio.current_time())
-
-    def note(self, vmf: VmFault) -> None:
-        """What an attempt came to."""
-        self.waits += vmf.waits
-        self.retries += vmf.waits.count("reservation")
-        self.prefaulted += vmf.prefaulted
-
-    async def again(self, begun: float, first: int, count: int) -> None:
-        """Before the next attempt; the last one began at `begun` on trio's clock.
-
-        What says "again" without having waited (the driver's EBUSY, an interrupt) is asked less and less often: a
-        request never spins. An INVAL of its pages ends the pause.
-        """
-        await trio.lowlevel.checkpoint()
-        if trio.current_time() - begun > _NO_TIME:
-            self.idle = 0
-            return
-        self.idle += 1
-        if self.idle > _FREE_ATTEMPTS:
-            pause = min(_NO_TIME * 2.0 ** min(self.idle - _FREE_ATTEMPTS, 10), _LONGEST_PAUSE)
-            await self.bo.gate.park(partial(trio.sleep, pause), pause, first, count)
-
-    def hurry(self) -> None:
-        """End its wait now, as far as its bytes can be had without: moving ones are waited for all the same (R4)."""
-        self.deadline = trio.current_time()
-        self.bo.gate.wake()
-
-
-_A = TypeVar("_A")
-_R = TypeVar("_R")
-
-
-async def _parked(
-    bo: BufferObject, serve: Callable[[BufferObject, int, _A, _Request], Awaitable[_R]], offset: int, argument: _A
-) -> _R:
-    """Run a request that may have to wait: shielded, timed and listed among the waiting ones (R8, R9)."""
-    counters = bo.device.counters
-    parked = counters.requests.parked
-    started = clock.monotonic_ns()
-    request = _Request(bo, "read" if isinstance(argument, int) else "write")
-    parked[request] = started
-    if len(parked) > bo.device.max_parked:
-        # The kernel grants an unprivileged mount few requests at a time: too many that wait would stop all others.
-        oldest = next(iter(parked))
-        if isinstance(oldest, _Request):
-            oldest.hurry()
-    try:
-        with trio.CancelScope(shield=True):
-            result = await serve(bo, offset, argument, request)
-        if bo.device.trace.on:
-            bytes_of = argument if result is None else result
-            size = len(bytes_of) if isinstance(bytes_of, Sized) else 0
-            trace_fault(bo, offset, size, started, request)
-        return result
-    except TtmError as error:
-        counters.faults.errors += 1
-        bo.last_error = error.message
-        raise
-    finally:
-        del parked[request]
-        elapsed = clock.monotonic_ns() - started
-        counters.faults.max_ns = max(counters.faults.max_ns, elapsed)
-        counters.fault_seconds.observe(elapsed / 1e9)
-
-
-async def _read_slowly(bo: BufferObject, offset: int, size: int, request: _Request) -> Buffer:
+async def _read_slowly(bo: BufferObject, offset: int, size: int, request: Request) -> Buffer:
     flags = FaultFlag.ALLOW_RETRY
     while True:
         begun = trio.current_time()
@@ -290,31 +168,6 @@ def _check_content(bo: BufferObject, what: str) -> None:
         raise TtmError(errno.EIO, f"{what}: {CONTENT_LOST}")
 
 
-# -- imported memory: the exporter serves it, as its own mmap does in the kernel ---------------------------------------
-
-
-async def _read_external(bo: BufferObject, offset: int, size: int, request: _Request) -> Buffer:
-    del request
-    size = max(0, min(size, bo.size - offset))
-    if bo.device.unplugged:
-        return bytes(size)
-    return await _exporter(bo).read(offset, size)
-
-
-async def _write_external(bo: BufferObject, offset: int, data: bytes, request: _Request) -> None:
-    del request
-    await _exporter(bo).write(offset, data)
-
-
-def _exporter(bo: BufferObject) -> ExternalTT:
-    """TtmError(EIO) when the CPU may not touch it, ESHUTDOWN."""
-    if bo.device.closing:
-        raise TtmError(errno.ESHUTDOWN, f"access to {bo.name}: the mount is being taken down")
-    assert isinstance(bo.tt, ExternalTT)
-    bo.tt.check_mappable(bo.name)
-    return bo.tt
-
-
 def _give_memory_now(bo: BufferObject, first: int, count: int, *, late: bool) -> None:
     """Nothing may be waited for: holes get memory from what is free or from the reserve.
 
@@ -334,7 +187,7 @@ def _give_memory_now(bo: BufferObject, first: int, count: int, *, late: bool) ->
         tt.populate_range(index, pages, use_reserve=True)
 
 
-async def _make_room(bo: BufferObject, count: int, error: TtmError, request: _Request) -> None:
+async def _make_room(bo: BufferObject, count: int, error: TtmError, request: Request) -> None:
     """There is no memory right now: make some, or raise the error."""
     if error.errno != errno.ENOMEM or request.expired or not await make_room(
         bo.device, count, OperationContext(), but=bo, fault=True
@@ -391,7 +244,7 @@ async def write(bo: BufferObject, offset: int, data: bytes) -> int:
 
 async def _write(bo: BufferObject, offset: int, data: bytes) -> None:
     if not _try_write(bo, offset, data):
-        await _parked(bo, _write_external if bo.external else _write_slowly, offset, data)
+        await parked(bo, write_external if bo.external else _write_slowly, offset, data)
 
 
 def _try_write(bo: BufferObject, offset: int, data: bytes) -> bool:
@@ -456,7 +309,7 @@ def _scatter(bo: BufferObject, offset: int, data: bytes) -> bool:
     return True
 
 
-async def _write_slowly(bo: BufferObject, offset: int, data: bytes, request: _Request) -> None:
+async def _write_slowly(bo: BufferObject, offset: int, data: bytes, request: Request) -> None:
     first = offset >> PAGE_SHIFT
     end = offset + len(data)
     count = ((end - 1) >> PAGE_SHIFT) - first + 1
@@ -490,7 +343,7 @@ async def _write_slowly(bo: BufferObject, offset: int, data: bytes, request: _Re
         await request.again(begun, first, count)
 
 
-async def _prepare(bo: BufferObject, first: int, count: int, request: _Request) -> None:
+async def _prepare(bo: BufferObject, first: int, count: int, request: Request) -> None:
     """One step towards a WRITE beside copies, or without the reservation: what is in its way ends, or memory is had."""
     try:
         if bo.copies:
@@ -501,7 +354,7 @@ async def _prepare(bo: BufferObject, first: int, count: int, request: _Request) 
         await _make_room(bo, count, error, request)
 
 
-def _write_anyway(bo: BufferObject, offset: int, data: bytes, first: int, count: int, request: _Request) -> bool:
+def _write_anyway(bo: BufferObject, offset: int, data: bytes, first: int, count: int, request: Request) -> bool:
     """Time is up but the memory is there (out of the CPU's reach, say): a WRITE must not be lost."""
     moving = any(copy.src is not copy.dst for copy in bo.copies)
     if not request.late or moving or not bo.has_memory(first, count):
@@ -509,7 +362,7 @@ def _write_anyway(bo: BufferObject, offset: int, data: bytes, first: int, count:
     return _scatter(bo, offset, data)
 
 
-async def _wait_for_copy(bo: BufferObject, first: int, count: int, request: _Request) -> None:
+async def _wait_for_copy(bo: BufferObject, first: int, count: int, request: Request) -> None:
     """Bytes are moving, or the BO is fresh on space still being copied out: wait, then place it in system."""
     unmapping = bo.gate.unmaps(first, count)
     index = first

@@ -2,14 +2,17 @@
 
 It has no pages of the device and no page vector: every page counts as populated, none has a number. The bytes are had
 by `read` and `write`, which go to the exporter, as its own mmap and its vmap do in the kernel. Such a BO is never
-moved, evicted, backed up, swapped out or resized, so nothing else asks where its pages are.
+moved, evicted, backed up, swapped out or resized, so nothing else asks where its pages are. Its READs and WRITEs wait
+for the exporter and for nothing of the BO.
 """
 
 import errno
 
 from ttmfs.errors import TtmError
 from ttmfs.memory.pool import PagePool
+from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.page_vector import Vector
+from ttmfs.ttm.request import Request
 from ttmfs.ttm.tt import TT
 
 
@@ -64,3 +67,27 @@ class ExternalTT(TT):
     def runs(self) -> int:
         """As far as the device knows."""
         return 1
+
+
+async def read_external(bo: BufferObject, offset: int, size: int, request: Request) -> bytes | bytearray:
+    """Serve a READ of an imported BO. TtmError: EIO, ESHUTDOWN."""
+    del request
+    size = max(0, min(size, bo.size - offset))
+    if bo.device.unplugged:
+        return bytes(size)
+    return await _exporter(bo).read(offset, size)
+
+
+async def write_external(bo: BufferObject, offset: int, data: bytes, request: Request) -> None:
+    """Serve a WRITE of an imported BO, within it. TtmError: EIO, or what the exporter says; ESHUTDOWN."""
+    del request
+    await _exporter(bo).write(offset, data)
+
+
+def _exporter(bo: BufferObject) -> ExternalTT:
+    """TtmError(EIO) when the CPU may not touch it, ESHUTDOWN."""
+    if bo.device.closing:
+        raise TtmError(errno.ESHUTDOWN, f"access to {bo.name}: the mount is being taken down")
+    assert isinstance(bo.tt, ExternalTT)
+    bo.tt.check_mappable(bo.name)
+    return bo.tt

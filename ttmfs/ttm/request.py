@@ -1,0 +1,139 @@
+"""Request: a READ or WRITE of a BO that may have to wait, and how it is run: shielded, timed, listed and traced.
+
+Rule R8: where the kernel lets few requests wait at a time, the oldest is hurried when there are too many. A request
+never spins: what is tried again without having waited is tried less and less often.
+"""
+
+from collections.abc import Awaitable, Callable, Sized
+from functools import partial
+from typing import Final, TypeVar
+
+import trio
+
+from ttmfs import clock
+from ttmfs.errors import TtmError
+from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.funcs import VmFault
+from ttmfs.units import PAGE_MASK, PAGE_SHIFT
+
+_NO_TIME: Final = 0.0005
+"""Seconds: an attempt to serve a request that takes less has waited for nothing."""
+_FREE_ATTEMPTS: Final = 4
+_LONGEST_PAUSE: Final = 0.05
+
+
+class Request:
+    """A READ or WRITE (`op`) that may wait, until `deadline` on trio's clock; `expires` is when it may be failed for
+    that. The rest is for the trace: what it waited for, how often it met a reserved BO, pages it got besides."""
+
+    __slots__ = ("bo", "deadline", "expires", "idle", "op", "prefaulted", "retries", "waits")
+
+    def __init__(self, bo: BufferObject, op: str = "read") -> None:
+        self.bo = bo
+        self.op = op
+        self.idle = 0
+        """Attempts in a row that took no time."""
+        self.waits: tuple[str, ...] = ()
+        self.retries = self.prefaulted = 0
+        self.deadline = self.expires = trio.current_time() + bo.device.fault_timeout
+
+    @property
+    def late(self) -> bool:
+        """Its time is up: it is served from where the bytes are, or fails."""
+        return trio.current_time() >= self.deadline
+
+    @property
+    def time_left(self) -> float:
+        """Seconds, never negative."""
+        return max(0.0, self.deadline - trio.current_time())
+
+    @property
+    def expired(self) -> bool:
+        """The fault timeout is over: it may fail for that. A request that was only hurried may not."""
+        return trio.current_time() >= self.expires
+
+    @property
+    def time_to_live(self) -> float:
+        """Seconds until it is expired, never negative."""
+        return max(0.0, self.expires - trio.current_time())
+
+    def note(self, vmf: VmFault) -> None:
+        """What an attempt came to."""
+        self.waits += vmf.waits
+        self.retries += vmf.waits.count("reservation")
+        self.prefaulted += vmf.prefaulted
+
+    async def again(self, begun: float, first: int, count: int) -> None:
+        """Before the next attempt; the last one began at `begun` on trio's clock.
+
+        What says "again" without having waited (the driver's EBUSY, an interrupt) is asked less and less often: a
+        request never spins. An INVAL of its pages ends the pause.
+        """
+        await trio.lowlevel.checkpoint()
+        if trio.current_time() - begun > _NO_TIME:
+            self.idle = 0
+            return
+        self.idle += 1
+        if self.idle > _FREE_ATTEMPTS:
+            pause = min(_NO_TIME * 2.0 ** min(self.idle - _FREE_ATTEMPTS, 10), _LONGEST_PAUSE)
+            await self.bo.gate.park(partial(trio.sleep, pause), pause, first, count)
+
+    def hurry(self) -> None:
+        """End its wait now, as far as its bytes can be had without: moving ones are waited for all the same (R4)."""
+        self.deadline = trio.current_time()
+        self.bo.gate.wake()
+
+
+def trace_fault(bo: BufferObject, offset: int, size: int, started: int, request: Request | None = None) -> None:
+    """Event `fault`: a READ of `size` bytes, or a WRITE that had to wait, was answered. `started` is monotonic ns."""
+    now = clock.monotonic_ns()
+    facts: dict[str, object] = {
+        "op": "read",
+        "offset": offset,
+        "pages": ((offset + size + PAGE_MASK) >> PAGE_SHIFT) - (offset >> PAGE_SHIFT) if size else 0,
+        "prefault": 0,
+        "retries": 0,
+        "waits": "-",
+        "latency_us": (now - started) // 1000,
+    }
+    if request is not None:
+        facts |= {"op": request.op, "prefault": request.prefaulted, "retries": request.retries}
+        facts["waits"] = ",".join(request.waits) or "-"
+    bo.device.trace.record(now / 1e9, "fault", bo.name, facts)
+
+
+_A = TypeVar("_A")
+_R = TypeVar("_R")
+
+
+async def parked(
+    bo: BufferObject, serve: Callable[[BufferObject, int, _A, Request], Awaitable[_R]], offset: int, argument: _A
+) -> _R:
+    """Run a request that may have to wait: shielded, timed and listed among the waiting ones (R8, R9)."""
+    counters = bo.device.counters
+    parked = counters.requests.parked
+    started = clock.monotonic_ns()
+    request = Request(bo, "read" if isinstance(argument, int) else "write")
+    parked[request] = started
+    if len(parked) > bo.device.max_parked:
+        # The kernel grants an unprivileged mount few requests at a time: too many that wait would stop all others.
+        oldest = next(iter(parked))
+        if isinstance(oldest, Request):
+            oldest.hurry()
+    try:
+        with trio.CancelScope(shield=True):
+            result = await serve(bo, offset, argument, request)
+        if bo.device.trace.on:
+            bytes_of = argument if result is None else result
+            size = len(bytes_of) if isinstance(bytes_of, Sized) else 0
+            trace_fault(bo, offset, size, started, request)
+        return result
+    except TtmError as error:
+        counters.faults.errors += 1
+        bo.last_error = error.message
+        raise
+    finally:
+        del parked[request]
+        elapsed = clock.monotonic_ns() - started
+        counters.faults.max_ns = max(counters.faults.max_ns, elapsed)
+        counters.fault_seconds.observe(elapsed / 1e9)
