@@ -7,14 +7,13 @@ the BO an EIO, and nobody anything else. The BO has the owner and the mode of th
 """
 
 import errno
-import os
 from collections.abc import Callable
 from typing import Final, TypeVar
 
 import trio
 
 from ttmfs.driver.device import VirtualDevice
-from ttmfs.driver.namespace import BoFile, Folder, Namespace
+from ttmfs.driver.namespace import BoFile, Namespace
 from ttmfs.errors import TtmError
 from ttmfs.memory.foreign_file import ForeignFile
 from ttmfs.sync.offload import Lane
@@ -68,8 +67,7 @@ async def import_bo(vdev: VirtualDevice, names: Namespace, name: str, path: str,
 
     TtmError: EEXIST, ENOENT no folder for the name, and what ForeignFile raises.
     """
-    parent, leaf = _parent(names, name)
-    names.check_new(parent, leaf)
+    parent, leaf = names.place(name)
     file = await _open(path)
     try:
         bo_file = names.create(parent, leaf, file.mode, file.uid, file.gid)
@@ -110,16 +108,3 @@ async def _open(path: str) -> ForeignFile:
         for file in opened:
             file.close()
         raise
-
-
-def _parent(names: Namespace, name: str) -> tuple[Folder, bytes]:
-    *folders, leaf = os.fsencode(name).split(b"/")
-    parent = names.root
-    for folder in folders:
-        child = parent.children.get(folder)
-        if not isinstance(child, Folder):
-            raise TtmError(errno.ENOENT, f"there is no folder {os.fsdecode(folder)[:300]!r} for {name[:300]!r}")
-        parent = child
-    if leaf in (b"", b".", b"..") or b"\0" in leaf:
-        raise TtmError(errno.EINVAL, f"{name[:300]!r} is no name for a BO")
-    return parent, leaf

@@ -1,154 +1,82 @@
-"""Namespace: the names, owners and times of BOs, as folders and files (what GEM handles and names are to a driver).
-
-Inode numbers start at FIRST_INO and are never reused. Names are bytes without `/` and NUL, as in any file system; a
-BO's `name` is its path below the root of the namespace, decoded with surrogateescape.
-"""
+"""Namespace: the names, owners and times of BOs, as folders and files (what GEM handles and names are to a driver)."""
 
 import errno
 import os
 import stat
-from collections.abc import Iterator
 from itertools import count
 from typing import Final
 
 from ttmfs import clock
 from ttmfs.driver.clients import Client, Clients
 from ttmfs.driver.device import VirtualDevice
+from ttmfs.driver.entries import FIRST_INO, Entry, File, Folder, Symlink
+from ttmfs.driver.names import Names
 from ttmfs.errors import TtmError
 from ttmfs.ttm.bo import BufferObject
 
-FIRST_INO: Final = 1 << 20
-NAME_MAX: Final = 255
+_NO_NAMES: Final = (b"", b".", b"..")
 
 
-class Entry:
-    """What folders and BO files share. Times are ns since the epoch."""
+class BoFile(File):
+    """One BO and its names."""
 
-    __slots__ = ("atime", "ctime", "gid", "ino", "mode", "mtime", "name", "parent", "uid")
-
-    def __init__(self, ino: int, mode: int, uid: int, gid: int) -> None:
-        self.ino = ino
-        self.mode = 0
-        self.set_mode(mode)
-        self.uid = uid
-        self.gid = gid
-        self.atime = self.mtime = self.ctime = clock.wall_ns()
-        self.name = b""
-        self.parent: Folder | None = None
-
-    def set_mode(self, mode: int) -> None:
-        """Type and permissions. Files never have set-ID bits: writing would have to clear them (ttmfs.fs.handshake)."""
-        self.mode = mode & ~(stat.S_ISUID | stat.S_ISGID) if stat.S_ISREG(mode) else mode
-
-    @property
-    def path(self) -> str:
-        """Path below the root of the namespace."""
-        parts: list[bytes] = []
-        entry: Entry = self
-        while entry.parent is not None:
-            parts.append(entry.name)
-            entry = entry.parent
-        return os.fsdecode(b"/".join(reversed(parts)))
-
-
-class Folder(Entry):
-    """A folder of BOs and folders."""
-
-    __slots__ = ("children",)
-
-    def __init__(self, ino: int, mode: int, uid: int, gid: int) -> None:
-        super().__init__(ino, mode, uid, gid)
-        self.children: dict[bytes, Entry] = {}
-
-    def walk(self) -> "Iterator[BoFile]":
-        """All BO files below."""
-        for child in self.children.values():
-            if isinstance(child, Folder):
-                yield from child.walk()
-            else:
-                assert isinstance(child, BoFile)
-                yield child
-
-
-class BoFile(Entry):
-    """One BO and its name. It lives until it has neither a name nor an open handle."""
-
-    __slots__ = ("bo", "client", "opens", "unlinked", "write_opens", "written")
+    __slots__ = ("bo", "client")
 
     def __init__(self, ino: int, mode: int, uid: int, gid: int, bo: BufferObject) -> None:
         super().__init__(ino, mode, uid, gid)
         self.bo = bo
         self.client: Client | None = None
         """To whom it is accounted."""
-        self.opens = 0
-        self.write_opens = 0
-        self.unlinked = False
-        self.written = False
-        """A WRITE came since mtime was last set."""
 
     def touch(self, when: int) -> None:
         """The device changed the content: mtime and ctime are `when`, ns since the epoch."""
         self.mtime = self.ctime = when
 
 
-class Namespace:
+class Namespace(Names[BoFile]):
     """The tree below bo/ of one device."""
 
     def __init__(self, vdev: VirtualDevice, *, uid: int, gid: int, mode: int = 0o755) -> None:
+        super().__init__(count(FIRST_INO).__next__, uid=uid, gid=gid, mode=mode)
         self.vdev = vdev
-        self._inos = count(FIRST_INO)
-        self.root = Folder(next(self._inos), stat.S_IFDIR | mode, uid, gid)
-        self.files: dict[int, BoFile] = {}
-        """Every BO file that still exists, unlinked but open ones included, by inode number."""
         self.clients = Clients()
 
-    def new_ino(self) -> int:
-        """An inode number that was never used."""
-        return next(self._inos)
-
-    # -- looking up ----------------------------------------------------------------------------------------------
-
     def find(self, name: str) -> BoFile:
-        """The BO file at a path. TtmError: ENOENT there is none, EISDIR it is a folder."""
-        entry: Entry = self.root
+        """The BO file at a path; links are not followed. TtmError: ENOENT there is none, EISDIR it is a folder."""
+        entry: Entry | None = self.root
         for part in os.fsencode(name).split(b"/"):
-            child = entry.children.get(part) if isinstance(entry, Folder) else None
-            if child is None:
-                raise TtmError(errno.ENOENT, f"there is no BO {name[:300]!r}: see `ls objects`")
-            entry = child
+            entry = entry.get(part) if isinstance(entry, Folder) else None
+        if isinstance(entry, Symlink):
+            raise TtmError(errno.ENOENT, f"{name[:300]!r} is a symbolic link: name the BO that it leads to")
+        if entry is None:
+            raise TtmError(errno.ENOENT, f"there is no BO {name[:300]!r}: see `ls objects`")
         if not isinstance(entry, BoFile):
             raise TtmError(errno.EISDIR, f"{name[:300]!r} is a folder: name a BO in it")
         return entry
 
-    def walk(self) -> Iterator[BoFile]:
-        """All BO files that have a name."""
-        return self.root.walk()
+    def place(self, name: str) -> tuple[Folder, bytes]:
+        """The folder and the name there of a path that shall be made. TtmError ENOENT, EINVAL, and as `check_new`."""
+        *folders, leaf = os.fsencode(name).split(b"/")
+        parent = self.root
+        for part in folders:
+            child = parent.get(part)
+            if not isinstance(child, Folder):
+                raise TtmError(errno.ENOENT, f"there is no folder {os.fsdecode(part)[:300]!r} for {name[:300]!r}")
+            parent = child
+        if leaf in _NO_NAMES or b"\0" in leaf:
+            raise TtmError(errno.EINVAL, f"{name[:300]!r} is no name for a BO")
+        self.check_new(parent, leaf)
+        return parent, leaf
 
     # -- changing ------------------------------------------------------------------------------------------------
 
-    def _add(self, parent: Folder, name: bytes, entry: Entry) -> None:
-        entry.name = name
-        entry.parent = parent
-        parent.children[name] = entry
-        parent.mtime = parent.ctime = clock.wall_ns()
-
-    def check_new(self, parent: Folder, name: bytes) -> None:
-        """May `name` be made there? TtmError ENAMETOOLONG, EEXIST, ENOENT."""
-        if len(name) > NAME_MAX:
-            raise TtmError(errno.ENAMETOOLONG, f"a name has at most {NAME_MAX} bytes, this one {len(name)}")
-        if name in parent.children:
-            raise TtmError(errno.EEXIST, f"{os.fsdecode(name)!r} exists already")
-        if parent.parent is None and parent is not self.root:
-            raise TtmError(errno.ENOENT, "the folder was removed")
-
     def create(self, parent: Folder, name: bytes, mode: int, uid: int, gid: int) -> BoFile:
-        """A new, empty BO."""
+        """A new, empty BO. TtmError as `check_new`."""
         self.check_new(parent, name)
         bo = self.vdev.create_bo("")
-        file = BoFile(next(self._inos), stat.S_IFREG | stat.S_IMODE(mode), uid, gid, bo)
-        bo.private = file
-        self._add(parent, name, file)
-        bo.name = file.path
+        file = BoFile(self.new_ino(), stat.S_IFREG | stat.S_IMODE(mode), uid, parent.group(gid), bo)
+        bo.private = bo.named = file
+        self.add(parent, name, file)
         self.files[file.ino] = file
         self.clients.adopt(file)
         if self.vdev.ttm.trace.on:
@@ -156,100 +84,31 @@ class Namespace:
         return file
 
     def mkdir(self, parent: Folder, name: bytes, mode: int, uid: int, gid: int) -> Folder:
-        """A new folder."""
+        """A new folder; in one that hands its group on, it does so too. TtmError as `check_new`."""
         self.check_new(parent, name)
-        folder = Folder(next(self._inos), stat.S_IFDIR | stat.S_IMODE(mode), uid, gid)
-        self._add(parent, name, folder)
+        mode = stat.S_IMODE(mode) | parent.mode & stat.S_ISGID
+        folder = Folder(self.new_ino(), stat.S_IFDIR | mode, uid, parent.group(gid))
+        self.add(parent, name, folder)
         return folder
 
-    def unlink(self, parent: Folder, name: bytes) -> BoFile:
-        """Take the name away; the BO goes with its last open handle. TtmError ENOENT, EISDIR."""
-        entry = self.child(parent, name)
-        if not isinstance(entry, BoFile):
-            raise TtmError(errno.EISDIR, f"{os.fsdecode(name)!r} is a folder: use rmdir")
-        self._remove(parent, entry)
-        entry.unlinked = True
+    def symlink(self, parent: Folder, name: bytes, target: bytes, uid: int, gid: int) -> Symlink:
+        """A symbolic link. TtmError as `check_new`."""
+        self.check_new(parent, name)
+        link = Symlink(self.new_ino(), uid, parent.group(gid), target)
+        self.add(parent, name, link)
+        return link
+
+    def link(self, entry: Entry, parent: Folder, name: bytes) -> None:
+        """One more name. TtmError EPERM for a folder, ENOENT for what was removed, and as `check_new`."""
+        if isinstance(entry, Folder):
+            raise TtmError(errno.EPERM, "a folder has one name: a symbolic link can lead to it")
+        if entry.unlinked:
+            raise TtmError(errno.ENOENT, "it was removed: it gets no new name")
+        self.check_new(parent, name)
+        self.add(parent, name, entry)
         entry.ctime = clock.wall_ns()
-        self.drop_if_unused(entry)
-        return entry
 
-    def rmdir(self, parent: Folder, name: bytes) -> None:
-        """Remove an empty folder. TtmError ENOENT, ENOTDIR, ENOTEMPTY."""
-        entry = self.child(parent, name)
-        if not isinstance(entry, Folder):
-            raise TtmError(errno.ENOTDIR, f"{os.fsdecode(name)!r} is no folder")
-        if entry.children:
-            raise TtmError(errno.ENOTEMPTY, f"{os.fsdecode(name)!r} is not empty")
-        self._remove(parent, entry)
-
-    def child(self, parent: Folder, name: bytes) -> Entry:
-        """TtmError ENOENT."""
-        entry = parent.children.get(name)
-        if entry is None:
-            raise TtmError(errno.ENOENT, f"there is no {os.fsdecode(name)[:300]!r}")
-        return entry
-
-    def _remove(self, parent: Folder, entry: Entry) -> None:
-        del parent.children[entry.name]
-        parent.mtime = parent.ctime = clock.wall_ns()
-        entry.parent = None
-
-    def rename(self, parent: Folder, name: bytes, to: Folder, to_name: bytes, *, replace: bool) -> None:
-        """rename(2): replaces a BO or an empty folder unless `replace` is False.
-
-        TtmError ENOENT, EEXIST, ENAMETOOLONG, EISDIR, ENOTDIR, ENOTEMPTY, EINVAL (into itself).
-        """
-        entry = self.child(parent, name)
-        target = to.children.get(to_name)
-        if target is entry:
-            return
-        if target is None:
-            self.check_new(to, to_name)
-        elif not replace:
-            raise TtmError(errno.EEXIST, f"{os.fsdecode(to_name)!r} exists already")
-        self._check_not_inside(entry, to)
-        if target is not None:
-            if isinstance(entry, Folder) and not isinstance(target, Folder):
-                raise TtmError(errno.ENOTDIR, f"{os.fsdecode(to_name)!r} is no folder")
-            if isinstance(target, Folder):
-                if not isinstance(entry, Folder):
-                    raise TtmError(errno.EISDIR, f"{os.fsdecode(to_name)!r} is a folder")
-                self.rmdir(to, to_name)
-            else:
-                self.unlink(to, to_name)
-        self._remove(parent, entry)
-        self._add(to, to_name, entry)
-        self._renamed(entry)
-
-    def exchange(self, parent: Folder, name: bytes, to: Folder, to_name: bytes) -> None:
-        """renameat2 with RENAME_EXCHANGE."""
-        first, second = self.child(parent, name), self.child(to, to_name)
-        self._check_not_inside(first, to)
-        self._check_not_inside(second, parent)
-        self._remove(parent, first)
-        self._remove(to, second)
-        self._add(to, to_name, first)
-        self._add(parent, name, second)
-        self._renamed(first)
-        self._renamed(second)
-
-    @staticmethod
-    def _check_not_inside(entry: Entry, folder: Folder) -> None:
-        inside: Folder | None = folder
-        while inside is not None:
-            if inside is entry:
-                raise TtmError(errno.EINVAL, "a folder cannot be moved into itself")
-            inside = inside.parent
-
-    @staticmethod
-    def _renamed(entry: Entry) -> None:
-        entry.ctime = clock.wall_ns()
-        for file in entry.walk() if isinstance(entry, Folder) else (entry,):
-            assert isinstance(file, BoFile)
-            file.bo.name = file.path
-
-    def drop_if_unused(self, file: BoFile) -> None:
-        """Destroy the BO of a file that has neither a name nor an open handle."""
-        if file.unlinked and not file.opens and self.files.pop(file.ino, None) is not None:
-            self.clients.drop(file)
-            self.vdev.ttm.release(file.bo)
+    def destroy(self, file: BoFile) -> None:
+        """The BO goes, once its fences have signaled."""
+        self.clients.drop(file)
+        self.vdev.ttm.release(file.bo)

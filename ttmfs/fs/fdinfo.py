@@ -9,7 +9,8 @@ from typing import Final
 
 from ttmfs.driver.clients import Client
 from ttmfs.driver.device import VirtualDevice
-from ttmfs.driver.namespace import FIRST_INO, BoFile, Namespace
+from ttmfs.driver.entries import FIRST_INO
+from ttmfs.driver.namespace import BoFile, Namespace
 from ttmfs.driver.usage import RegionUsage, Usages, bos_of, usage_of
 from ttmfs.fs.words import escape
 from ttmfs.sync.pace import Pace

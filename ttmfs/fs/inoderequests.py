@@ -9,11 +9,13 @@ from typing import Final
 
 import pyfuse3
 
-from ttmfs.driver.namespace import NAME_MAX, BoFile, Entry
+from ttmfs.driver.entries import Entry, Folder, Symlink
+from ttmfs.driver.names import NAME_MAX
+from ttmfs.driver.namespace import BoFile
 from ttmfs.errors import TtmError
 from ttmfs.fs import attributes
 from ttmfs.fs.guard import guarded
-from ttmfs.fs.nodes import Node
+from ttmfs.fs.nodes import Node, VirtualDir
 from ttmfs.fs.served import Served
 from ttmfs.fs.svmnames import SpaceFile
 from ttmfs.ttm.bo import BufferObject
@@ -23,6 +25,8 @@ from ttmfs.units import PAGE_SIZE
 LONG_TIMEOUT: Final = 300.0
 """Seconds that the kernel may trust names and attributes below bo/: only requests that it sent change them."""
 
+_MAX_FILES: Final = 1 << 32
+"""As many as statfs says there may be; nothing but memory limits them."""
 _XATTR: Final = b"user.ttm."
 
 
@@ -39,20 +43,20 @@ class InodeRequests(Served):
         if isinstance(node, Entry):
             attr.entry_timeout = attr.attr_timeout = LONG_TIMEOUT
             attr.st_atime_ns, attr.st_mtime_ns, attr.st_ctime_ns = node.atime, node.mtime, node.ctime
+            attr.st_nlink = node.nlink
+            attr.st_size = attr.st_blocks = 0
             if isinstance(node, BoFile):
                 attr.st_size = settled_size(node.bo)
                 attr.st_blocks = _blocks(node.bo)
-                attr.st_nlink = 0 if node.unlinked else 1
-                return attr
-            if isinstance(node, SpaceFile):
+            elif isinstance(node, SpaceFile):
                 attr.st_size = settled_size(node.space)
                 attr.st_blocks = node.space.num_blocks() * (PAGE_SIZE // 512)
-                attr.st_nlink = 0 if node.unlinked else 1
-                return attr
-        else:
-            attr.entry_timeout = attr.attr_timeout = 0
-            attr.st_atime_ns = attr.st_mtime_ns = attr.st_ctime_ns = self.names.root.ctime
-        attr.st_nlink = 2 if stat.S_ISDIR(node.mode) else 1
+            elif isinstance(node, Symlink):
+                attr.st_size = len(node.target)
+            return attr
+        attr.entry_timeout = attr.attr_timeout = 0
+        attr.st_atime_ns = attr.st_mtime_ns = attr.st_ctime_ns = self.names.root.ctime
+        attr.st_nlink = 2 + node.names.folders if isinstance(node, VirtualDir) else 1
         attr.st_size = 0
         attr.st_blocks = 0
         return attr
@@ -87,7 +91,7 @@ class InodeRequests(Served):
         now = time.time_ns()
         if fields.update_size:
             if not isinstance(node, (BoFile, SpaceFile)):
-                raise TtmError(errno.EISDIR, "a folder has no size")
+                raise TtmError(errno.EISDIR if isinstance(node, Folder) else errno.EINVAL, "only files have a size")
             self._set_size(node, attr.st_size)
         if fields.update_mode:
             node.set_mode(stat.S_IFMT(node.mode) | stat.S_IMODE(attr.st_mode))
@@ -125,8 +129,9 @@ class InodeRequests(Served):
         data.f_bsize = data.f_frsize = PAGE_SIZE
         data.f_blocks = pool.arena.num_pages
         data.f_bfree = data.f_bavail = pool.free_pages
-        data.f_files = len(self.names.files) + len(self.spaces.files)
-        data.f_ffree = data.f_favail = (1 << 32) - data.f_files
+        used = len(self.names.files) + len(self.spaces.files)
+        data.f_files = _MAX_FILES
+        data.f_ffree = data.f_favail = _MAX_FILES - used
         data.f_namemax = NAME_MAX
         return data
 

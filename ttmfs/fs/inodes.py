@@ -8,7 +8,7 @@ import errno
 from itertools import count
 from typing import Final
 
-from ttmfs.driver.namespace import FIRST_INO, Entry
+from ttmfs.driver.entries import FIRST_INO, Entry
 from ttmfs.errors import TtmError
 from ttmfs.fs.nodes import Node, VirtualDir, VirtualFile
 
@@ -50,20 +50,25 @@ class Inodes:
         """A reply told the kernel about `node`: it will FORGET as often."""
         if ino not in self._nodes:
             self._nodes[ino] = node
-            if _key(node):
+            if isinstance(node, Entry):
+                node.known = True
+            elif _key(node):
                 self._by_key[_key(node)] = ino
         self._lookups[ino] = self._lookups.get(ino, 0) + 1
 
-    def forget(self, ino: int, lookups: int) -> None:
-        """FORGET."""
+    def forget(self, ino: int, lookups: int) -> Node | None:
+        """FORGET. The node, if the kernel does not know it any more."""
         left = self._lookups.get(ino, 0) - lookups
         if left > 0 or ino == ROOT_INO:
             self._lookups[ino] = max(left, 1)
-            return
+            return None
         self._lookups.pop(ino, None)
         node = self._nodes.pop(ino, None)
-        if node is not None:
+        if isinstance(node, Entry):
+            node.known = False
+        elif node is not None:
             self._by_key.pop(_key(node), None)
+        return node
 
 
 def _key(node: Node) -> str:

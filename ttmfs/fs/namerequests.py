@@ -1,17 +1,19 @@
-"""NameRequests: LOOKUP and FORGET, making, renaming and removing names, and listing directories."""
+"""NameRequests: LOOKUP and FORGET, making, renaming and removing names."""
 
 import errno
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import pyfuse3
 
-from ttmfs.driver.namespace import BoFile, Folder, Namespace
+from ttmfs.driver.entries import Entry, Folder, Symlink
+from ttmfs.driver.names import check_length
+from ttmfs.driver.namespace import BoFile, Namespace
 from ttmfs.errors import TtmError
 from ttmfs.fs.guard import guarded
-from ttmfs.fs.nodes import Node, VirtualDir, VirtualFile
+from ttmfs.fs.nodes import VirtualDir, VirtualFile
 from ttmfs.fs.openrequests import OpenRequests
 from ttmfs.fs.served import is_own
 from ttmfs.fs.svmnames import SpaceFile, SpaceNames
@@ -29,18 +31,16 @@ class NameRequests(OpenRequests):
         parent = self.inodes.get(parent_inode)
         if isinstance(parent, Folder):
             return self._reply(self._names(parent).child(parent, name))
-        if parent is self.tree.root:
-            if name == b"bo":
-                return self._reply(self.names.root)
-            if name == b"svm":
-                return self._reply(self.spaces.root)
-            if name.startswith(ALIAS_PREFIX) and is_own(ctx.pid):
-                return self._reply_alias(name)
+        check_length(name)
+        if parent is self.tree.root and name.startswith(ALIAS_PREFIX) and is_own(ctx.pid):
+            return self._reply_alias(name)
         node = parent.find(os.fsdecode(name)) if isinstance(parent, VirtualDir) else None
         if node is None:
             raise TtmError(errno.ENOENT, "no such file")
         if isinstance(node, VirtualFile) and isinstance(parent, VirtualDir) and not node.mode & 0o222:
             node.key = f"{parent.key}/{os.fsdecode(name)}"
+        if isinstance(node, VirtualDir):
+            node.above = parent_inode
         return self._reply(node)
 
     def _reply_alias(self, name: bytes) -> pyfuse3.EntryAttributes:
@@ -54,9 +54,13 @@ class NameRequests(OpenRequests):
 
     @guarded
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        """FORGET."""
+        """FORGET. What the kernel knew was kept for its sake: an OPEN may have been on its way."""
         for ino, lookups in inode_list:
-            self.inodes.forget(ino, lookups)
+            node = self.inodes.forget(ino, lookups)
+            if isinstance(node, BoFile):
+                self.names.drop_if_unused(node)
+            elif isinstance(node, SpaceFile):
+                self.spaces.drop_if_unused(node)
 
     # -- names ---------------------------------------------------------------------------------------------------
 
@@ -78,6 +82,9 @@ class NameRequests(OpenRequests):
         """A new BO or address space, opened."""
         self._check_open()
         folder = self._folder(parent_inode)
+        if name in folder.children and not flags & os.O_EXCL:
+            # It came while this was on its way, by ctl/import: the kernel shall look again, and ask who may open it.
+            raise TtmError(errno.ESTALE, f"{os.fsdecode(name)!r} was made meanwhile")
         file = self._create(folder, name, mode, ctx)
         return self._open_file(file, flags, ctx), self._reply(file)
 
@@ -107,7 +114,7 @@ class NameRequests(OpenRequests):
 
     @guarded
     async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        """The BO or address space lives on while it is open or mapped."""
+        """The BO or address space lives on while it is open or mapped, or has another name."""
         folder = self._folder(parent_inode)
         self._names(folder).unlink(folder, name)
 
@@ -129,7 +136,9 @@ class NameRequests(OpenRequests):
     ) -> None:
         """rename(2), RENAME_NOREPLACE, RENAME_EXCHANGE."""
         old, new = self._folder(parent_inode_old), self._folder(parent_inode_new)
-        names = self.spaces if self.spaces.root in (old, new) else self.names
+        names = self._names(old)
+        if names is not self._names(new):
+            raise _stays()
         if flags == pyfuse3.RENAME_EXCHANGE:
             names.exchange(old, name_old, new, name_new)
         elif flags in (0, pyfuse3.RENAME_NOREPLACE):
@@ -137,40 +146,36 @@ class NameRequests(OpenRequests):
         else:
             raise TtmError(errno.EINVAL, f"rename flags {flags} are not supported")
 
-    # -- directories ---------------------------------------------------------------------------------------------
+    @guarded
+    async def link(
+        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        """One more name of a BO or of a symbolic link."""
+        entry, folder = self.inodes.get(inode), self._folder(new_parent_inode)
+        if not isinstance(entry, Entry):
+            raise TtmError(errno.EXDEV, "what is below bo/ gets names there, nothing else does")
+        names = self._names(folder)
+        if isinstance(entry, SpaceFile) is not (names is self.spaces):
+            raise _stays()
+        names.link(entry, folder, new_name)
+        return self._reply(entry)
 
     @guarded
-    async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
-        """A listing is a snapshot of the names."""
+    async def symlink(
+        self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        """A symbolic link, to anything."""
+        folder = self._folder(parent_inode)
+        return self._reply(self._names(folder).symlink(folder, name, target, ctx.uid, ctx.gid))
+
+    @guarded
+    async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
+        """Where a symbolic link leads."""
         node = self.inodes.get(inode)
-        if not isinstance(node, (Folder, VirtualDir)):
-            raise TtmError(errno.ENOTDIR, "not a folder")
-        return self._new_handle(list(self._children(node)))
+        if not isinstance(node, Symlink):
+            raise TtmError(errno.EINVAL, "this is no symbolic link")
+        return node.target
 
-    def _children(self, node: Folder | VirtualDir) -> Iterator[tuple[bytes, Node]]:
-        if isinstance(node, Folder):
-            yield from node.children.items()
-            return
-        folders = {"bo": self.names.root, "svm": self.spaces.root} if node is self.tree.root else {}
-        for name in node.names():
-            child: Node | None = folders.get(name) or node.find(name)
-            if child is not None:
-                yield os.fsencode(name), child
 
-    @guarded
-    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        """READDIRPLUS."""
-        children = self._handles.get(fh)
-        if not isinstance(children, list):
-            raise TtmError(errno.EBADF, "no such handle")
-        for index in range(start_id, len(children)):
-            name, node = children[index]
-            ino = self.inodes.number(node)
-            if not pyfuse3.readdir_reply(token, pyfuse3.FileNameT(name), self._attributes(node, ino), index + 1):
-                return
-            self.inodes.looked_up(ino, node)
-
-    @guarded
-    async def releasedir(self, fh: int) -> None:
-        """Forget the snapshot."""
-        self._handles.pop(fh, None)
+def _stays() -> TtmError:
+    return TtmError(errno.EXDEV, "an address space stays in svm/, a BO in bo/")

@@ -23,6 +23,24 @@ class Node(Protocol):
     gid: int
 
 
+class NameTable(Protocol):
+    """The names of a VirtualDir, each with a number that it keeps and that no other ever has (see ttmfs.fs.listing)."""
+
+    @property
+    def last(self) -> int:
+        """The greatest number given so far."""
+        ...
+
+    @property
+    def folders(self) -> int:
+        """How many of the names are folders."""
+        ...
+
+    def after(self, number: int) -> Iterable[tuple[int, str]]:
+        """(number, name) of all with a greater number, in its order."""
+        ...
+
+
 class VirtualDir:
     """A directory whose children are made on demand. `key` identifies it, so that it keeps its inode number."""
 
@@ -30,7 +48,7 @@ class VirtualDir:
         self,
         key: str,
         find: "Callable[[str], Node | None]",
-        names: Callable[[], Iterable[str]],
+        names: NameTable,
         *,
         uid: int = 0,
         gid: int = 0,
@@ -45,6 +63,8 @@ class VirtualDir:
         self.uid = uid
         self.gid = gid
         self.mode = mode
+        self.above = 0
+        """Inode number of the folder that it was found in."""
 
 
 class Handle(Protocol):

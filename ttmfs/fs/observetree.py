@@ -5,19 +5,21 @@ Reading any of them changes nothing; what does something is written.
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import trio
 
 from ttmfs.driver import calls
-from ttmfs.driver.clients import Client
+from ttmfs.driver.clients import Client, Clients
+from ttmfs.driver.entries import FIRST_NUMBER
 from ttmfs.driver.region_map import region_map, rows
 from ttmfs.errors import TtmError
 from ttmfs.fs.command import Machine
 from ttmfs.fs.fdinfo import client_text, gem_info, mem_info
+from ttmfs.fs.listing import FixedNames
 from ttmfs.fs.metrics import Exporter
-from ttmfs.fs.nodes import Node, TextHandle, VirtualDir, VirtualFile
+from ttmfs.fs.nodes import NameTable, Node, TextHandle, VirtualDir, VirtualFile
 from ttmfs.fs.runner import Runner
 from ttmfs.fs.slowtext import SlowText, bounded, paced_lines, slow_file
 from ttmfs.fs.tracepipe import PipeFile, TracePipe
@@ -36,6 +38,26 @@ SHRINK_BATCH: Final = 352
 REGION_FILES: Final = ("fences", "map")
 _ROWS_AT_A_TIME: Final = 1024
 _TTM_FILES: Final = ("buffer_objects", "page_pool", "page_pool_shrink", "tt_shrink")
+
+
+class _ClientNames:
+    """The files of clients/, by the ids of the clients."""
+
+    folders = 0
+
+    def __init__(self, clients: Clients) -> None:
+        self._clients = clients
+
+    @property
+    def last(self) -> int:
+        """The youngest client's."""
+        return FIRST_NUMBER + max(client.id for client in self._clients)
+
+    def after(self, number: int) -> Iterator[tuple[int, str]]:
+        """Oldest first."""
+        for client in sorted(self._clients, key=lambda client: client.id):
+            if FIRST_NUMBER + client.id > number:
+                yield FIRST_NUMBER + client.id, client.file_name
 
 
 class ObserveTree:
@@ -58,13 +80,15 @@ class ObserveTree:
             "metrics": self._metrics,
         }
         self._texts = mem_info(machine.vdev)
-        self.names = ("clients", "trace_pipe", *self._slow, *self._texts)
-        self._clients = self._dir("clients", self._find_client, self._client_names)
-        self._ttm = self._dir("debug/ttm", self._find_ttm, lambda: _TTM_FILES)
+        self.files = ("trace_pipe", *self._slow, *self._texts)
+        """Its files in the mount's root."""
+        self.clients = self._dir("clients", self._find_client, _ClientNames(machine.names.clients))
+        self._ttm = self._dir("debug/ttm", self._find_ttm, FixedNames(_TTM_FILES))
         self._managers = {
             "vram0_mm" if name == VRAM else f"{name}_mm": manager for name, manager in machine.vdev.ttm.managers.items()
         }
-        self.debug_names = ("gem_info", "ttm", *self._managers)
+        self.debug_files = ("gem_info", *self._managers)
+        """Its files in debug/, beside the folder `ttm`."""
         self._pool_shrink = "0/0\n"
         self._tt_shrink = "0\n"
 
@@ -72,7 +96,7 @@ class ObserveTree:
         """The mount goes down: nobody waits for an event any more."""
         self.pipe.close()
 
-    def _dir(self, key: str, find: Callable[[str], Node | None], names: Callable[[], Iterable[str]]) -> VirtualDir:
+    def _dir(self, key: str, find: Callable[[str], Node | None], names: NameTable) -> VirtualDir:
         return VirtualDir(key, find, names, uid=self.uid, gid=self.gid)
 
     def _text(self, text: Callable[[], str | bytes]) -> VirtualFile:
@@ -84,9 +108,7 @@ class ObserveTree:
     # -- the root ------------------------------------------------------------------------------------------------
 
     def find(self, name: str) -> Node | None:
-        """A node of the mount's root."""
-        if name == "clients":
-            return self._clients
+        """A file of the mount's root."""
         if name == "trace_pipe":
             return PipeFile(self.pipe, uid=self.uid, gid=self.gid)
         slow = self._slow.get(name)
@@ -112,9 +134,6 @@ class ObserveTree:
         return self.exporter.text()
 
     # -- clients/ ------------------------------------------------------------------------------------------------
-
-    def _client_names(self) -> list[str]:
-        return [client.file_name for client in self.machine.names.clients]
 
     def _find_client(self, name: str) -> Node | None:
         client = self.machine.names.clients.find(name)

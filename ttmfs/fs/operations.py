@@ -11,7 +11,7 @@ from typing import Any
 import trio
 
 from ttmfs.fs.guard import fuse_error, unforeseen
-from ttmfs.fs.namerequests import NameRequests
+from ttmfs.fs.listrequests import ListRequests
 from ttmfs.fs.served import BoHandle
 from ttmfs.fs.svmhandle import SpaceHandle
 from ttmfs.fs.tree import Tree
@@ -20,7 +20,7 @@ from ttmfs.ttm.request import trace_fault
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT
 
 
-class TtmOperations(NameRequests):
+class TtmOperations(ListRequests):
     """Serves one Tree. `set_read_ahead(kb)` is called just before an OPEN is answered."""
 
     def __init__(self, tree: Tree, set_read_ahead: Callable[[int], object]) -> None:

@@ -14,7 +14,8 @@ import pyfuse3
 from ttmfs.driver.namespace import BoFile
 from ttmfs.errors import TtmError
 from ttmfs.fs.inodes import Inodes
-from ttmfs.fs.nodes import Handle, Node
+from ttmfs.fs.listing import Listing
+from ttmfs.fs.nodes import Handle
 from ttmfs.fs.svmhandle import SpaceHandle
 from ttmfs.fs.tree import Tree
 from ttmfs.ttm.bo import BufferObject
@@ -51,7 +52,7 @@ class Served(pyfuse3.Operations):
         self.inodes = Inodes(tree.root)
         self.set_read_ahead = set_read_ahead
         self.closing = False
-        self._handles: dict[int, BoHandle | SpaceHandle | Handle | list[tuple[bytes, Node]]] = {}
+        self._handles: dict[int, BoHandle | SpaceHandle | Handle | Listing] = {}
         self._next_handle = count(1)
 
     def _failed(self, name: str, what: str, error: OSError) -> None:
@@ -61,7 +62,7 @@ class Served(pyfuse3.Operations):
 
     def _virtual(self, fh: int) -> Handle:
         handle = self._handles.get(fh)
-        if handle is None or isinstance(handle, (BoHandle, SpaceHandle, list)):
+        if handle is None or isinstance(handle, (BoHandle, SpaceHandle, Listing)):
             raise TtmError(errno.EBADF, "no such handle")
         return handle
 
@@ -69,7 +70,7 @@ class Served(pyfuse3.Operations):
         if self.closing:
             raise TtmError(errno.ESHUTDOWN, "the mount is being taken down")
 
-    def _new_handle(self, handle: "BoHandle | SpaceHandle | Handle | list[tuple[bytes, Node]]") -> int:
+    def _new_handle(self, handle: BoHandle | SpaceHandle | Handle | Listing) -> int:
         fh = next(self._next_handle)
         self._handles[fh] = handle
         return fh

@@ -6,10 +6,11 @@ import os
 from collections.abc import Callable
 from typing import Any, Final
 
-from ttmfs.driver.namespace import Entry
+from ttmfs.driver.entries import Entry
 from ttmfs.errors import TtmError
 from ttmfs.fs.attributes import status_text
 from ttmfs.fs.command import Command
+from ttmfs.fs.listing import FixedNames, FolderNames
 from ttmfs.fs.nodes import CommandHandle, Handle, Node, TextHandle, VirtualDir, VirtualFile
 from ttmfs.fs.notify import PageCache
 from ttmfs.fs.runner import Runner
@@ -32,20 +33,18 @@ class SvmTree:
         self.spaces = spaces
         self.page_cache: PageCache | None = None
         self.runner = runner
-        self.root = VirtualDir(
-            "svm_objects", self._find_space, lambda: map(os.fsdecode, spaces.root.children), uid=uid, gid=gid
-        )
-        self._names = (*SPACE_COMMANDS, *READ_FILES)
+        self.root = VirtualDir("svm_objects", self._find_space, FolderNames(spaces.root), uid=uid, gid=gid)
+        self._names = FixedNames((*SPACE_COMMANDS, *READ_FILES))
 
     def _find_space(self, name: str) -> Node | None:
-        file = self.spaces.root.children.get(os.fsencode(name))
+        file = self.spaces.root.get(os.fsencode(name))
         if not isinstance(file, SpaceFile):
             return None
         space_file = file
         return VirtualDir(
             f"space{file.ino}",
             lambda leaf: self._find_file(space_file, leaf),
-            lambda: self._names,
+            self._names,
             uid=file.uid,
             gid=file.gid,
         )

@@ -4,16 +4,18 @@ import errno
 import json
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Final
 
-from ttmfs.driver.namespace import BoFile, Folder
+from ttmfs.driver.entries import Folder
+from ttmfs.driver.namespace import BoFile
 from ttmfs.errors import TtmError
 from ttmfs.fs import attributes
 from ttmfs.fs.command import Command, Machine
 from ttmfs.fs.commands import CTL_COMMANDS, OBJECT_COMMANDS
 from ttmfs.fs.help import readme
-from ttmfs.fs.nodes import CommandHandle, Handle, Node, SettingHandle, TextHandle, VirtualDir, VirtualFile
+from ttmfs.fs.listing import FixedNames, FolderNames
+from ttmfs.fs.nodes import CommandHandle, Handle, NameTable, Node, SettingHandle, TextHandle, VirtualDir, VirtualFile
 from ttmfs.fs.notify import PageCache
 from ttmfs.fs.observetree import REGION_FILES, ObserveTree
 from ttmfs.fs.runner import Runner
@@ -32,7 +34,9 @@ from ttmfs.ttm.resource import Resource, ResourceManager
 from ttmfs.units import MAX_ORDER, PAGE_SIZE
 
 _SWAP_FILES: Final = ("store", "size", "used", "pages", "ratio")
-_READ_ONLY_OBJECT_FILES: Final = ("snapshot", "status", "status.json")
+_OBJECT_NAMES: Final = FixedNames(
+    (*OBJECT_COMMANDS, *attributes.SETTABLE, "snapshot", "status", "status.json")
+)
 _REGION_FILES: Final = ("size", "used", "visible_size", "visible_used", "lru", "debug", *REGION_FILES)
 
 
@@ -48,28 +52,35 @@ class Tree:
         self.page_cache: PageCache | None = None
         self.svm = SvmTree(spaces, runner, uid=uid, gid=gid)
         self.loop_status: Callable[[], str] = lambda: ""
-        self.root = self._dir("", self._find_root, lambda: self._root_names)
         self._root_files: dict[str, Callable[[], str | bytes]] = {
             "README": lambda: readme(machine.vdev.region_names),
             "stats": lambda: json.dumps(self.stats()) + "\n",
             "error_log": runner.error_log.text,
         }
         self.observe = ObserveTree(machine, runner, spaces.svm, self.stats, uid=uid, gid=gid)
-        self._dirs: dict[str, VirtualDir] = {
+        injections = [f"fail_{place}" for place in INJECTION_PLACES]
+        debug_files = ("loop", "tasks", "pause_engine", "ban_memcpy")
+        debug = FixedNames(
+            ("ttm", *injections, *self.observe.debug_files, *debug_files), folders=1 + len(injections)
+        )
+        regions = machine.vdev.region_names
+        self._dirs: dict[str, Node] = {
+            "bo": machine.names.root,
+            "svm": spaces.root,
+            "clients": self.observe.clients,
             "objects": self._objects_dir("objects", machine.names.root),
             "svm_objects": self.svm.root,
-            "ctl": self._dir("ctl", self._find_ctl, lambda: (*CTL_COMMANDS, "config", "selfcheck", "trace")),
-            "regions": self._dir("regions", self._find_region, lambda: machine.vdev.region_names),
-            "pool": self._dir("pool", self._find_pool, lambda: ("fragmentation", "pages")),
-            "swap": self._dir("swap", self._find_swap, lambda: _SWAP_FILES),
-            "fences": self._dir("fences", self._find_fences, lambda: ("pending", "timelines")),
-            "debug": self._dir("debug", self._find_debug, lambda: self._debug_names),
+            "ctl": self._dir("ctl", self._find_ctl, FixedNames((*CTL_COMMANDS, "config", "selfcheck", "trace"))),
+            "regions": self._dir("regions", self._find_region, FixedNames(regions, folders=len(regions))),
+            "pool": self._dir("pool", self._find_pool, FixedNames(("fragmentation", "pages"))),
+            "swap": self._dir("swap", self._find_swap, FixedNames(_SWAP_FILES)),
+            "fences": self._dir("fences", self._find_fences, FixedNames(("pending", "timelines"))),
+            "debug": self._dir("debug", self._find_debug, debug),
         }
-        injections = (f"fail_{place}" for place in INJECTION_PLACES)
-        self._debug_names = (*self.observe.debug_names, "loop", "tasks", "pause_engine", "ban_memcpy", *injections)
-        self._root_names = ("bo", "svm", *self._dirs, *self._root_files, *self.observe.names)
+        root_names = (*self._dirs, *self._root_files, *self.observe.files)
+        self.root = self._dir("", self._find_root, FixedNames(root_names, folders=len(self._dirs)))
 
-    def _dir(self, key: str, find: Callable[[str], Node | None], names: Callable[[], Iterable[str]]) -> VirtualDir:
+    def _dir(self, key: str, find: Callable[[str], Node | None], names: NameTable) -> VirtualDir:
         return VirtualDir(key, find, names, uid=self.uid, gid=self.gid)
 
     def _text(
@@ -117,21 +128,22 @@ class Tree:
 
     def _objects_dir(self, key: str, folder: Folder) -> VirtualDir:
         def find(name: str) -> Node | None:
-            entry = folder.children.get(os.fsencode(name))
+            entry = folder.get(os.fsencode(name))
             if isinstance(entry, Folder):
                 return self._objects_dir(f"folder{entry.ino}", entry)
-            return None if entry is None else self._object_dir(entry)
+            if not isinstance(entry, BoFile):
+                return None
+            # A folder for each of its names: the kernel lets a folder be in one place only.
+            return self._object_dir(f"object{entry.ino} {folder.ino} {name}", entry)
 
-        return self._dir(key, find, lambda: map(os.fsdecode, folder.children))
+        return self._dir(key, find, FolderNames(folder))
 
-    def _object_dir(self, file: object) -> VirtualDir:
-        assert isinstance(file, BoFile)
-        names = (*OBJECT_COMMANDS, *attributes.SETTABLE, *_READ_ONLY_OBJECT_FILES)
+    def _object_dir(self, key: str, file: BoFile) -> VirtualDir:
         bo = file.bo
         return VirtualDir(
-            f"object{file.ino}",
+            key,
             lambda name: None if bo.deleted else self._find_object_file(file, name),
-            lambda: () if bo.deleted else names,
+            _OBJECT_NAMES,
             uid=self.uid,
             gid=self.gid,
             gone=lambda: bo.deleted,
@@ -228,7 +240,7 @@ class Tree:
         if manager is None:
             return None
         files = _region_files(manager)
-        return self._dir(f"region{name}", lambda leaf: self._find_region_file(manager, leaf), lambda: files)
+        return self._dir(f"region{name}", lambda leaf: self._find_region_file(manager, leaf), FixedNames(files))
 
     def _find_region_file(self, manager: ResourceManager, name: str) -> Node | None:
         if name in _REGION_FILES[:4]:
@@ -319,7 +331,7 @@ class Tree:
             path = f"debug/fail_{place}/{key}"
             return self._text(lambda: f"{getattr(attr, key)}\n", lambda text: attr.set(key, text), path=path)
 
-        return self._dir(f"fail_{place}", find, lambda: INJECTION_KEYS)
+        return self._dir(f"fail_{place}", find, FixedNames(INJECTION_KEYS))
 
     def _ban_memcpy(self, text: str) -> None:
         self.machine.vdev.ttm.inject.ban_memcpy = _flag(text, "forbid the CPU to copy for an engine that failed")

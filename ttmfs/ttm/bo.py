@@ -51,11 +51,20 @@ class WriteObserver(Protocol):
         """A truncate took the pages from `num_pages` on away."""
 
 
+class Named(Protocol):
+    """Whoever knows what a BO is called now."""
+
+    @property
+    def path(self) -> str:
+        """Its name."""
+
+
 class BufferObject:
     """One BO. Every field is protected by `resv`, except what requests may do without it (see ttmfs.ttm.access)."""
 
     __slots__ = (
         "_copies",
+        "_name",
         "bulk",
         "bytes_moved",
         "caching",
@@ -76,7 +85,7 @@ class BufferObject:
         "last_error",
         "madvise",
         "moves",
-        "name",
+        "named",
         "page_alignment",
         "pin_count",
         "placed",
@@ -110,7 +119,9 @@ class BufferObject:
     ) -> None:
         self.device = device
         self.funcs = funcs
-        self.name = name
+        self._name = name
+        self.named: Named | None = None
+        """Has the name instead."""
         self.size = 0
         self.growth: Growth | None = None
         self.resource: Resource | None = None
@@ -158,6 +169,11 @@ class BufferObject:
         self.last_error = ""
         self.bytes_moved = self.moves = self.evictions = self.validations = 0
         self.faults = self.fault_pages = self.prefault_pages = self.reservation_retries = 0
+
+    @property
+    def name(self) -> str:
+        """For messages and traces; what `named` says, where somebody may rename it."""
+        return self._name if self.named is None else self.named.path
 
     # -- size and place ------------------------------------------------------------------------------------------
 
