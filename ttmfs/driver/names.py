@@ -26,6 +26,8 @@ class Names(Generic[F]):
         self.root = Folder(new_ino(), stat.S_IFDIR | mode, uid, gid, is_root=True)
         self.files: dict[int, F] = {}
         """Every file that still exists, with or without a name, by inode number."""
+        self.gone: Callable[[Dentry], object] = lambda dentry: None
+        """Is told of each name that is taken away, or means something else now."""
 
     def destroy(self, file: F) -> None:
         """Give back what a file holds that is used no more."""
@@ -93,6 +95,7 @@ class Names(Generic[F]):
             _check_replaces(entry, replaced.entry, to_name)
         dentry = parent.take(name)
         entry.renamed(dentry, to.put(to_name, entry))
+        self.gone(dentry)
         if replaced is not None:
             self._lost(replaced.entry, replaced)
 
@@ -106,11 +109,14 @@ class Names(Generic[F]):
         here, there = parent.children[name], to.children[to_name]
         first.renamed(here, to.put(to_name, first))
         second.renamed(there, parent.put(name, second))
+        self.gone(here)
+        self.gone(there)
 
     # -- the end of a file ---------------------------------------------------------------------------------------
 
     def _lost(self, entry: Entry, dentry: Dentry) -> None:
         entry.removed(dentry)
+        self.gone(dentry)
         if entry.ino in self.files:
             self.drop_if_unused(self.files[entry.ino])
 

@@ -37,6 +37,10 @@ class Inodes:
             raise TtmError(errno.ESTALE, f"inode {ino} is not known")
         return node
 
+    def find(self, key: str) -> int | None:
+        """The number of the node with this key, if the kernel knows it."""
+        return self._by_key.get(key)
+
     def number(self, node: Node) -> int:
         """The inode number that a reply shall carry for `node`."""
         if isinstance(node, Entry):

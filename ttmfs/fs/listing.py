@@ -9,7 +9,7 @@ back to the start begins anew.
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
-from ttmfs.driver.entries import FIRST_NUMBER, Folder, Symlink
+from ttmfs.driver.entries import FIRST_NUMBER, Folder
 from ttmfs.fs.nodes import NameTable, Node, VirtualDir
 
 
@@ -25,29 +25,6 @@ class FixedNames:
         """In the order given."""
         begin = max(number + 1 - FIRST_NUMBER, 0)
         return enumerate(self.names[begin:], FIRST_NUMBER + begin)
-
-
-class FolderNames:
-    """The names of a folder of bo/ or svm/, as those of the folders that show its BOs or spaces: without links."""
-
-    def __init__(self, folder: Folder) -> None:
-        self._folder = folder
-
-    @property
-    def last(self) -> int:
-        """That of the folder."""
-        return self._folder.last
-
-    @property
-    def folders(self) -> int:
-        """All of them."""
-        return len(self._folder.children) - self._folder.symlinks
-
-    def after(self, number: int) -> Iterator[tuple[int, str]]:
-        """With the numbers that they have in the folder."""
-        for dentry in self._folder.after(number):
-            if not isinstance(dentry.entry, Symlink):
-                yield dentry.number, os.fsdecode(dentry.name)
 
 
 class Listing:

@@ -24,6 +24,7 @@ from ttmfs.errors import TtmError
 from ttmfs.fs import session_loop, tuning
 from ttmfs.fs.command import Machine
 from ttmfs.fs.handshake import BACKGROUND, Handshake
+from ttmfs.fs.namecache import NameCache
 from ttmfs.fs.namerequests import ALIAS_PREFIX
 from ttmfs.fs.notify import PageCache, SessionFd
 from ttmfs.fs.operations import TtmOperations
@@ -145,9 +146,12 @@ class Mount:
         self.tree.loop_status = self._loop_status
         self.vdev.ttm.unmapper = BoPageCache(cache)
         self.svm.unmapper = SpacePageCache(cache)
+        names = NameCache(session, self.operations.inodes)
+        self.machine.names.gone = self.spaces.gone = names.gone
         async with trio.open_nursery() as nursery:
             await nursery.start(self.vdev.run)
             nursery.start_soon(self.svm.run)
+            nursery.start_soon(names.run)
             nursery.start_soon(self.runner.watch_signals)
             if watchdog is not None:
                 nursery.start_soon(watchdog.heartbeat)

@@ -6,7 +6,7 @@ whole inodes); `PageCache` does it in worker threads, after starting writeback t
 * nothing here blocks the loop's thread: the kernel answers an INVAL only after the daemon has answered the READs
   and WRITEs of the pages concerned, so an INVAL on that thread would wait for itself;
 * "nobody has it cached" (ENOENT) and "the connection is gone" are no errors: in both, no client sees the pages;
-* NOTIFY_DELETE and entry invalidation are not offered: they take directory locks that a parked write holds.
+* NOTIFY_DELETE is not offered: it waits, with its folder locked, for a lock that a parked write holds.
 
 The kernel side is fuse_notify_inval_inode. It does not tell when a page that was dirtied again meanwhile stays.
 """
@@ -32,7 +32,10 @@ from ttmfs.errors import TtmError
 from ttmfs.fs.tuning import connection_number
 
 _NOTIFY_INVAL_INODE: Final = 2
-_MESSAGE: Final = struct.Struct("=IiQQqq")
+_NOTIFY_INVAL_ENTRY: Final = 3
+_INVAL_INODE: Final = struct.Struct("=IiQQqq")
+_INVAL_ENTRY: Final = struct.Struct("=IiQQII")
+_ROOT_INO: Final = 1
 _SYNC_FILE_RANGE_WRITE: Final = 2
 _THREADS: Final = 8
 _INODES_COUNTED: Final = 4096
@@ -64,18 +67,28 @@ class SessionFd:
         a WRITE. False: no client has the inode (ENOENT), or the session ended. Raises TtmError with the kernel's
         errno for anything else.
         """
+        message = _INVAL_INODE.pack(_INVAL_INODE.size, _NOTIFY_INVAL_INODE, 0, ino, offset_bytes, length_bytes)
+        return self._notify(message, f"inode {ino} from byte {offset_bytes}, {length_bytes} bytes")
+
+    def invalidate_entry(self, folder_ino: int, name: bytes) -> bool:
+        """Drop a name of a folder, and what is below it, from the kernel's cache; True when it was there. **Blocks**:
+        never on the loop, for it waits for the LOOKUPs and READDIRPLUSes of the folder. Returns and raises as
+        `invalidate_inode`.
+        """
+        size = _INVAL_ENTRY.size + len(name) + 1
+        message = _INVAL_ENTRY.pack(size, _NOTIFY_INVAL_ENTRY, 0, folder_ino, len(name), 0) + name + b"\0"
+        return self._notify(message, f"the name {os.fsdecode(name)!r} in folder {folder_ino}")
+
+    def _notify(self, message: bytes, what: str) -> bool:
         if self._gone():
             return False
-        message = _MESSAGE.pack(_MESSAGE.size, _NOTIFY_INVAL_INODE, 0, ino, offset_bytes, length_bytes)
         try:
             os.write(self.fd, message)
         except OSError as exc:
             if exc.errno == errno.ENOENT or self._gone():
                 return False
             raise TtmError(
-                exc.errno or errno.EIO,
-                f"the kernel refused to invalidate inode {ino} from byte {offset_bytes}, "
-                f"{length_bytes} bytes: {exc.strerror}",
+                exc.errno or errno.EIO, f"the kernel refused to invalidate {what}: {exc.strerror}"
             ) from exc
         return True
 
@@ -152,34 +165,39 @@ class PageCacheStatistics:
 
 
 class _Closer:
-    """Closes descriptors of files in the mount in a thread of its own, that nobody waits for.
+    """Closes descriptors of aliases in a thread of its own, that nobody waits for, and has the kernel forget the names:
+    it would keep them, and so the BOs, until memory is short.
 
     close(2) there sends FLUSH and takes the inode's i_rwsem (H17). A client may hold that in a pwrite whose source
     buffer is a mapping of another BO, which may wait for the very move that an INVAL belongs to.
     """
 
-    def __init__(self) -> None:
-        self._fds: queue.SimpleQueue[int] = queue.SimpleQueue()
+    def __init__(self, session: SessionFd) -> None:
+        self._session = session
+        self._fds: queue.SimpleQueue[tuple[int, bytes]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    def close(self, fd: int) -> None:
-        """Close `fd` some time soon."""
+    def close(self, fd: int, alias: bytes) -> None:
+        """Close `fd` some time soon; it was opened by the name `alias` in the root."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="ttmfs-closer", daemon=True)
             self._thread.start()
-        self._fds.put(fd)
+        self._fds.put((fd, alias))
 
     def _run(self) -> None:
         while True:
+            fd, alias = self._fds.get()
             # FLUSH reports an earlier error of writeback here; the WRITE handler has already recorded it.
             with contextlib.suppress(OSError):
-                os.close(self._fds.get())
+                os.close(fd)
+            with contextlib.suppress(OSError):
+                self._session.invalidate_entry(_ROOT_INO, alias)
 
 
 class PageCache:
     """The clients' cached pages of this mount: what the core's unmap_virtual stands on.
 
-    `alias(ino)` names a path inside the mount that opens inode `ino` whatever its name (or None), for writing dirty
+    `alias(ino)` names a path in the mount's root that opens inode `ino` whatever its name (or None), for writing dirty
     pages back in large WRITEs before the INVAL: 18 times faster than page by page when all is dirty. Create it on
     the loop's thread.
     """
@@ -192,7 +210,7 @@ class PageCache:
         # An own limiter: INVALs that wait for parked requests must not use up the threads of everyone else.
         self._limiter = trio.CapacityLimiter(threads)
         self._loop_thread = threading.get_ident()
-        self._closer = _Closer()
+        self._closer = _Closer(session)
         self._by_inode: OrderedDict[int, int] = OrderedDict()
         self._invals = self._outstanding = self._not_cached = self._flushes = self._flush_failures = 0
         self._seconds = self._max_seconds = 0.0
@@ -261,4 +279,4 @@ class PageCache:
         try:
             return int(_sync_file_range(fd, first, count, _SYNC_FILE_RANGE_WRITE)) == 0
         finally:
-            self._closer.close(fd)
+            self._closer.close(fd, os.fsencode(os.path.basename(path)))

@@ -10,7 +10,8 @@ from ttmfs.driver.entries import Entry
 from ttmfs.errors import TtmError
 from ttmfs.fs.attributes import status_text
 from ttmfs.fs.command import Command
-from ttmfs.fs.listing import FixedNames, FolderNames
+from ttmfs.fs.listing import FixedNames
+from ttmfs.fs.mirrors import FolderNames, entry_key, folder_key
 from ttmfs.fs.nodes import CommandHandle, Handle, Node, TextHandle, VirtualDir, VirtualFile
 from ttmfs.fs.notify import PageCache
 from ttmfs.fs.runner import Runner
@@ -33,16 +34,19 @@ class SvmTree:
         self.spaces = spaces
         self.page_cache: PageCache | None = None
         self.runner = runner
-        self.root = VirtualDir("svm_objects", self._find_space, FolderNames(spaces.root), uid=uid, gid=gid)
+        self.root = VirtualDir(
+            folder_key(spaces.root), self._find_space, FolderNames(spaces.root), uid=uid, gid=gid
+        )
         self._names = FixedNames((*SPACE_COMMANDS, *READ_FILES))
 
     def _find_space(self, name: str) -> Node | None:
-        file = self.spaces.root.get(os.fsencode(name))
+        raw = os.fsencode(name)
+        file = self.spaces.root.get(raw)
         if not isinstance(file, SpaceFile):
             return None
         space_file = file
         return VirtualDir(
-            f"space{file.ino}",
+            entry_key(file, self.spaces.root, raw),
             lambda leaf: self._find_file(space_file, leaf),
             self._names,
             uid=file.uid,

@@ -14,7 +14,8 @@ from ttmfs.fs import attributes
 from ttmfs.fs.command import Command, Machine
 from ttmfs.fs.commands import CTL_COMMANDS, OBJECT_COMMANDS
 from ttmfs.fs.help import readme
-from ttmfs.fs.listing import FixedNames, FolderNames
+from ttmfs.fs.listing import FixedNames
+from ttmfs.fs.mirrors import FolderNames, entry_key, folder_key
 from ttmfs.fs.nodes import CommandHandle, Handle, NameTable, Node, SettingHandle, TextHandle, VirtualDir, VirtualFile
 from ttmfs.fs.notify import PageCache
 from ttmfs.fs.observetree import REGION_FILES, ObserveTree
@@ -68,7 +69,7 @@ class Tree:
             "bo": machine.names.root,
             "svm": spaces.root,
             "clients": self.observe.clients,
-            "objects": self._objects_dir("objects", machine.names.root),
+            "objects": self._objects_dir(machine.names.root),
             "svm_objects": self.svm.root,
             "ctl": self._dir("ctl", self._find_ctl, FixedNames((*CTL_COMMANDS, "config", "selfcheck", "trace"))),
             "regions": self._dir("regions", self._find_region, FixedNames(regions, folders=len(regions))),
@@ -126,17 +127,15 @@ class Tree:
 
     # -- objects/ ------------------------------------------------------------------------------------------------
 
-    def _objects_dir(self, key: str, folder: Folder) -> VirtualDir:
+    def _objects_dir(self, folder: Folder) -> VirtualDir:
         def find(name: str) -> Node | None:
-            entry = folder.get(os.fsencode(name))
+            raw = os.fsencode(name)
+            entry = folder.get(raw)
             if isinstance(entry, Folder):
-                return self._objects_dir(f"folder{entry.ino}", entry)
-            if not isinstance(entry, BoFile):
-                return None
-            # A folder for each of its names: the kernel lets a folder be in one place only.
-            return self._object_dir(f"object{entry.ino} {folder.ino} {name}", entry)
+                return self._objects_dir(entry)
+            return self._object_dir(entry_key(entry, folder, raw), entry) if isinstance(entry, BoFile) else None
 
-        return self._dir(key, find, FolderNames(folder))
+        return self._dir(folder_key(folder), find, FolderNames(folder))
 
     def _object_dir(self, key: str, file: BoFile) -> VirtualDir:
         bo = file.bo

@@ -64,7 +64,6 @@ class BufferObject:
 
     __slots__ = (
         "_copies",
-        "_name",
         "bulk",
         "bytes_moved",
         "caching",
@@ -119,9 +118,7 @@ class BufferObject:
     ) -> None:
         self.device = device
         self.funcs = funcs
-        self._name = name
-        self.named: Named | None = None
-        """Has the name instead."""
+        self.named: Named | str = name
         self.size = 0
         self.growth: Growth | None = None
         self.resource: Resource | None = None
@@ -172,8 +169,8 @@ class BufferObject:
 
     @property
     def name(self) -> str:
-        """For messages and traces; what `named` says, where somebody may rename it."""
-        return self._name if self.named is None else self.named.path
+        """For messages and traces: `named`, or what that says, where somebody may rename the BO."""
+        return self.named if isinstance(self.named, str) else self.named.path
 
     # -- size and place ------------------------------------------------------------------------------------------
 
