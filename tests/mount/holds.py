@@ -5,6 +5,7 @@ A hold stops the code that reaches it until it is released, at most `times` time
 * `validate`: the BO is reserved for a validate that has not looked for space yet;
 * `inval`: the gate is unmapping, the message to the kernel not yet written;
 * `invalled`: the kernel has dropped the pages, the gate is still unmapping;
+* `open`: an OPEN of a BO or address space has arrived;
 * `copy`: an engine has moved the first 256 KiB of a copy and not yet the next;
 * `svm_inval`, `svm_invalled`: as the two above, for a part of an address space.
 
@@ -18,6 +19,7 @@ from typing import Any
 import trio
 
 from ttmfs.driver import calls, engine
+from ttmfs.driver.entries import File
 from ttmfs.fs import attributes, operations
 from ttmfs.fs.guard import guarded
 from ttmfs.fs.mount import Mount
@@ -51,7 +53,7 @@ class Hold:
         self.held -= 1
 
 
-HOLDS = {name: Hold() for name in ("validate", "inval", "invalled", "copy", "svm_inval", "svm_invalled")}
+HOLDS = {name: Hold() for name in ("validate", "inval", "invalled", "copy", "open", "svm_inval", "svm_invalled")}
 
 
 SVM_LOG: list[tuple[str, str, int, int]] = []
@@ -100,6 +102,15 @@ def install_holds() -> None:
         await real_validate(bo, placement, ctx)
 
     calls.validate = validate  # type: ignore[attr-defined]
+    real_open = operations.TtmOperations.open
+
+    async def open_(self: operations.TtmOperations, inode: int, flags: int, ctx: Any) -> Any:
+        node = self.inodes.get(inode)
+        if isinstance(node, File):
+            await HOLDS["open"].here(node.path)
+        return await real_open(self, inode, flags, ctx)
+
+    operations.TtmOperations.open = functools.wraps(real_open)(open_)  # type: ignore[method-assign]
     engine.trio = _HeldTrio()  # type: ignore[assignment]
 
 
@@ -202,6 +213,10 @@ class Control:
     def spaces(self) -> int:
         """Address spaces that exist, with or without a name."""
         return len(self._mount.spaces.files)
+
+    def nodes(self) -> int:
+        """Inodes that the kernel knows."""
+        return len(self._mount.operations.inodes)
 
     def handles(self) -> int:
         """Open files of BOs."""
