@@ -10,7 +10,7 @@ from ttmfs.driver.namespace import Namespace
 from ttmfs.fs.attributes import status
 from ttmfs.fs.command import Machine
 from ttmfs.fs.commands import CTL_COMMANDS, OBJECT_COMMANDS
-from ttmfs.fs.nodes import Node, VirtualDir
+from ttmfs.fs.nodes import Node, VirtualDir, VirtualFile
 from ttmfs.fs.runner import Runner
 from ttmfs.fs.svmcommands import SPACE_COMMANDS
 from ttmfs.fs.svmconfig import svm_knobs
@@ -59,11 +59,11 @@ def walk() -> Found:
 
 
 def _nodes(directory: VirtualDir, path: str) -> Iterator[tuple[str, Node]]:
-    for name in directory.names():
+    for _number, name in directory.names.after(0):
         node = directory.find(name)
         if isinstance(node, VirtualDir):
             yield from _nodes(node, f"{path}{name}/")
-        elif node is not None:
+        elif isinstance(node, VirtualFile):
             yield f"{path}{name}", node
 
 
