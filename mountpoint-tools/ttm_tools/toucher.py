@@ -83,8 +83,12 @@ def transact(path: bytes, data: bytes) -> tuple[int, bytes]:
 
 
 def walk(top: bytes) -> list[bytes]:
-    """The paths of all files below `top`, relative to it, folders in order. What vanishes meanwhile is left out."""
+    """The paths of all files below `top`, relative to it, folders in order: of each file one, and no symbolic links.
+
+    What vanishes meanwhile is left out.
+    """
     found: list[bytes] = []
+    seen: set[int] = set()
     folders = [b""]
     while folders:
         folder = folders.pop()
@@ -99,7 +103,8 @@ def walk(top: bytes) -> list[bytes]:
             path = os.path.join(folder, entry.name)
             if entry.is_dir(follow_symlinks=False):
                 folders.append(path)
-            else:
+            elif entry.is_file(follow_symlinks=False) and entry.inode() not in seen:
+                seen.add(entry.inode())
                 found.append(path)
     return found
 

@@ -76,7 +76,8 @@ FILES: Final[Mapping[str, str]] = {
 }
 
 STATUS: Final[Mapping[str, str]] = {
-    "name": "path below bo/",
+    "name": "path below bo/; of a BO with several names the oldest",
+    "names": "all its names, oldest first, each as a command takes it, blanks between them",
     "size": "bytes",
     "mem_type": "region; `none` after gutting",
     "state": "`resident`; `queued`, `moving`: a copy has not begun, is under way; `unmapping`: INVAL is outstanding",

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.dirty import DirtyTracker
+from ttmfs.driver.namespace import BoFile
 from ttmfs.driver.vmwgfx import VmwgfxTracker
 from ttmfs.errors import TtmError
 from ttmfs.fs.words import cell, escape
@@ -41,6 +42,7 @@ def status(bo: BufferObject) -> dict[str, Any]:
     orders = tt.page_orders() if tt is not None else _EMPTY
     return {
         "name": bo.name,
+        "names": paths(bo),
         "size": bo.size,
         "mem_type": bo.mem_type,
         "state": bo.state,
@@ -72,6 +74,12 @@ def status(bo: BufferObject) -> dict[str, Any]:
     }
 
 
+def paths(bo: BufferObject) -> list[str]:
+    """All its names, as paths below bo/, oldest first; none when it was unlinked."""
+    file = bo.private
+    return [dentry.path for dentry in file.names] if isinstance(file, BoFile) else []
+
+
 def _dirty(bo: BufferObject) -> dict[str, Any]:
     """Pages that clients have written since the device last took them, as far as FUSE shows it."""
     tracker = bo.dirty
@@ -95,11 +103,18 @@ def text_value(value: object) -> str:
     return str(value)
 
 
+def text_of(key: str, value: object) -> str:
+    """The value of a key of `status` as text; several names as commands take them."""
+    return " ".join(map(escape, value)) if key == "names" and isinstance(value, list) else text_value(value)
+
+
 def status_text(values: Mapping[str, object]) -> str:
-    """`key:<TAB>value` lines; the name is written as a command takes it."""
-    return "".join(
-        f"{key}:\t{escape(str(value)) if key == 'name' else cell(text_value(value))}\n" for key, value in values.items()
-    )
+    """`key:<TAB>value` lines; names are written as a command takes them."""
+    return "".join(f"{key}:\t{_status_value(key, value)}\n" for key, value in values.items())
+
+
+def _status_value(key: str, value: object) -> str:
+    return escape(str(value)) if key == "name" else cell(text_of(key, value))
 
 
 def _set_placement(vdev: VirtualDevice, bo: BufferObject, text: str) -> None:

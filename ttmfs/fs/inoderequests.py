@@ -157,7 +157,7 @@ class InodeRequests(Served):
         values = attributes.status(bo)
         if key not in values:
             raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
-        return attributes.text_value(values[key]).encode("utf-8", "surrogateescape")
+        return attributes.text_of(key, values[key]).encode("utf-8", "surrogateescape")
 
     @guarded
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
