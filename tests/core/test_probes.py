@@ -14,10 +14,10 @@ from ttmfs.sync.fence import Timeline
 from ttmfs.sync.resv import AcquireContext, Reservation, Usage
 from ttmfs.ttm import access
 from ttmfs.ttm.bo import BufferObject
-from ttmfs.ttm.bulk import LruBulkMove
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.fault import default_fault
 from ttmfs.ttm.funcs import FaultFlag, FaultResult, VmFault
+from ttmfs.ttm.lru import LruBulkMove
 from ttmfs.ttm.resource import NUM_MOVE_FENCES
 
 

@@ -12,7 +12,7 @@ from ttmfs.errors import TtmError
 from ttmfs.ttm import access
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
-from ttmfs.ttm.lru import LruCursor
+from ttmfs.ttm.lru_cursor import LruCursor
 
 ROUNDS = 10_000
 

@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 from ttmfs.errors import TtmError
-from ttmfs.ttm.lru import NUM_PRIORITIES, LruCursor, LruItem, LruList, PriorityLru
+from ttmfs.ttm.lru import NUM_PRIORITIES, LruItem, LruList, PriorityLru
+from ttmfs.ttm.lru_cursor import LruCursor
 
 MANY = 100_000
 

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from ttmfs.ttm.bulk import LruBulkMove
-from ttmfs.ttm.lru import LruCursor, LruItem, LruList, PriorityLru
+from ttmfs.ttm.lru import LruBulkMove, LruItem, LruList, PriorityLru
+from ttmfs.ttm.lru_cursor import LruCursor
 
 
 class Item(LruItem):

@@ -6,8 +6,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from ttmfs.ttm.bulk import LruBulkMove
-from ttmfs.ttm.lru import BulkMarker, LruCursor, LruItem, LruList, PriorityLru
+from ttmfs.ttm.lru import BulkMarker, LruBulkMove, LruItem, LruList, PriorityLru
+from ttmfs.ttm.lru_cursor import LruCursor
 
 RESVS = "resv 0", "resv 1"
 NUMBERS = st.integers(0, 11)

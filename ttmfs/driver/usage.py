@@ -15,7 +15,7 @@ from ttmfs.driver.namespace import BoFile, Namespace
 from ttmfs.sync.pace import Pace
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm.bo import BufferObject
-from ttmfs.ttm.lru import LruCursor
+from ttmfs.ttm.lru_cursor import LruCursor
 from ttmfs.ttm.placement import SYSTEM
 from ttmfs.ttm.resource import Resource
 from ttmfs.units import PAGE_SHIFT

@@ -29,7 +29,7 @@ from ttmfs.fs.tracectl import set_trace, trace_state
 from ttmfs.fs.words import cell, escape, for_shell
 from ttmfs.observe.inject import KEYS as INJECTION_KEYS
 from ttmfs.observe.inject import PLACES as INJECTION_PLACES
-from ttmfs.ttm.lru import LruCursor
+from ttmfs.ttm.lru_cursor import LruCursor
 from ttmfs.ttm.placement import SYSTEM
 from ttmfs.ttm.resource import Resource, ResourceManager
 from ttmfs.units import MAX_ORDER, PAGE_SIZE

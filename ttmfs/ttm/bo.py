@@ -24,13 +24,13 @@ from ttmfs.ttm.copy import Backing, Copy, CopyState
 from ttmfs.ttm.funcs import DriverFuncs
 from ttmfs.ttm.gate import Gate
 from ttmfs.ttm.growth import Growth
+from ttmfs.ttm.lru import LruBulkMove
 from ttmfs.ttm.placement import SYSTEM, Placement
 from ttmfs.ttm.resource import Resource
 from ttmfs.ttm.tt import TT
 from ttmfs.units import PAGE_SHIFT, pages_of
 
 if TYPE_CHECKING:
-    from ttmfs.ttm.bulk import LruBulkMove
     from ttmfs.ttm.device import Device
 
 NUM_PRIORITIES: Final = 4

@@ -1,36 +1,27 @@
-"""The LRU of a resource manager: intrusive lists by priority, and cursors that survive any change.
+"""The LRU of a resource manager: intrusive lists by priority, and bulk moves.
 
 What it is: `PriorityLru` is the kernel's `ttm_resource_manager.lru[]`, `LruItem` its `ttm_lru_item` as part of a
-resource, `LruCursor` its `ttm_resource_cursor` with the *hitch* (a list node parked behind the item returned
-last). `LruList` alone is the device's `unevictable` list. Bulk moves (`ttm_lru_bulk_move`) are in
-`ttmfs.ttm.bulk`; their private sublists are `BulkGroup` here, because cursors descend into them.
+resource. `LruList` alone is the device's `unevictable` list. `LruBulkMove` (`ttm_lru_bulk_move`) is a set of resources
+that move through the LRU as one; in each (manager, priority) its members are in a private sublist (`BulkGroup`), for
+which one marker stands on the manager's list. Walks are in `ttmfs.ttm.lru_cursor`.
 
 What it promises: every operation touches a constant number of nodes (`PriorityLru.steps` counts them) plus one
-per cursor parked in the way; a walk copies nothing; an item pays four slots and one integer, less than 100
-bytes. The caller decides where an item belongs: pinned, swapped and backed-up ones to `unevictable`.
-
-How a bounded walk ends: the manager numbers every insertion (`PriorityLru.stamp`), and since all insertion is at
-a tail the stamps rise along every list. A cursor made with `until_now=True` remembers the stamp of its birth and
-takes the first newer node for the end of that list. A walk that puts what it failed on back at the tail (the
-kernel's endless swapout walk, CVE-2026-52965) therefore ends.
+per cursor parked in the way; an item pays four slots and one integer, less than 100 bytes. Bumping a bulk costs a step
+for each group, whatever the number of members, and keeps their order. The caller decides where an item belongs: pinned,
+swapped and backed-up ones to `unevictable`. A member that goes there leaves its bulk; the owner adds it again later.
 """
 
 import errno
-import sys
 from collections.abc import Iterator
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
+from typing import Any, ClassVar, Final
 
 from ttmfs.errors import TtmError
-
-if TYPE_CHECKING:
-    from ttmfs.ttm.bulk import LruBulkMove
 
 NUM_PRIORITIES: Final = 4
 """TTM_MAX_BO_PRIORITY: priorities 0..3, the lower is walked, and so evicted, first."""
 
-_HEAD: Final = 0
-_HITCH: Final = 1  # TTM_LRU_HITCH
+HEAD: Final = 0
+HITCH: Final = 1  # TTM_LRU_HITCH
 _BULK: Final = 2  # TTM_LRU_BULK
 _RESOURCE: Final = 3  # TTM_LRU_RESOURCE
 
@@ -40,7 +31,7 @@ class LruNode:
 
     __slots__ = ("_lru_list", "_lru_next", "_lru_prev", "_lru_stamp")
 
-    _lru_kind: ClassVar[int] = _HITCH
+    _lru_kind: ClassVar[int] = HITCH
     _lru_prev: "LruNode"
     _lru_next: "LruNode"
     _lru_list: "LruList | None"
@@ -48,30 +39,30 @@ class LruNode:
 
     def __init__(self) -> None:
         # Not linked to itself: a node off all lists must be freed by its reference count, without the collector.
-        self._lru_prev = self._lru_next = _NOWHERE
+        self._lru_prev = self._lru_next = NOWHERE
         self._lru_list = None
         self._lru_stamp = 0
 
 
-_NOWHERE: Final[LruNode] = LruNode.__new__(LruNode)
+NOWHERE: Final[LruNode] = LruNode.__new__(LruNode)
 
 
-def _link_after(node: LruNode, prev: LruNode) -> None:
+def link_after(node: LruNode, prev: LruNode) -> None:
     after = prev._lru_next
     node._lru_prev = prev
     node._lru_next = after
     prev._lru_next = after._lru_prev = node
 
 
-def _unlink(node: LruNode) -> None:
+def unlink(node: LruNode) -> None:
     """Take `node` out of whatever it is in; nothing happens to a node that is in nothing (`list_del_init`)."""
     prev = node._lru_prev
-    if prev is _NOWHERE:
+    if prev is NOWHERE:
         return
     after = node._lru_next
     prev._lru_next = after
     after._lru_prev = prev
-    node._lru_prev = node._lru_next = _NOWHERE
+    node._lru_prev = node._lru_next = NOWHERE
 
 
 class LruItem(LruNode):
@@ -110,7 +101,7 @@ class LruList(LruNode):
 
     __slots__ = ("count", "owner", "priority")
 
-    _lru_kind = _HEAD
+    _lru_kind = HEAD
 
     def __init__(self, owner: "PriorityLru | None" = None, priority: int = 0) -> None:
         super().__init__()
@@ -136,7 +127,7 @@ class LruList(LruNode):
         where = item._lru_list
         if where is self:
             # Never through an empty group: bumping a bulk's only member must not move the bulk.
-            _unlink(item)
+            unlink(item)
             self._place(item)
             return
         if where is not None:
@@ -150,7 +141,7 @@ class LruList(LruNode):
         while True:
             if isinstance(node, BulkMarker):  # never that of an empty group
                 node = node.group._lru_next
-            elif node._lru_kind == _HITCH:
+            elif node._lru_kind == HITCH:
                 node = node._lru_next
             else:
                 break
@@ -171,7 +162,7 @@ class LruList(LruNode):
 
     def _place(self, node: LruNode) -> None:
         """Link at the tail and stamp: the one way onto a list, which is what keeps stamps in order."""
-        _link_after(node, self._lru_prev)
+        link_after(node, self._lru_prev)
         node._lru_list = self
         owner = self.owner
         if owner is not None:
@@ -186,7 +177,7 @@ class LruList(LruNode):
             self.owner.count += 1
 
     def _detach(self, item: LruItem) -> None:
-        _unlink(item)
+        unlink(item)
         item._lru_list = None
         self.count -= 1
         if self.owner is not None:
@@ -225,7 +216,7 @@ class BulkGroup(LruList):
     def move_tail(self) -> None:
         """The marker, and so all members in their order, to the tail of the manager's list."""
         if self.count:
-            _unlink(self.marker)
+            unlink(self.marker)
             self.home._place(self.marker)
             self.epoch += 1
 
@@ -238,7 +229,7 @@ class BulkGroup(LruList):
     def _detach(self, item: LruItem) -> None:
         super()._detach(item)
         if not self.count:
-            _unlink(self.marker)
+            unlink(self.marker)
             self.marker._lru_list = None
             self.epoch += 1
         self.bulk._left()
@@ -335,7 +326,7 @@ def _check_list(lru_list: LruList, name: str) -> list[str]:
         if node._lru_prev is not prev:
             wrong.append(f"{name}: links do not agree after {found} items")
             break
-        if node._lru_kind != _HITCH:
+        if node._lru_kind != HITCH:
             found += node._lru_kind == _RESOURCE
             if node._lru_list is not lru_list:
                 wrong.append(f"{name}: node {found} believes it is on another list")
@@ -348,92 +339,88 @@ def _check_list(lru_list: LruList, name: str) -> list[str]:
     return wrong
 
 
-class LruCursor:
-    """A walk over a PriorityLru that may be changed in any way between two steps (`ttm_resource_cursor`).
+class LruBulkMove:
+    """A set of items of any number of managers and priorities, bumped together.
 
-    It goes on behind its hitch: items that did not move are returned once each, in order; items that were bumped
-    to a tail ahead of it are returned (again) there; items of a priority already left are not. Into a bulk move
-    it descends with a second hitch, the first waiting behind the marker. When the bulk moves to the tail, or
-    loses its last member, the place inside is given up: the walk goes on where the marker stood, and meets the
-    members at the tail as it meets all that was bumped (the kernel moves such cursors to the end of the range
-    before it splices the range away: the same).
-
-    `until_now`: leave out everything added or bumped since the cursor was made, so that the walk ends whatever
-    is done to the items it returns.
-
-    A hitch costs others a step each time they pass: use it as a context manager or call `fini`.
+    `count`: its members. The caller holds their one reservation across every call.
     """
 
-    __slots__ = ("_epoch", "_group", "_hitch", "_inner", "_limit", "_lru", "_priority")
+    __slots__ = ("_groups", "_resv", "count")
 
-    def __init__(self, lru: PriorityLru, *, until_now: bool = False) -> None:
-        self._lru = lru
-        self._limit = lru.stamp if until_now else sys.maxsize
-        self._priority = 0
-        self._hitch = LruNode()
-        self._inner = LruNode()
-        self._group: BulkGroup | None = None
-        self._epoch = 0
+    def __init__(self) -> None:
+        self.count = 0
+        self._groups: dict[tuple[PriorityLru, int], BulkGroup] = {}
+        self._resv: Any = None
 
-    def next(self) -> LruItem | None:
-        """The next item, or None at the end; after that and after `fini` always None."""
-        if self._group is not None:
-            item = self._advance(self._inner) if self._group.epoch == self._epoch else None
-            if isinstance(item, LruItem):
-                return item
-            self._ascend()
-        while self._priority < NUM_PRIORITIES:
-            if self._hitch._lru_prev is _NOWHERE:
-                _link_after(self._hitch, self._lru.lists[self._priority])
-            node = self._advance(self._hitch)
-            if node is None:
-                _unlink(self._hitch)
-                self._priority += 1
-            elif isinstance(node, BulkMarker):
-                self._group = node.group
-                self._epoch = node.group.epoch
-                _link_after(self._inner, node.group)
-                item = self._advance(self._inner)
-                if isinstance(item, LruItem):
-                    return item
-                self._ascend()
-            elif isinstance(node, LruItem):
-                return node
-        return None
+    def add(self, item: LruItem) -> None:
+        """Move an item from its manager's list to the tail of the group there (`ttm_resource_add_bulk_move`).
+
+        A member of another bulk leaves that one; for a member of this one nothing happens. The first member
+        brings the group's marker to the tail of the list. Asserts that the item is on a manager's list (not on
+        `unevictable`: pinned and swapped items are no members) and shares the members' reservation.
+        """
+        where = item.lru_list
+        assert where is not None, "the item is on no list: add it to its manager's first"
+        assert where.owner is not None, "the item is not evictable: it belongs to no bulk move"
+        resv = item.bo.resv
+        assert not self.count or resv is self._resv, "all members of a bulk move share one reservation"
+        if item.bulk is self:
+            return
+        self.group(where.owner, where.priority).move_to_tail(item)
+
+    def remove(self, item: LruItem) -> None:
+        """Move a member to the tail of its manager's own list (`ttm_resource_del_bulk_move`).
+
+        Nothing happens to an item that is no member, as one that is pinned.
+        """
+        where = item.lru_list
+        if isinstance(where, BulkGroup) and where.bulk is self:
+            where.home.move_to_tail(item)
+
+    def move_tail(self) -> None:
+        """All groups to the tails of their lists, members in their order (`ttm_lru_bulk_move_tail`)."""
+        for group in self._groups.values():
+            group.move_tail()
+
+    def group(self, lru: PriorityLru, priority: int) -> BulkGroup:
+        """The group of one manager and priority, made when it is not there."""
+        key = (lru, priority)
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = BulkGroup(self, lru, priority)
+        return group
 
     def fini(self) -> None:
-        """End the walk and take the hitches out (`ttm_resource_cursor_fini`). May be called again."""
-        self._ascend()
-        _unlink(self._hitch)
-        self._priority = NUM_PRIORITIES
+        """End of the bulk move (`ttm_lru_bulk_move_fini`): asserts that it has no members.
+
+        Cursors still parked inside have lost their place already, when the last member left.
+        """
+        assert not self.count, f"{self.count} items are still members of the bulk move"
+        self._groups.clear()
 
     def __iter__(self) -> Iterator[LruItem]:
-        """The rest of the walk; the lists may change meanwhile."""
-        while (item := self.next()) is not None:
-            yield item
+        """All members, for tests and dumps."""
+        for group in self._groups.values():
+            yield from group
 
-    def __enter__(self) -> Self:
-        return self
+    def check(self) -> list[str]:
+        """A sentence for each thing that is wrong; the groups' lists are checked with their managers."""
+        wrong = []
+        members = list(self)
+        if len(members) != self.count:
+            wrong.append(f"bulk move: counts {self.count} members, its groups hold {len(members)}")
+        if any(item.bo.resv is not self._resv for item in members):
+            wrong.append("bulk move: a member has another reservation")
+        for group in self._groups.values():
+            if bool(group.count) != (group.marker._lru_list is not None):
+                wrong.append(f"bulk move: {group.count} members in priority {group.priority}, marker disagrees")
+        return wrong
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.fini()
+    def _joined(self, item: LruItem) -> None:
+        self.count += 1
+        self._resv = item.bo.resv
 
-    def _ascend(self) -> None:
-        _unlink(self._inner)
-        self._group = None
-
-    def _advance(self, hitch: LruNode) -> LruNode | None:
-        """Park the hitch behind the item or marker that follows it, and return that; None at the end."""
-        node = hitch._lru_next
-        steps = 1
-        while node._lru_kind == _HITCH:
-            node = node._lru_next
-            steps += 1
-        self._lru.steps += steps
-        if node._lru_kind == _HEAD or node._lru_stamp > self._limit:
-            return None
-        _unlink(hitch)
-        _link_after(hitch, node)
-        return node
+    def _left(self) -> None:
+        self.count -= 1
+        if not self.count:
+            self._resv = None

@@ -13,7 +13,7 @@ from ttmfs.sync.resv import Usage
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.device import Device
-from ttmfs.ttm.lru import LruCursor
+from ttmfs.ttm.lru_cursor import LruCursor
 from ttmfs.ttm.placement import SYSTEM
 from ttmfs.ttm.tt import TT, decode_pages
 from ttmfs.ttm.unmap import unmap_virtual

@@ -20,7 +20,7 @@ from ttmfs.ttm.backup import BackupFlags, tt_backup
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.device import Device
-from ttmfs.ttm.lru import LruCursor
+from ttmfs.ttm.lru_cursor import LruCursor
 from ttmfs.ttm.move import pipeline_gutting, wait_ctx
 from ttmfs.ttm.page_vector import Index
 from ttmfs.ttm.placement import SYSTEM, Place

@@ -21,7 +21,7 @@ from ttmfs.sync.resv import AcquireContext, Usage
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.funcs import Multihop
-from ttmfs.ttm.lru import LruCursor
+from ttmfs.ttm.lru_cursor import LruCursor
 from ttmfs.ttm.move import handle_move_mem, pipeline_gutting, wait_ctx
 from ttmfs.ttm.placement import SYSTEM, Place, PlaceFlag, Placement, format_placement
 from ttmfs.ttm.resource import NUM_MOVE_FENCES, Resource, ResourceManager

@@ -20,7 +20,7 @@ from ttmfs.ttm.backup import closed_gate, unmap_for_backup
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.device import Device
-from ttmfs.ttm.lru import LruCursor
+from ttmfs.ttm.lru_cursor import LruCursor
 from ttmfs.ttm.move import wait_ctx
 from ttmfs.ttm.placement import SYSTEM, Place
 from ttmfs.ttm.resource import Resource, ResourceManager
