@@ -87,7 +87,7 @@ class DeviceMachine(RuleBasedStateMachine):
         model = Model(bo)
         self.models.append(model)
         bo.priority = priority
-        self.vdev.ttm.lru_readd(bo.resource)  # type: ignore[arg-type]
+        bo.relist()
         self.resize(model, size)
         return model
 

@@ -44,7 +44,7 @@ async def test_priorities_and_pins_decide() -> None:
     async with device() as vdev:
         keep = await make(vdev, "keep", place="vram")
         keep.priority = 3
-        vdev.ttm.lru_readd(keep.resource)
+        keep.relist()
         pinned = await make(vdev, "pinned", place="vram")
         await calls.pin(vdev, pinned)
         cheap = [await make(vdev, f"cheap{n}", place="vram") for n in range(2)]

@@ -142,9 +142,9 @@ async def test_probe_08_priority_first_then_age_and_pinned_ones_are_on_no_list()
     async with device() as vdev:
         bos = {name: await make(vdev, name, place="vram") for name in "abcd"}
         bos["a"].priority = 3
-        vdev.ttm.lru_readd(bos["a"].resource)
+        bos["a"].relist()
         bos["d"].priority = 0
-        vdev.ttm.lru_readd(bos["d"].resource)
+        bos["d"].relist()
         bos["b"].pin()
         assert lru_names(vdev, "vram") == ["d", "c", "a"]
         for number, gone in enumerate("dca"):

@@ -149,7 +149,7 @@ async def test_a_walk_goes_on_where_it_was_when_the_list_changes_while_it_sleeps
                 # What the walk would have met next goes away or to the tail.
                 if bo is bos[0]:
                     vdev.ttm.release(bos[1])
-                    vdev.ttm.lru_bump(bos[2])
+                    bos[2].bump()
                     bos[3].pin()
 
         for bo in bos:
@@ -175,7 +175,7 @@ async def test_a_cursor_parked_inside_costs_nobody_and_copies_nothing() -> None:
             seen = [cursor.next().bo.name]  # type: ignore[union-attr]
             before = lru.steps
             for bo in bos[:50]:
-                vdev.ttm.lru_bump(bo)
+                bo.bump()
             assert lru.steps - before < 50 * 4
             while (item := cursor.next()) is not None:
                 seen.append(item.bo.name)

@@ -49,7 +49,7 @@ async def test_purgeable_then_idle_then_busy() -> None:
         busy, idle, older, purgeable = [await make(vdev, name, 16 * PAGE) for name in ("busy", "idle", "old", "purge")]
         vdev.ttm.set_madvise(purgeable, "dontneed")
         fence = await with_job(busy)
-        vdev.ttm.lru_bump(idle)
+        idle.bump()
         assert (await shrink(vdev.ttm, 16, QUICK)).purged == 16
         assert where(busy, idle, older, purgeable) == "sss."
         done = await shrink(vdev.ttm, 16, QUICK)
@@ -76,7 +76,7 @@ async def test_priorities_go_before_age_and_gtt_goes_with_system() -> None:
         await move(vdev, gtt, "gtt")
         for bo, priority in ((keep, 3), (cheap, 0)):
             bo.priority = priority
-            vdev.ttm.lru_readd(bo.resource)  # type: ignore[arg-type]
+            bo.relist()
         assert (await shrink(vdev.ttm, 16, QUICK)).stored == 16
         assert where(cheap) == "b"
         await shrink(vdev.ttm, EVERYTHING, QUICK)
@@ -114,7 +114,7 @@ async def test_one_that_fails_is_passed_over_and_met_once() -> None:
             async def invalidate(self, bo: BufferObject, first_page: int, num_pages: int) -> None:
                 if bo is stubborn:
                     self.calls += 1
-                    vdev.ttm.lru_bump(bo)
+                    bo.bump()
                     await access.read(bo, 0, PAGE)
 
         reader = vdev.ttm.unmapper = Reader()

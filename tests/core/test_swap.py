@@ -143,7 +143,7 @@ async def test_the_walk_meets_nobody_twice() -> None:
         class Bumping:
             async def invalidate(self, bo: BufferObject, first_page: int, num_pages: int) -> None:
                 tried.append(bo.name)
-                vdev.ttm.lru_bump(bo)
+                bo.bump()
                 await access.read(bo, 0, 1)
 
         vdev.ttm.unmapper = Bumping()

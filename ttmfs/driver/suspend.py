@@ -171,8 +171,7 @@ def _unpinned(bo: BufferObject) -> Iterator[None]:
         yield
     finally:
         bo.pin_count = 0 if bo.deleted else pins
-        if bo.resource is not None:
-            bo.device.lru_readd(bo.resource)
+        bo.relist()
 
 
 async def unplug(vdev: "VirtualDevice", bos: Iterable[BufferObject]) -> Result:

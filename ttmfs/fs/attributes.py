@@ -128,8 +128,7 @@ def _set_priority(vdev: VirtualDevice, bo: BufferObject, text: str) -> None:
     if not (text.isdecimal() and text.isascii() and len(text) < 9 and int(text) < NUM_PRIORITIES):
         raise TtmError(errno.EINVAL, f"{text[:40]!r} is no priority: say 0 to {NUM_PRIORITIES - 1}, lower goes first")
     bo.priority = int(text)
-    if bo.resource is not None:
-        bo.device.lru_readd(bo.resource)
+    bo.relist()
 
 
 def _set_prefault(vdev: VirtualDevice, bo: BufferObject, text: str) -> None:

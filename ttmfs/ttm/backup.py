@@ -121,8 +121,8 @@ def _why_full(device: Device) -> str:
 def _left_memory(bo: BufferObject, tt: TT) -> None:
     """Pages of the BO are gone: off the LRU with it when these were all."""
     bo.drop_view()
-    if bo.resource is not None and not tt.populated_pages:
-        bo.device.lru_readd(bo.resource)
+    if not tt.populated_pages:
+        bo.relist()
 
 
 class _Backup:

@@ -338,7 +338,7 @@ class BufferObject:
     def unreserve(self) -> None:
         """ttm_bo_unreserve: bump to the LRU tail, then unlock."""
         try:
-            self.device.lru_bump(self)
+            self.bump()
         finally:
             self.unlock()
 
@@ -359,21 +359,31 @@ class BufferObject:
         if resource is not None:
             resource.bo = self
             resource.manager.unassigned.pop(resource, None)
-            self.device.lru_add(resource)
+            resource.manager.lru_add(resource)
+
+    def bump(self) -> None:
+        """ttm_bo_move_to_lru_tail: it was used just now."""
+        if self.resource is not None:
+            self.resource.manager.lru_bump(self.resource)
+
+    def relist(self) -> None:
+        """It was pinned, unpinned, swapped out or in, or given another priority: to the list where it belongs now."""
+        if self.resource is not None:
+            self.resource.manager.lru_readd(self.resource)
 
     def pin(self) -> None:
         """ttm_bo_pin: counted; a pinned BO is never evicted, swapped or moved. Populates nothing, waits for nothing."""
         self.pin_count += 1
-        if self.pin_count == 1 and self.resource is not None:
-            self.device.lru_readd(self.resource)
+        if self.pin_count == 1:
+            self.relist()
 
     def unpin(self) -> None:
         """ttm_bo_unpin. TtmError(EINVAL) when it is not pinned."""
         if not self.pin_count:
             raise TtmError(errno.EINVAL, f"{self.name} is not pinned")
         self.pin_count -= 1
-        if not self.pin_count and self.resource is not None:
-            self.device.lru_readd(self.resource)
+        if not self.pin_count:
+            self.relist()
 
     def moving_fence(self) -> Fence | None:
         """The KERNEL-usage fence that everybody waits for, or None (i915_gem_object_get_moving_fence)."""

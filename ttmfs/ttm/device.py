@@ -19,7 +19,7 @@ from ttmfs.ttm.defrag_list import DefragList
 from ttmfs.ttm.funcs import NoUnmapper, Unmapper
 from ttmfs.ttm.lru import LruList
 from ttmfs.ttm.placement import SYSTEM, Place, Placement
-from ttmfs.ttm.resource import Resource, ResourceManager
+from ttmfs.ttm.resource import ResourceManager
 from ttmfs.units import PAGE_SHIFT, pages_of
 
 CLEAR_STEP_PAGES: Final = 64
@@ -40,6 +40,8 @@ class Device:
         self.ww_class.fail_fence_slot = self.inject["fence_slot"].should_fail
         self.unevictable = LruList()
         """Pinned and swapped BOs: on no manager's LRU."""
+        for manager in self.managers.values():
+            manager.unevictable = self.unevictable
         self.unmapper: Unmapper[BufferObject] = NoUnmapper()
         self.default_placement: Placement = (Place(SYSTEM),)
         self.num_bos = 0
@@ -100,45 +102,6 @@ class Device:
         else:
             self.purgeable_bos.pop(bo, None)
             bo.purged = False
-
-    # -- LRU -----------------------------------------------------------------------------------------------------
-
-    def lru_add(self, resource: Resource) -> None:
-        """Put a resource on the list where its BO belongs (ttm_resource_init)."""
-        bo = resource.bo
-        if bo.unevictable:
-            self.unevictable.add_tail(resource)
-        else:
-            resource.manager.lru.add_tail(resource, bo.priority)
-            if bo.bulk is not None:
-                bo.bulk.add(resource)
-
-    def lru_remove(self, resource: Resource) -> None:
-        """Take it off whatever list it is on."""
-        if not resource.on_lru:
-            return
-        if resource.lru_list is self.unevictable:
-            self.unevictable.remove(resource)
-        else:
-            resource.manager.lru.remove(resource)
-
-    def lru_readd(self, resource: Resource) -> None:
-        """Its BO was pinned, unpinned, swapped out or in, or given another priority."""
-        self.lru_remove(resource)
-        self.lru_add(resource)
-
-    def lru_bump(self, bo: BufferObject) -> None:
-        """ttm_bo_move_to_lru_tail."""
-        resource = bo.resource
-        if resource is None or not resource.on_lru:
-            return
-        unevictable = bo.unevictable
-        if unevictable != (resource.lru_list is self.unevictable):
-            self.lru_readd(resource)
-        elif unevictable:
-            self.unevictable.move_to_tail(resource)
-        else:
-            resource.manager.lru.move_to_tail(resource, bo.priority)
 
     # -- truncate ------------------------------------------------------------------------------------------------
 
@@ -239,8 +202,7 @@ class Device:
         bo.drop_view()
         bo.pin_count = 0
         self._individualize(bo)
-        if bo.resource is not None:
-            self.lru_readd(bo.resource)
+        bo.relist()
         if not bo.ghost:
             self.num_zombies += 1
         self.cleanup_when_idle(bo)

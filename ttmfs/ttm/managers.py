@@ -5,7 +5,7 @@ of size 0 is a region that this device has not: validate skips it.
 """
 
 import errno
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 
@@ -14,11 +14,8 @@ from ttmfs.memory.arena import Arena
 from ttmfs.memory.buddy import Blocks, Buddy
 from ttmfs.memory.range_allocator import Mode, RangeAllocator, RangeNode
 from ttmfs.ttm.placement import SYSTEM, Place, PlaceFlag
-from ttmfs.ttm.resource import Resource, ResourceManager, never_fits, no_space
+from ttmfs.ttm.resource import Owner, Resource, ResourceManager, never_fits, no_space
 from ttmfs.units import PAGE_SIZE
-
-if TYPE_CHECKING:
-    from ttmfs.ttm.bo import BufferObject
 
 
 class SystemManager(ResourceManager):
@@ -27,7 +24,7 @@ class SystemManager(ResourceManager):
     def __init__(self) -> None:
         super().__init__(SYSTEM, 0, use_tt=True)
 
-    def alloc(self, bo: "BufferObject", place: Place) -> Resource:
+    def alloc(self, bo: Owner, place: Place) -> Resource:
         """Never fails."""
         return self.account(Resource(self, bo, bo.num_pages, -1, place.flags))
 
@@ -42,7 +39,7 @@ class RangeManager(ResourceManager):
         super().__init__(name, size, use_tt=use_tt, arena=arena)
         self.ranges = RangeAllocator(size // PAGE_SIZE)
 
-    def alloc(self, bo: "BufferObject", place: Place) -> Resource:
+    def alloc(self, bo: Owner, place: Place) -> Resource:
         """Best fit from low addresses, or from the high end with TOPDOWN. Always contiguous."""
         pages = bo.num_pages
         mode: Mode = "high" if PlaceFlag.TOPDOWN in place.flags else "best"
@@ -111,7 +108,7 @@ class BuddyManager(ResourceManager):
         self.visible_pages = min(visible_size, size) // PAGE_SIZE
         self.visible_used_pages = 0
 
-    def alloc(self, bo: "BufferObject", place: Place) -> Resource:
+    def alloc(self, bo: Owner, place: Place) -> Resource:
         """Blocks within the place. CONTIGUOUS is set whenever the blocks happen to be one run, as xe does."""
         pages = bo.num_pages
         end = min(place.end, self.num_pages) if place.end else self.num_pages

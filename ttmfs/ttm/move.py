@@ -187,7 +187,7 @@ def move_to_ghost(bo: BufferObject, *, take_tt: bool, kept_pages: int = 1 << 62)
     bo.device.num_ghosts += 1
     old = bo.resource
     if old is not None:
-        bo.device.lru_remove(old)
+        old.manager.lru_remove(old)
         bo.resource = None
         ghost.assign(old)
     if bo.defrag_old_tt is not None:

@@ -5,7 +5,7 @@ counts `usage`. Managers differ in how they choose pages (`ttmfs.ttm.managers`);
 """
 
 import errno
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,19 +13,27 @@ from numpy.typing import NDArray
 from ttmfs.errors import TtmError
 from ttmfs.memory.arena import Arena
 from ttmfs.sync.fence import Fence
-from ttmfs.ttm.lru import LruItem, PriorityLru
+from ttmfs.ttm.lru import LruItem, LruList, PriorityLru
 from ttmfs.ttm.placement import Place, PlaceFlag
 from ttmfs.units import PAGE_SIZE
-
-if TYPE_CHECKING:
-    from ttmfs.ttm.bo import BufferObject
 
 NUM_MOVE_FENCES: Final = 8
 """Eviction-fence slots of a manager (TTM_NUM_MOVE_FENCES)."""
 
 
+class Owner(Protocol):
+    """What a manager asks of the BO that it allocates for."""
+
+    name: str
+    page_alignment: int
+
+    @property
+    def num_pages(self) -> int:
+        """Its size."""
+
+
 class Resource(LruItem):
-    """Space of `num_pages` pages in one region, owned by `bo`.
+    """Space of `num_pages` pages in one region, owned by `bo`, a BufferObject.
 
     `start` is the first page in the region, or -1 when it has no address (system, scattered VRAM). A region with
     memory of its own (VRAM) puts its page numbers into `pages`, uint32 (num_pages,); elsewhere `pages` is None and
@@ -34,12 +42,10 @@ class Resource(LruItem):
 
     __slots__ = ("bo", "flags", "manager", "num_pages", "pages", "private", "start")
 
-    def __init__(
-        self, manager: "ResourceManager", bo: "BufferObject", num_pages: int, start: int, flags: PlaceFlag
-    ) -> None:
+    def __init__(self, manager: "ResourceManager", bo: Owner, num_pages: int, start: int, flags: PlaceFlag) -> None:
         super().__init__()
         self.manager = manager
-        self.bo = bo
+        self.bo: Any = bo
         self.num_pages = num_pages
         self.start = start
         self.flags = flags
@@ -96,6 +102,8 @@ class ResourceManager:
         self.usage = 0
         self.num_bos = 0
         self.lru = PriorityLru()
+        self.unevictable = LruList()
+        """What is pinned or swapped out, and so on no manager's LRU: one list for all managers of a device."""
         self.unassigned: dict[Resource, None] = {}
         """Allocated for a move that is under way, oldest first: its BO is reserved and not here yet."""
         self.used = True
@@ -107,7 +115,7 @@ class ResourceManager:
         """Size in pages."""
         return self.size // PAGE_SIZE
 
-    def alloc(self, bo: "BufferObject", place: Place) -> Resource:
+    def alloc(self, bo: Owner, place: Place) -> Resource:
         """Space for all of `bo` in `place`. TtmError(ENOSPC): full, eviction may help; any other error is final.
 
         Accounts the space; puts nothing on the LRU (that is `bo.assign`'s business).
@@ -128,10 +136,47 @@ class ResourceManager:
     def free(self, resource: Resource) -> None:
         """ttm_resource_free: off the LRU, uncounted, space given back."""
         self.unassigned.pop(resource, None)
-        resource.bo.device.lru_remove(resource)
+        self.lru_remove(resource)
         self.usage -= resource.num_pages * PAGE_SIZE
         self.num_bos -= 1
         self.free_space(resource)
+
+    def lru_add(self, resource: Resource) -> None:
+        """Put a resource of this manager on the list where its BO belongs (ttm_resource_init)."""
+        bo = resource.bo
+        if bo.unevictable:
+            self.unevictable.add_tail(resource)
+        else:
+            self.lru.add_tail(resource, bo.priority)
+            if bo.bulk is not None:
+                bo.bulk.add(resource)
+
+    def lru_remove(self, resource: Resource) -> None:
+        """Take it off whatever list it is on."""
+        if not resource.on_lru:
+            return
+        if resource.lru_list is self.unevictable:
+            self.unevictable.remove(resource)
+        else:
+            self.lru.remove(resource)
+
+    def lru_readd(self, resource: Resource) -> None:
+        """Its BO was pinned, unpinned, swapped out or in, or given another priority."""
+        self.lru_remove(resource)
+        self.lru_add(resource)
+
+    def lru_bump(self, resource: Resource) -> None:
+        """ttm_bo_move_to_lru_tail; nothing happens to one that is on no list."""
+        if not resource.on_lru:
+            return
+        bo = resource.bo
+        unevictable = bo.unevictable
+        if unevictable != (resource.lru_list is self.unevictable):
+            self.lru_readd(resource)
+        elif unevictable:
+            self.unevictable.move_to_tail(resource)
+        else:
+            self.lru.move_to_tail(resource, bo.priority)
 
     def trim(self, resource: Resource, num_pages: int) -> None:
         """Shrink `resource` to its first `num_pages` pages in place, when the BO was truncated."""

@@ -80,7 +80,7 @@ def _came_back(bo: BufferObject, tt: TT, before: int) -> int:
     if came > 0:
         bo.drop_view()
         bo.device.counters.backup.pages_in += came
-        bo.device.lru_bump(bo)
+        bo.bump()
         if bo.device.trace.on:
             bo.device.trace.emit("restore", bo.name, pages=came, left=tt.backed_up_pages)
     return max(came, 0)

@@ -74,8 +74,7 @@ async def swapout(bo: BufferObject, ctx: OperationContext) -> int:
         pages = await _store(bo)
     finally:
         bo.gate.unwatch()
-    if bo.resource is not None:
-        bo.device.lru_readd(bo.resource)
+    bo.relist()
     bo.device.counters.swap.out += 1
     if bo.device.trace.on:
         bo.device.trace.emit("swapout", bo.name, pages=pages)
