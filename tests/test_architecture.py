@@ -49,7 +49,7 @@ INSIDE = {
 CIRCLES = {
     "driver": ("clients namespace", "defrag device policy suspend vmwgfx"),
     "svm": ("chunk cpu devmem reclaim space svm",),
-    "ttm": ("bo context defrag_list device funcs resource", "move populate room shrinker space"),
+    "ttm": ("move populate room shrinker space",),
 }
 """By package: files that import each other in a circle today. A circle is a part of one of these, or is new."""
 

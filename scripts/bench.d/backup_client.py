@@ -131,7 +131,6 @@ def loop(store: str, size: int, rounds: int) -> None:
             async with trio.open_nursery() as nursery:
                 await nursery.start(vdev.run)
                 bo = vdev.create_bo("stored")
-                vdev.ttm.set_size(bo, size)
                 block = os.urandom(MIB)
                 for offset in range(0, size, MIB):
                     await access.write(bo, offset, block)

@@ -47,9 +47,11 @@ class Population:
 
     async def create(self, count: int) -> None:
         """Files of one page each, as creat and ftruncate make them."""
+        from ttmfs.ttm.lifetime import set_size  # noqa: PLC0415
+
         for _ in range(count):
             file = self.names.create(self.names.root, b"bo%d" % self.serial, 0o644, 0, 0)
-            self.vdev.ttm.set_size(file.bo, PAGE)
+            set_size(file.bo, PAGE)
             self.files.append(file)
             self.serial += 1
 

@@ -12,7 +12,7 @@ from ttmfs.driver.defrag import defrag_bo
 from ttmfs.driver.defrag_pass import defrag_pass
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.errors import TtmError
-from ttmfs.ttm import access
+from ttmfs.ttm import access, lifetime
 from ttmfs.ttm.backup import BackupFlags
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
@@ -100,7 +100,7 @@ class Client:
     async def truncate(self) -> None:
         size = self.rng.choice((0, 1, self.rng.randrange(self.max_size), self.rng.randrange(self.max_size)))
         self.log.append(f"truncate {len(self.model)} to {size}")
-        self.vdev.ttm.set_size(self.bo, size)
+        lifetime.set_size(self.bo, size)
         if size < len(self.model):
             del self.model[size:]
         else:
@@ -257,7 +257,7 @@ async def exercise(
             for client in clients:
                 await client.verify()
             for client in clients:
-                vdev.ttm.release(client.bo)
+                lifetime.release(client.bo)
             with trio.fail_after(20):
                 while vdev.ttm.num_bos:
                     await trio.sleep(0.001)

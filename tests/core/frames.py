@@ -11,7 +11,7 @@ from ttmfs.driver import calls
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.memory.arena import FRAME_PAGES
 from ttmfs.memory.stores import ShmemStore
-from ttmfs.ttm import access
+from ttmfs.ttm import access, lifetime
 from ttmfs.ttm.backup import BackupFlags
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
@@ -48,8 +48,8 @@ class Bo:
     def cut(self, offset: int) -> None:
         """Truncate, and grow again."""
         size = len(self.model)
-        self.vdev.ttm.set_size(self.bo, offset)
-        self.vdev.ttm.set_size(self.bo, size)
+        lifetime.set_size(self.bo, offset)
+        lifetime.set_size(self.bo, size)
         self.model[offset:] = bytes(size - offset)
 
     async def check(self) -> None:
@@ -57,7 +57,7 @@ class Bo:
 
     async def gone(self) -> None:
         """Unlinked: nothing is left of it, nor of others."""
-        self.vdev.ttm.release(self.bo)
+        lifetime.release(self.bo)
         with trio.fail_after(10):
             while self.vdev.ttm.num_bos:
                 await trio.sleep(0.001)
@@ -77,7 +77,7 @@ class Bo:
 async def make(vdev: VirtualDevice, name: str = "a", size: int = SIZE) -> Bo:
     """A BO full of noise, in as large blocks as there are."""
     bo = vdev.create_bo(name)
-    vdev.ttm.set_size(bo, size)
+    lifetime.set_size(bo, size)
     await access.write(bo, 0, content(name, size))
     assert bo.tt is not None
     assert bo.tt.page_orders().get(9, 0) == size // (2 * MIB)

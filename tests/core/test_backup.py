@@ -27,7 +27,7 @@ from ttmfs.driver.device import VirtualDevice
 from ttmfs.errors import TtmError
 from ttmfs.sync.fence import Fence
 from ttmfs.sync.resv import Usage
-from ttmfs.ttm import access
+from ttmfs.ttm import access, lifetime
 from ttmfs.ttm.backup import BackupFlags
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
@@ -56,7 +56,7 @@ async def restore(vdev: VirtualDevice, bo: BufferObject) -> dict[str, int]:
 async def unlinked(vdev: VirtualDevice, *bos: BufferObject) -> None:
     """Unlink them: everything is given back."""
     for bo in bos:
-        vdev.ttm.release(bo)
+        lifetime.release(bo)
     with trio.fail_after(10):
         while vdev.ttm.num_bos:
             await trio.sleep(0.001)
@@ -193,7 +193,7 @@ async def test_lowest_free_slots_first_and_handles_are_slots_plus_one() -> None:
         await backup(vdev, a)
         await backup(vdev, b)
         assert (handles(a), handles(b)) == (list(range(1, 9)), list(range(9, 17)))
-        vdev.ttm.set_size(a, 4 * PAGE)
+        lifetime.set_size(a, 4 * PAGE)
         c = await make(vdev, "c", 6 * PAGE)
         await backup(vdev, c)
         assert handles(c) == [5, 6, 7, 8, 17, 18]
@@ -204,7 +204,7 @@ async def test_lowest_free_slots_first_and_handles_are_slots_plus_one() -> None:
 async def test_large_blocks_are_split_on_the_way_out_and_whole_again_after_a_restore() -> None:
     async with device() as vdev:
         bo = vdev.create_bo("a")
-        vdev.ttm.set_size(bo, 4 * MIB)
+        lifetime.set_size(bo, 4 * MIB)
         await access.write(bo, 0, pattern("a", 4 * MIB))
         assert bo.tt is not None
         assert bo.tt.page_orders() == {9: 2}
@@ -338,7 +338,7 @@ async def test_nothing_to_do_is_success() -> None:
     async with device() as vdev:
         bo = await make(vdev, "a", 0)
         assert (await backup(vdev, bo))["pages_out"] == 0
-        vdev.ttm.set_size(bo, 64 << 30)
+        lifetime.set_size(bo, 64 << 30)
         assert (await backup(vdev, bo))["pages_out"] == 0
         assert (await backup(vdev, bo, purge=True))["purged_pages"] == 0
         await access.write(bo, 60 << 30, b"far")

@@ -27,7 +27,7 @@ from tests.memory.moved import Moved, count_moves, need_moves
 from ttmfs.driver import calls
 from ttmfs.memory.arena import FRAME_PAGES
 from ttmfs.memory.stores import ShmemStore
-from ttmfs.ttm import access
+from ttmfs.ttm import access, lifetime
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.swap_io import LONG_STEP_PAGES, SHORT_STEP_PAGES
 
@@ -122,7 +122,7 @@ async def test_backup_and_restore_with_hardly_any_memory(moved: Moved) -> None:
             await a.restore()
             await a.check()
         await same(b, content("b", rest))
-        vdev.ttm.release(b)
+        lifetime.release(b)
         await a.gone()
 
 
@@ -254,7 +254,7 @@ async def test_a_hole_inside_a_frame() -> None:
     """A frame of the BO that is not all there is stored page by page, and comes back with its hole."""
     async with device() as vdev:
         bo = vdev.create_bo("a")
-        vdev.ttm.set_size(bo, SIZE)
+        lifetime.set_size(bo, SIZE)
         bo.prefault = 0
         a = Bo(vdev, bo, bytearray(SIZE))
         await a.write(0, content("a", 300 * PAGE))
@@ -301,7 +301,7 @@ async def test_two_at_once(seed: int, moved: Moved) -> None:
                     await bo.restore()
         assert moved.out
         assert moved.back
-        vdev.ttm.release(both[0].bo)
+        lifetime.release(both[0].bo)
         await both[1].gone()
 
 
@@ -322,7 +322,7 @@ async def test_a_write_behind_the_end_finds_memory_that_others_hold_while_its_bo
             store.writing.open()
         await a.check()
         await same(b, content("b", rest))
-        vdev.ttm.release(b)
+        lifetime.release(b)
         await a.gone()
 
 
@@ -386,7 +386,7 @@ async def test_loose_pages_do_not_cost_the_frames_behind_them(moved: Moved) -> N
     async with device(memory=128 * MIB, swap=128 * MIB) as vdev:
         bo = vdev.create_bo("a")
         size = 100 * MIB
-        vdev.ttm.set_size(bo, size)
+        lifetime.set_size(bo, size)
         bo.prefault = 0
         a = Bo(vdev, bo, bytearray(size))
         await a.write(0, content("a", 5 * PAGE))

@@ -20,7 +20,7 @@ from tests.memory.moved import Moved, count_moves, need_moves
 from ttmfs.driver import calls
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.memory.arena import FRAME_PAGES
-from ttmfs.ttm import access
+from ttmfs.ttm import access, lifetime
 
 LATE = 1e-6
 """A fault timeout after which every request that had to wait may not wait any more."""
@@ -156,8 +156,8 @@ async def test_cancelled_at_every_turn_of_the_loop(call: Callable[[Bo], Awaitabl
 async def test_unlinked_at_every_turn_of_the_loop(call: Callable[[Bo], Awaitable[object]], cut: bool) -> None:
     async def unlink(a: Bo, _scope: trio.CancelScope) -> None:
         if cut:
-            vdev.ttm.set_size(a.bo, 600 * PAGE)
-        vdev.ttm.release(a.bo)
+            lifetime.set_size(a.bo, 600 * PAGE)
+        lifetime.release(a.bo)
 
     async with device() as vdev:
         assert await at_every_turn(vdev, call, unlink, unlinks=True) > 5
@@ -265,7 +265,7 @@ async def half_way(vdev: VirtualDevice, store: HeldStore, call: Call, then: Call
 @pytest.mark.parametrize("call", [Bo.backup, Bo.restore], ids=["backup", "restore"])
 async def test_unlinked_while_the_store_works(call: Call) -> None:
     async with held_device() as (vdev, store):
-        await half_way(vdev, store, call, lambda a, _nursery: vdev.ttm.release(a.bo))
+        await half_way(vdev, store, call, lambda a, _nursery: lifetime.release(a.bo))
         assert vdev.ttm.num_bos == 0
         check_empty(vdev)
 

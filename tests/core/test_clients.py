@@ -21,7 +21,7 @@ from ttmfs.driver.submit import submit_job
 from ttmfs.driver.usage import RegionUsage, Usages, add_bo, in_flight, is_clients
 from ttmfs.errors import TtmError
 from ttmfs.fs.fdinfo import client_text, fdinfo, gem_info, size_text
-from ttmfs.ttm import access
+from ttmfs.ttm import access, lifetime
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 
@@ -169,7 +169,7 @@ async def step(
         elif what == "swapout":
             await calls.swapout_one(vdev, bo, ctx)
         elif what == "truncate":
-            vdev.ttm.set_size(bo, rng.randrange(bo.size + 1))
+            lifetime.set_size(bo, rng.randrange(bo.size + 1))
         elif what == "job":
             await submit_job(vdev, Job("busy", srcs=(bo,), seconds=0.001), ctx)
         elif what == "rename":

@@ -23,6 +23,7 @@ from ttmfs.driver.submit import submit_job
 from ttmfs.errors import TtmError
 from ttmfs.fs.attributes import set_text
 from ttmfs.sync.resv import Usage
+from ttmfs.ttm import lifetime
 from ttmfs.ttm.backup import BackupFlags
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
@@ -65,7 +66,7 @@ async def back(vdev: VirtualDevice, *left: BufferObject) -> None:
     for bo in left:
         assert not bo.pin_count
         await bo.resv.wait(Usage.BOOKKEEP)
-        vdev.ttm.release(bo)
+        lifetime.release(bo)
     while vdev.fence_counters.pending:  # by the fences: the clock jumps while a job is in its thread
         await trio.sleep(0.1)
     await trio.sleep(0.1)
@@ -85,7 +86,7 @@ async def test_a_call_on_a_bo_that_is_gone_is_enoent(autojump_clock, name: str, 
     async with device() as vdev:
         bo, other = await make(vdev, "a", place=place), await make(vdev, "b")
         await bo.resv.wait(Usage.BOOKKEEP)
-        vdev.ttm.release(bo)
+        lifetime.release(bo)
         assert await outcome(lambda: call(vdev, bo, other)) == errno.ENOENT
         await check(other, "b")
         await back(vdev, other)
@@ -95,7 +96,7 @@ async def test_a_call_on_a_bo_that_is_gone_is_enoent(autojump_clock, name: str, 
 async def test_an_attribute_of_a_bo_that_is_gone_is_not_set(autojump_clock, key: str) -> None:
     async with device() as vdev:
         bo = await make(vdev, "a")
-        vdev.ttm.release(bo)
+        lifetime.release(bo)
         with pytest.raises(TtmError) as raised:
             set_text(vdev, bo, key, SETTINGS[key])
         assert raised.value.errno == errno.ENOENT
@@ -116,7 +117,7 @@ async def test_a_call_that_waits_for_a_bo_which_goes_is_enoent(autojump_clock, n
             await bo.resv.lock()
             nursery.start_soon(run)
             await trio.testing.wait_all_tasks_blocked()
-            vdev.ttm.release(bo)
+            lifetime.release(bo)
             assert not results
             bo.unreserve()
         assert results == [errno.ENOENT]
@@ -144,7 +145,7 @@ async def test_a_bo_that_goes_at_any_turn_of_a_call_leaves_nothing(autojump_cloc
                 for _ in range(turns):
                     await trio.lowlevel.checkpoint()
                 done = bool(ended)
-                vdev.ttm.release(bo)
+                lifetime.release(bo)
             assert ended[0] in (0, errno.ENOENT)
             await back(vdev, other)
             turns += 1
@@ -159,7 +160,7 @@ async def test_a_restore_that_is_cancelled_after_its_bo_went_keeps_no_books(auto
             nursery.start_soon(calls.restore, vdev, bo, OperationContext())
             while not (bo.tt is not None and bo.tt.restore is not None):
                 await trio.lowlevel.checkpoint()
-            vdev.ttm.release(bo)
+            lifetime.release(bo)
             nursery.cancel_scope.cancel()
         await back(vdev)
 
@@ -167,7 +168,7 @@ async def test_a_restore_that_is_cancelled_after_its_bo_went_keeps_no_books(auto
 async def test_a_pass_over_bos_that_go_meanwhile_counts_them_as_failed(autojump_clock) -> None:
     async with device() as vdev:
         bos = [await make(vdev, name, 4 * MIB) for name in "abc"]
-        vdev.ttm.release(bos[1])
+        lifetime.release(bos[1])
         result = await defrag_pass(vdev, bos, planned=False, limit=None)
         assert result["failed"] == 1
         await back(vdev, bos[0], bos[2])
@@ -182,7 +183,7 @@ async def test_a_pinned_bo_that_goes_while_the_device_suspends_keeps_no_pin(auto
             nursery.start_soon(vdev.power.suspend, OperationContext())
             while bo.pin_count:
                 await trio.lowlevel.checkpoint()
-            vdev.ttm.release(bo)
+            lifetime.release(bo)
         assert not bo.pin_count
         await vdev.power.resume(OperationContext())
         await back(vdev, other)
@@ -193,7 +194,7 @@ async def test_a_bo_first_used_while_suspended_is_forgotten_when_it_goes(autojum
         await vdev.power.suspend(OperationContext())
         bo = await make(vdev, "a")
         assert list(vdev.ttm.placed_in_suspend) == [bo]
-        vdev.ttm.release(bo)
+        lifetime.release(bo)
         await back(vdev)
         with suppress(TtmError):
             await vdev.power.resume(OperationContext())
@@ -203,7 +204,7 @@ async def test_the_caching_of_a_bo_that_somebody_gives_memory_to_is_not_changed(
     """Its tt would be dropped with the pages that it is about to get."""
     async with device() as vdev:
         bo = vdev.create_bo("a")
-        vdev.ttm.set_size(bo, MIB)
+        lifetime.set_size(bo, MIB)
         await bo.resv.lock()
         tt = bo.need_tt()
         with pytest.raises(TtmError) as raised:
@@ -212,5 +213,5 @@ async def test_the_caching_of_a_bo_that_somebody_gives_memory_to_is_not_changed(
         assert bo.tt is tt
         bo.unreserve()
         set_text(vdev, bo, "caching", "write_combined")
-        vdev.ttm.release(bo)
+        lifetime.release(bo)
         await back(vdev)

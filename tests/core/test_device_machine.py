@@ -16,7 +16,7 @@ from ttmfs.driver import calls
 from ttmfs.driver.config import Config
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.errors import TtmError
-from ttmfs.ttm import access
+from ttmfs.ttm import access, lifetime
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.placement import SYSTEM
@@ -93,7 +93,7 @@ class DeviceMachine(RuleBasedStateMachine):
 
     @rule(model=bos, size=SIZES)
     def resize(self, model: Model, size: int) -> None:
-        self.vdev.ttm.set_size(model.bo, size)
+        lifetime.set_size(model.bo, size)
         del model.bytes[size:]
         model.bytes.extend(bytes(size - len(model.bytes)))
 
@@ -168,7 +168,7 @@ class DeviceMachine(RuleBasedStateMachine):
     @rule(model=consumes(bos))
     def delete(self, model: Model) -> None:
         self.models.remove(model)
-        self.vdev.ttm.release(model.bo)
+        lifetime.release(model.bo)
         assert model.bo.resource is None
 
     @rule()
@@ -223,7 +223,7 @@ class DeviceMachine(RuleBasedStateMachine):
                 got = self.do(read)
                 assert got is None or got == bytes(model.bytes[offset : offset + 64 * PAGE])
         for model in self.models:
-            self.vdev.ttm.release(model.bo)
+            lifetime.release(model.bo)
         assert self.vdev.pool.in_use_pages == 0
         assert all(manager.usage == 0 for manager in self.vdev.ttm.managers.values())
         self.vdev.close()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.core.harness import MIB, PAGE, WaitingUnmapper, check, device, make, move
 from ttmfs.driver.dirty import DirtyMethod, DirtyTracker, MethodSwitch
 from ttmfs.driver.vmwgfx import VmwgfxTracker
-from ttmfs.ttm import access
+from ttmfs.ttm import access, lifetime
 
 RANGES = st.lists(st.tuples(st.integers(0, 300), st.integers(1, 40), st.sampled_from(["wrote", "cut", "take"])))
 
@@ -59,7 +59,7 @@ async def test_vmwgfx_prefaults_16_and_one_when_random() -> None:
         for advice, most in (("normal", 17), ("random", 2)):
             bo = vdev.create_bo(advice)
             bo.madvise = advice
-            vdev.ttm.set_size(bo, 4 * MIB)
+            lifetime.set_size(bo, 4 * MIB)
             await access.read(bo, 100 * PAGE, 1)
             assert bo.tt is not None
             assert 1 <= bo.tt.populated_pages <= most

@@ -10,7 +10,7 @@ from ttmfs.driver.defrag import defrag_bo
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.jobs import Job
 from ttmfs.driver.submit import submit_job
-from ttmfs.ttm import access
+from ttmfs.ttm import access, lifetime
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 
@@ -39,7 +39,7 @@ async def test_a_new_bo_goes_to_the_first_place_that_has_room(use: Use) -> None:
         where = []
         for number in range(6):
             bo = vdev.create_bo(f"bo{number}")
-            vdev.ttm.set_size(bo, 2 * MIB)
+            lifetime.set_size(bo, 2 * MIB)
             await use(vdev, bo)
             await idle(bo)
             where.append(bo.mem_type)
@@ -71,7 +71,7 @@ async def test_what_was_gutted_or_cut_to_nothing_is_placed_anew() -> None:
         await idle(bo)
         await calls.evict_one(vdev, bo, OperationContext())
         await idle(bo)
-        vdev.ttm.set_size(bo, 0)
+        lifetime.set_size(bo, 0)
         await access.write(bo, 0, b"x")
         assert bo.mem_type == "vram"
 
@@ -79,7 +79,7 @@ async def test_what_was_gutted_or_cut_to_nothing_is_placed_anew() -> None:
 async def test_looking_for_something_to_defrag_places_nothing() -> None:
     async with device(placement="vram gtt system") as vdev:
         bo = vdev.create_bo("a")
-        vdev.ttm.set_size(bo, 4 * MIB)
+        lifetime.set_size(bo, 4 * MIB)
         await defrag_bo(vdev, bo, OperationContext())
         assert (bo.mem_type, bo.placed) == ("system", False)
         await access.write(bo, 0, bytes(PAGE))
@@ -89,7 +89,7 @@ async def test_looking_for_something_to_defrag_places_nothing() -> None:
 async def test_a_pinned_new_bo_stays_in_system() -> None:
     async with device(placement="vram gtt system") as vdev:
         bo = vdev.create_bo("a")
-        vdev.ttm.set_size(bo, MIB)
+        lifetime.set_size(bo, MIB)
         await calls.pin(vdev, bo)
         await access.write(bo, 0, pattern("a", MIB))
         assert bo.mem_type == "system"

@@ -9,7 +9,7 @@ from trio.testing import MockClock
 
 from tests.core.harness import MIB, PAGE, check, device, make, outcome
 from tests.svm.conftest import MakeDevice, svm_device
-from ttmfs.ttm import access
+from ttmfs.ttm import access, lifetime
 from ttmfs.ttm.bo import MAX_SIZE
 from ttmfs.ttm.growth import settled_size
 
@@ -36,11 +36,11 @@ async def test_a_write_beyond_the_end_that_finds_no_memory_changes_nothing(size:
 async def test_what_was_begun_and_failed_does_not_show_where_the_file_grows_later() -> None:
     async with device(memory=2 * MIB, swap=0) as vdev:
         other = await make(vdev, "other", MIB)
-        vdev.ttm.release(other)
+        lifetime.release(other)
         bo = await make(vdev, "a", 100)
         assert await outcome(lambda: access.write(bo, 0, b"z" * 3 * MIB)) == errno.ENOMEM
         await check(bo)
-        vdev.ttm.set_size(bo, MIB)
+        lifetime.set_size(bo, MIB)
         assert bytes(await access.read(bo, 100, MIB)) == bytes(MIB - 100)
 
 
@@ -51,7 +51,7 @@ async def test_no_bo_is_larger_than_the_largest(offset: int) -> None:
         assert await outcome(lambda: access.write(bo, offset, b"xy")) == errno.EFBIG
         assert bo.size == 10
         with pytest.raises(OSError, match="128 TiB"):
-            vdev.ttm.set_size(bo, MAX_SIZE + 1)
+            lifetime.set_size(bo, MAX_SIZE + 1)
         await check(bo)
 
 
@@ -90,7 +90,7 @@ async def test_a_truncate_meanwhile_is_what_a_failed_append_leaves(autojump_cloc
         async with trio.open_nursery() as nursery:
             nursery.start_soon(outcome, lambda: access.write(bo, 8 * PAGE, b"w" * PAGE))
             await trio.testing.wait_all_tasks_blocked()
-            vdev.ttm.set_size(bo, 100)
+            lifetime.set_size(bo, 100)
             assert settled_size(bo) == 100
             bo.unreserve()
         assert bo.size == 100

@@ -19,7 +19,7 @@ from ttmfs.driver.namespace import Namespace
 from ttmfs.driver.submit import submit_job
 from ttmfs.errors import TtmError
 from ttmfs.memory.foreign_file import ForeignFile
-from ttmfs.ttm import access
+from ttmfs.ttm import access, lifetime
 from ttmfs.ttm.context import OperationContext
 
 
@@ -105,7 +105,7 @@ async def test_an_imported_bo_is_the_file(exporter: Path) -> None:
             await calls.swapout_one(vdev, bo, OperationContext())
         await calls.swapout_all(vdev, 1 << 20, OperationContext())
         with pytest.raises(TtmError) as caught:
-            vdev.ttm.set_size(bo, 0)
+            lifetime.set_size(bo, 0)
         assert caught.value.errno == errno.EPERM
         with pytest.raises(TtmError):
             await access.write(bo, bo.size, b"more")

@@ -24,7 +24,7 @@ from ttmfs.driver.jobs import Job
 from ttmfs.driver.namespace import Namespace
 from ttmfs.driver.submit import submit_job
 from ttmfs.sync import fence, offload
-from ttmfs.ttm import access
+from ttmfs.ttm import access, lifetime
 from ttmfs.ttm.backup import BackupFlags
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
@@ -73,7 +73,7 @@ async def _world(folder: Path, seed: int) -> Found:
         await same(b, bytes(PAGES * PAGE))
         await same(file.bo, noise("outside", PAGES * PAGE))
         for bo in (a, b, file.bo):
-            vdev.ttm.release(bo)
+            lifetime.release(bo)
         events = [(event.when, event.name, event.bo, str(event.facts)) for event in vdev.ttm.trace.ring]
     return inline.log, events
 

@@ -7,7 +7,7 @@ import pytest
 from tests.core.harness import MIB, PAGE, device, idle, make, move, outcome
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.errors import TtmError
-from ttmfs.ttm import access
+from ttmfs.ttm import access, lifetime
 from ttmfs.ttm.bo import BufferObject
 
 
@@ -67,10 +67,10 @@ async def test_a_request_whose_time_is_up_gets_no_lost_bytes_either(autojump_clo
 async def test_truncating_to_nothing_makes_it_usable(autojump_clock: object) -> None:
     async with device() as vdev:
         bo = await lose(vdev)
-        vdev.ttm.set_size(bo, PAGE)
+        lifetime.set_size(bo, PAGE)
         assert await outcome(lambda: access.read(bo, 0, 1)) == errno.EIO
-        vdev.ttm.set_size(bo, 0)
-        vdev.ttm.set_size(bo, 2 * PAGE)
+        lifetime.set_size(bo, 0)
+        lifetime.set_size(bo, 2 * PAGE)
         assert bytes(await access.read(bo, 0, PAGE)) == bytes(PAGE)
         await access.write(bo, 0, b"new")
         assert bytes(await access.read(bo, 0, 4)) == b"new\0"

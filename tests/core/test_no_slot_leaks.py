@@ -5,6 +5,7 @@ import pytest
 from tests.core.harness import MIB, check, device, make, move
 from ttmfs.errors import TtmError
 from ttmfs.sync.fence import Fence
+from ttmfs.ttm import lifetime
 
 
 @pytest.mark.parametrize("before", [*range(8), 40])
@@ -28,4 +29,4 @@ async def test_space_is_given_back_when_its_eviction_fences_find_no_slot(before:
         for fence in copying:
             fence.signal()
         await check(bo)
-        vdev.ttm.release(bo)
+        lifetime.release(bo)

@@ -6,6 +6,7 @@ import pytest
 
 from tests.core.harness import MIB, check, device, idle, make, move
 from ttmfs.driver import calls
+from ttmfs.ttm import lifetime
 from ttmfs.ttm.context import OperationContext
 
 
@@ -34,7 +35,7 @@ async def test_memory_overcommit_goes_through_the_store() -> None:
                 await check(bo)
         assert vdev.ttm.counters.backup.pages_out >= 16 * 256
         for bo in bos:
-            vdev.ttm.release(bo)
+            lifetime.release(bo)
         assert vdev.pool.in_use_pages == 0
         assert vdev.ttm.swap_store is not None
         assert vdev.ttm.swap_store.slots.stored == 0

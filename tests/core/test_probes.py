@@ -12,7 +12,7 @@ from ttmfs.errors import TtmError
 from ttmfs.sync.exec import Exec
 from ttmfs.sync.fence import Timeline
 from ttmfs.sync.resv import AcquireContext, Reservation, Usage
-from ttmfs.ttm import access
+from ttmfs.ttm import access, lifetime
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.fault import default_fault
@@ -238,7 +238,7 @@ async def test_probe_13_only_the_younger_dies_and_then_takes_the_contended_one_f
 async def test_probe_14_pin_does_nothing_else_and_unpin_is_balanced() -> None:
     async with device() as vdev:
         bo = vdev.create_bo("a")
-        vdev.ttm.set_size(bo, MIB)
+        lifetime.set_size(bo, MIB)
         bo.pin()
         assert bo.tt is None or not bo.tt.populated_pages
         assert bo.moves == 0
@@ -246,7 +246,7 @@ async def test_probe_14_pin_does_nothing_else_and_unpin_is_balanced() -> None:
         with _error(errno.EINVAL):
             bo.unpin()
         bo.pin()
-        vdev.ttm.release(bo)
+        lifetime.release(bo)
         assert bo.pin_count == 0
         assert vdev.ttm.num_bos == 0
 
@@ -262,7 +262,7 @@ async def test_probe_15_a_deleted_busy_bo_keeps_its_space_until_evicted_or_idle(
         bo.resv.add_fence(fence, Usage.READ)
         bo.unreserve()
         vram = vdev.ttm.managers["vram"]
-        vdev.ttm.release(bo)
+        lifetime.release(bo)
         assert (vdev.ttm.num_zombies, vram.usage) == (1, 4 * MIB)
         new = await make(vdev, "new")
         async with trio.open_nursery() as nursery:
@@ -460,7 +460,7 @@ async def test_probe_38_one_of_a_shared_reservation_is_deleted_on_its_own() -> N
             await access.write(bo, 0, b"1" * PAGE)
             bos.append(bo)
         await bos[0].resv.lock()
-        vdev.ttm.release(bos[1])
+        lifetime.release(bos[1])
         # Individualised: the deletion does not wait for whoever holds the shared one.
         assert vdev.ttm.num_bos == 1
         bos[0].unlock()

@@ -9,7 +9,7 @@ import trio.testing
 from tests.core.harness import MIB, WaitingUnmapper, check, device, idle, make, move
 from ttmfs.driver import calls
 from ttmfs.errors import TtmError
-from ttmfs.ttm import access
+from ttmfs.ttm import access, lifetime
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.lru_cursor import LruCursor
@@ -148,7 +148,7 @@ async def test_a_walk_goes_on_where_it_was_when_the_list_changes_while_it_sleeps
                 await trio.lowlevel.checkpoint()
                 # What the walk would have met next goes away or to the tail.
                 if bo is bos[0]:
-                    vdev.ttm.release(bos[1])
+                    lifetime.release(bos[1])
                     bos[2].bump()
                     bos[3].pin()
 

@@ -28,7 +28,7 @@ from ttmfs.driver import calls
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.jobs import Job
 from ttmfs.driver.submit import submit_job
-from ttmfs.ttm import access
+from ttmfs.ttm import access, lifetime
 from ttmfs.ttm.backup import BackupFlags
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
@@ -48,7 +48,7 @@ async def restore(vdev: VirtualDevice, bo: BufferObject) -> None:
 
 
 async def gone(vdev: VirtualDevice, bo: BufferObject) -> None:
-    vdev.ttm.release(bo)
+    lifetime.release(bo)
     with trio.fail_after(10):
         while vdev.ttm.num_bos:
             await trio.sleep(0.001)
@@ -75,7 +75,7 @@ async def test_a_lost_page_costs_nobody_the_pages_around_it(kind: str, lost: int
         assert await outcome(lambda: access.read(bo, 0, SIZE)) == errno.EIO
         assert await outcome(lambda: restore(vdev, bo)) == errno.EIO
         # What is lost can be cut off.
-        vdev.ttm.set_size(bo, lost * PAGE)
+        lifetime.set_size(bo, lost * PAGE)
         assert bo.tt is not None
         assert bo.tt.restore is None
         await same(bo, model[: lost * PAGE])
@@ -183,8 +183,8 @@ async def test_truncate_down_and_up(cut: int, when: str) -> None:
         bo = await make(vdev, "a", SIZE)
 
         def down_and_up() -> None:
-            vdev.ttm.set_size(bo, cut)
-            vdev.ttm.set_size(bo, 2 * SIZE)
+            lifetime.set_size(bo, cut)
+            lifetime.set_size(bo, 2 * SIZE)
 
         if when == "out":
             store.writing.shut()
@@ -226,7 +226,7 @@ async def test_unlinked_on_the_way_out_and_back() -> None:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(call, vdev, bo)
                 await store.until_held(1 if call is backup else 2)
-                vdev.ttm.release(bo)
+                lifetime.release(bo)
                 assert vdev.ttm.num_bos == 1
                 gate.open()
             assert vdev.ttm.num_bos == 0
@@ -332,8 +332,8 @@ async def test_writes_and_unmaps_while_it_comes_back() -> None:
                 await access.write(bo, page * PAGE + 1, b"w" * 5000 if page < 63 else b"w" * 100)
                 size = 5000 if page < 63 else 100
                 model[page * PAGE + 1 : page * PAGE + 1 + size] = b"w" * size
-            vdev.ttm.set_size(bo, 40 * PAGE + 5)
-            vdev.ttm.set_size(bo, SIZE)
+            lifetime.set_size(bo, 40 * PAGE + 5)
+            lifetime.set_size(bo, SIZE)
             model[40 * PAGE + 5 :] = bytes(SIZE - 40 * PAGE - 5)
             store.reading.open()
         await same(bo, bytes(model))

@@ -5,6 +5,7 @@ import trio
 
 from tests.core.harness import MIB, check, device, make
 from ttmfs.driver import calls
+from ttmfs.ttm import lifetime
 from ttmfs.ttm.backup import BackupFlags
 from ttmfs.ttm.context import OperationContext
 
@@ -28,5 +29,5 @@ async def test_cancelled_after_some_turns_of_the_loop(turns: int) -> None:
             await calls.restore(vdev, bo, OperationContext())
             assert tt.is_populated
             await check(bo)
-        vdev.ttm.release(bo)
+        lifetime.release(bo)
         assert vdev.pool.in_use_pages == 0

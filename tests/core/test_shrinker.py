@@ -14,7 +14,7 @@ from ttmfs.driver.device import VirtualDevice
 from ttmfs.errors import TtmError
 from ttmfs.sync.fence import Fence
 from ttmfs.sync.resv import Usage
-from ttmfs.ttm import access, kswapd
+from ttmfs.ttm import access, kswapd, lifetime
 from ttmfs.ttm.backup import BackupFlags
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
@@ -47,7 +47,7 @@ async def with_job(bo: BufferObject) -> Fence:
 async def test_purgeable_then_idle_then_busy() -> None:
     async with device() as vdev:
         busy, idle, older, purgeable = [await make(vdev, name, 16 * PAGE) for name in ("busy", "idle", "old", "purge")]
-        vdev.ttm.set_madvise(purgeable, "dontneed")
+        lifetime.set_madvise(purgeable, "dontneed")
         fence = await with_job(busy)
         idle.bump()
         assert (await shrink(vdev.ttm, 16, QUICK)).purged == 16
@@ -199,7 +199,7 @@ async def test_a_bo_of_four_times_the_limit_simply_works(store: str, where_the_l
         vdev.ttm.unmapper = WaitingUnmapper(1)
         pages = 4 * limit // PAGE
         bo = await make(vdev, "a", 0)
-        vdev.ttm.set_size(bo, pages * PAGE)
+        lifetime.set_size(bo, pages * PAGE)
         model = bytearray(pages * PAGE)
         rng = random.Random(1)
         most = 0
@@ -218,7 +218,7 @@ async def test_a_bo_of_four_times_the_limit_simply_works(store: str, where_the_l
         assert most <= limit // PAGE + 16 + bo.prefault
         await same(bo, bytes(model))
         assert vdev.ttm.counters.faults.errors == 0
-        vdev.ttm.release(bo)
+        lifetime.release(bo)
         check_empty(vdev)
 
 
@@ -229,7 +229,7 @@ async def test_backup_works_with_no_page_beyond_the_reserve(store: str) -> None:
         bo = await make(vdev, "a", 0)
         other = await make_noise(vdev, "other", room - 600)
         await calls.pin(vdev, other)
-        vdev.ttm.set_size(bo, 600 * PAGE)
+        lifetime.set_size(bo, 600 * PAGE)
         await access.write(bo, 0, noise("a", 600 * PAGE))
         assert vdev.pool.free_pages == 0
         done = await calls.backup_one(vdev, bo, BackupFlags(), OperationContext())
@@ -318,7 +318,7 @@ async def test_purge_drops_everything_past_the_pool_and_leaves_no_mark(place: st
         assert place == "vram" or vdev.pool.pooled_pages == pooled
         assert vdev.ttm.managers["vram"].usage == 0
         assert bytes(await access.read(bo, 0, bo.size)) == bytes(64 * PAGE + 7)
-        vdev.ttm.set_madvise(bo, "willneed")
+        lifetime.set_madvise(bo, "willneed")
         assert not bo.purged
         await access.write(bo, 5, b"anew")
         await move(vdev, bo, "vram")
@@ -359,8 +359,8 @@ async def test_dontneed_goes_first_and_willneed_saves() -> None:
     async with device() as vdev:
         saved, lost = await make(vdev, "saved", 16 * PAGE), await make(vdev, "lost", 16 * PAGE)
         for bo in (saved, lost):
-            vdev.ttm.set_madvise(bo, "dontneed")
-        vdev.ttm.set_madvise(saved, "willneed")
+            lifetime.set_madvise(bo, "dontneed")
+        lifetime.set_madvise(saved, "willneed")
         done = await calls.shrink_all(vdev, EVERYTHING, BackupFlags(purge=True), OperationContext())
         assert (done["purged_pages"], done["pages_out"]) == (16, 0)
         assert (saved.purged, lost.purged) == (False, True)
@@ -395,5 +395,5 @@ async def test_without_a_store_only_the_purge_works() -> None:
         with pytest.raises(TtmError) as caught:
             await calls.shrink_all(vdev, 1, BackupFlags(), OperationContext())
         assert caught.value.errno == errno.EBUSY
-        vdev.ttm.set_madvise(bo, "dontneed")
+        lifetime.set_madvise(bo, "dontneed")
         assert (await calls.shrink_all(vdev, 1, BackupFlags(purge=True), OperationContext()))["purged_pages"] == 16

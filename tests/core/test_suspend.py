@@ -7,6 +7,7 @@ import pytest
 from tests.core.harness import MIB, check, device, idle, make, move
 from ttmfs.driver import calls
 from ttmfs.errors import TtmError
+from ttmfs.ttm import lifetime
 from ttmfs.ttm.context import OperationContext
 
 
@@ -42,7 +43,7 @@ async def test_bos_come_and_go_while_suspended() -> None:
     async with device(placement="vram") as vdev:
         a, b = await make(vdev, "a"), await make(vdev, "b")
         await vdev.power.suspend(OperationContext())
-        vdev.ttm.release(a)
+        lifetime.release(a)
         new = await make(vdev, "new")
         assert new.mem_type == "system"
         result = await vdev.power.resume(OperationContext())

@@ -8,7 +8,7 @@ import trio
 from tests.core.harness import MIB, PAGE, WaitingUnmapper, check, device, make, move, pattern
 from ttmfs.driver import calls
 from ttmfs.errors import TtmError
-from ttmfs.ttm import access
+from ttmfs.ttm import access, lifetime
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.swap import swapout
@@ -47,8 +47,8 @@ async def test_truncate_while_swapped() -> None:
     async with device() as vdev:
         bo = await make(vdev, "a")
         await _out(bo)
-        vdev.ttm.set_size(bo, 10 * PAGE + 100)
-        vdev.ttm.set_size(bo, MIB)
+        lifetime.set_size(bo, 10 * PAGE + 100)
+        lifetime.set_size(bo, MIB)
         assert vdev.ttm.swap_store is not None
         assert vdev.ttm.swap_store.slots.stored == 11
         got = bytes(await access.read(bo, 0, MIB))
@@ -65,8 +65,8 @@ async def test_truncate_and_write_while_it_is_being_swapped_out() -> None:
             nursery.start_soon(_out, bo)
             while not bo.copies:
                 await trio.lowlevel.checkpoint()
-            vdev.ttm.set_size(bo, 5000)
-            vdev.ttm.set_size(bo, 2 * MIB)
+            lifetime.set_size(bo, 5000)
+            lifetime.set_size(bo, 2 * MIB)
             nursery.start_soon(access.write, bo, 4000, b"w" * 10)
         model[5000:] = bytes(2 * MIB - 5000)
         model[4000:4010] = b"w" * 10
@@ -172,7 +172,7 @@ async def test_deleting_and_gutting_swapped_bos_frees_the_store() -> None:
         await calls.swapout_all(vdev, 1 << 20, OperationContext())
         assert vdev.ttm.swap_store is not None
         assert vdev.ttm.swap_store.slots.stored == 512
-        vdev.ttm.release(a)
+        lifetime.release(a)
         await move(vdev, b, "none")
         assert vdev.ttm.swap_store.slots.stored == 0
         assert bytes(await access.read(b, 0, 10)) == bytes(10)

@@ -24,7 +24,7 @@ from ttmfs.fs.tracectl import set_trace, trace_state
 from ttmfs.fs.words import escape, split_words, unescape
 from ttmfs.observe.events import EVENTS
 from ttmfs.observe.trace import Event, Trace
-from ttmfs.ttm import access
+from ttmfs.ttm import access, lifetime
 from ttmfs.ttm.context import OperationContext
 
 LINE = re.compile(
@@ -245,7 +245,7 @@ async def test_a_fault_tells_what_it_waited_for() -> None:
 async def test_a_fault_of_a_hole_tells_what_it_populated() -> None:
     async with device() as vdev:
         bo = vdev.create_bo("holes")
-        vdev.ttm.set_size(bo, 512 * PAGE)
+        lifetime.set_size(bo, 512 * PAGE)
         bo.prefault = 15
         vdev.ttm.trace.start()
         await access.read(bo, 3 * PAGE, PAGE)
@@ -268,7 +268,7 @@ async def test_jobs_defrag_suspend_and_the_end_are_told() -> None:
         assert found(vdev, "suspend") == [{"moved": 1, "bytes": 2 * MIB, "errno": 0}]
         assert found(vdev, "resume")[0]["restored"] == 1
         await idle(bo)
-        vdev.ttm.release(bo)
+        lifetime.release(bo)
         assert found(vdev, "bo_create", "a b")
         assert found(vdev, "bo_destroy", "a b") == [{"bytes": MIB, "region": "vram", "zombie": 0}]
         for line in vdev.ttm.trace.text().splitlines():

@@ -31,7 +31,7 @@ from ttmfs.svm import calls as svm_calls
 from ttmfs.svm.space import AddressSpace
 from ttmfs.svm.svm import Svm
 from ttmfs.sync import offload
-from ttmfs.ttm import access
+from ttmfs.ttm import access, lifetime
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 
@@ -312,7 +312,7 @@ class CachedClient:
         self.bo = machine.vdev.create_bo(name)
         self.file = CachedBo(self.bo)
         machine.unmapper.cached[self.bo] = self.file
-        machine.vdev.ttm.set_size(self.bo, pages * PAGE)
+        lifetime.set_size(self.bo, pages * PAGE)
         self.model = bytearray(pages * PAGE)
         self.pages = pages
 
@@ -345,8 +345,8 @@ class CachedClient:
                 elif self.rng.random() < 0.2:
                     size = self.rng.randrange(1, self.pages) * PAGE
                     cache.truncate(file, size)  # type: ignore[arg-type]
-                    self.machine.vdev.ttm.set_size(self.bo, size)
-                    self.machine.vdev.ttm.set_size(self.bo, self.pages * PAGE)
+                    lifetime.set_size(self.bo, size)
+                    lifetime.set_size(self.bo, self.pages * PAGE)
                     self.model[size:] = bytes(len(self.model) - size)
                 self.machine.count(f"cached {what}")
             except TtmError as error:
@@ -393,7 +393,7 @@ async def device_jobs(machine: Machine, steps: int) -> None:
     size = 40 * PAGE
     model = [bytes(size) for _ in bos]
     for bo in bos:
-        vdev.ttm.set_size(bo, size)
+        lifetime.set_size(bo, size)
         bo.placement = vdev.parse_placement(rng.choice(("vram gtt", "gtt", "vram", "system")).split())
     for _ in range(steps):
         one, two = rng.sample((0, 1), 2)
@@ -435,7 +435,7 @@ async def device_jobs(machine: Machine, steps: int) -> None:
                     await trio.lowlevel.checkpoint()
             model[one] = data
     for bo in bos:
-        vdev.ttm.release(bo)
+        lifetime.release(bo)
 
 
 async def _job(vdev: VirtualDevice, job: Job) -> int | float | None:
@@ -578,7 +578,7 @@ async def _run(
         wrong = vdev.selfcheck() + machine.svm.check()
         assert not wrong, wrong
         for bo in bos:
-            vdev.ttm.release(bo)
+            lifetime.release(bo)
         machine.svm.close()
         with trio.fail_after(20):
             while vdev.ttm.num_bos or vdev.fence_counters.pending or vdev.pool.in_use_pages:

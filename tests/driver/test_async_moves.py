@@ -11,7 +11,7 @@ from ttmfs.driver.jobs import Job
 from ttmfs.driver.submit import submit_job
 from ttmfs.errors import TtmError
 from ttmfs.sync.resv import Usage
-from ttmfs.ttm import access
+from ttmfs.ttm import access, lifetime
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.copy import CopyState
 from ttmfs.units import PAGE_SIZE
@@ -193,7 +193,7 @@ async def test_write_to_a_fresh_bo_on_space_still_copied_out_retreats_to_system(
         vdev.engines[0].paused = True
         await calls.evict_one(vdev, a, OperationContext())
         b = vdev.create_bo("b")
-        vdev.ttm.set_size(b, MIB)
+        lifetime.set_size(b, MIB)
         await validate(vdev, b, "none")
         await validate(vdev, b, "vram")
         assert b.copies[0].src is None
@@ -226,7 +226,7 @@ async def test_views_are_dropped_at_every_change(device, autojump_clock):
             await validate(vdev, bo, change)
             assert bo.fast is None
             assert await content(bo) == data
-        vdev.ttm.set_size(bo, MIB - 1)
+        lifetime.set_size(bo, MIB - 1)
         assert bo.fast is None
         assert await content(bo) == data[:-1]
 

@@ -12,7 +12,7 @@ from ttmfs.driver import calls
 from ttmfs.driver.policy import DefaultDriver
 from ttmfs.errors import TtmError
 from ttmfs.sync.resv import Usage
-from ttmfs.ttm import access
+from ttmfs.ttm import access, lifetime
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.copy import CopyState
 from ttmfs.ttm.funcs import Multihop
@@ -65,7 +65,7 @@ async def test_tails_and_sparse_pieces_keep_their_shape(device):
     async with device() as vdev:
         others = hog(vdev)
         bo = vdev.create_bo("a")
-        vdev.ttm.set_size(bo, 7 * MIB)
+        lifetime.set_size(bo, 7 * MIB)
         bo.prefault = 0
         model = bytearray(7 * MIB)
         for first, size in ((0, 2 * MIB), (2 * MIB + 8192, 12288), (4 * MIB, 2 * MIB), (6 * MIB, MIB)):
@@ -240,7 +240,7 @@ async def test_synchronous_ways_of_the_move_free_the_old_pages(device, options, 
 async def test_holes_that_are_filled_during_the_inval_are_carried_along(device):
     async with device() as vdev:
         bo, data = await scattered(vdev, "a", 2 * MIB)
-        vdev.ttm.set_size(bo, 4 * MIB)
+        lifetime.set_size(bo, 4 * MIB)
         unmapper = watch(vdev)
 
         async def during(bo):
@@ -266,7 +266,7 @@ async def test_holes_that_are_filled_during_the_inval_are_carried_along(device):
 async def test_enomem_at_the_commit_restores(device):
     async with device() as vdev:
         bo, data = await scattered(vdev, "a", 2 * MIB)
-        vdev.ttm.set_size(bo, 4 * MIB)
+        lifetime.set_size(bo, 4 * MIB)
         unmapper = watch(vdev)
         held = []
 
@@ -290,7 +290,7 @@ async def test_enomem_at_the_commit_restores(device):
 async def test_a_write_to_a_hole_of_a_queued_copy_is_kept(device, unmapping):
     async with device(fault_timeout=5.0) as vdev:
         bo, data = await scattered(vdev, "a", 2 * MIB)
-        vdev.ttm.set_size(bo, 4 * MIB)
+        lifetime.set_size(bo, 4 * MIB)
         vdev.engines[0].paused = True
         await defrag(vdev, bo)
         assert bo.copies[0].state is CopyState.QUEUED
@@ -320,8 +320,8 @@ async def test_a_truncate_while_the_copy_is_queued(device):
         bo, data = await scattered(vdev, "a", 4 * MIB)
         vdev.engines[0].paused = True
         await defrag(vdev, bo)
-        vdev.ttm.set_size(bo, 3 * MIB + 100)
-        vdev.ttm.set_size(bo, 4 * MIB)
+        lifetime.set_size(bo, 3 * MIB + 100)
+        lifetime.set_size(bo, 4 * MIB)
         vdev.engines[0].paused = False
         assert await content(bo) == data[: 3 * MIB + 100] + bytes(MIB - 100)
 
@@ -347,7 +347,7 @@ async def test_nothing_to_gain_is_success_with_nothing_moved(device):
     async with device(swap=16 * MIB) as vdev:
         unmapper = watch(vdev)
         empty = vdev.create_bo("empty")
-        vdev.ttm.set_size(empty, 8 * MIB)
+        lifetime.set_size(empty, 8 * MIB)
         small, _ = await scattered(vdev, "small", MIB)
         swapped, data = await scattered(vdev, "swapped", 2 * MIB)
         await calls.swapout_one(vdev, swapped, OperationContext())
@@ -402,11 +402,11 @@ async def test_a_scattered_vram_bo_becomes_one_run(device):
         spacers = []
         for n in range(16):
             spacer = vdev.create_bo(f"s{n}")
-            vdev.ttm.set_size(spacer, MIB)
+            lifetime.set_size(spacer, MIB)
             await calls.validate_bo(vdev, spacer, (Place("vram", n * 256, n * 256 + 256),), OperationContext())
             spacers.append(spacer)
         for spacer in spacers[:8:2]:
-            vdev.ttm.release(spacer)
+            lifetime.release(spacer)
         await trio.testing.wait_all_tasks_blocked()
         bo = vdev.create_bo("a")
         data = random.Random(5).randbytes(4 * MIB)
@@ -414,7 +414,7 @@ async def test_a_scattered_vram_bo_becomes_one_run(device):
         await calls.validate_bo(vdev, bo, vdev.parse_placement(["vram"]), OperationContext())
         assert bo.resource.start < 0, "it is scattered"
         for spacer in spacers[8:]:
-            vdev.ttm.release(spacer)
+            lifetime.release(spacer)
         await bo.resv.wait(Usage.BOOKKEEP)
         await trio.testing.wait_all_tasks_blocked()
         result = await defrag(vdev, bo)

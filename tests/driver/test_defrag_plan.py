@@ -13,7 +13,7 @@ from ttmfs.driver.config import Config
 from ttmfs.driver.defrag_pass import defrag_pass
 from ttmfs.driver.defrag_plan import make_plan, obtainable
 from ttmfs.driver.device import VirtualDevice
-from ttmfs.ttm import access
+from ttmfs.ttm import access, lifetime
 from ttmfs.ttm.defrag import improvable, whole_pieces
 
 SIZES = (4096, 16 << 10, 64 << 10, 256 << 10, MIB, 2 * MIB, 4 * MIB, 4 * MIB + 12288)
@@ -37,7 +37,7 @@ async def aged(vdev, seed, keep, rounds=4):
         while vdev.pool.in_use_pages > keep * vdev.pool.num_pages:
             bo = names.pop()
             del bos[bo]
-            vdev.ttm.release(bo)
+            lifetime.release(bo)
     return bos
 
 

@@ -11,7 +11,7 @@ from trio.testing import MockClock
 from ttmfs.driver import calls
 from ttmfs.errors import TtmError
 from ttmfs.sync.resv import Usage
-from ttmfs.ttm import access
+from ttmfs.ttm import access, lifetime
 from ttmfs.ttm.context import OperationContext
 
 
@@ -50,14 +50,14 @@ async def test_what_is_listed(device):
         assert not small.tt.beneficial_order_failed, "there was no attempt at the beneficial order"
         others = hog(vdev)
         whole = vdev.create_bo("whole")
-        vdev.ttm.set_size(whole, 4 * MIB)
+        lifetime.set_size(whole, 4 * MIB)
         await calls.validate_bo(vdev, whole, vdev.parse_placement(["gtt"]), OperationContext())
         assert whole in listed
         assert list(listed) == [whole]
         faulted = vdev.create_bo("faulted")
         await access.write(faulted, 0, bytes(2 * MIB))
         assert list(listed) == [whole, faulted]
-        vdev.ttm.release(whole)
+        lifetime.release(whole)
         assert list(listed) == [faulted]
         vdev.pool.free(others, to_pool=False)
 

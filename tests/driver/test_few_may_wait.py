@@ -7,7 +7,7 @@ import trio.testing
 from ttmfs.driver import calls
 from ttmfs.driver.engine import CopyEngine
 from ttmfs.sync.resv import Usage
-from ttmfs.ttm import access
+from ttmfs.ttm import access, lifetime
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.request import Request
 from ttmfs.units import PAGE_SIZE
@@ -49,7 +49,7 @@ async def test_a_hurried_write_waits_for_bytes_that_move(device, monkeypatch, au
 async def test_a_hurried_request_of_a_reserved_bo_without_memory_is_served(device, autojump_clock, write):
     async with device() as vdev:
         bo = vdev.create_bo("a")
-        vdev.ttm.set_size(bo, MIB)
+        lifetime.set_size(bo, MIB)
         vdev.ttm.max_parked = 1
         await bo.resv.lock()
         try:

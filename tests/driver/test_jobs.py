@@ -12,7 +12,7 @@ from ttmfs.driver.jobs import Job
 from ttmfs.driver.submit import submit_job
 from ttmfs.errors import TtmError
 from ttmfs.sync.resv import Usage
-from ttmfs.ttm import access
+from ttmfs.ttm import access, lifetime
 from ttmfs.ttm.context import OperationContext
 
 MIB = 1 << 20
@@ -145,7 +145,7 @@ async def test_nothing_is_left_after_everything_is_gone(device, autojump_clock):
         bos = [await make(vdev, f"b{n}", bytes(MIB), "vram") for n in range(3)]
         await submit_job(vdev, Job("busy", srcs=tuple(bos), seconds=1), OperationContext())
         for bo in bos:
-            vdev.ttm.release(bo)
+            lifetime.release(bo)
         assert vdev.ttm.num_zombies == 3, "busy: they keep their space"
         assert vdev.ttm.managers["vram"].usage == 3 * MIB
         await trio.sleep(2)
@@ -164,8 +164,8 @@ async def test_a_bo_that_grows_while_another_one_is_prepared_has_no_holes(device
         async def grow(bo):
             prepared.append(bo)
             if len(prepared) == 2:
-                vdev.ttm.set_size(a, 5000)
-                vdev.ttm.set_size(a, 40000)
+                lifetime.set_size(a, 5000)
+                lifetime.set_size(a, 40000)
             return 0
 
         monkeypatch.setattr(vdev.funcs, "take_dirty", grow)
@@ -179,7 +179,7 @@ async def test_bos_that_never_stop_growing_are_busy(device, monkeypatch):
         a, b = await make(vdev, "a", b"a" * 10000), await make(vdev, "b", b"b" * 10000)
 
         async def grow(bo):
-            vdev.ttm.set_size(a, a.size + 4096)
+            lifetime.set_size(a, a.size + 4096)
             return 0
 
         monkeypatch.setattr(vdev.funcs, "take_dirty", grow)

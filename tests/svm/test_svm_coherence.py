@@ -14,6 +14,7 @@ from ttmfs.errors import TtmError
 from ttmfs.svm import calls
 from ttmfs.svm.migrate import Tally, alloc_vram
 from ttmfs.svm.space import AddressSpace
+from ttmfs.ttm import lifetime
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.copy import CopyState
 from ttmfs.ttm.placement import Place
@@ -340,7 +341,7 @@ async def test_an_allocation_waits_a_second_for_victims_that_are_held(
     async with svm_device(vram=2 * MIB) as device:
         space = device.space(2 * MIB)
         bo = device.vdev.create_bo("held")
-        device.vdev.ttm.set_size(bo, MIB)
+        lifetime.set_size(bo, MIB)
         await validate_bo(device.vdev, bo, (Place("vram"),), OperationContext())
         await bo.resv.lock()
         async with trio.open_nursery() as nursery:
@@ -356,4 +357,4 @@ async def test_an_allocation_waits_a_second_for_victims_that_are_held(
         assert device.svm.counters.alloc_retries > 0
         assert result.get("fallbacks", 0) == (seconds > 1)
         assert device.locations(space) == [(0, "2M", "system" if seconds > 1 else "vram")]
-        device.vdev.ttm.release(bo)
+        lifetime.release(bo)

@@ -21,6 +21,7 @@ from ttmfs.driver.submit import submit_job
 from ttmfs.errors import TtmError
 from ttmfs.svm import calls
 from ttmfs.svm.space import AddressSpace
+from ttmfs.ttm import lifetime
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.placement import Place
@@ -44,7 +45,7 @@ class Exercise:
         self.bos: list[BufferObject] = []
         for number in range(4):
             bo = device.vdev.create_bo(f"bo{number}")
-            device.vdev.ttm.set_size(bo, VRAM // 8)
+            lifetime.set_size(bo, VRAM // 8)
             bo.placement = (Place("vram"), Place("system"))
             self.bos.append(bo)
         self.counts: dict[str, int] = {}
@@ -194,5 +195,5 @@ async def test_clients_device_and_bos_at_nine_eighths_of_vram(
         assert counters.migrations_in > counters.evictions
         assert {"stores", "atomic", "bo jobs"} <= exercise.counts.keys()
         for bo in exercise.bos:
-            device.vdev.ttm.release(bo)
+            lifetime.release(bo)
         await device.check_nothing_left()

@@ -10,6 +10,7 @@ from ttmfs.driver.calls import pin, validate_bo
 from ttmfs.errors import TtmError
 from ttmfs.svm import calls
 from ttmfs.svm.space import AddressSpace
+from ttmfs.ttm import lifetime
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.placement import Place
 
@@ -147,7 +148,7 @@ async def test_prefetch_that_finds_no_room_is_enodata(svm_device: MakeDevice, au
     async with svm_device(vram=2 * MIB) as device:
         space = device.space(4 * MIB)
         bo = device.vdev.create_bo("pinned")
-        device.vdev.ttm.set_size(bo, MIB)
+        lifetime.set_size(bo, MIB)
         await validate_bo(device.vdev, bo, (Place("vram"),), OperationContext())
         await pin(device.vdev, bo)
         await fails(errno.ENODATA, calls.prefetch(space, 0, 2 * MIB, "vram"))
@@ -158,7 +159,7 @@ async def test_prefetch_that_finds_no_room_is_enodata(svm_device: MakeDevice, au
         assert device.svm.counters.alloc_failures == 5
         assert bytes(await space.read(2 * MIB, 2)) == b"\1\1"
         bo.unpin()
-        device.vdev.ttm.release(bo)
+        lifetime.release(bo)
 
 
 async def test_equal_advice_invalidates_nothing(svm_device: MakeDevice, autojump_clock: MockClock) -> None:

@@ -8,7 +8,7 @@ from trio.testing import MockClock
 
 from tests.svm.conftest import MakeDevice
 from ttmfs.svm import calls
-from ttmfs.ttm import access
+from ttmfs.ttm import access, lifetime
 
 MIB = 1 << 20
 PAGE = 4096
@@ -27,7 +27,7 @@ async def test_reading_through_a_space_leaves_room_for_bos(svm_device: MakeDevic
         assert await device.cache.load(space, 5 * MIB, 4000) == b"mine" * 1000
         assert await device.cache.load(space, 40 * MIB, 3 * PAGE) == bytes(3 * PAGE)
         assert device.svm.check() == []
-        device.vdev.ttm.release(bo)
+        lifetime.release(bo)
         space.release()
         await device.check_nothing_left()
 

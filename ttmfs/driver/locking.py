@@ -17,7 +17,7 @@ from ttmfs.errors import TtmError
 from ttmfs.sync.exec import Exec
 from ttmfs.sync.resv import AcquireContext
 from ttmfs.ttm.bo import BufferObject
-from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.context import Contended, OperationContext
 
 ATTEMPTS: Final = 64
 """How often a call starts over before it fails for want of room."""
@@ -87,7 +87,7 @@ async def with_all_reserved(
     raise AssertionError("the last attempt returns or raises")
 
 
-async def _wait_for(victim: BufferObject, stamp: int) -> None:
+async def _wait_for(victim: Contended, stamp: int) -> None:
     """Queue for the contended reservation, holding nothing, and let it go again."""
     ticket = AcquireContext()
     ticket.stamp = stamp

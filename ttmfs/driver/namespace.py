@@ -12,6 +12,7 @@ from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.entries import FIRST_INO, Entry, File, Folder, Symlink
 from ttmfs.driver.names import Names
 from ttmfs.errors import TtmError
+from ttmfs.ttm import lifetime
 from ttmfs.ttm.bo import BufferObject
 
 _NO_NAMES: Final = (b"", b".", b"..")
@@ -111,4 +112,4 @@ class Namespace(Names[BoFile]):
     def destroy(self, file: BoFile) -> None:
         """The BO goes, once its fences have signaled."""
         self.clients.drop(file)
-        self.vdev.ttm.release(file.bo)
+        lifetime.release(file.bo)

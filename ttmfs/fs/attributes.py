@@ -12,6 +12,7 @@ from ttmfs.errors import TtmError
 from ttmfs.fs.words import cell, escape
 from ttmfs.memory.pool_types import Caching
 from ttmfs.sync.resv import Usage
+from ttmfs.ttm import lifetime
 from ttmfs.ttm.bo import NUM_PRIORITIES, BufferObject
 from ttmfs.ttm.placement import SYSTEM, format_placement
 from ttmfs.ttm.tt import TT
@@ -141,7 +142,7 @@ def _set_prefault(vdev: VirtualDevice, bo: BufferObject, text: str) -> None:
 def _set_madvise(vdev: VirtualDevice, bo: BufferObject, text: str) -> None:
     if text not in MADVISE:
         raise TtmError(errno.EINVAL, f"{text[:40]!r} is no advice: say one of {' '.join(MADVISE)}")
-    vdev.ttm.set_madvise(bo, text)
+    lifetime.set_madvise(bo, text)
     if text == "random":
         bo.prefault = 1
     elif text in ("sequential", "normal"):

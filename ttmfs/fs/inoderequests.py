@@ -18,6 +18,7 @@ from ttmfs.fs.guard import guarded
 from ttmfs.fs.nodes import Node, VirtualDir
 from ttmfs.fs.served import Served
 from ttmfs.fs.svmnames import SpaceFile
+from ttmfs.ttm import lifetime
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.growth import settled_size
 from ttmfs.units import PAGE_SIZE
@@ -113,7 +114,7 @@ class InodeRequests(Served):
             return
         try:
             if isinstance(of, BufferObject):
-                self.ttm.set_size(of, size)
+                lifetime.set_size(of, size)
             else:
                 of.set_size(size)
         except TtmError as error:

@@ -16,6 +16,7 @@ from ttmfs.svm.chunk import Chunk, Move, SvmCopy
 from ttmfs.svm.memory import alloc_pages
 from ttmfs.svm.pages import free_pages, index_of
 from ttmfs.sync.resv import Usage
+from ttmfs.ttm import lifetime
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.funcs import FaultResult, VmFault
@@ -81,7 +82,7 @@ class DevMem:
         self.dead = True
         self.present = 0
         self.chunk.allocs = tuple(other for other in self.chunk.allocs if other is not self)
-        self.bo.device.release(self.bo)
+        lifetime.release(self.bo)
 
 
 def submit_move(vdev: "VirtualDevice", move: Move, deps: "tuple[Fence, ...]") -> "Fence":

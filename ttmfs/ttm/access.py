@@ -20,6 +20,7 @@ import trio
 from ttmfs import clock
 from ttmfs.errors import TtmError
 from ttmfs.memory.copy import gather
+from ttmfs.ttm import lifetime
 from ttmfs.ttm.bo import CONTENT_LOST, BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.copy import Backing, Copy, CopyState
@@ -230,7 +231,7 @@ async def write(bo: BufferObject, offset: int, data: bytes) -> int:
     if end <= old_size:
         await _write(bo, offset, data)
     else:
-        with growing(bo, end, partial(bo.device.resize, bo)):
+        with growing(bo, end, partial(lifetime.resize, bo)):
             await _write(bo, offset, data)
     first = offset >> PAGE_SHIFT
     bo.gate.touch(first, pages_of(end) - first)
@@ -322,7 +323,7 @@ async def _write_slowly(bo: BufferObject, offset: int, data: bytes, request: Req
         _check_content(bo, f"write to {bo.name} page {first}")
         if end > bo.size:
             # Truncated meanwhile: the WRITE comes after that.
-            bo.device.resize(bo, end)
+            lifetime.resize(bo, end)
         if bo.copies or bo.gate.unmaps(first, count) or request.late:
             await _prepare(bo, first, count, request)
         else:

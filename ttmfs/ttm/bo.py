@@ -12,7 +12,8 @@ Where its bytes are, page by page:
 
 import errno
 from collections import deque
-from typing import TYPE_CHECKING, Final, Protocol
+from collections.abc import Callable
+from typing import Final, Protocol
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from ttmfs.memory.pool_types import Caching
 from ttmfs.sync.fence import Fence
 from ttmfs.sync.resv import Reservation, Usage
 from ttmfs.ttm.copy import Backing, Copy, CopyState
+from ttmfs.ttm.device import Device
 from ttmfs.ttm.funcs import DriverFuncs
 from ttmfs.ttm.gate import Gate
 from ttmfs.ttm.growth import Growth
@@ -29,9 +31,6 @@ from ttmfs.ttm.placement import SYSTEM, Placement
 from ttmfs.ttm.resource import Resource
 from ttmfs.ttm.tt import TT
 from ttmfs.units import PAGE_SHIFT, pages_of
-
-if TYPE_CHECKING:
-    from ttmfs.ttm.device import Device
 
 NUM_PRIORITIES: Final = 4
 CONTENT_LOST: Final = "its content was lost in a failed copy; truncate it to 0, or validate none, and write it anew"
@@ -95,7 +94,6 @@ class BufferObject:
         "private",
         "purged",
         "reservation_retries",
-        "resize_pending",
         "resource",
         "resv",
         "shares_resv",
@@ -104,12 +102,14 @@ class BufferObject:
         "unknown_state",
         "validations",
         "view_known",
+        "when_unlocked",
+        "when_unlocking",
         "zombie",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0915 - a statement a field
         self,
-        device: "Device",
+        device: Device,
         funcs: "DriverFuncs[BufferObject]",
         *,
         name: str = "",
@@ -155,7 +155,10 @@ class BufferObject:
         """Deleted, and its memory is not given back yet."""
         self.ghost = False
         """A ghost holds what a move left behind until its fences signal; the driver never sees one."""
-        self.resize_pending = False
+        self.when_unlocking: tuple[Callable[[BufferObject], None], ...] = ()
+        """What waits for the end of the reservation: called at every unlock, while it is still held."""
+        self.when_unlocked: tuple[Callable[[BufferObject], None], ...] = ()
+        """Likewise, when it is held no more."""
         self.unknown_state = False
         self.bulk: LruBulkMove | None = None
         device.num_bos += 1
@@ -345,12 +348,12 @@ class BufferObject:
     def unlock(self) -> None:
         """dma_resv_unlock, without the bump. What had to wait for it is done: a truncate's trim, a deletion."""
         try:
-            if self.resize_pending:
-                self.device.apply_resize(self)
+            for work in self.when_unlocking:
+                work(self)
         finally:
             self.resv.unlock()
-        if self.zombie:
-            self.device.cleanup_when_idle(self)
+        for work in self.when_unlocked:
+            work(self)
 
     def assign(self, resource: Resource | None) -> None:
         """Take `resource` (already allocated) as the BO's place and put it on the LRU; the old one is the caller's."""

@@ -2,11 +2,29 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from ttmfs.sync.resv import AcquireContext, Reservation
-    from ttmfs.ttm.bo import BufferObject
+from ttmfs.sync.resv import AcquireContext, Reservation
+from ttmfs.ttm.gate import Gate
+
+
+class Gated(Protocol):
+    """A BO, as far as its requests are concerned."""
+
+    @property
+    def gate(self) -> Gate:
+        """Whether they wait."""
+
+
+class Contended(Protocol):
+    """A BO, as far as waiting for it is concerned."""
+
+    @property
+    def resv(self) -> Reservation:
+        """What it is held by."""
+
+    def unlock(self) -> None:
+        """Let it go again, and do what had to wait for that."""
 
 
 @dataclass(slots=True)
@@ -19,18 +37,18 @@ class OperationContext:
     """Never wait for a fence: EBUSY where a wait would happen, busy places and victims are skipped."""
     allow_res_evict: bool = False
     """BOs that share `resv` may be evicted although it is held."""
-    resv: "Reservation | None" = None
-    ticket: "AcquireContext | None" = None
+    resv: Reservation | None = None
+    ticket: AcquireContext | None = None
     """The ww ticket that the caller's reservations were taken with."""
     defrag: bool = False
     """Re-back at the beneficial order although the resource is compatible (seed: defrag)."""
     compact: bool = False
     """With `defrag`: re-back what has no whole piece of that order too, for the sake of the frames it lies in."""
-    faulting: "BufferObject | None" = None
+    faulting: object = None
     """The BO whose fault this call serves. It is never unmapped: its own folio is locked by the READ (H30)."""
-    contended: "BufferObject | None" = None
+    contended: Contended | None = None
     """A victim that the ticket could not wait for (EDEADLK): give everything up and wait for it, then start over."""
-    together: "Sequence[BufferObject]" = ()
+    together: Sequence[Gated] = ()
     """BOs that one ticket holds for a common move: none of their requests waits while one of them is unmapped."""
     bytes_moved: int = 0
     evictions: int = 0

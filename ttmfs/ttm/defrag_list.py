@@ -5,21 +5,18 @@ nothing left to gain. Whoever works the list off waits for `joined`.
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Any
 
 import trio
 
-if TYPE_CHECKING:
-    from ttmfs.ttm.bo import BufferObject
-
 
 class DefragList:
-    """An insertion-ordered set of BOs, and what was done about them."""
+    """An insertion-ordered set of BOs (BufferObject, which lies above), and what was done about them."""
 
     __slots__ = ("_bos", "failed", "joined", "moved", "runs")
 
     def __init__(self) -> None:
-        self._bos: dict[BufferObject, None] = {}
+        self._bos: dict[Any, None] = {}
         self.joined = trio.Event()
         """Set, and replaced, when a BO joins that was not listed."""
         self.runs = self.moved = self.failed = 0
@@ -28,14 +25,14 @@ class DefragList:
     def __len__(self) -> int:
         return len(self._bos)
 
-    def __iter__(self) -> Iterator["BufferObject"]:
+    def __iter__(self) -> Iterator[Any]:
         """The BOs, the one that waits longest first; a snapshot."""
         return iter(list(self._bos))
 
-    def __contains__(self, bo: "BufferObject") -> bool:
+    def __contains__(self, bo: Any) -> bool:
         return bo in self._bos
 
-    def join_if_marked(self, bo: "BufferObject") -> None:
+    def join_if_marked(self, bo: Any) -> None:
         """Its tt was populated just now: list it if that failed to get the beneficial order."""
         tt = bo.tt
         if tt is None or not tt.beneficial_order_failed or bo.deleted or bo.ghost or bo in self._bos:
@@ -44,11 +41,11 @@ class DefragList:
         self.joined.set()
         self.joined = trio.Event()
 
-    def leave(self, bo: "BufferObject") -> None:
+    def leave(self, bo: Any) -> None:
         """Nothing is left to be done about it."""
         self._bos.pop(bo, None)
 
-    def to_tail(self, bo: "BufferObject") -> None:
+    def to_tail(self, bo: Any) -> None:
         """It failed: let the others have their turn first."""
         if bo in self._bos:
             del self._bos[bo]

@@ -6,15 +6,13 @@ that a BO can name its driver: what a BO is stands open in the protocols.
 """
 
 import enum
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import trio
 
+from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.placement import Place, Placement
 from ttmfs.ttm.resource import Resource
-
-if TYPE_CHECKING:
-    from ttmfs.ttm.context import OperationContext
 
 Bo_contra = TypeVar("Bo_contra", contravariant=True)
 """The BufferObject."""
@@ -147,7 +145,7 @@ class DriverFuncs(Protocol[Bo_contra]):
     async def fault_reserve_notify(self, bo: Bo_contra) -> None:
         """Bring the BO to where the CPU can reach it. EBUSY and ERESTARTSYS mean again, other errors SIGBUS."""
 
-    async def move(self, bo: Bo_contra, resource: Resource, ctx: "OperationContext", *, evict: bool) -> None:
+    async def move(self, bo: Bo_contra, resource: Resource, ctx: OperationContext, *, evict: bool) -> None:
         """Move the BO to `resource` and assign it, or raise Multihop; on any error the BO is as it was.
 
         With `bo.defrag_old_tt` set, copy from there to `bo.tt`, and await nothing before the copy is submitted:

@@ -11,6 +11,7 @@ from typing import Final
 from ttmfs.errors import TtmError
 from ttmfs.sync.fence import Fence, get_stub
 from ttmfs.sync.resv import Reservation, Usage
+from ttmfs.ttm import lifetime
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.defrag import commit, fresh_tt, is_defrag, restore
@@ -198,7 +199,7 @@ def move_to_ghost(bo: BufferObject, *, take_tt: bool, kept_pages: int = 1 << 62)
         if ghost.tt is not None and bo.num_pages > kept_pages:
             # The file grew while its new home was sought: what was appended stays behind the new resource.
             bo.tt = ghost.tt.cut_tail(kept_pages)
-    bo.device.release(ghost)
+    lifetime.release(ghost)
 
 
 async def move_accel_cleanup(

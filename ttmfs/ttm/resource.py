@@ -24,8 +24,11 @@ NUM_MOVE_FENCES: Final = 8
 class Owner(Protocol):
     """What a manager asks of the BO that it allocates for."""
 
-    name: str
     page_alignment: int
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
 
     @property
     def num_pages(self) -> int:

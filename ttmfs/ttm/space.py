@@ -18,6 +18,7 @@ import trio
 
 from ttmfs.errors import TtmError
 from ttmfs.sync.resv import AcquireContext, Usage
+from ttmfs.ttm import lifetime
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.funcs import Multihop
@@ -332,7 +333,7 @@ async def evict_bo(bo: BufferObject, ctx: OperationContext, *, for_bo: str = "",
         _trace_evict(bo, for_bo, position)
     if bo.deleted:
         await wait_ctx(bo, ctx)
-        bo.device.cleanup(bo)
+        lifetime.cleanup(bo)
         _count_eviction(bo, ctx)
         return
     if bo.external:

@@ -16,6 +16,7 @@ import numpy as np
 import trio
 
 from ttmfs.errors import TtmError
+from ttmfs.ttm import lifetime
 from ttmfs.ttm.backup import closed_gate, unmap_for_backup
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
@@ -55,7 +56,7 @@ async def swapout(bo: BufferObject, ctx: OperationContext) -> int:
     if bo.deleted:
         pages = bo.tt.populated_pages if bo.tt is not None else 0
         await wait_ctx(bo, ctx)
-        bo.device.cleanup(bo)
+        lifetime.cleanup(bo)
         return pages
     reason = why_not(bo)
     if reason:

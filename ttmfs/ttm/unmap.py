@@ -10,11 +10,12 @@ import trio
 
 from ttmfs import clock
 from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.context import Gated
 from ttmfs.ttm.gate import ALL_PAGES
 
 
 async def unmap_virtual(
-    bo: BufferObject, first_page: int = 0, num_pages: int = 0, *, together: Sequence[BufferObject] = ()
+    bo: BufferObject, first_page: int = 0, num_pages: int = 0, *, together: Sequence[Gated] = ()
 ) -> None:
     """Drop cached pages [first_page, first_page + num_pages), or from `first_page` to the end when `num_pages` is 0.
 

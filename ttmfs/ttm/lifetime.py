@@ -1,0 +1,193 @@
+"""Lifetime: what happens to a BO as a whole, from its sizes to its end (ttm_bo_release and what follows).
+
+A size takes effect at once, a release too; what that frees is given back as soon as the BO is idle: now, when its
+reservation is released, or when its last fence signals. Nothing here waits.
+"""
+
+import errno
+
+import trio
+
+from ttmfs.errors import TtmError
+from ttmfs.sync.resv import Reservation, Usage
+from ttmfs.ttm.bo import MAX_SIZE, BufferObject
+from ttmfs.ttm.copy import CopyState, zero_bytes
+from ttmfs.ttm.placement import SYSTEM, Place
+from ttmfs.units import PAGE_SHIFT, pages_of
+
+
+def set_size(bo: BufferObject, size: int) -> None:
+    """SETATTR(size) and O_TRUNC: takes effect at once and waits for nobody (rule R5).
+
+    What was cut off reads as zeros if the file grows again. Memory behind the end is freed as soon as the BO is
+    idle: now, or when its reservation is released. TtmError: EFBIG beyond MAX_SIZE, EPERM for an imported BO, whose
+    size is the file's; nothing has changed then.
+    """
+    resize(bo, size)
+    if bo.growth is not None:
+        bo.growth.settled = size
+
+
+def resize(bo: BufferObject, size: int) -> None:
+    """As `set_size`, also of a WRITE past the end that may still fail (see ttmfs.ttm.growth)."""
+    if size > MAX_SIZE:
+        raise TtmError(errno.EFBIG, f"{bo.name} cannot have {size} bytes: a BO has at most {MAX_SIZE} (128 TiB)")
+    if bo.external and size != bo.size:
+        raise TtmError(errno.EPERM, f"{bo.name} is imported: its size is that of the file behind it")
+    old_size, bo.size = bo.size, size
+    bo.drop_view()
+    if size < old_size:
+        # The page with the new end may be cached from when it was in the middle.
+        bo.eof_page_read |= bo.handed_out
+        _zero_tail(bo, size, old_size)
+        if bo.dirty is not None:
+            bo.dirty.cut(pages_of(size))
+    if not size:
+        # Nothing is left that could be lost.
+        bo.unknown_state = False
+    if size == old_size:
+        return
+    if apply_resize not in bo.when_unlocking:
+        bo.when_unlocking += (apply_resize,)
+    if bo.resv.trylock():
+        bo.unreserve()
+
+
+def _zero_tail(bo: BufferObject, size: int, old_size: int) -> None:
+    """Zero [size, old_size) where these bytes are now; copies that have not begun carry the zeros on.
+
+    Nowhere else: the target of a queued copy may still be read by the one that empties it for its former owner.
+    In one step: a move that began in between would carry along what is not zeroed yet.
+    """
+    end_page = pages_of(old_size)
+    for copy in bo.copies:
+        if copy.state is CopyState.RUNNING:
+            copy.zero_from = size if copy.zero_from is None else min(copy.zero_from, size)
+    offset = size
+    while (index := offset >> PAGE_SHIFT) < end_page:
+        backing, copy_of = bo.truth(index)
+        stop = end_page
+        if copy_of is not None:
+            stop = min(stop, copy_of.covers)
+        elif backing is not None:
+            stop = min(stop, backing.num_pages)
+        if stop <= index:
+            break
+        if backing is not None:
+            zero_bytes(backing, offset, stop)
+            if backing is bo.tt and bo.tt is not None:
+                bo.tt.cut(offset, stop)
+        offset = stop << PAGE_SHIFT
+
+
+def apply_resize(bo: BufferObject) -> None:
+    """Bring resource and tt of a reserved BO in line with its size if it is idle; else the next unlock comes here."""
+    if bo.copies or bo.gate.unmapping or not bo.resv.test_signaled(Usage.BOOKKEEP):
+        return
+    bo.when_unlocking = tuple(work for work in bo.when_unlocking if work is not apply_resize)
+    bo.drop_view()
+    pages = bo.num_pages
+    resource = bo.resource
+    if resource is not None and (resource.mem_type == SYSTEM or pages < resource.num_pages):
+        resource.manager.trim(resource, pages)
+    if bo.tt is not None:
+        bo.tt.resize(pages)
+    if not pages and resource is not None and resource.mem_type != SYSTEM and not bo.pin_count:
+        # Nothing is left of it: back to a new file's state, so that its next content goes to its placement.
+        bo.resource = None
+        resource.manager.free(resource)
+        bo.assign(bo.device.managers[SYSTEM].alloc(bo, Place(SYSTEM)))
+        bo.placed = False
+
+
+def release(bo: BufferObject) -> None:
+    """The last reference is gone (ttm_bo_release): free now if idle, else when the last fence signals.
+
+    A busy BO becomes a zombie: it keeps its space, stays on its LRU and can be reclaimed by eviction.
+    """
+    device = bo.device
+    if device.trace.on and not bo.ghost:
+        zombie = int(not bo.resv.test_signaled(Usage.BOOKKEEP))
+        device.trace.emit("bo_destroy", bo.name, bytes=bo.size, region=bo.mem_type, zombie=zombie)
+    bo.deleted = bo.zombie = True
+    bo.when_unlocked = (cleanup_when_idle,)
+    device.placed_in_suspend.pop(bo, None)
+    device.defrag_list.leave(bo)
+    device.purgeable_bos.pop(bo, None)
+    device.unfinished_restores.pop(bo, None)
+    bo.drop_view()
+    bo.pin_count = 0
+    _individualize(bo)
+    bo.relist()
+    if not bo.ghost:
+        device.num_zombies += 1
+    cleanup_when_idle(bo)
+
+
+def _individualize(bo: BufferObject) -> None:
+    """ttm_bo_individualize_resv: out of its bulk move, and a reservation of its own with all fences of the shared.
+
+    Where there is no memory for that (injected) it keeps the shared one, and goes with the next unreserve.
+    """
+    if bo.bulk is not None:
+        if bo.resource is not None:
+            bo.bulk.remove(bo.resource)
+        bo.bulk = None
+    if not bo.shares_resv or bo.ghost:
+        return
+    own = Reservation(bo.device.ww_class)
+    own.trylock()
+    try:
+        own.copy_fences(bo.resv)
+    except TtmError:
+        return
+    finally:
+        own.unlock()
+    bo.resv = own
+    bo.shares_resv = False
+
+
+def cleanup_when_idle(bo: BufferObject) -> None:
+    """Free a deleted BO if nobody uses it; otherwise the last fence, or the holder's unreserve, comes back here."""
+    if not bo.zombie:
+        return
+    for fence in bo.resv.fences(Usage.BOOKKEEP):
+        if fence.add_callback(lambda _fence: cleanup_when_idle(bo)):
+            return
+    if bo.resv.trylock():
+        cleanup(bo)
+        bo.resv.unlock()
+
+
+def cleanup(bo: BufferObject) -> None:
+    """ttm_bo_cleanup_memtype_use: free tt and resource of an idle, reserved BO for good."""
+    if not bo.zombie:
+        return
+    bo.funcs.delete_mem_notify(bo)
+    bo.drop_view()
+    if bo.tt is not None:
+        bo.tt.fini()
+        bo.tt = None
+    resource, bo.resource = bo.resource, None
+    if resource is not None:
+        resource.manager.free(resource)
+    bo.zombie = False
+    bo.when_unlocked = ()
+    device = bo.device
+    device.num_bos -= 1
+    if bo.ghost:
+        device.num_ghosts -= 1
+        device.ghost_gone.set()
+        device.ghost_gone = trio.Event()
+    else:
+        device.num_zombies -= 1
+
+
+def set_madvise(bo: BufferObject, advice: str) -> None:
+    """`dontneed` makes it purgeable; whatever else is advised then, it is wanted again."""
+    bo.madvise = advice
+    if bo.purgeable:
+        bo.device.purgeable_bos[bo] = None
+    else:
+        bo.device.purgeable_bos.pop(bo, None)
+        bo.purged = False
