@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ttmfs.fs.tuning import user_background_limit
+from ttmfs.fs.tuning import MEND_MTAB, MTAB, user_background_limit
 
 _FUSECTL = "/sys/fs/fuse/connections"
 
@@ -29,6 +29,7 @@ def examine() -> Iterator[Finding]:
     """All findings, one a check."""
     yield _device()
     yield _program("fusermount3", "fuse3", needed=os.geteuid() != 0)
+    yield _mtab()
     yield _program("fio", "fio", needed=False)
     yield _pyfuse3()
     yield from _rights()
@@ -48,6 +49,13 @@ def _program(name: str, package: str, *, needed: bool) -> Finding:
         return Finding(0, name)
     severity = 2 if needed else 1
     return Finding(severity, f"{name} is not installed", f"apt-get update && apt-get install {package}")
+
+
+def _mtab() -> Finding:
+    if os.path.exists(MTAB):
+        return Finding(0, MTAB)
+    severity = 2 if os.geteuid() != 0 else 1
+    return Finding(severity, f"{MTAB} is missing: fusermount3 unmounts nothing without it", f"as root: {MEND_MTAB}")
 
 
 def _pyfuse3() -> Finding:

@@ -43,6 +43,8 @@ def why_not() -> str | None:
             return f"there is no {tool} (mend: apt-get install {package})"
     if not os.stat(shutil.which("fusermount3") or "").st_mode & stat.S_ISUID:
         return "fusermount3 is not setuid root (mend: chmod u+s $(command -v fusermount3))"
+    if not os.path.exists("/etc/mtab"):
+        return "fusermount3 unmounts nothing without /etc/mtab (mend: ln -s ../proc/self/mounts /etc/mtab)"
     return None
 
 

@@ -19,8 +19,8 @@ def closed_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: path != "/dev/fuse" and REAL_ACCESS(path, mode))
 
 
-def without_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os.path, "exists", lambda path: path != "/dev/fuse" and REAL_EXISTS(path))
+def without(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os.path, "exists", lambda path: path != missing and REAL_EXISTS(path))
 
 
 def reason(path: Path) -> str:
@@ -30,7 +30,7 @@ def reason(path: Path) -> str:
 
 
 def test_no_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    without_device(monkeypatch)
+    without("/dev/fuse", monkeypatch)
     assert "modprobe fuse" in reason(tmp_path)
 
 
@@ -45,6 +45,18 @@ def test_no_fusermount(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert "apt-get install fuse3" in reason(tmp_path)
 
 
+def test_without_root_what_fusermount_reads_must_be_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Else the mount could be made, and nobody but root could take it down."""
+    without("/etc/mtab", monkeypatch)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}")
+    assert "ln -s ../proc/self/mounts /etc/mtab" in reason(tmp_path)
+    assert "/etc/mtab is missing" in findings("missing")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert check_mountpoint(str(tmp_path))
+    assert "/etc/mtab is missing" in findings("loses")
+
+
 def test_mountpoint_must_be_an_empty_folder(tmp_path: Path) -> None:
     assert "mkdir -p" in reason(tmp_path / "missing")
     (tmp_path / "file").touch()
@@ -57,7 +69,7 @@ def findings(level: str) -> str:
 
 
 def test_doctor_names_what_is_missing_and_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    without_device(monkeypatch)
+    without("/dev/fuse", monkeypatch)
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert "modprobe fuse" in findings("missing")

@@ -66,6 +66,9 @@ def check_mountpoint(mountpoint: str) -> str:
         raise TtmError(errno.ENODEV, "/dev/fuse does not exist: load the module with `modprobe fuse`")
     if os.geteuid() != 0 and shutil.which("fusermount3") is None:
         raise TtmError(errno.ENOENT, "fusermount3 is missing: `apt-get install fuse3`")
+    if os.geteuid() != 0 and not os.path.exists(tuning.MTAB):
+        missing = f"{tuning.MTAB} is missing, fusermount3 could not unmount: as root, `{tuning.MEND_MTAB}`"
+        raise TtmError(errno.ENOENT, missing)
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         raise TtmError(errno.EACCES, "no permission for /dev/fuse: as root, `chmod 666 /dev/fuse`")
     if not os.path.lexists(path):

@@ -16,6 +16,9 @@ from typing import Final
 from ttmfs.errors import TtmError
 
 FUSECTL: Final = "/sys/fs/fuse/connections"
+MTAB: Final = "/etc/mtab"
+"""fusermount3 looks up in it whether a mount is the user's to unmount."""
+MEND_MTAB: Final = "ln -s ../proc/self/mounts /etc/mtab"
 _BDI: Final = "/sys/class/bdi"
 _MODULE: Final = "/sys/module/fuse/parameters"
 DEFAULT_BACKGROUND: Final = 12
