@@ -79,6 +79,16 @@ class ComputeEngine:
                 bo, kind = queued.name, queued.kind
             trace.emit(event, bo, engine=self.name, fence=queued.fence.name, kind=kind, **facts)
 
+    async def _work_on(self, queued: QueuedJob) -> None:
+        if queued.job.kind == "busy":
+            await trio.sleep(queued.job.seconds)
+        elif queued.imported:
+            queued.value = await execute_imported(queued.work, self._lane)
+        elif queued.size <= INLINE_BYTES:
+            queued.value = execute(queued.work)
+        else:
+            queued.value = await self._lane.run(execute, queued.work)
+
     async def _execute(self, queued: QueuedJob | OtherJob) -> int:
         """0 or the errno that the job's fence carries."""
         try:
@@ -87,14 +97,11 @@ class ComputeEngine:
                 return 0
             for bo in queued.job.bos:
                 await queued.flush(bo)
-            if queued.job.kind == "busy":
-                await trio.sleep(queued.job.seconds)
-            elif queued.imported:
-                queued.value = await execute_imported(queued.work, self._lane)
-            elif queued.size <= INLINE_BYTES:
-                queued.value = execute(queued.work)
-            else:
-                queued.value = await self._lane.run(execute, queued.work)
+            try:
+                await self._work_on(queued)
+            except Exception:
+                await queued.publish()  # it may have written some of it
+                raise
             await queued.publish()
         except TtmError as error:
             return error.errno or errno.EIO

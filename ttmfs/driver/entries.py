@@ -17,6 +17,7 @@ from operator import attrgetter
 from typing import Final
 
 from ttmfs import clock
+from ttmfs.driver.shown import NO_ATTRIBUTE_CACHE, NOT_SHOWN, AttributeCache
 
 FIRST_INO: Final = 1 << 20
 FIRST_NUMBER: Final = 3
@@ -28,7 +29,9 @@ _number = attrgetter("number")
 class Entry:
     """What folders, files and symbolic links share."""
 
-    __slots__ = ("_last_path", "atime", "ctime", "gid", "ino", "known", "mode", "mtime", "names", "uid")
+    __slots__ = (
+        "_last_path", "atime", "cache", "ctime", "gid", "ino", "known", "mode", "mtime", "names", "shown", "uid",
+    )  # fmt: skip
 
     def __init__(self, ino: int, mode: int, uid: int, gid: int) -> None:
         self.ino = ino
@@ -42,6 +45,16 @@ class Entry:
         self.known = False
         """Whoever shows it to clients (the kernel, of a mount) may still name it by its inode number."""
         self._last_path = ""
+        self.cache: AttributeCache = NO_ATTRIBUTE_CACHE
+        """Who caches its attributes; that of the folder it is put into."""
+        self.shown = NOT_SHOWN
+        """Pages of content that its attributes said when somebody was given them to cache; NOT_SHOWN: nobody was."""
+
+    def attributes_changed(self) -> None:
+        """They are not what was shown any more, and not by a request of those who saw them."""
+        if self.shown != NOT_SHOWN:
+            self.shown = NOT_SHOWN
+            self.cache.changed(self.ino)
 
     def set_mode(self, mode: int) -> None:
         """Type and permissions. Files never have set-ID bits: writing would have to clear them (ttmfs.fs.handshake)."""
@@ -75,6 +88,7 @@ class Entry:
     def added(self, dentry: "Dentry") -> None:
         """It got a name, the youngest."""
         self.names.append(dentry)
+        self.cache = dentry.folder.cache
 
     def renamed(self, dentry: "Dentry", to: "Dentry") -> None:
         """One of its names is another now, and as old as it was."""
@@ -208,6 +222,19 @@ class File(Entry):
         self.write_opens = 0
         self.written = False
         """A WRITE came, or the device wrote, since mtime was last set."""
+
+    def touch(self) -> None:
+        """mtime and ctime are now."""
+        self.mtime = self.ctime = clock.wall_ns()
+        self.attributes_changed()
+
+    def content_changed(self) -> None:
+        """See ttmfs.ttm.watcher."""
+        self.touch()
+
+    async def settle(self) -> None:
+        """Until nobody shows attributes of before."""
+        await self.cache.settle()
 
 
 class Symlink(Entry):

@@ -74,6 +74,7 @@ async def import_bo(vdev: VirtualDevice, names: Namespace, name: str, path: str,
     except BaseException:
         file.close()
         raise
+    parent.attributes_changed()
     bo = bo_file.bo
     bo.size = file.size
     bo.tt = ImportedTT(vdev, file, mappable=mappable)

@@ -15,7 +15,6 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ttmfs import clock
 from ttmfs.errors import TtmError
 from ttmfs.memory.arena import Arena
 from ttmfs.memory.copy import gather, scatter
@@ -248,11 +247,11 @@ class QueuedJob:
         return Work(self.job, self.size, self.dst, self.srcs)
 
     async def publish(self) -> None:
-        """What the device wrote becomes visible: mtime moves, cached pages go."""
+        """What the device wrote becomes visible: mtime moves, cached pages and attributes go."""
         bo = self.job.dst
         if bo is None:
             return
-        touched = getattr(bo.private, "touch", None)
-        if touched is not None:
-            touched(clock.wall_ns())
+        bo.content_changed()
         await self.flush(bo)
+        if bo.watcher is not None:
+            await bo.watcher.settle()

@@ -11,6 +11,7 @@ from ttmfs.driver.clients import Client, Clients
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.entries import FIRST_INO, Entry, File, Folder, Symlink
 from ttmfs.driver.names import Names
+from ttmfs.driver.shown import NOT_SHOWN
 from ttmfs.errors import TtmError
 from ttmfs.ttm import lifetime
 from ttmfs.ttm.bo import BufferObject
@@ -19,7 +20,7 @@ _NO_NAMES: Final = (b"", b".", b"..")
 
 
 class BoFile(File):
-    """One BO and its names."""
+    """One BO and its names, and the Watcher of the BO."""
 
     __slots__ = ("bo", "client")
 
@@ -29,9 +30,19 @@ class BoFile(File):
         self.client: Client | None = None
         """To whom it is accounted."""
 
-    def touch(self, when: int) -> None:
-        """The device changed the content: mtime and ctime are `when`, ns since the epoch."""
-        self.mtime = self.ctime = when
+    def unlocked(self) -> None:
+        """The reservation of the BO was released: st_blocks may be others."""
+        if self.shown not in (NOT_SHOWN, self.bo.held_pages):
+            self.attributes_changed()
+
+
+def _unlocked(bo: BufferObject) -> None:
+    file = bo.private
+    assert isinstance(file, BoFile)
+    file.unlocked()
+
+
+_WHEN_UNLOCKED: Final = (_unlocked,)
 
 
 class Namespace(Names[BoFile]):
@@ -76,7 +87,8 @@ class Namespace(Names[BoFile]):
         self.check_new(parent, name)
         bo = self.vdev.create_bo("")
         file = BoFile(self.new_ino(), stat.S_IFREG | stat.S_IMODE(mode), uid, parent.group(gid), bo)
-        bo.private = bo.named = file
+        bo.private = bo.named = bo.watcher = file
+        bo.when_unlocked = _WHEN_UNLOCKED
         self.add(parent, name, file)
         self.files[file.ino] = file
         self.clients.adopt(file)

@@ -3,13 +3,13 @@
 import errno
 import os
 import stat
-import time
 from collections.abc import Sequence
 from typing import Final
 
 import pyfuse3
 
-from ttmfs.driver.entries import Entry, Folder, Symlink
+from ttmfs import clock
+from ttmfs.driver.entries import Entry, File, Folder, Symlink
 from ttmfs.driver.names import NAME_MAX
 from ttmfs.driver.namespace import BoFile
 from ttmfs.errors import TtmError
@@ -46,9 +46,11 @@ class InodeRequests(Served):
             attr.st_atime_ns, attr.st_mtime_ns, attr.st_ctime_ns = node.atime, node.mtime, node.ctime
             attr.st_nlink = node.nlink
             attr.st_size = attr.st_blocks = 0
+            node.shown = 0
             if isinstance(node, BoFile):
                 attr.st_size = settled_size(node.bo)
-                attr.st_blocks = _blocks(node.bo)
+                node.shown = node.bo.held_pages
+                attr.st_blocks = node.shown * (PAGE_SIZE // 512)
             elif isinstance(node, SpaceFile):
                 attr.st_size = settled_size(node.space)
                 attr.st_blocks = node.space.num_blocks() * (PAGE_SIZE // 512)
@@ -70,7 +72,10 @@ class InodeRequests(Served):
 
     @guarded
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        """GETATTR. mtime is constant while clients write, or every stat would drop the page cache (H25)."""
+        """GETATTR. mtime is constant while clients write, or every stat would drop the page cache (H25).
+
+        Who changes what these say by other ways than the client's own requests says so to the AttributeCache.
+        """
         return self._attributes(self.inodes.get(inode), inode)
 
     @guarded
@@ -89,7 +94,6 @@ class InodeRequests(Served):
             if fields.update_mode or fields.update_uid or fields.update_gid:
                 raise TtmError(errno.EPERM, "commands and attributes have the owner of their BO, or of the mount")
             return self._attributes(node, inode)
-        now = time.time_ns()
         if fields.update_size:
             if not isinstance(node, (BoFile, SpaceFile)):
                 raise TtmError(errno.EISDIR if isinstance(node, Folder) else errno.EINVAL, "only files have a size")
@@ -103,15 +107,23 @@ class InodeRequests(Served):
         if fields.update_atime:
             node.atime = attr.st_atime_ns
         if fields.update_mtime:
-            node.mtime = attr.st_mtime_ns
-        node.ctime = now
+            await self._set_mtime(node, attr.st_mtime_ns)
+        node.ctime = clock.wall_ns()
         return self._attributes(node, inode)
 
+    async def _set_mtime(self, node: Entry, mtime: int) -> None:
+        """utimens: it is the time of all that was written before, also through mappings: what of that is still in the
+        page cache comes first, or it would move mtime once more when it comes. (A WRITE is no SETATTR of a size: R5.)
+        """
+        if isinstance(node, File):
+            if node.write_opens and self.tree.page_cache is not None:
+                await self.tree.page_cache.write_back(node.ino)
+            node.written = False
+        node.mtime = mtime
+
     def _set_size(self, file: BoFile | SpaceFile, size: int) -> None:
-        """Truncate, at once. TtmError: EFBIG, EPERM for an imported BO."""
+        """Truncate, at once; the times move also when the size stays. TtmError: EFBIG, EPERM for an imported BO."""
         of = file.space if isinstance(file, SpaceFile) else file.bo
-        if size == of.size and of.growth is None:
-            return
         try:
             if isinstance(of, BufferObject):
                 lifetime.set_size(of, size)
@@ -120,7 +132,7 @@ class InodeRequests(Served):
         except TtmError as error:
             self._failed(of.name if isinstance(of, BufferObject) else f"svm/{of.name}", "SETATTR", error)
             raise
-        file.mtime = time.time_ns()
+        file.mtime = file.ctime = clock.wall_ns()
 
     @guarded
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
@@ -173,20 +185,13 @@ class InodeRequests(Served):
         """The read-write attributes."""
         if not name.startswith(_XATTR):
             raise TtmError(errno.EOPNOTSUPP, "only user.ttm.* exist here")
-        bo = self._bo_file(inode).bo
-        key = os.fsdecode(name[len(_XATTR) :])
+        file = self._bo_file(inode)
+        bo, key = file.bo, os.fsdecode(name[len(_XATTR) :])
         with self.tree.runner.error_log.watching(f"{bo.name} user.ttm.{key}"):
             attributes.set_text(self.machine.vdev, bo, key, value.decode("utf-8", "surrogateescape"))
+        file.ctime = clock.wall_ns()
 
     @guarded
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         """They are facts, they cannot be removed."""
         raise TtmError(errno.EPERM, "user.ttm.* cannot be removed")
-
-
-def _blocks(bo: BufferObject) -> int:
-    """512-byte blocks that the BO's memory takes."""
-    pages = bo.tt.populated_pages if bo.tt is not None else 0
-    if bo.resource is not None and bo.resource.pages is not None:
-        pages += bo.resource.num_pages
-    return pages * (PAGE_SIZE // 512)

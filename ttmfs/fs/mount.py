@@ -22,6 +22,7 @@ from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.namespace import Namespace
 from ttmfs.errors import TtmError
 from ttmfs.fs import session_loop, tuning
+from ttmfs.fs.attributecache import KernelAttributes
 from ttmfs.fs.command import Machine
 from ttmfs.fs.handshake import BACKGROUND, Handshake
 from ttmfs.fs.namecache import NameCache
@@ -147,6 +148,8 @@ class Mount:
         cache = PageCache(session, self._alias)
         self.tree.page_cache = self.tree.svm.page_cache = cache
         self.tree.loop_status = self._loop_status
+        attribute_cache = KernelAttributes(session)
+        self.machine.names.root.cache = self.spaces.root.cache = attribute_cache
         self.vdev.ttm.unmapper = BoPageCache(cache)
         self.svm.unmapper = SpacePageCache(cache)
         names = NameCache(session, self.operations.inodes)
@@ -155,6 +158,7 @@ class Mount:
             await nursery.start(self.vdev.run)
             nursery.start_soon(self.svm.run)
             nursery.start_soon(names.run)
+            nursery.start_soon(attribute_cache.run)
             nursery.start_soon(self.runner.watch_signals)
             if watchdog is not None:
                 nursery.start_soon(watchdog.heartbeat)

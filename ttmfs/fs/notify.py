@@ -37,6 +37,7 @@ _INVAL_INODE: Final = struct.Struct("=IiQQqq")
 _INVAL_ENTRY: Final = struct.Struct("=IiQQII")
 _ROOT_INO: Final = 1
 _SYNC_FILE_RANGE_WRITE: Final = 2
+_SYNC_FILE_RANGE_WRITE_AND_WAIT: Final = 1 | 2 | 4
 _THREADS: Final = 8
 _INODES_COUNTED: Final = 4096
 
@@ -244,6 +245,13 @@ class PageCache:
             self._by_inode.popitem(last=False)
         return known
 
+    async def write_back(self, ino: int) -> bool:
+        """Have the kernel write back what clients have dirty of `ino`; True when all of it has come, and was answered.
+
+        The inode's WRITEs and its OPEN must be served meanwhile.
+        """
+        return await trio.to_thread.run_sync(self._flush_and_wait, ino, limiter=self._limiter)
+
     def invalidations(self, ino: int) -> int:
         """INVALs finished for `ino`; 0 also when it is not among the 4096 most recent ones."""
         return self._by_inode.get(ino, 0)
@@ -267,7 +275,10 @@ class PageCache:
             flushed = self._flush(ino, first, count)
         return self._session.invalidate_inode(ino, first, count), flushed
 
-    def _flush(self, ino: int, first: int, count: int) -> bool:
+    def _flush_and_wait(self, ino: int) -> bool:
+        return self._session.connected and self._flush(ino, 0, 0, _SYNC_FILE_RANGE_WRITE_AND_WAIT)
+
+    def _flush(self, ino: int, first: int, count: int, how: int = _SYNC_FILE_RANGE_WRITE) -> bool:
         """Start writeback of the range in WRITEs of up to 1 MiB; False when it could not be, which is no error."""
         path = self._alias(ino) if self._alias is not None else None
         if path is None:
@@ -277,6 +288,6 @@ class PageCache:
         except OSError:
             return False
         try:
-            return int(_sync_file_range(fd, first, count, _SYNC_FILE_RANGE_WRITE)) == 0
+            return int(_sync_file_range(fd, first, count, how)) == 0
         finally:
             self._closer.close(fd, os.fsencode(os.path.basename(path)))

@@ -3,7 +3,6 @@
 import errno
 import os
 import select
-import time
 from typing import Final
 
 import pyfuse3
@@ -81,9 +80,8 @@ class OpenRequests(InodeRequests):
         """Move mtime if there were WRITEs, and have the kernel ask for it: it may have looked since the last one."""
         if handle.file.written and not handle.own:
             handle.file.written = False
-            handle.file.mtime = handle.file.ctime = time.time_ns()
-            if self.tree.page_cache is not None:
-                await self.tree.page_cache.invalidate(handle.file.ino, -1)
+            handle.file.touch()
+            await handle.file.settle()
 
     @guarded
     async def release(self, fh: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import trio
 
+from ttmfs.driver.shown import NOT_SHOWN
 from ttmfs.fs.guard import fuse_error, unforeseen
 from ttmfs.fs.listrequests import ListRequests
 from ttmfs.fs.served import BoHandle
@@ -72,6 +73,7 @@ class TtmOperations(ListRequests):
                 bo = handle.bo
                 counters.write += 1
                 handle.file.written = True
+                handle.file.shown = NOT_SHOWN  # the kernel asks again after its own WRITEs
                 view = bo.fast
                 end = off + len(buf)
                 if view is not None and end <= bo.size:

@@ -81,7 +81,17 @@ class Runner:
     async def run(
         self, command: Command, name: str | None, target: Target | None, data: bytes, pid: int
     ) -> CommandOutcome:
-        """Run every line of `data` in order, stopping at the first failure. Never raises."""
+        """Run every line of `data` in order, stopping at the first failure. Never raises.
+
+        When it returns, nobody is shown attributes of before.
+        """
+        outcome = await self._run(command, name, target, data, pid)
+        await self.machine.names.root.cache.settle()
+        return outcome
+
+    async def _run(
+        self, command: Command, name: str | None, target: Target | None, data: bytes, pid: int
+    ) -> CommandOutcome:
         outcome = CommandOutcome()
         where = command.name if name is None else f"{name} {command.name}"
         if len(data) > MAX_WRITE:

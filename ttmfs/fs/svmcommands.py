@@ -49,10 +49,9 @@ class OpenedSpace:
             raise TtmError(errno.EFAULT, f"the address space {self.file.space.name} was unlinked")
         return self.file.space
 
-    async def device_wrote(self) -> None:
-        """Let mtime show it; the kernel is told to ask for it."""
-        if self.file.device_wrote() and self._page_cache is not None:
-            await self._page_cache.invalidate(self.file.ino, -1)
+    def worked(self) -> None:
+        """The device may have given memory to it: st_blocks shows that."""
+        self.file.attributes_changed()
 
     @property
     def last_error(self) -> str:
@@ -170,10 +169,10 @@ async def _gpu(machine: Machine, opened: OpenedSpace, words: list[str]) -> Resul
     space = opened.space
     if operation.writes and not opened.may_write:
         raise TtmError(errno.EPERM, f"you may not write svm/{space.name}, so the device may not write there for you")
-    result = await operation.run(space, words[1:], operation.usage, wait)
-    if operation.writes:
-        await opened.device_wrote()
-    return result
+    try:
+        return await operation.run(space, words[1:], operation.usage, wait)
+    finally:
+        opened.worked()
 
 
 # -- the others ------------------------------------------------------------------------------------------------------
@@ -183,7 +182,10 @@ async def _prefetch(machine: Machine, opened: OpenedSpace, words: list[str]) -> 
     del machine
     address, length = _range(words[:2], "ADDR LEN vram|system|preferred")
     region = _one_of(" ".join(words[2:]), _PREFETCH, "place to prefetch to")
-    return await calls.prefetch(opened.space, address, length, region)
+    try:
+        return await calls.prefetch(opened.space, address, length, region)
+    finally:
+        opened.worked()
 
 
 async def _madvise(machine: Machine, opened: OpenedSpace, words: list[str]) -> Result:
@@ -213,7 +215,8 @@ async def _unmap(machine: Machine, opened: OpenedSpace, words: list[str]) -> Res
     del machine
     address, length = _range(words, "ADDR LEN")
     result = await calls.unmap(opened.space, address, length)
-    await opened.device_wrote()
+    opened.file.content_changed()
+    opened.worked()
     return result
 
 

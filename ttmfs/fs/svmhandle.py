@@ -11,6 +11,7 @@ from typing import Final
 
 import trio
 
+from ttmfs.driver.shown import NOT_SHOWN
 from ttmfs.errors import TtmError
 from ttmfs.fs.notify import PageCache
 from ttmfs.fs.svmnames import SpaceFile
@@ -73,6 +74,7 @@ class SpaceHandle:
         space = file.space
         counters.write += 1
         file.written = True
+        file.shown = NOT_SHOWN
         old_size = space.size
         counters.parked[token := object()] = time.monotonic_ns()
         try:

@@ -10,7 +10,6 @@ import stat
 from collections.abc import Callable
 from typing import Never
 
-from ttmfs import clock
 from ttmfs.driver.entries import Dentry, Entry, File, Folder
 from ttmfs.driver.names import Names
 from ttmfs.errors import TtmError
@@ -32,17 +31,16 @@ class SpaceFile(File):
         """A client may have the page with the end of the file in its cache."""
         self.last_error = ""
 
-    def device_wrote(self) -> bool:
-        """A device write shows in mtime at once (True) if nobody has the file open, else when somebody closes it.
+    def content_changed(self) -> None:
+        """A device write shows in mtime at once if nobody has the file open, else when somebody closes it.
 
         Not at once for who has it open: a moved mtime makes the next stat drop the whole file from the page cache
         (H25), also the ranges that the device did not touch.
         """
         if self.client_opens:
             self.written = True
-            return False
-        self.mtime = self.ctime = clock.wall_ns()
-        return True
+        else:
+            self.touch()
 
     def renamed(self, dentry: Dentry, to: Dentry) -> None:
         """The space is called so too."""
@@ -67,7 +65,7 @@ class SpaceNames(Names[SpaceFile]):
         self.check_new(parent, name)
         space = self.svm.create(os.fsdecode(name))
         file = SpaceFile(self.new_ino(), stat.S_IFREG | stat.S_IMODE(mode), uid, parent.group(gid), space)
-        space.private = file
+        space.private = space.watcher = file
         self.add(parent, name, file)
         self.files[file.ino] = file
         return file

@@ -117,7 +117,12 @@ class SvmJob:
         else:
             await lane.run(operation.execute, self.span, self.offset, self.size, self.done)
         if operation.writes:
+            watcher = self.space.watcher
+            if watcher is not None:
+                watcher.content_changed()
             await self.space.flush(self.first, self.end)
+            if watcher is not None:
+                await watcher.settle()
 
 
 def _capture(bound: Bound, first: int, count: int) -> Span:

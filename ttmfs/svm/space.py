@@ -30,6 +30,7 @@ from ttmfs.svm.pages import CHUNK_PAGES, CHUNK_SHIFT, index_of, lowest, mask_of
 from ttmfs.svm.ranges import Range, RangeTable
 from ttmfs.ttm.copy import CopyState
 from ttmfs.ttm.growth import Growth
+from ttmfs.ttm.watcher import Watcher
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, pages_of
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class AddressSpace:
         "unlinked",
         "unmapping",
         "vdev",
+        "watcher",
     )
 
     def __init__(self, svm: "Svm", name: str) -> None:
@@ -89,6 +91,7 @@ class AddressSpace:
         self.size = 0
         self.growth: Growth | None = None
         self.private: object = None
+        self.watcher: Watcher | None = None
         self.chunks: SortedDict[int, Chunk] = SortedDict()
         self.reclaim_hand = 0
         """The chunk where reclaim goes on."""

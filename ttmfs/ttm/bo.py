@@ -30,6 +30,7 @@ from ttmfs.ttm.lru import LruBulkMove
 from ttmfs.ttm.placement import SYSTEM, Placement
 from ttmfs.ttm.resource import Resource
 from ttmfs.ttm.tt import TT
+from ttmfs.ttm.watcher import Watcher
 from ttmfs.units import PAGE_SHIFT, pages_of
 
 NUM_PRIORITIES: Final = 4
@@ -102,6 +103,7 @@ class BufferObject:
         "unknown_state",
         "validations",
         "view_known",
+        "watcher",
         "when_unlocked",
         "when_unlocking",
         "zombie",
@@ -149,10 +151,8 @@ class BufferObject:
         self.madvise = "normal"
         self.purged = False
         """Its content was dropped while it was advised `dontneed`, or by a purge; so until it is advised anew."""
-        self.deleted = False
-        """The last reference is gone: nobody may begin anything with it any more."""
-        self.zombie = False
-        """Deleted, and its memory is not given back yet."""
+        self.deleted = self.zombie = False
+        """`deleted`: the last reference is gone, nobody begins anything with it; `zombie`: and it still has memory."""
         self.ghost = False
         """A ghost holds what a move left behind until its fences signal; the driver never sees one."""
         self.when_unlocking: tuple[Callable[[BufferObject], None], ...] = ()
@@ -164,6 +164,7 @@ class BufferObject:
         device.num_bos += 1
         self.private: object = None
         """What the driver or the file system hangs on to a BO."""
+        self.watcher: Watcher | None = None
         self.dirty: WriteObserver | None = None
         """The driver's dirty tracking: hears of every WRITE."""
         self.last_error = ""
@@ -204,9 +205,23 @@ class BufferObject:
         return tt is not None and tt.backed_up_pages > 0 and not tt.populated_pages
 
     @property
+    def held_pages(self) -> int:
+        """Pages of content, wherever they are: in its region, in system, in the store."""
+        tt, resource = self.tt, self.resource
+        pages = 0 if tt is None else tt.populated_pages + tt.backed_up_pages
+        if resource is not None and resource.pages is not None:
+            pages += min(resource.num_pages, self.num_pages)
+        return pages
+
+    @property
     def unevictable(self) -> bool:
         """Pinned or swapped out: on the device's unevictable list instead of a manager's LRU."""
         return self.pin_count > 0 or self.swapped
+
+    def content_changed(self) -> None:
+        """Somebody else than a client has changed it, or dropped it."""
+        if self.watcher is not None:
+            self.watcher.content_changed()
 
     @property
     def state(self) -> str:

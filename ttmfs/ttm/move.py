@@ -267,6 +267,8 @@ async def pipeline_gutting(bo: BufferObject, ctx: OperationContext) -> None:
     if ctx.faulting is not bo:
         await unmap_virtual(bo)
     bo.drop_view()
+    if bo.held_pages:
+        bo.content_changed()
     if bo.resv.test_signaled(Usage.BOOKKEEP):
         if bo.tt is not None:
             bo.tt.unpopulate()

@@ -139,6 +139,8 @@ async def purge(bo: BufferObject, ctx: OperationContext) -> int:
         await unmap_virtual(bo)
         bo.drop_view()
         bo.tt.unpopulate(to_pool=False)
+        if pages:
+            bo.content_changed()
         # Published; whoever read old bytes meanwhile must see the zeros.
         await unmap_virtual(bo)
     bo.unknown_state = False
