@@ -103,7 +103,7 @@ class Mount:
         names = Namespace(self.vdev, uid=uid, gid=gid, mode=mode)
         self.machine = Machine(self.vdev, names, self.svm)
         self.spaces = SpaceNames(self.svm, names.new_ino, uid=uid, gid=gid, mode=mode)
-        self.runner = Runner(self.machine, config.command_timeout)
+        self.runner = Runner(self.machine, config.command_timeout, uid)
         self.tree = Tree(self.machine, self.runner, self.spaces, uid=uid, gid=gid)
         self.operations = TtmOperations(self.tree, lambda kb: None)
         self.handshake: Handshake | None = None
@@ -159,7 +159,7 @@ class Mount:
             nursery.start_soon(self.svm.run)
             nursery.start_soon(names.run)
             nursery.start_soon(attribute_cache.run)
-            nursery.start_soon(self.runner.watch_signals)
+            nursery.start_soon(self.tree.watch_signals)
             if watchdog is not None:
                 nursery.start_soon(watchdog.heartbeat)
             nursery.start_soon(self._stop_on_signal)

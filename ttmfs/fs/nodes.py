@@ -12,6 +12,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
 
 from ttmfs.errors import TtmError
+from ttmfs.fs.opening import Opening
+from ttmfs.fs.results import KeptResults
 from ttmfs.fs.words import MAX_WRITE
 
 
@@ -80,9 +82,9 @@ class Handle(Protocol):
 
 
 class VirtualFile:
-    """A file whose handle is made by `open(pid)`."""
+    """A file whose handle is made by `open_handle(opening)`."""
 
-    def __init__(self, open_handle: Callable[[int], Handle], mode: int, *, uid: int = 0, gid: int = 0) -> None:
+    def __init__(self, open_handle: Callable[[Opening], Handle], mode: int, *, uid: int = 0, gid: int = 0) -> None:
         self.open_handle = open_handle
         self.key = ""
         """Identifies it, so that it keeps its inode number; empty: a new one each time."""
@@ -90,10 +92,9 @@ class VirtualFile:
         self.uid = uid
         self.gid = gid
 
-    def open(self, pid: int, flags: int) -> Handle:
-        """A handle for an OPEN of this process; `flags` as in open(2)."""
-        del flags
-        return self.open_handle(pid)
+    def open(self, opening: Opening) -> Handle:
+        """A handle for this OPEN."""
+        return self.open_handle(opening)
 
 
 class TextHandle:
@@ -161,17 +162,29 @@ class SettingHandle(TextHandle):
 class CommandHandle:
     """One open command file: lines written run in order; reading gives the result of the last write, else the help.
 
-    Offsets mean nothing: the first read after a write starts the result, wherever the file position is.
+    Offsets mean nothing: the first read after a write starts the result, wherever the file position is. What is opened
+    for writing only keeps no result.
     """
 
-    def __init__(self, help_text: Callable[[], str], run_lines: Callable[[bytes], Awaitable["CommandOutcome"]]) -> None:
+    def __init__(
+        self,
+        help_text: Callable[[], str],
+        run_lines: Callable[[bytes], Awaitable["CommandOutcome"]],
+        opening: Opening,
+        results: KeptResults,
+    ) -> None:
         self._help = help_text
         self._run_lines = run_lines
+        self._opening = opening
+        self._results = results
         self._result: bytes | None = None
+        self._given_up = False
         self._base: int | None = None
 
     async def read(self, offset: int, size: int) -> bytes:
-        """Part of the result, or of the help when nothing was written."""
+        """Part of the result, or of the help when nothing was written. TtmError(ENOBUFS) for one that is not kept."""
+        if self._given_up:
+            raise TtmError(errno.ENOBUFS, "this result was not read in time: later ones of yours took its room")
         if self._result is None:
             self._result = self._help().encode()
             self._base = 0
@@ -184,34 +197,56 @@ class CommandHandle:
         """Run all lines of `data`; the errno of the first that fails."""
         del offset
         outcome = await self._run_lines(data)
-        self._result = outcome.text.encode("ascii")
         self._base = None
+        if self._opening.reads:
+            self._given_up = False
+            self._result = outcome.text.encode("ascii")
+            self._results.keep(self._opening.uid, self, len(self._result))
         if outcome.error is not None:
             raise outcome.error
         return len(data)
 
+    def give_up(self) -> None:
+        """See KeptResults."""
+        self._result = None
+        self._given_up = True
+
+    def close(self) -> None:
+        """The last descriptor is gone."""
+        self._results.drop(self._opening.uid, self)
+
 
 class CommandOutcome:
-    """What a write into a command file came to: one JSON line per line that ran, and the error that stopped it."""
+    """What a write into a command file came to: one JSON line per line that ran, and the error that stopped it.
 
-    def __init__(self) -> None:
-        self.results: list[dict[str, object]] = []
+    `numbered`: the write had several lines, and each result says which is its.
+    """
+
+    __slots__ = ("_lines", "error", "numbered", "size")
+
+    def __init__(self, *, numbered: bool = False) -> None:
+        self.numbered = numbered
         self.error: TtmError | None = None
-        self.numbered = False
+        self._lines: list[str] = []
+        self.size = 0
+        """Characters of the results so far."""
 
     def succeeded(self, line: int, result: dict[str, object]) -> None:
         """Line number `line` (from 1) succeeded."""
-        self.results.append({"ok": True, "line": line, **result})
+        self._add({"ok": True}, line, result)
 
     def failed(self, line: int, error: TtmError) -> None:
         """Line number `line` failed; nothing runs after it."""
         self.error = error
-        self.results.append({"ok": False, "line": line, "errno": error.name, "error": error.message})
+        self._add({"ok": False}, line, {"errno": error.name, "error": error.message})
+
+    def _add(self, outcome: dict[str, object], line: int, result: dict[str, object]) -> None:
+        # Made at once: all of them together at the end would be long work without a pause.
+        text = json.dumps({**outcome, **({"line": line} if self.numbered else {}), **result}) + "\n"
+        self._lines.append(text)
+        self.size += len(text)
 
     @property
     def text(self) -> str:
-        """JSON lines; `line` is left out when there was only one."""
-        shown = self.results
-        if not self.numbered:
-            shown = [{key: value for key, value in result.items() if key != "line"} for result in shown]
-        return "".join(json.dumps(result) + "\n" for result in shown)
+        """JSON lines."""
+        return "".join(self._lines)

@@ -100,7 +100,7 @@ class ObserveTree:
         return VirtualDir(key, find, names, uid=self.uid, gid=self.gid)
 
     def _text(self, text: Callable[[], str | bytes]) -> VirtualFile:
-        return VirtualFile(lambda _pid: TextHandle(text), 0o444, uid=self.uid, gid=self.gid)
+        return VirtualFile(lambda _opening: TextHandle(text), 0o444, uid=self.uid, gid=self.gid)
 
     def _slow_file(self, text: SlowText) -> VirtualFile:
         return slow_file(text, uid=self.uid, gid=self.gid)

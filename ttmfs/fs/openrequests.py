@@ -11,7 +11,8 @@ from ttmfs.driver.namespace import BoFile
 from ttmfs.errors import TtmError
 from ttmfs.fs.guard import guarded
 from ttmfs.fs.inoderequests import InodeRequests
-from ttmfs.fs.nodes import VirtualFile
+from ttmfs.fs.nodes import CommandHandle, VirtualFile
+from ttmfs.fs.opening import Opening
 from ttmfs.fs.served import BoHandle, is_own
 from ttmfs.fs.svmhandle import SpaceHandle
 from ttmfs.fs.svmnames import SpaceFile
@@ -65,7 +66,7 @@ class OpenRequests(InodeRequests):
             raise TtmError(errno.EISDIR, "a folder cannot be opened as a file")
         if flags & os.O_ACCMODE != os.O_RDONLY and not node.mode & 0o222:
             raise TtmError(errno.EACCES, "this file is read-only")
-        fh = self._new_handle(node.open(ctx.pid, flags))
+        fh = self._new_handle(node.open(Opening(ctx.pid, ctx.uid, ctx.gid, flags)))
         stream = isinstance(node, PipeFile)
         return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(fh), direct_io=True, keep_cache=False, nonseekable=stream)
 
@@ -96,7 +97,7 @@ class OpenRequests(InodeRequests):
                 self.spaces.drop_if_unused(handle.file)
             else:
                 self.names.drop_if_unused(handle.file)
-        elif isinstance(handle, PipeHandle):
+        elif isinstance(handle, PipeHandle | CommandHandle):
             handle.close()
 
     @guarded

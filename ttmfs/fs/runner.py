@@ -7,7 +7,7 @@ A waiting command ends with EINTR when its opener has a signal pending that says
 import errno
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -17,14 +17,25 @@ import trio
 from ttmfs.errors import TtmError
 from ttmfs.fs.command import Command, Machine, Target, run_line
 from ttmfs.fs.nodes import CommandOutcome
+from ttmfs.fs.opening import Opening
+from ttmfs.fs.results import KeptResults
 from ttmfs.fs.signals import Opener
-from ttmfs.fs.words import MAX_WRITE, cell, readable, split_words
+from ttmfs.fs.words import MAX_WRITE, cell, is_plain, readable, split_words
+from ttmfs.sync.pace import Pace
 
 log = logging.getLogger(__name__)
 
 SIGNAL_INTERVAL: Final = 0.05
 """Seconds between two looks at the signals of those who wait, if looking takes no longer than a tenth of that."""
 _ERROR_LOG_LINES: Final = 256
+
+MAX_COMMANDS: Final = 3072
+"""Commands that may be under way at once. Each takes one of the requests that a mount can have waiting (H8)."""
+MAX_COMMANDS_OF_A_USER: Final = 512
+"""Those of one user who is neither root nor the one who mounted: no crowd of them keeps others from being served."""
+_MAX_RESULTS: Final = 16 << 20
+"""Bytes of results beyond which a write runs no more lines."""
+_LONG_LINE: Final = 4096
 
 
 class ErrorLog:
@@ -69,43 +80,53 @@ class _Running:
 
 
 class Runner:
-    """Runs commands for one mount."""
+    """Runs commands for one mount, which the user `owner` has made."""
 
-    def __init__(self, machine: Machine, timeout: float) -> None:
+    def __init__(self, machine: Machine, timeout: float, owner: int = 0) -> None:
         self.machine = machine
+        self._owner = owner
         self.timeout = timeout
         self.error_log = ErrorLog()
+        self.results = KeptResults()
         self._running: set[_Running] = set()
+        self._users: Counter[int] = Counter()
+        """Commands under way by user id."""
         self._closing = False
 
     async def run(
-        self, command: Command, name: str | None, target: Target | None, data: bytes, pid: int
+        self, command: Command, name: str | None, target: Target | None, data: bytes, opening: Opening
     ) -> CommandOutcome:
         """Run every line of `data` in order, stopping at the first failure. Never raises.
 
-        When it returns, nobody is shown attributes of before.
+        However many lines there are, and however many such writes: others are served between any two of them. When it
+        returns, nobody is shown attributes of before.
         """
-        outcome = await self._run(command, name, target, data, pid)
+        outcome = await self._run(command, name, target, data, opening)
         await self.machine.names.root.cache.settle()
         return outcome
 
     async def _run(
-        self, command: Command, name: str | None, target: Target | None, data: bytes, pid: int
+        self, command: Command, name: str | None, target: Target | None, data: bytes, opening: Opening
     ) -> CommandOutcome:
-        outcome = CommandOutcome()
         where = command.name if name is None else f"{name} {command.name}"
-        if len(data) > MAX_WRITE:
-            too_big = TtmError(errno.E2BIG, f"a write of {len(data)} bytes: write at most {MAX_WRITE} at a time")
-            outcome.failed(1, too_big)
-            self.error_log.add(where, too_big)
+        try:
+            self._check_write(data, opening.uid)
+        except TtmError as refused:
+            outcome = CommandOutcome()
+            outcome.failed(1, refused)
+            self.error_log.add(where, refused)
             return outcome
         lines = data.decode("utf-8", "surrogateescape").split("\n")
         if len(lines) > 1 and not lines[-1]:
             lines.pop()
-        outcome.numbered = len(lines) > 1
+        outcome = CommandOutcome(numbered=len(lines) > 1)
+        pace = Pace(queue=len(lines) > 1)
         for number, line in enumerate(lines, 1):
             try:
-                outcome.succeeded(number, await self._bounded(command, target, split_words(line), pid))
+                await pace.step()
+                if outcome.size > _MAX_RESULTS:
+                    raise TtmError(errno.E2BIG, f"{number - 1} lines have results of {outcome.size} bytes: write fewer")
+                outcome.succeeded(number, await self._bounded(command, target, line, opening))
             except TtmError as failed:
                 error = TtmError(failed.errno or errno.EIO, readable(failed.message))
                 outcome.failed(number, error)
@@ -124,26 +145,38 @@ class Runner:
                 break
         return outcome
 
-    async def _bounded(
-        self, command: Command, target: Target | None, words: list[str], pid: int
-    ) -> dict[str, object]:
+    def _check_write(self, data: bytes, uid: int) -> None:
+        """May it run at all? TtmError: E2BIG too long, EAGAIN too many commands are under way."""
+        if len(data) > MAX_WRITE:
+            raise TtmError(errno.E2BIG, f"a write of {len(data)} bytes: write at most {MAX_WRITE} at a time")
+        mine = self._users[uid]
+        if len(self._running) >= MAX_COMMANDS or (uid not in (0, self._owner) and mine >= MAX_COMMANDS_OF_A_USER):
+            raise TtmError(
+                errno.EAGAIN, f"{len(self._running)} commands are under way, {mine} of them yours: wait for one to end"
+            )
+
+    async def _bounded(self, command: Command, target: Target | None, line: str, opening: Opening) -> dict[str, object]:
         if self._closing:
             raise _shutting_down()
-        with self._watched(pid) as running:
-            return await run_line(self.machine, command, target, words)
+        with self._watched(opening) as running:
+            return await run_line(self.machine, command, target, await _words(line))
         raise running.reason or TtmError(
             errno.ETIME, f"{command.name} did not end within {self.timeout:g} s (command_timeout)"
         )
 
     @contextmanager
-    def _watched(self, pid: int) -> Iterator[_Running]:
+    def _watched(self, opening: Opening) -> Iterator[_Running]:
         with trio.move_on_after(self.timeout) as scope:
-            running = _Running(Opener(pid), scope)
+            running = _Running(Opener(opening.pid), scope)
             self._running.add(running)
+            self._users[opening.uid] += 1
             try:
                 yield running
             finally:
                 self._running.discard(running)
+                self._users[opening.uid] -= 1
+                if not self._users[opening.uid]:
+                    del self._users[opening.uid]
 
     async def watch_signals(self) -> None:
         """Background: end commands whose opener has a signal pending that ends them. In a thread: there may be many."""
@@ -168,6 +201,13 @@ class Runner:
         self._closing = True
         for running in tuple(self._running):
             running.stop(_shutting_down())
+
+
+async def _words(line: str) -> list[str]:
+    """The words of a line; a long one with quotes is split in a thread, character by character as that is."""
+    if len(line) <= _LONG_LINE or is_plain(line):
+        return split_words(line)
+    return await trio.to_thread.run_sync(split_words, line)
 
 
 def _told_to_end(waiting: tuple[_Running, ...]) -> list[_Running]:

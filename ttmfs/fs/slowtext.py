@@ -7,6 +7,7 @@ import trio
 
 from ttmfs.errors import TtmError
 from ttmfs.fs.nodes import Handle, VirtualFile
+from ttmfs.fs.opening import Opening
 from ttmfs.sync.pace import Pace
 
 T = TypeVar("T")
@@ -42,8 +43,8 @@ def slow_file(
 ) -> VirtualFile:
     """A file of such a text; writable, and then only by its owner, when it has a trigger."""
 
-    def open_handle(pid: int) -> Handle:
-        del pid
+    def open_handle(opening: Opening) -> Handle:
+        del opening
         return SlowTextHandle(text, trigger)
 
     return VirtualFile(open_handle, 0o444 if trigger is None else 0o644, uid=uid, gid=gid)

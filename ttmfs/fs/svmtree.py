@@ -14,6 +14,7 @@ from ttmfs.fs.listing import FixedNames
 from ttmfs.fs.mirrors import FolderNames, entry_key, folder_key
 from ttmfs.fs.nodes import CommandHandle, Handle, Node, TextHandle, VirtualDir, VirtualFile
 from ttmfs.fs.notify import PageCache
+from ttmfs.fs.opening import Opening
 from ttmfs.fs.runner import Runner
 from ttmfs.fs.slowtext import paced_lines, slow_file
 from ttmfs.fs.svmcommands import SPACE_COMMANDS, OpenedSpace
@@ -61,7 +62,7 @@ class SvmTree:
         if name == "ranges":
             return slow_file(lambda: _ranges(space), uid=file.uid, gid=file.gid)
         if name == "snapshot":
-            return VirtualFile(lambda _pid: SnapshotHandle(space), 0o444, uid=file.uid, gid=file.gid)
+            return VirtualFile(lambda _opening: SnapshotHandle(space), 0o444, uid=file.uid, gid=file.gid)
         texts: dict[str, Callable[[], str]] = {
             "notifiers": space.notifiers_text,
             "stats": space.stats_text,
@@ -69,15 +70,19 @@ class SvmTree:
             "status.json": lambda: json.dumps(status(file)) + "\n",
         }
         text = texts.get(name)
-        return None if text is None else VirtualFile(lambda _pid: TextHandle(text), 0o444, uid=file.uid, gid=file.gid)
+        if text is None:
+            return None
+        return VirtualFile(lambda _opening: TextHandle(text), 0o444, uid=file.uid, gid=file.gid)
 
     def _command(self, command: Command, file: SpaceFile) -> VirtualFile:
-        def open_handle(pid: int) -> Handle:
+        def open_handle(opening: Opening) -> Handle:
             name = file.space.name
-            opened = OpenedSpace(file, self.page_cache, may_write=may_write(pid, file))
+            opened = OpenedSpace(file, self.page_cache, may_write=may_write(opening.pid, file))
             return CommandHandle(
                 lambda: command.help(for_shell(f"svm_objects/{name}/{command.name}")),
-                lambda data: self.runner.run(command, f"svm/{name}", opened, data, pid),
+                lambda data: self.runner.run(command, f"svm/{name}", opened, data, opening),
+                opening,
+                self.runner.results,
             )
 
         # Who may read the space may have the device read it: gpu can be opened for writing with that permission alone.

@@ -1,28 +1,35 @@
 """trace_pipe: the trace as a stream that is consumed by being read, as ftrace's.
 
-A read blocks until there is an event, however many readers there are: they share the stream, each event goes to one of
-them. O_NONBLOCK at open gives EAGAIN instead; poll, select and epoll work. A reader that is signaled gets EINTR, which
-matters most when it is killed: the kernel does not let go of it before its READ is answered. Requests tell no process,
-so it is the opener that is looked at, and, now and then, whoever else has a trace_pipe open. When the mount goes down,
-reads end with end of file.
+A read blocks until there is an event; readers share the stream, each event goes to one of them. An event wakes one
+reader, which wakes the next if there is more: what a reader costs does not grow with how many wait. O_NONBLOCK at open
+gives EAGAIN instead of waiting; poll, select and epoll work. A reader that is signaled gets EINTR, which matters most
+when it is killed: the kernel does not let go of it before its READ is answered. Requests tell no process, so it is the
+openers that are looked at, and, now and then, whoever else has a trace_pipe open. When the mount goes down, reads end
+with end of file.
 """
 
 import errno
 import os
 import select
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final, Protocol
 
 import trio
 
 from ttmfs.errors import TtmError
-from ttmfs.fs.nodes import Handle, VirtualFile
+from ttmfs.fs.nodes import VirtualFile
 from ttmfs.fs.signals import signal_pending
 from ttmfs.observe.trace import Trace
 
 NAME: Final = "trace_pipe"
+MAX_READERS: Final = 256
+"""Reads that may wait at once: each takes one of the requests that a mount can have waiting (H8)."""
 _LOOK_SECONDS: Final = 0.05
 _SCAN_LOOKS: Final = 20
-"""Every so many looks at the opener one at everybody who has the file open."""
+"""Every so many looks at the openers one at everybody who has the file open."""
+_READ_BYTES: Final = 64 << 10
+"""Bytes of one read: making so many lines takes a few milliseconds."""
 
 READABLE: Final = select.POLLIN | select.POLLRDNORM
 
@@ -34,30 +41,73 @@ class Wakeup(Protocol):
         """Announce it, once."""
 
 
+class _Reader:
+    """A read that waits: who opened the file, and how to end the wait."""
+
+    __slots__ = ("pid", "scope", "signaled")
+
+    def __init__(self, pid: int, scope: trio.CancelScope) -> None:
+        self.pid = pid
+        self.scope = scope
+        self.signaled = False
+
+
 class TracePipe:
-    """The stream of one mount and everybody who waits for it."""
+    """The stream of one mount and everybody who waits for it; `watch_signals` is its task."""
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
         self.closed = False
-        self._arrived = trio.Event()
+        self._readers: dict[_Reader, None] = {}
+        self._lot = trio.lowlevel.ParkingLot()
         self._polls: dict[PipeHandle, Wakeup] = {}
 
+    async def read(self, pid: int, size: int) -> bytes:
+        """Lines, `size` bytes at most but at least one line, as soon as there are any; b"" at the end.
+
+        TtmError: EINTR the process `pid` was signaled, EAGAIN too many wait.
+        """
+        while not (data := self.trace.consume(size)) and not self.closed:
+            with self._waiting(pid) as reader:
+                self._next()
+                await self._lot.park()
+            if reader.signaled:
+                # It may have been woken for an event at the same time.
+                self._next()
+                raise TtmError(errno.EINTR, "a process that reads trace_pipe was signaled")
+        self._next()
+        return data
+
+    @contextmanager
+    def _waiting(self, pid: int) -> Iterator[_Reader]:
+        if len(self._readers) >= MAX_READERS:
+            raise TtmError(errno.EAGAIN, f"{MAX_READERS} reads of trace_pipe wait already")
+        with trio.CancelScope() as scope:
+            reader = _Reader(pid, scope)
+            self._readers[reader] = None
+            try:
+                yield reader
+            finally:
+                del self._readers[reader]
+
+    def _next(self) -> None:
+        """Let one reader look if there is something to see, all at the end; else be told of the next event."""
+        if self.closed:
+            self._lot.unpark_all()
+        elif self.trace.ring:
+            self._lot.unpark()
+        elif self._readers or self._polls:
+            self.trace.when_ready(self._wake)
+
     def _wake(self) -> None:
-        """An event came, or the end: everybody looks again. Called wherever an event is emitted, so it never raises."""
-        self._arrived.set()
-        self._arrived = trio.Event()
+        """An event came, or the end. Called wherever an event is emitted, so it never raises."""
+        self._next()
         polls, self._polls = self._polls, {}
         for wakeup in polls.values():
             try:
                 wakeup.notify()
             except Exception:  # the connection is gone: nobody waits there any more
                 self.closed = True
-
-    async def arrival(self) -> None:
-        """Until an event is emitted or the pipe is closed."""
-        self.trace.when_ready(self._wake)
-        await self._arrived.wait()
 
     def watch(self, handle: "PipeHandle", wakeup: Wakeup) -> None:
         """Notify a poller at the next event; a newer request of the same open file takes the place of the older."""
@@ -67,6 +117,28 @@ class TracePipe:
     def unwatch(self, handle: "PipeHandle") -> None:
         """The file was closed."""
         self._polls.pop(handle, None)
+
+    async def watch_signals(self) -> None:
+        """Background: end reads whose process has a signal pending. One look at all of them, in a thread."""
+        pause, looks = _LOOK_SECONDS, 0
+        while True:
+            await trio.sleep(pause)
+            if not self._readers:
+                continue
+            looks += 1
+            waiting = tuple(self._readers)
+            started = trio.current_time()
+            try:
+                found = await trio.to_thread.run_sync(
+                    _signaled, waiting, looks % _SCAN_LOOKS == 0, abandon_on_cancel=True
+                )
+            except RuntimeError:
+                # No thread is to be had just now.
+                found = ()
+            for reader in found:
+                reader.signaled = True
+                reader.scope.cancel()
+            pause = max(_LOOK_SECONDS, 10 * (trio.current_time() - started))
 
     def close(self) -> None:
         """The mount goes down: reads end, and so do polls."""
@@ -87,27 +159,11 @@ class PipeHandle:
         """The next lines; offsets mean nothing. TtmError: EAGAIN would block, EINTR a reader was signaled."""
         del offset
         pipe = self._pipe
-        looks = 0
-        while not (data := self._rest or pipe.trace.consume(size)):
-            if pipe.closed:
-                return b""
-            if not self._blocking:
-                raise TtmError(errno.EAGAIN, "no event yet, and trace_pipe was opened with O_NONBLOCK")
-            with trio.move_on_after(_LOOK_SECONDS) as scope:
-                await pipe.arrival()
-            if scope.cancelled_caught:
-                looks += 1
-                await self._look(scan=looks % _SCAN_LOOKS == 0)
+        if not (self._blocking or self._rest or pipe.trace.ring or pipe.closed):
+            raise TtmError(errno.EAGAIN, "no event yet, and trace_pipe was opened with O_NONBLOCK")
+        data = self._rest or await pipe.read(self._pid, min(size, _READ_BYTES))
         self._rest = data[size:]
         return data[:size]
-
-    async def _look(self, *, scan: bool) -> None:
-        """TtmError(EINTR) when the opener, or at a `scan` anybody who may be the reader, has a signal pending."""
-        signaled = signal_pending(self._pid)
-        if scan and not signaled:
-            signaled = await trio.to_thread.run_sync(_signaled_holder, abandon_on_cancel=True)
-        if signaled:
-            raise TtmError(errno.EINTR, "a process that reads trace_pipe was signaled")
 
     async def write(self, offset: int, data: bytes) -> int:
         """It is a file to read."""
@@ -133,12 +189,19 @@ class PipeFile(VirtualFile):
     """The node of trace_pipe."""
 
     def __init__(self, pipe: TracePipe, *, uid: int, gid: int) -> None:
-        super().__init__(lambda pid: PipeHandle(pipe, pid, blocking=True), 0o444, uid=uid, gid=gid)
-        self._pipe = pipe
+        super().__init__(
+            lambda opening: PipeHandle(pipe, opening.pid, blocking=not opening.flags & os.O_NONBLOCK),
+            0o444,
+            uid=uid,
+            gid=gid,
+        )
 
-    def open(self, pid: int, flags: int) -> Handle:
-        """A handle of its own; the stream is shared."""
-        return PipeHandle(self._pipe, pid, blocking=not flags & os.O_NONBLOCK)
+
+def _signaled(waiting: tuple[_Reader, ...], scan: bool) -> tuple[_Reader, ...]:
+    """Reads whose opener has a signal pending; at a `scan` all, if anybody who may be the reader has."""
+    if scan and _signaled_holder():
+        return waiting
+    return tuple(reader for reader in waiting if signal_pending(reader.pid))
 
 
 def _signaled_holder() -> bool:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+import trio
+
 from ttmfs.driver.entries import Folder
 from ttmfs.driver.namespace import BoFile
 from ttmfs.errors import TtmError
@@ -19,6 +21,7 @@ from ttmfs.fs.mirrors import FolderNames, entry_key, folder_key
 from ttmfs.fs.nodes import CommandHandle, Handle, NameTable, Node, SettingHandle, TextHandle, VirtualDir, VirtualFile
 from ttmfs.fs.notify import PageCache
 from ttmfs.fs.observetree import REGION_FILES, ObserveTree
+from ttmfs.fs.opening import Opening
 from ttmfs.fs.runner import Runner
 from ttmfs.fs.stats import region_stats, stats, swap_stats
 from ttmfs.fs.svmconfig import set_svm_knob, svm_knobs
@@ -96,11 +99,11 @@ class Tree:
         uid, gid = (self.uid, self.gid) if owner is None else (owner.uid, owner.gid)
         mode = 0o444 if store is None else 0o644
         logged = None if store is None else self._logged(path, store)
-        return VirtualFile(lambda _pid: TextHandle(text, logged), mode, uid=uid, gid=gid)
+        return VirtualFile(lambda _opening: TextHandle(text, logged), mode, uid=uid, gid=gid)
 
     def _setting(self, text: Callable[[], str], store: Callable[[str], None], path: str) -> VirtualFile:
         logged = self._logged(path, store)
-        return VirtualFile(lambda _pid: SettingHandle(text, logged), 0o644, uid=self.uid, gid=self.gid)
+        return VirtualFile(lambda _opening: SettingHandle(text, logged), 0o644, uid=self.uid, gid=self.gid)
 
     def _logged(self, path: str, store: Callable[[str], None]) -> Callable[[str], None]:
         def logged(text: str) -> None:
@@ -120,6 +123,12 @@ class Tree:
     def stats(self) -> dict[str, Any]:
         """The stats object."""
         return stats(self.machine.vdev, self.machine.names, self.page_cache, self.spaces.svm)
+
+    async def watch_signals(self) -> None:
+        """Background: end what waits in a virtual file for a process that was signaled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.runner.watch_signals)
+            nursery.start_soon(self.observe.pipe.watch_signals)
 
     def close(self) -> None:
         """The mount goes down: who waits in a virtual file is let go."""
@@ -173,12 +182,15 @@ class Tree:
     def _command(self, command: Command, file: BoFile | None) -> VirtualFile:
         uid, gid = (self.uid, self.gid) if file is None else (file.uid, file.gid)
 
-        def open_handle(pid: int) -> Handle:
+        def open_handle(opening: Opening) -> Handle:
             bo = None if file is None else file.bo
             name = None if bo is None else bo.name
             path = f"ctl/{command.name}" if name is None else f"objects/{name}/{command.name}"
             return CommandHandle(
-                lambda: command.help(for_shell(path)), lambda data: self.runner.run(command, name, bo, data, pid)
+                lambda: command.help(for_shell(path)),
+                lambda data: self.runner.run(command, name, bo, data, opening),
+                opening,
+                self.runner.results,
             )
 
         return VirtualFile(open_handle, 0o644, uid=uid, gid=gid)

@@ -61,6 +61,8 @@ NOWHERE: Final[Placement] = ()
 
 _FLAGS: Final = {flag.name.lower(): flag for flag in PlaceFlag if flag.name}
 _PLACE: Final = re.compile(r"(?P<region>[^:@]+)(?::(?P<flags>[^@]*))?(?:@(?P<range>.*))?", re.DOTALL)
+MAX_PLACES: Final = 64
+"""Places of one placement; drivers have three to eight. Each is tried at every validate."""
 _NUMBER: Final = re.compile(r"0[xX][0-9a-fA-F]{1,16}|[0-9]{1,18}")
 
 
@@ -95,7 +97,7 @@ def _number(text: str) -> int:
 
 
 def parse_placement(words: Iterable[str], regions: Collection[str]) -> Placement:
-    """A Placement from words; `none` alone is the empty one. TtmError(EINVAL) when no word is given."""
+    """A Placement from words; `none` alone is the empty one. TtmError(EINVAL) when none or too many are given."""
     listed = list(words)
     if listed == ["none"]:
         return NOWHERE
@@ -103,6 +105,8 @@ def parse_placement(words: Iterable[str], regions: Collection[str]) -> Placement
         raise TtmError(errno.EINVAL, "none drops the content of a BO: it stands alone, without another place")
     if not listed:
         raise TtmError(errno.EINVAL, f"name at least one place: {' '.join(regions)}, or none")
+    if len(listed) > MAX_PLACES:
+        raise TtmError(errno.EINVAL, f"{len(listed)} places: name at most {MAX_PLACES}")
     return tuple(parse_place(word, regions) for word in listed)
 
 

@@ -1,0 +1,59 @@
+"""Turns of trio's loop, counted: what others are kept from while one piece of work runs."""
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+from types import TracebackType
+
+import trio
+
+from ttmfs import clock
+
+
+@contextlib.contextmanager
+def ticking_clock(us: int) -> Iterator[None]:
+    """Within the block each look at the clock takes `us` microseconds, and nothing else takes any time."""
+    now = 0
+
+    def tick() -> int:
+        nonlocal now
+        now += us * 1000
+        return now
+
+    with clock.replaced(tick, tick):
+        yield
+
+
+class Turns(trio.abc.Instrument):
+    """Within the block: how often something was noted in one turn of the loop at most, and how many turns there were.
+
+    A request that arrives waits for what happens in one turn, so this is what a clock would show, without a clock.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._now: Counter[str] = Counter()
+        self._most: Counter[str] = Counter()
+
+    def note(self, what: str, amount: int = 1) -> None:
+        """It happened."""
+        self._now[what] += amount
+
+    def most(self, what: str) -> int:
+        """How much of it there was in one turn at most."""
+        return max(self._most[what], self._now[what])
+
+    def after_io_wait(self, timeout: float) -> None:
+        """Another turn begins."""
+        self.count += 1
+        self._most |= self._now
+        self._now.clear()
+
+    def __enter__(self) -> "Turns":
+        trio.lowlevel.add_instrument(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        trio.lowlevel.remove_instrument(self)
