@@ -112,16 +112,8 @@ def capture(bo: BufferObject) -> Span:
     """The memory of a reserved BO whose pages all have memory."""
     if isinstance(bo.tt, ExternalTT):
         return Span(exporter=bo.tt)
-    span = Span()
-    resource = bo.resource
-    start = 0
-    if resource is not None and resource.pages is not None:
-        start = min(resource.num_pages, bo.num_pages)
-        span.parts.append((resource.arena, resource.numbers(0, start).copy()))
-    if start < bo.num_pages:
-        tt = bo.need_tt()
-        span.parts.append((tt.arena, tt.numbers(start, bo.num_pages - start).copy()))
-    return span
+    parts = bo.parts(0, bo.num_pages)
+    return Span([(backing.arena, backing.numbers(first, count).copy()) for backing, first, count in parts])
 
 
 def check(job: Job) -> int:

@@ -88,10 +88,8 @@ async def region_map(
 
 def _paint(painter: _Painter, resource: Resource, bo: BufferObject) -> None:
     label = painter.label(bo)
-    if resource.pages is not None:
-        painter.owner[resource.pages] = label
-    else:
-        painter.owner[resource.start : resource.start + resource.num_pages] = label
+    where = slice(resource.start, resource.start + resource.num_pages) if resource.pages is None else resource.pages
+    painter.owner[where] = label
 
 
 async def _all_bos(vdev: VirtualDevice, names: Namespace) -> list[BufferObject]:

@@ -62,12 +62,11 @@ def add_bo(usages: Usages, bo: BufferObject, moving: _InFlight) -> None:
 
 
 def _resident(bo: BufferObject) -> list[tuple[str, int]]:
-    resource = bo.resource
     in_tt = bo.tt.populated_pages if bo.tt is not None else 0
     if bo.defrag_old_tt is not None:
         in_tt += bo.defrag_old_tt.populated_pages
-    if resource is not None and resource.pages is not None:
-        return [(resource.mem_type, resource.num_pages), (SYSTEM, in_tt)]
+    if bo.resource is not None and not bo.resource.manager.use_tt:
+        return [(bo.mem_type, bo.own_pages), (SYSTEM, in_tt)]
     return [(bo.mem_type, in_tt)]
 
 

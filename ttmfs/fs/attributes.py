@@ -24,20 +24,17 @@ _EMPTY: Final[Mapping[str, int]] = {}
 
 
 def _runs(bo: BufferObject) -> int:
-    resource = bo.resource
-    if resource is not None and resource.pages is not None:
-        pages = resource.pages
-        in_region = int((pages[1:].astype(int) - pages[:-1] != 1).sum()) + 1 if len(pages) else 0
-        return in_region + (bo.tt.runs() if bo.tt is not None else 0)
-    return bo.tt.runs() if bo.tt is not None else 0
+    in_region = 0
+    if bo.own_pages and bo.resource is not None:
+        pages = bo.resource.numbers(0, bo.own_pages)
+        in_region = int((pages[1:].astype(int) - pages[:-1] != 1).sum()) + 1
+    return in_region + (bo.tt.runs() if bo.tt is not None else 0)
 
 
 def status(bo: BufferObject) -> dict[str, Any]:
     """Everything there is to say about one BO, with the keys of DESIGN 1.1. Sizes are bytes, `*_pages` pages."""
     tt: TT | None = bo.tt
-    in_region = 0
-    if bo.resource is not None and bo.resource.pages is not None:
-        in_region = min(bo.resource.num_pages, bo.num_pages)
+    in_region = min(bo.own_pages, bo.num_pages)
     runs = _runs(bo)
     populated = in_region + (tt.populated_pages if tt is not None else 0)
     orders = tt.page_orders() if tt is not None else _EMPTY

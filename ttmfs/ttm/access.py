@@ -212,8 +212,8 @@ def _tt_ranges(bo: BufferObject, first: int, count: int) -> list[tuple[int, int]
     start = first
     for copy in bo.copies:
         start = max(start, copy.covers)
-    if not bo.copies and bo.resource is not None and bo.resource.pages is not None:
-        start = max(start, bo.resource.num_pages)
+    if not bo.copies:
+        start = max(start, bo.own_pages)
     end = first + count
     return [(start, end - start)] if start < end else []
 

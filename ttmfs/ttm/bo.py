@@ -12,7 +12,7 @@ Where its bytes are, page by page:
 
 import errno
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
 import numpy as np
@@ -268,12 +268,30 @@ class BufferObject:
         """Gutted: what is still on its way is no content of this BO any more."""
         self._copies = _NO_COPIES
 
+    @property
+    def own_pages(self) -> int:
+        """Its first pages that lie in its region's own memory, once all copies are done; the others are in the tt."""
+        resource = self.resource
+        return 0 if resource is None else resource.own_pages
+
+    def part(self, index: int, count: int) -> tuple[Backing, int]:
+        """(what holds page `index` once all copies are done, how many of `count` pages from there on it holds)."""
+        resource = self.resource
+        if resource is not None and index < (own := resource.own_pages):
+            return resource, min(count, own - index)
+        return self.need_tt(), count
+
+    def parts(self, first: int, count: int) -> Iterator[tuple[Backing, int, int]]:
+        """What holds pages [first, first + count) once all copies are done, as (backing, first page, pages)."""
+        end = first + count
+        while first < end:
+            backing, pages = self.part(first, end - first)
+            yield backing, first, pages
+            first += pages
+
     def backing_now(self, index: int) -> Backing:
         """What holds page `index` once all copies are done."""
-        resource = self.resource
-        if resource is not None and resource.pages is not None and index < resource.num_pages:
-            return resource
-        return self.need_tt()
+        return self.part(index, 1)[0]
 
     def truth(self, index: int) -> tuple[Backing | None, Copy | None]:
         """(backing that holds page `index` now, the pending copy whose source it is); no backing means zeros."""
@@ -284,24 +302,14 @@ class BufferObject:
 
     def extent(self, index: int, count: int) -> tuple[Backing, int, int]:
         """(backing, page number or -1 for a hole, length) of a run that starts at page `index`; no copies pending."""
-        resource = self.resource
-        if resource is not None and resource.pages is not None and index < resource.num_pages:
-            page, length = resource.extent(index, min(count, resource.num_pages - index))
-            return resource, page, length
-        tt = self.need_tt()
-        page, length = tt.extent(index, count)
-        return tt, page, length
+        backing, count = self.part(index, count)
+        page, length = backing.extent(index, count)
+        return backing, page, length
 
     def has_memory(self, index: int, count: int) -> bool:
         """Do all these pages have memory where they are now (no copies pending)?"""
-        resource = self.resource
-        if resource is not None and resource.pages is not None:
-            in_resource = max(0, min(resource.num_pages - index, count))
-            index, count = index + in_resource, count - in_resource
-            if not count:
-                return True
-        tt = self.need_tt()
-        return tt.has_memory(index, count)
+        own, end = self.own_pages, index + count
+        return end <= own or self.need_tt().has_memory(max(index, own), end - max(index, own))
 
     def make_view(self) -> None:
         """Set `fast` if all of the BO is one visible run of memory and no copy is pending."""
@@ -338,10 +346,9 @@ class BufferObject:
         if self.tt is not None:
             known = min(pages, self.tt.num_pages)
             letters[:known] = self.tt.letters()[:known]
-            if self.resource is not None and self.mem_type != SYSTEM and self.resource.pages is None:
+            if self.resource is not None and self.mem_type != SYSTEM and self.resource.manager.use_tt:
                 letters[letters == ord("s")] = ord(self.mem_type[0])
-        if self.resource is not None and self.resource.pages is not None:
-            letters[: min(pages, self.resource.num_pages)] = ord(self.mem_type[0])
+        letters[: self.own_pages] = ord(self.mem_type[0])
         for copy in self._copies:
             letters[: min(pages, copy.covers)] = ord("m")
         return letters.tobytes()

@@ -93,8 +93,7 @@ async def handle_move_mem(bo: BufferObject, resource: Resource, ctx: OperationCo
             # A hop of a BO without content stays without memory: its last leg is a clear.
             passing = PlaceFlag.TEMPORARY in resource.flags and _is_empty(bo)
             if resource.mem_type != SYSTEM and not passing:
-                in_region = old.num_pages if old is not None and old.pages is not None else 0
-                await _populate(bo, tt, ctx, overwritten=in_region)
+                await _populate(bo, tt, ctx, overwritten=bo.own_pages)
         if fresh is None:
             bo.resv.reserve_fences(1)
         inject.check("move", errno.EIO, f"moving {bo.name}")
@@ -146,16 +145,15 @@ def _defragmented(bo: BufferObject) -> None:
 
 
 def _is_empty(bo: BufferObject) -> bool:
-    in_region = bo.resource is not None and bo.resource.pages is not None and bo.resource.num_pages > 0
-    return not in_region and (bo.tt is None or not (bo.tt.populated_pages or bo.tt.backed_up_pages))
+    return not bo.own_pages and (bo.tt is None or not (bo.tt.populated_pages or bo.tt.backed_up_pages))
 
 
 def _undo_populate(bo: BufferObject, old: Resource | None) -> None:
     """A failed move out of a region with memory of its own: its tt keeps only what it had to."""
-    if old is None or old.pages is None or bo.resource is not old or bo.tt is None:
+    if old is None or old.manager.use_tt or bo.resource is not old or bo.tt is None:
         return
     present = bo.tt.present()
-    bo.tt.depopulate(present[present < old.num_pages])
+    bo.tt.depopulate(present[present < old.own_pages])
     if not bo.tt.has_content:
         bo.tt = None
 

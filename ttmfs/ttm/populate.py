@@ -20,12 +20,6 @@ _RESTORED_AT_ONCE: Final = 512
 """Pages of the store that room is made for at a time."""
 
 
-def _own_pages(bo: BufferObject) -> int:
-    """Pages that a region with memory of its own holds: they are populated by definition."""
-    resource = bo.resource
-    return resource.num_pages if resource is not None and resource.pages is not None else 0
-
-
 async def populate_range(
     bo: BufferObject, first: int, count: int, ctx: OperationContext, *, prefault: int = 0, zero: bool = True
 ) -> int:
@@ -34,7 +28,7 @@ async def populate_range(
     At most `prefault` pages beyond are added. The BO is reserved. TtmError(ENOMEM) when reclaim cannot help, or what
     the store says; pages added until then stay.
     """
-    own = _own_pages(bo)
+    own = bo.own_pages
     if first < own:
         count -= own - first
         first = own

@@ -62,6 +62,11 @@ class Resource(LruItem):
         return self.manager.name
 
     @property
+    def own_pages(self) -> int:
+        """Its first pages that lie in the region's own memory: all of them, or none where the bytes are in the tt."""
+        return 0 if self.pages is None else self.num_pages
+
+    @property
     def arena(self) -> Arena:
         """The memory that `pages` number; only for regions with memory of their own."""
         arena = self.manager.arena

@@ -40,8 +40,7 @@ def why_not(bo: BufferObject) -> str:
         return "it is imported"
     if bo.unknown_state:
         return "its content was lost"
-    in_region = bo.resource is not None and bo.resource.pages is not None and bo.resource.num_pages > 0
-    if not in_region and (bo.tt is None or not bo.tt.populated_pages):
+    if not bo.own_pages and (bo.tt is None or not bo.tt.populated_pages):
         return "it has no pages in memory"
     return ""
 
