@@ -164,13 +164,22 @@ def sets_of_objects(tree: SourceTree) -> Iterator[str]:
                 yield from [f"{name}:{node.lineno} has a set of {what}: use a dict"] * (what not in _PLAIN)
 
 
+def past_the_setters(tree: SourceTree) -> Iterator[str]:
+    """A BO's resource or tt set elsewhere than in its own file: clients could go on reading from the old one."""
+    for name, module in tree.modules.items():
+        for node in ast.walk(module.tree) if name != "ttmfs.ttm.bo" else ():
+            what = ast.unparse(node) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) else ""
+            if what.endswith((".resource", ".tt")) and not what.startswith("self."):
+                yield f"{name}:{node.lineno} sets {what}: call assign or set_tt"
+
+
 def _in_core(module: str) -> bool:
     return module.split(".")[1:2] != [] and module.split(".")[1] in CORE
 
 
 RULES: tuple[Callable[[SourceTree], Iterator[str]], ...] = (
     *(in_no_layer, upward, inside_functions, fuse_below_fs, new_circles, without_header, imported_by_none),
-    *(own_threads, own_clocks, sets_of_objects),
+    *(own_threads, own_clocks, sets_of_objects, past_the_setters),
 )
 
 TTMFS = SourceTree.read(REPOSITORY / "ttmfs")
@@ -226,6 +235,7 @@ BROKEN: dict[str, tuple[Callable[[SourceTree], Iterator[str]], str]] = {
     "ttm/c.py": (own_threads, '"""x"""\nfrom threading import Thread\n'),
     "ttm/d.py": (own_threads, '"""x"""\nasync def f(trio):\n    await trio.to_thread.run_sync(f)\n'),
     "driver/e.py": (own_clocks, '"""x"""\nimport time\n'),
+    "ttm/f.py": (past_the_setters, '"""x"""\ndef f(bo):\n    old, bo.tt = bo.tt, None\n'),
     "ttm/e.py": (sets_of_objects, '"""x"""\nbos: "set[str]"\nothers: set[Bo] = set()\n'),
 }
 """A file that breaks one rule, and which."""

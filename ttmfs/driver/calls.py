@@ -215,7 +215,6 @@ async def restore(vdev: VirtualDevice, bo: BufferObject, ctx: OperationContext) 
         before = vdev.ttm.counters.backup.pages_in
         if bo.resource is None or bo.resource.manager.use_tt:
             tt = bo.need_tt()
-            bo.drop_view()
             await populate_all(bo, tt, ctx)
             return {"populated_pages": tt.populated_pages, "pages_in": vdev.ttm.counters.backup.pages_in - before}
         return {"populated_pages": bo.num_pages, "pages_in": 0}

@@ -77,13 +77,12 @@ async def import_bo(vdev: VirtualDevice, names: Namespace, name: str, path: str,
     parent.attributes_changed()
     bo = bo_file.bo
     bo.size = file.size
-    bo.tt = ImportedTT(vdev, file, mappable=mappable)
+    bo.set_tt(ImportedTT(vdev, file, mappable=mappable))
     bo.placed = True
     bo.placement = vdev.parse_placement(["system"])
     resource = bo.resource
     assert resource is not None
     resource.manager.trim(resource, bo.num_pages)
-    bo.drop_view()
     return bo_file
 
 

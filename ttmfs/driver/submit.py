@@ -71,7 +71,6 @@ async def _populate(bo: BufferObject, ctx: OperationContext) -> int:
     if tt.is_populated:
         return 0
     before = tt.populated_pages
-    bo.drop_view()
     await populate_all(bo, tt, ctx)
     return tt.populated_pages - before
 

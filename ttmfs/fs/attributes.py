@@ -156,7 +156,7 @@ def _set_caching(vdev: VirtualDevice, bo: BufferObject, text: str) -> None:
         # Whoever has it reserved may be giving memory to the very tt that would be dropped.
         raise TtmError(errno.EBUSY, f"{bo.name} is in use: set its caching before its first use")
     bo.caching = Caching[text]
-    bo.tt = None
+    bo.set_tt(None)
 
 
 SETTABLE: Final[Mapping[str, Callable[[VirtualDevice, BufferObject, str], None]]] = {

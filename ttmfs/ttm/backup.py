@@ -83,7 +83,6 @@ def closed_gate(bo: BufferObject, tt: TT, what: str) -> Iterator[Copy]:
     finally:
         gate.state = CopyState.DONE
         fence.signal()
-        bo.drop_view()
 
 
 async def tt_backup(bo: BufferObject, first: int, count: int, flags: BackupFlags) -> int:
@@ -107,8 +106,9 @@ async def tt_backup(bo: BufferObject, first: int, count: int, flags: BackupFlags
         tt.backed_up = True
     finally:
         bo.gate.unwatch()
-        if backup.out:
-            _left_memory(bo, tt)
+        if backup.out and not tt.populated_pages:
+            # Off the LRU: these were all of its pages.
+            bo.relist()
     if device.trace.on:
         device.trace.emit("backup", bo.name, first=first, pages=backup.out, left=tt.populated_pages)
     return backup.out
@@ -116,13 +116,6 @@ async def tt_backup(bo: BufferObject, first: int, count: int, flags: BackupFlags
 
 def _why_full(device: Device) -> str:
     return device.swap_store.full_because if device.swap_store is not None else "there is no swap store"
-
-
-def _left_memory(bo: BufferObject, tt: TT) -> None:
-    """Pages of the BO are gone: off the LRU with it when these were all."""
-    bo.drop_view()
-    if not tt.populated_pages:
-        bo.relist()
 
 
 class _Backup:

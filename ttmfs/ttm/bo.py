@@ -207,11 +207,9 @@ class BufferObject:
     @property
     def held_pages(self) -> int:
         """Pages of content, wherever they are: in its region, in system, in the store."""
-        tt, resource = self.tt, self.resource
-        pages = 0 if tt is None else tt.populated_pages + tt.backed_up_pages
-        if resource is not None and resource.pages is not None:
-            pages += min(resource.num_pages, self.num_pages)
-        return pages
+        tt = self.tt
+        in_tt = 0 if tt is None else tt.populated_pages + tt.backed_up_pages
+        return min(self.own_pages, self.num_pages) + in_tt
 
     @property
     def unevictable(self) -> bool:
@@ -234,11 +232,18 @@ class BufferObject:
 
     def need_tt(self) -> TT:
         """The tt, made now if there is none (ttm_tt_create), and as long as the BO."""
-        if self.tt is None:
-            self.tt = TT(self.device.pool, self.num_pages, self.caching, self.device.swap_store)
-        elif self.tt.num_pages < self.num_pages:
-            self.tt.resize(self.num_pages)
-        return self.tt
+        tt = self.tt
+        if tt is None:
+            tt = TT(self.device.pool, self.num_pages, self.caching, self.device.swap_store)
+            self.set_tt(tt)
+        elif tt.num_pages < self.num_pages:
+            tt.resize(self.num_pages)
+        return tt
+
+    def set_tt(self, tt: TT | None) -> None:
+        """Take `tt` as the BO's page vector; the old one is the caller's."""
+        self.drop_view()
+        self.tt = tt
 
     # -- where the bytes are -------------------------------------------------------------------------------------
 
@@ -329,7 +334,11 @@ class BufferObject:
             self.fast = backing.arena.buf[start : start + self.size]
 
     def drop_view(self) -> None:
-        """At every change of resource, tt or size."""
+        """Before what is behind it changes, or could be seen as one run from now on.
+
+        None is made while the BO is reserved or has copies: once is enough for all that a holder of the reservation
+        does. A new resource, tt or copy does it by itself.
+        """
         self.fast = None
         self.view_known = False
 

@@ -140,8 +140,7 @@ def commit(bo: BufferObject, fresh: TT) -> None:
     _follow(old, fresh)
     old.past_pool = True
     bo.defrag_old_tt = old
-    bo.tt = fresh
-    bo.drop_view()
+    bo.set_tt(fresh)
 
 
 def restore(bo: BufferObject, fresh: TT) -> None:
@@ -149,6 +148,5 @@ def restore(bo: BufferObject, fresh: TT) -> None:
     old, bo.defrag_old_tt = bo.defrag_old_tt, None
     if old is not None:
         old.past_pool = False
-        bo.tt = old
-    bo.drop_view()
+        bo.set_tt(old)
     fresh.unpopulate()

@@ -94,7 +94,7 @@ def apply_resize(bo: BufferObject) -> None:
         bo.tt.resize(pages)
     if not pages and resource is not None and resource.mem_type != SYSTEM and not bo.pin_count:
         # Nothing is left of it: back to a new file's state, so that its next content goes to its placement.
-        bo.resource = None
+        bo.assign(None)
         resource.manager.free(resource)
         bo.assign(bo.device.managers[SYSTEM].alloc(bo, Place(SYSTEM)))
         bo.placed = False
@@ -115,7 +115,6 @@ def release(bo: BufferObject) -> None:
     device.defrag_list.leave(bo)
     device.purgeable_bos.pop(bo, None)
     device.unfinished_restores.pop(bo, None)
-    bo.drop_view()
     bo.pin_count = 0
     _individualize(bo)
     bo.relist()
@@ -164,11 +163,11 @@ def cleanup(bo: BufferObject) -> None:
     if not bo.zombie:
         return
     bo.funcs.delete_mem_notify(bo)
-    bo.drop_view()
     if bo.tt is not None:
         bo.tt.fini()
-        bo.tt = None
-    resource, bo.resource = bo.resource, None
+        bo.set_tt(None)
+    resource = bo.resource
+    bo.assign(None)
     if resource is not None:
         resource.manager.free(resource)
     bo.zombie = False

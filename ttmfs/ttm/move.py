@@ -84,7 +84,6 @@ async def handle_move_mem(bo: BufferObject, resource: Resource, ctx: OperationCo
         inject.check("unmap", errno.EIO, f"unmapping {bo.name}")
         if ctx.faulting is not bo:
             await unmap_virtual(bo, together=ctx.together)
-        bo.drop_view()
         if fresh is not None:
             commit(bo, fresh)
         elif resource.manager.use_tt:
@@ -109,7 +108,6 @@ async def handle_move_mem(bo: BufferObject, resource: Resource, ctx: OperationCo
         raise
     if fresh is not None:
         _defragmented(bo)
-    bo.drop_view()
     moved = bo.num_pages * PAGE_SIZE
     ctx.bytes_moved += moved
     bo.bytes_moved += moved
@@ -155,7 +153,7 @@ def _undo_populate(bo: BufferObject, old: Resource | None) -> None:
     present = bo.tt.present()
     bo.tt.depopulate(present[present < old.own_pages])
     if not bo.tt.has_content:
-        bo.tt = None
+        bo.set_tt(None)
 
 
 def move_null(bo: BufferObject, resource: Resource) -> None:
@@ -187,16 +185,17 @@ def move_to_ghost(bo: BufferObject, *, take_tt: bool, kept_pages: int = 1 << 62)
     old = bo.resource
     if old is not None:
         old.manager.lru_remove(old)
-        bo.resource = None
+        bo.assign(None)
         ghost.assign(old)
     if bo.defrag_old_tt is not None:
         # The BO is on its fresh tt already; the copy reads the old one.
-        ghost.tt, bo.defrag_old_tt = bo.defrag_old_tt, None
+        ghost.set_tt(bo.defrag_old_tt)
+        bo.defrag_old_tt = None
     elif take_tt:
-        ghost.tt, bo.tt = bo.tt, None
-        if ghost.tt is not None and bo.num_pages > kept_pages:
-            # The file grew while its new home was sought: what was appended stays behind the new resource.
-            bo.tt = ghost.tt.cut_tail(kept_pages)
+        tt = bo.tt
+        ghost.set_tt(tt)
+        # The file may have grown while its new home was sought: what was appended stays behind the new resource.
+        bo.set_tt(tt.cut_tail(kept_pages) if tt is not None and bo.num_pages > kept_pages else None)
     lifetime.release(ghost)
 
 
@@ -238,7 +237,7 @@ def _pipeline_evict(bo: BufferObject, old: Resource) -> bool:
         if not fence.signaled and not old.manager.add_eviction_fence(fence):
             move_to_ghost(bo, take_tt=False)
             return False
-    bo.resource = None
+    bo.assign(None)
     old.manager.free(old)
     return True
 
@@ -264,13 +263,13 @@ async def pipeline_gutting(bo: BufferObject, ctx: OperationContext) -> None:
         raise TtmError(errno.EINVAL, f"{bo.name} is pinned {bo.pin_count} times: unpin it before it is gutted")
     if ctx.faulting is not bo:
         await unmap_virtual(bo)
-    bo.drop_view()
     if bo.held_pages:
         bo.content_changed()
     if bo.resv.test_signaled(Usage.BOOKKEEP):
         if bo.tt is not None:
             bo.tt.unpopulate()
-        resource, bo.resource = bo.resource, None
+        resource = bo.resource
+        bo.assign(None)
         if resource is not None:
             resource.manager.free(resource)
     else:

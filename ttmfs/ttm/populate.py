@@ -77,6 +77,7 @@ async def populate_all(bo: BufferObject, tt: TT, ctx: OperationContext, *, overw
 
     The first `overwritten` pages are about to be copied over, so they are taken as they come.
     """
+    bo.drop_view()
     _drop_overtaken_restore(bo, tt)
     if not tt.is_populated:
         pages = tt.num_pages - tt.populated_pages

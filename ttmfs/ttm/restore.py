@@ -78,7 +78,6 @@ def _came_back(bo: BufferObject, tt: TT, before: int) -> int:
     else:
         bo.device.unfinished_restores.pop(bo, None)
     if came > 0:
-        bo.drop_view()
         bo.device.counters.backup.pages_in += came
         bo.bump()
         if bo.device.trace.on:
@@ -197,7 +196,6 @@ def _finish(bo: BufferObject, tt: TT, index: Index, pages: Vector) -> None:
 
     What is not in the tt any more gives its page back.
     """
-    bo.drop_view()
     gone = index >= tt.num_pages
     if gone.any():
         tt.give_pages(pages[gone])
