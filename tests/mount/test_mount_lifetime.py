@@ -124,6 +124,7 @@ def rounds(me, count):
 """
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("count", [60, pytest.param(25_000, marks=pytest.mark.stress)])
 def test_rounds_of_create_command_and_unlink_leave_nothing(device: Device, count: int) -> None:
     """Not a page, and nothing that the daemon remembers: the long form is 100 000 rounds of four shells."""

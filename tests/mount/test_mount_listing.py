@@ -107,6 +107,7 @@ def test_who_renames_what_is_listed_comes_to_an_end(client: Client) -> None:
     assert client.do("seen") == [".", "..", *FIRST]
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("count", [700, pytest.param(10_000, marks=pytest.mark.stress)])
 def test_rm_r_of_many_names(device: Device, client: Client, count: int) -> None:
     """It reads a part of the folder, removes what it read, and reads on."""
@@ -171,6 +172,7 @@ def list_on(until):
 """
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("rounds", [150, pytest.param(9000, marks=pytest.mark.stress)])
 def test_atomic_saves_beside_listings(device: Device, client: Client, tmp_path: Path, rounds: int) -> None:
     """No read is ever zeros, of another version, or ENOENT; no name that is gone comes back."""
