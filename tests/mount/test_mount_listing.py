@@ -138,6 +138,19 @@ def test_objects_and_svm_are_listed_as_they_are_too(client: Client) -> None:
     assert client.errno("os.stat(path('objects/d/003'))") == "ENOENT"
 
 
+def test_a_name_that_a_command_made_is_seen(device: Device, client: Client, tmp_path: Path) -> None:
+    """ctl/import: the kernel was not asked, and keeps what it knows of the folder."""
+    (tmp_path / "file").write_bytes(b"imported")
+    client.do("listing = os.scandir(path('bo/d')); before = os.stat(path('bo/d')).st_mtime_ns")
+    assert client.errno("opened('bo/d/i', os.O_RDWR)") == "ENOENT"
+    assert device.command("ctl/import", f"d/i {tmp_path}/file mappable") == "ok"
+    device.until(lambda: client.do("os.stat(path('bo/d')).st_mtime_ns != before"), why="the folder's mtime moves")
+    assert client.do("os.listdir(fd)")[-1] == "i"
+    assert client.do("os.read(opened('bo/d/i', os.O_RDWR | os.O_CREAT), 100)") == b"imported"
+    assert client.errno("opened('bo/d/i', os.O_RDWR | os.O_CREAT | os.O_EXCL)") == "EEXIST"
+    client.do("os.unlink(path('bo/d/i'))")
+
+
 SAVER = """
 def save_and_read(rounds):
     wrong = []
