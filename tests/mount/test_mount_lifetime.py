@@ -111,6 +111,20 @@ def test_what_stands_in_objects_goes_with_the_name(device: Device, how: str) -> 
     device.until(lambda: device.control("nodes") == nodes + left, why=f"{nodes + left} nodes")
 
 
+def test_where_somebody_stood_goes_when_he_leaves(device: Device) -> None:
+    """What he asked for in there, in vain, keeps the folder in the kernel's cache for nobody."""
+    shell = device.client(HELPERS)
+    shell.do("os.stat(path('objects')); os.listdir(path('bo'))")
+    nodes = device.control("nodes")
+    shell.do("make('bo/a', 4096, 1); os.chdir(path('objects/a')); open('status').read(); os.unlink(path('bo/a'))")
+    for name in ("validate", "status", "placement"):
+        device.until(lambda name=name: shell.errno(f"open({name!r}, 'r')") == "ENOENT", why="the BO is gone")
+    assert device.stats()["bos"]["count"] == 0
+    assert device.control("nodes") > nodes
+    shell.do("os.chdir('/')")
+    device.until(lambda: device.control("nodes") == nodes, why=f"{nodes} nodes")
+
+
 ROUNDS = """
 def rounds(me, count):
     for n in range(count):
