@@ -273,6 +273,27 @@ def test_a_folder_hands_its_group_on() -> None:
     names.vdev.close()
 
 
+def test_a_file_goes_with_the_last_of_name_open_and_knowledge() -> None:
+    names = namespace()
+    for left in ("names", "opens", "known"):
+        file = names.create(names.root, b"f", 0o644, 0, 0)
+        file.opens, file.known = 1, True
+        for what in {"names", "opens", "known"} - {left}:
+            if what == "names":
+                names.unlink(names.root, b"f")
+            else:
+                setattr(file, what, 0)
+            names.drop_if_unused(file)
+            assert names.files == {file.ino: file}
+        file.opens, file.known = 0, False
+        if left == "names":
+            names.unlink(names.root, b"f")
+        names.drop_if_unused(file)
+        assert not names.files
+        assert not names.vdev.ttm.num_bos
+    names.vdev.close()
+
+
 def test_an_unlinked_bo_keeps_the_name_that_it_had_last() -> None:
     names = namespace()
     folder = names.mkdir(names.root, b"d", 0o755, 0, 0)

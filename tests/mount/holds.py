@@ -5,7 +5,7 @@ A hold stops the code that reaches it until it is released, at most `times` time
 * `validate`: the BO is reserved for a validate that has not looked for space yet;
 * `inval`: the gate is unmapping, the message to the kernel not yet written;
 * `invalled`: the kernel has dropped the pages, the gate is still unmapping;
-* `open`: an OPEN of a BO or address space has arrived;
+* `open`, `create`: an OPEN of a BO or address space, or a CREATE of this name, has arrived;
 * `copy`: an engine has moved the first 256 KiB of a copy and not yet the next;
 * `svm_inval`, `svm_invalled`: as the two above, for a part of an address space.
 
@@ -13,6 +13,7 @@ Everything here runs on the daemon's loop, unless it says otherwise.
 """
 
 import functools
+import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -53,7 +54,8 @@ class Hold:
         self.held -= 1
 
 
-HOLDS = {name: Hold() for name in ("validate", "inval", "invalled", "copy", "open", "svm_inval", "svm_invalled")}
+_PLACES = ("validate", "inval", "invalled", "copy", "create", "open", "svm_inval", "svm_invalled")
+HOLDS = {name: Hold() for name in _PLACES}
 
 
 SVM_LOG: list[tuple[str, str, int, int]] = []
@@ -111,6 +113,13 @@ def install_holds() -> None:
         return await real_open(self, inode, flags, ctx)
 
     operations.TtmOperations.open = functools.wraps(real_open)(open_)  # type: ignore[method-assign]
+    real_create = operations.TtmOperations.create
+
+    async def create(self: operations.TtmOperations, parent_inode: int, name: bytes, *rest: Any) -> Any:
+        await HOLDS["create"].here(os.fsdecode(name))
+        return await real_create(self, parent_inode, name, *rest)
+
+    operations.TtmOperations.create = functools.wraps(real_create)(create)  # type: ignore[method-assign]
     engine.trio = _HeldTrio()  # type: ignore[assignment]
 
 

@@ -1,9 +1,10 @@
 """Listings show what is there at that moment, whatever is made, renamed and removed while they are read."""
 
+import errno
 from pathlib import Path
 
 import pytest
-from mount_harness import HERE, Client, Device
+from mount_harness import HERE, Client, ClientError, Device
 
 pytestmark = pytest.mark.mount
 
@@ -141,7 +142,7 @@ def test_objects_and_svm_are_listed_as_they_are_too(client: Client) -> None:
 def test_a_name_that_a_command_made_is_seen(device: Device, client: Client, tmp_path: Path) -> None:
     """ctl/import: the kernel was not asked, and keeps what it knows of the folder."""
     (tmp_path / "file").write_bytes(b"imported")
-    client.do("listing = os.scandir(path('bo/d')); before = os.stat(path('bo/d')).st_mtime_ns")
+    client.do("before = os.stat(path('bo/d')).st_mtime_ns")
     assert client.errno("opened('bo/d/i', os.O_RDWR)") == "ENOENT"
     assert device.command("ctl/import", f"d/i {tmp_path}/file mappable") == "ok"
     device.until(lambda: client.do("os.stat(path('bo/d')).st_mtime_ns != before"), why="the folder's mtime moves")
@@ -149,6 +150,24 @@ def test_a_name_that_a_command_made_is_seen(device: Device, client: Client, tmp_
     assert client.do("os.read(opened('bo/d/i', os.O_RDWR | os.O_CREAT), 100)") == b"imported"
     assert client.errno("opened('bo/d/i', os.O_RDWR | os.O_CREAT | os.O_EXCL)") == "EEXIST"
     client.do("os.unlink(path('bo/d/i'))")
+
+
+@pytest.mark.parametrize("flag", ["0", "os.O_EXCL"])
+def test_a_command_makes_the_name_that_a_client_is_making(
+    device: Device, client: Client, tmp_path: Path, flag: str
+) -> None:
+    (tmp_path / "file").write_bytes(b"imported")
+    device.hold("create", bo="i")
+    client.begin(f"os.read(opened('bo/d/i', os.O_RDWR | os.O_CREAT | {flag}), 100)")
+    device.until_held("create")
+    assert device.command("ctl/import", f"d/i {tmp_path}/file mappable") == "ok"
+    device.release("create")
+    if flag == "0":
+        assert client.result() == b"imported"
+    else:
+        with pytest.raises(ClientError) as refused:
+            client.result()
+        assert refused.value.errno == errno.EEXIST
 
 
 SAVER = """

@@ -71,7 +71,6 @@ async def import_bo(vdev: VirtualDevice, names: Namespace, name: str, path: str,
     file = await _open(path)
     try:
         bo_file = names.create(parent, leaf, file.mode, file.uid, file.gid)
-        names.changed(parent)
     except BaseException:
         file.close()
         raise

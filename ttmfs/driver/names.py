@@ -28,8 +28,6 @@ class Names(Generic[F]):
         """Every file that still exists, with or without a name, by inode number."""
         self.gone: Callable[[Dentry], object] = lambda dentry: None
         """Is told of each name that is taken away, or means something else now."""
-        self.changed: Callable[[Folder], object] = lambda folder: None
-        """Is told of a folder that got a name which no client has asked for."""
 
     def destroy(self, file: F) -> None:
         """Give back what a file holds that is used no more."""

@@ -154,7 +154,6 @@ class Mount:
         self.svm.unmapper = SpacePageCache(cache)
         names = NameCache(session, self.operations.inodes)
         self.machine.names.gone = self.spaces.gone = names.gone
-        self.machine.names.changed = names.changed
         async with trio.open_nursery() as nursery:
             await nursery.start(self.vdev.run)
             nursery.start_soon(self.svm.run)

@@ -6,8 +6,6 @@ the nodes and the BO behind them stay. INVAL_ENTRY makes it drop them.
 
 The message waits for the folder's lock in the kernel, which is held across LOOKUP and READDIRPLUS: so it is written in
 a thread, while the loop serves these.
-
-The other way round, a name that no client has made (`ctl/import`) moves the times of a folder, which the kernel keeps.
 """
 
 import math
@@ -38,7 +36,6 @@ class NameCache:
         self._session = session
         self._inodes = inodes
         self._gone: list[Dentry] = []
-        self._changed: list[Folder] = []
         self._dropped: dict[str, Dentry] = {}
         """By key, those that the kernel may know all the same: somebody was in there."""
         self._wanted = trio.Event()
@@ -48,12 +45,6 @@ class NameCache:
         """A name was taken away, or means something else now. Costs nothing if the kernel does not know its mirror."""
         if self._inodes.find(dentry_key(dentry)) is not None:
             self._gone.append(dentry)
-            self._wanted.set()
-
-    def changed(self, folder: Folder) -> None:
-        """The times of a folder moved, and not because a client made a name there."""
-        if folder.known:
-            self._changed.append(folder)
             self._wanted.set()
 
     async def run(self) -> None:
@@ -74,10 +65,9 @@ class NameCache:
 
     def _noted(self) -> list[_Message]:
         batch, self._gone = self._gone[:_AT_ONCE], self._gone[_AT_ONCE:]
-        changed, self._changed = self._changed, []
         if not self._gone:
             self._wanted = trio.Event()
-        messages: list[_Message] = [partial(self._session.invalidate_inode, folder.ino, -1) for folder in changed]
+        messages: list[_Message] = []
         for dentry in batch:
             folder, key = self._inodes.find(folder_key(dentry.folder)), dentry_key(dentry)
             # If the kernel has forgotten it by itself, another may have its name by now: that is not to lose its place.
