@@ -12,6 +12,7 @@ OLD, NEW = b"O" * 70_000, b"N" * 50_000
 def nothing_left(device: Device) -> None:
     device.until(lambda: device.stats()["bos"]["count"] == 0, why="the BO is gone")
     device.until(lambda: device.stats()["pool"]["in_use_pages"] == 0, why="its memory is back")
+    device.until(lambda: device.stats()["regions"]["vram"]["used"] == 0, why="and that of the region")
 
 
 def reader(device: Device, name: str = "bo/a") -> Client:
@@ -145,8 +146,8 @@ def test_rounds_of_create_command_and_unlink_leave_nothing(device: Device, count
     shells = [device.client(HELPERS + ROUNDS) for _ in range(4)]
     for number, shell in enumerate(shells):
         shell.do(f"rounds('warm{number}', 30)", 60)
-    # The next requests free what the last round left: what is counted is counted when nothing happens.
-    nodes = device.until(lambda: device.control("nodes"))
+    nothing_left(device)
+    nodes = device.control("nodes")
     before = device.stats()
     rss = device.rss()
     for number, shell in enumerate(shells):

@@ -187,6 +187,18 @@ def save_and_read(rounds):
             if os.path.exists(path('bo/d/' + gone)): wrong.append((n, gone, b'is back'))
     return wrong
 """
+LS = """
+import subprocess
+def ls_on(until):
+    rounds = missed = 0
+    while not os.path.exists(until):
+        for command in (['ls', '-l', '--', path('bo/d')], ['find', path('bo/d'), '-ls']):
+            shown = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout.decode()
+            names = {line.rsplit('/', 1)[-1].rsplit(' ', 1)[-1] for line in shown.splitlines()}
+            missed += not {'cfg', *(f'{n:03}' for n in range(10))} <= names
+        rounds += 1
+    return rounds, missed
+"""
 LISTER = """
 def list_on(until):
     rounds = missed = 0
@@ -210,7 +222,8 @@ def test_atomic_saves_beside_listings(device: Device, client: Client, tmp_path: 
     """No read is ever zeros, of another version, or ENOENT; no name that is gone comes back."""
     client.do("[make(f'bo/d/more-{n:04}', 0) for n in range(100)]; put('bo/d/cfg', b'first')")
     stop = tmp_path / "stop"
-    listers = [device.client(HELPERS + LISTER).begin(f"list_on({str(stop)!r})") for _ in range(2)]
+    listers = [device.client(HELPERS + LISTER).begin(f"list_on({str(stop)!r})")]
+    listers.append(device.client(HELPERS + LS).begin(f"ls_on({str(stop)!r})"))
     client.do(SAVER)
     try:
         assert client.do(f"save_and_read({rounds})", 600) == []
