@@ -1,5 +1,6 @@
 """What the core tests share: a running device without a mount, BOs with content, unmappers that wait."""
 
+import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -35,6 +36,7 @@ async def device(**options: Any) -> AsyncIterator[VirtualDevice]:
         vdev.close()
 
 
+@functools.cache
 def pattern(name: str, size: int) -> bytes:
     """Bytes that differ from page to page and from BO to BO."""
     seed = sum(name.encode()) & 0xFF

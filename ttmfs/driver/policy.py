@@ -19,7 +19,7 @@ from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.copy import Backing
 from ttmfs.ttm.fault import default_fault
 from ttmfs.ttm.funcs import FaultResult, Multihop, VmFault
-from ttmfs.ttm.move import IDLE_TIMEOUT, move_accel_cleanup, move_null, wait_ctx
+from ttmfs.ttm.move import IDLE_TIMEOUT, linger, move_accel_cleanup, move_null, wait_ctx
 from ttmfs.ttm.placement import GTT, NOWHERE, SYSTEM, Place, PlaceFlag, Placement
 from ttmfs.ttm.populate import populate_all
 from ttmfs.ttm.resource import Resource
@@ -161,7 +161,7 @@ class DefaultDriver:
         # Without the work item that would intercept an error (seed: work allocation failed), or in synchronous mode,
         # the move waits for the copy here. The BO has changed hands before, so that no WRITE goes to its old space.
         if self.vdev.sync_moves or self.vdev.ttm.inject["work_alloc"].should_fail():
-            await fence.wait(IDLE_TIMEOUT)
+            await linger(fence.wait(IDLE_TIMEOUT))
 
     async def _collect_deps(self, bo: BufferObject, ctx: OperationContext) -> tuple[Fence, ...]:
         """prev_fence of the seed: the BO's moves and writers, coalesced; nothing when they were waited for here.

@@ -12,15 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import trio
-
 from ttmfs.driver.locking import reserved_dead_or_alive
 from ttmfs.errors import TtmError
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.placement import SYSTEM, Place, PlaceFlag
 from ttmfs.ttm.resource import Resource, ResourceManager
-from ttmfs.ttm.space import evict_bo, mem_space, move_to
+from ttmfs.ttm.space import UNDO_SECONDS, evict_bo, mem_space, move_to, undoing
 from ttmfs.ttm.unmap import unmap_virtual
 from ttmfs.ttm.validate import validate
 
@@ -59,8 +57,9 @@ class PowerState:
                     await self._empty(manager, ctx)
                 await self._idle()
             except BaseException as error:
-                with trio.CancelScope(shield=True):
+                with undoing():
                     await self._bring_back(OperationContext())
+                self._give_up()
                 self._back_to_work()
                 if ttm.trace.on:
                     code = getattr(error, "errno", None) or errno.EINTR
@@ -84,6 +83,12 @@ class PowerState:
         if ttm.trace.on:
             ttm.trace.emit("resume", restored=restored, failed=failed, bytes=ctx.bytes_moved)
         return {"restored": restored, "failed": failed, "bytes_moved": ctx.bytes_moved}
+
+    def _give_up(self) -> None:
+        """Those that there was no time to bring back stay in system."""
+        for saved in self._saved:
+            saved.bo.last_error = f"suspend failed, and {saved.region} was not had again within {UNDO_SECONDS:g} s"
+        self._saved.clear()
 
     def _back_to_work(self) -> None:
         ttm = self.vdev.ttm
@@ -148,19 +153,27 @@ class PowerState:
         # Pinned ones first, each kind in the order of the LRU that it came from.
         self._saved.sort(key=lambda saved: not saved.bo.pin_count)
         while self._saved:
-            saved = self._saved.pop(0)
-            bo = saved.bo
-            async with reserved_dead_or_alive(bo):
-                if bo.deleted or bo.resource is None or bo.mem_type != SYSTEM or not bo.size:
-                    continue
-                try:
-                    with _unpinned(bo):
-                        await validate(bo, saved.places, ctx)
-                    restored += 1
-                except TtmError as error:
-                    failed += 1
-                    bo.last_error = f"resume: not brought back to {saved.region}: {error.message}"
+            saved = self._saved[0]
+            async with reserved_dead_or_alive(saved.bo):
+                came_back = await self._bring_one_back(saved, ctx)
+            # Not before: who is interrupted goes on with it at the next resume.
+            self._saved.pop(0)
+            restored += came_back is True
+            failed += came_back is False
         return restored, failed
+
+    async def _bring_one_back(self, saved: _Saved, ctx: OperationContext) -> bool | None:
+        """Whether it is back; None when there is nothing to bring back any more."""
+        bo = saved.bo
+        if bo.deleted or bo.resource is None or bo.mem_type != SYSTEM or not bo.size:
+            return None
+        try:
+            with _unpinned(bo):
+                await validate(bo, saved.places, ctx)
+        except TtmError as error:
+            bo.last_error = f"resume: not brought back to {saved.region}: {error.message}"
+            return False
+        return True
 
 
 @contextmanager

@@ -127,7 +127,7 @@ async def _read_slowly(space: "AddressSpace", offset: int, size: int) -> Buffer:
             if devmem is not None:
                 came_back = await _bring_back(space, first, end, devmem, deadline)
                 continue
-        if await fill_holes(space, first, end, at_once=at_once):
+        if await _fill_in_time(space, first, end, deadline, at_once=at_once):
             continue
         return _gather(space, offset, size)
 
@@ -177,6 +177,22 @@ async def migrate_to_ram(devmem: DevMem, why: str, ctx: OperationContext | None 
             await evict_to_ram(devmem.chunk.space.vdev, devmem, ctx or OperationContext(), why)
     finally:
         bo.unlock()
+
+
+async def _fill_in_time(
+    space: "AddressSpace", first: int, end: int, deadline: float, *, at_once: bool, anew: bool = False
+) -> bool:
+    """`fill_holes` for a request: what it waits for ends with the time, and when these pages are to be invalidated."""
+    if at_once:
+        return await fill_holes(space, first, end, at_once=True, anew=anew)
+    waited = True
+
+    async def fill() -> None:
+        nonlocal waited
+        waited = await fill_holes(space, first, end, anew=anew)
+
+    await space.park(first, end, fill, deadline - trio.current_time())
+    return waited
 
 
 async def fill_holes(space: "AddressSpace", first: int, end: int, *, at_once: bool = False, anew: bool = False) -> bool:
@@ -266,7 +282,7 @@ async def _write(space: "AddressSpace", offset: int, data: bytes) -> None:
             if not await running.copy.fence.wait(ttm.fault_timeout):
                 raise TtmError(errno.EIO, f"write to {space.name}: a copy did not end in {ttm.fault_timeout:g} s")
             continue
-        if await fill_holes(space, first, end, at_once=at_once, anew=True):
+        if await _fill_in_time(space, first, end, deadline, at_once=at_once, anew=True):
             continue
         break
     space.map_holes(first, end)

@@ -10,7 +10,7 @@ from ttmfs.errors import TtmError
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.device import Device
-from ttmfs.ttm.room import LONGEST, below_limit, make_room
+from ttmfs.ttm.room import COMMAND_WAIT, FAULT_WAIT, LONGEST, below_limit, make_room
 from ttmfs.ttm.tt import out_of_memory
 
 
@@ -37,8 +37,9 @@ async def alloc_pages(
         except TtmError as error:
             if error.errno != errno.ENOMEM:
                 raise
+            patience = FAULT_WAIT if but is None else COMMAND_WAIT
             in_vain = count > device.pool.num_pages or trio.current_time() >= until
-            if in_vain or not await make_room(device, count, ctx, but=but, fault=but is None):
+            if in_vain or not await make_room(device, count, ctx, but=but, patience=patience):
                 raise out_of_memory(count, device.pool) from error
     device.note_pressure()
     return pages

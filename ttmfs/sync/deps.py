@@ -19,6 +19,9 @@ from ttmfs.sync.resv import FailureHook, Reservation, Usage, should_fail
 MIN_ALLOC_CHUNK = 8
 """Slots of the first allocated table (I915_DEPS_MIN_ALLOC_CHUNK); one slot is inline."""
 
+WAIT_SECONDS = 15.0
+"""How long a fence is waited for where it cannot be stored; the kernel waits for ever."""
+
 
 class OperationCtx(Protocol):
     """What Deps needs of a ttm_operation_ctx."""
@@ -38,7 +41,7 @@ class Deps:
     """i915_deps: fences of different contexts, of each context the latest.
 
     `fail_grow` and `fail_array` inject allocation failures: of the growing table, and of the array that
-    `to_fence` makes. A wait with `ctx.interruptible` false is shielded from cancellation.
+    `to_fence` makes. A wait with `ctx.interruptible` false is shielded from cancellation; each ends after WAIT_SECONDS.
     """
 
     __slots__ = ("_deps", "_fail_array", "_fail_grow", "capacity")
@@ -66,8 +69,8 @@ class Deps:
 
         One that is signaled is not stored, only its error looked at. Of the same context, other than 0, only the
         later is kept. When the table cannot grow the fence is waited for here, or with `ctx.no_wait_gpu` the
-        call fails. TtmError(EBUSY) for that, TtmError(the fence's error) for a signaled fence that failed; both
-        empty the collection, and so does a cancelled wait.
+        call fails. TtmError(EBUSY) for that and for a fence that is not signaled in time, TtmError(the fence's error)
+        for a signaled fence that failed; all empty the collection, and so does a cancelled wait.
         """
         if fence is None:
             return
@@ -100,8 +103,8 @@ class Deps:
     async def sync(self, ctx: OperationCtx) -> None:
         """Waits for all, in order (i915_deps_sync), up to the first error; afterwards all that is left is signaled.
 
-        TtmError(EBUSY) with `ctx.no_wait_gpu` when one is pending, TtmError(the fence's error) when one has
-        failed; both empty the collection, and so does a cancelled wait. Success leaves it as it is.
+        TtmError(EBUSY) with `ctx.no_wait_gpu` when one is pending, or when one is not signaled in time, TtmError(the
+        fence's error) when one has failed; all empty the collection, and so does a cancelled wait. Success leaves it.
         """
         for fence in self:
             await self._wait(fence, ctx)
@@ -128,10 +131,12 @@ class Deps:
                 self._fail(errno.EBUSY, f"fence {fence.name} is pending, and no_wait_gpu was asked")
             try:
                 with trio.CancelScope(shield=not ctx.interruptible):
-                    await fence.wait()
+                    in_time = await fence.wait(WAIT_SECONDS)
             except BaseException:
                 self.fini()
                 raise
+            if not in_time:
+                self._fail(errno.EBUSY, f"fence {fence.name} was not signaled within {WAIT_SECONDS:g} s")
         self._check(fence)
 
     def _check(self, fence: Fence) -> None:

@@ -26,12 +26,13 @@ from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.copy import Backing, Copy, CopyState
 from ttmfs.ttm.eof import drop_cached_eof_page
 from ttmfs.ttm.external import read_external, write_external
+from ttmfs.ttm.fault import serve_fault
 from ttmfs.ttm.funcs import FaultFlag, FaultResult, VmFault
 from ttmfs.ttm.growth import growing
 from ttmfs.ttm.move import retreat_to_system
 from ttmfs.ttm.park import park
 from ttmfs.ttm.request import Request, parked, trace_fault
-from ttmfs.ttm.room import make_room
+from ttmfs.ttm.room import FAULT_WAIT, make_room
 from ttmfs.ttm.tt import TT
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, pages_of
 
@@ -147,7 +148,7 @@ async def _read_slowly(bo: BufferObject, offset: int, size: int, request: Reques
                 continue
             return _gather(bo, offset, size)
         vmf = VmFault(bo, first, count, deadline=request.deadline, flags=flags)
-        result = await bo.funcs.fault(vmf)
+        result = await serve_fault(vmf)
         request.note(vmf)
         if result is FaultResult.OK:
             # A copy or a truncate slipped in before, or the move that was waited for failed: start over.
@@ -191,7 +192,7 @@ def _give_memory_now(bo: BufferObject, first: int, count: int, *, late: bool) ->
 async def _make_room(bo: BufferObject, count: int, error: TtmError, request: Request) -> None:
     """There is no memory right now: make some, or raise the error."""
     if error.errno != errno.ENOMEM or request.expired or not await make_room(
-        bo.device, count, OperationContext(), but=bo, fault=True
+        bo.device, count, OperationContext(), but=bo, patience=min(FAULT_WAIT, request.time_to_live)
     ):
         raise error
 
@@ -328,7 +329,7 @@ async def _write_slowly(bo: BufferObject, offset: int, data: bytes, request: Req
             await _prepare(bo, first, count, request)
         else:
             vmf = VmFault(bo, first, count, deadline=request.deadline, flags=flags, overwrite=overwrite)
-            result = await bo.funcs.fault(vmf)
+            result = await serve_fault(vmf)
             request.note(vmf)
             if result in _ERRNO and end <= bo.size and not bo.has_memory(first, count):
                 raise TtmError(_ERRNO[result], f"write to {bo.name} page {first}: {vmf.message}")

@@ -137,6 +137,24 @@ def _notify_failed(vmf: VmFault, error: TtmError) -> FaultResult:
     return vmf.fail(result, error)
 
 
+async def serve_fault(vmf: VmFault) -> FaultResult:
+    """The BO's own handler, bounded: NOPAGE when the time is up, or when pages of the fault are about to be unmapped.
+
+    Rule R1 for all that a handler may wait for, not only for its own reservation and moves: memory, and space that
+    others have to be evicted from first. It is cancelled there, gives up its reservation, and the request is served
+    from where its bytes are.
+    """
+    bo: BufferObject = vmf.bo
+    result = FaultResult.NOPAGE
+
+    async def handler() -> None:
+        nonlocal result
+        result = await bo.funcs.fault(vmf)
+
+    await bo.gate.park(handler, vmf.time_left, vmf.first, vmf.count)
+    return result
+
+
 async def default_fault(vmf: VmFault) -> FaultResult:
     """ttm_bo_vm_fault: reserve, serve with the BO's prefault, unreserve."""
     result = await vm_reserve(vmf)

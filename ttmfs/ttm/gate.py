@@ -18,6 +18,10 @@ ALL_PAGES: Final = range(1 << 50)
 NO_PAGES: Final = range(0)
 
 
+def _meet(some: range, others: range) -> bool:
+    return some.start < others.stop and others.start < some.stop
+
+
 class Gate:
     """The unmapping part of one BO's gate, and the requests parked on the BO."""
 
@@ -29,7 +33,8 @@ class Gate:
         self.touched = False
         """A page that is watched was handed out."""
         self._watched = NO_PAGES
-        self._parked: dict[trio.CancelScope, None] | None = None
+        self._parked: dict[trio.CancelScope, range] | None = None
+        """By their waits, the pages of the requests."""
 
     @property
     def unmapping(self) -> bool:
@@ -38,17 +43,21 @@ class Gate:
 
     def unmaps(self, first: int, count: int) -> bool:
         """Is an INVAL outstanding that may wait for a request of `count` pages from `first` on?"""
-        return any(first < pages.stop and pages.start < first + count for pages in self.outstanding)
+        return any(_meet(pages, range(first, first + count)) for pages in self.outstanding)
 
     def begin_unmapping(self, pages: range = ALL_PAGES) -> None:
-        """Before an INVAL is issued: wakes every parked request of the BO, so that it is served from the source."""
-        self.outstanding += (pages,)
-        self.wake()
+        """Before an INVAL is issued: wakes every request of these pages, so that it is served from the source.
 
-    def wake(self) -> None:
-        """End the wait of every parked request; each looks again at what to do."""
-        for scope in self._parked or ():
-            scope.cancel()
+        Not those of other pages: one of them may be what unmaps these, to make room for itself.
+        """
+        self.outstanding += (pages,)
+        self.wake(pages)
+
+    def wake(self, pages: range = ALL_PAGES) -> None:
+        """End the wait of every parked request of one of these pages; each looks again at what to do."""
+        for scope, parked in (self._parked or {}).items():
+            if _meet(pages, parked):
+                scope.cancel()
 
     def end_unmapping(self, pages: range = ALL_PAGES) -> None:
         """The INVAL has returned; the caller closes the gate for a copy in the same step, or nobody does."""
@@ -67,7 +76,7 @@ class Gate:
 
     def touch(self, first: int, count: int) -> None:
         """Pages are handed out by who holds no reservation."""
-        if first < self._watched.stop and self._watched.start < first + count:
+        if _meet(self._watched, range(first, first + count)):
             self.touched = True
 
     async def park(
@@ -75,15 +84,15 @@ class Gate:
     ) -> bool:
         """Run `wait` for at most `timeout` seconds; False when unmapping or the timeout ended it early.
 
-        `first` and `count` are the pages of the request. `wait` must be harmless to cancel: a lock or a fence, never
-        a move.
+        `first` and `count` are the pages of the request. `wait` must be harmless to cancel: a lock, a fence, or a fault
+        handler, which leaves things as they are when it is cancelled.
         """
         if self.unmaps(first, count):
             return False
         if self._parked is None:
             self._parked = {}
         with trio.move_on_after(timeout) as scope:
-            self._parked[scope] = None
+            self._parked[scope] = range(first, first + count)
             try:
                 await wait()
             finally:

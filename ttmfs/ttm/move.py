@@ -5,8 +5,12 @@ which decide what becomes of the old space: freed at once, given to a ghost unti
 pipelined eviction, freed now with the fence left behind at the manager for every next owner.
 """
 
+import contextlib
 import errno
+from collections.abc import Awaitable
 from typing import Final
+
+import trio
 
 from ttmfs.errors import TtmError
 from ttmfs.sync.fence import Fence, get_stub
@@ -56,6 +60,16 @@ class _GhostFuncs:
 _GHOST_FUNCS: Final = _GhostFuncs()
 
 
+async def linger(wait: Awaitable[object]) -> None:
+    """Wait for what decides nothing any more; whoever is cancelled meanwhile hears of it at the next wait.
+
+    The copy is submitted and the BO has changed hands: that cannot be taken back, so it has not failed. Only the wait
+    ends early.
+    """
+    with contextlib.suppress(trio.Cancelled):
+        await wait
+
+
 async def wait_ctx(bo: BufferObject, ctx: OperationContext) -> None:
     """ttm_bo_wait_ctx: until nothing uses the BO. TtmError(EBUSY) with no_wait_gpu, or after 15 s."""
     if bo.resv.test_signaled(Usage.BOOKKEEP):
@@ -70,7 +84,9 @@ async def handle_move_mem(bo: BufferObject, resource: Resource, ctx: OperationCo
     """ttm_bo_handle_move_mem: unmap, give the target a populated tt, let the driver move.
 
     A defrag move gets its fresh tt first and is unmapped only then, so that its usual failure disturbs nobody.
-    `bo` is reserved. Raises what the driver raises; the BO is then as it was and `resource` still the caller's.
+    `bo` is reserved. Raises what the driver raises; the BO is then as it was and `resource` still the caller's. So it
+    is when it is cancelled, which it can be wherever it waits, but for INVAL: that is not cancelled half way, and ends
+    because the BO's requests are served meanwhile (R1).
     """
     device = bo.device
     old = bo.resource
@@ -103,7 +119,7 @@ async def handle_move_mem(bo: BufferObject, resource: Resource, ctx: OperationCo
         _undo_populate(bo, old)
         if not isinstance(error, Multihop):
             device.counters.moves.failed += 1
-        code = "multihop" if isinstance(error, Multihop) else getattr(error, "errno", errno.EIO)
+        code = "multihop" if isinstance(error, Multihop) else getattr(error, "errno", errno.EINTR)
         _trace_move("move_end", bo, old, resource, evict=int(evict), fence="-", errno=code)
         raise
     if fresh is not None:
@@ -224,8 +240,8 @@ async def move_accel_cleanup(
         wait = evict and old is not None
         move_sync_cleanup(bo, resource)
     if wait:
-        # The copy is submitted and cannot be taken back: if it does not end, a ghost frees the space when it does.
-        await bo.resv.wait(Usage.BOOKKEEP, IDLE_TIMEOUT)
+        # If it does not end in time, a ghost frees the space when it does.
+        await linger(bo.resv.wait(Usage.BOOKKEEP, IDLE_TIMEOUT))
 
 
 def _pipeline_evict(bo: BufferObject, old: Resource) -> bool:

@@ -10,7 +10,7 @@ from ttmfs.errors import TtmError
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.restore import restore_all, restore_range
-from ttmfs.ttm.room import LONGEST, below_limit, make_room
+from ttmfs.ttm.room import COMMAND_WAIT, FAULT_WAIT, LONGEST, below_limit, make_room
 from ttmfs.ttm.tt import TT, out_of_memory
 from ttmfs.units import MAX_ORDER
 
@@ -122,5 +122,6 @@ async def _reclaim_for(
     if error.errno != errno.ENOMEM:
         raise error
     in_vain = pages > tt.pool.arena.num_pages or trio.current_time() >= until
-    if in_vain or not await make_room(bo.device, pages, ctx, but=bo, keep=keep, fault=ctx.faulting is bo):
+    patience = FAULT_WAIT if ctx.faulting is bo else COMMAND_WAIT
+    if in_vain or not await make_room(bo.device, pages, ctx, but=bo, keep=keep, patience=patience):
         raise out_of_memory(pages, tt.pool) from error

@@ -16,9 +16,9 @@ from ttmfs.ttm.device import Device
 from ttmfs.ttm.lru_cursor import LruCursor
 from ttmfs.ttm.reclaim import reclaim
 
-_FAULT_WAIT: Final = 5.0
+FAULT_WAIT: Final = 5.0
 """Seconds that a request tries for memory that only BOs in use hold."""
-_COMMAND_WAIT: Final = 0.5
+COMMAND_WAIT: Final = 0.5
 """Seconds that a command does: less, because requests may wait for what it holds."""
 LONGEST: Final = 15.0
 """Seconds after which who still finds none gives up, even if some was freed each time and others were faster."""
@@ -49,14 +49,15 @@ async def make_room(
     *,
     but: BufferObject | None = None,
     keep: range | None = None,
-    fault: bool = False,
+    patience: float = COMMAND_WAIT,
 ) -> bool:
     """Free some memory for `pages` pages, `but` and `keep` as for `below_limit`. False when nothing can be had.
 
-    A `fault` tries longer than a command. Waits for INVALs of other BOs only, whose requests have their memory.
+    What only others use is tried for again for `patience` seconds. Waits for INVALs of other BOs only, whose requests
+    have their memory.
     """
     locked = None if keep is None else (keep.start, len(keep))
-    give_up = trio.current_time() + (_FAULT_WAIT if fault else _COMMAND_WAIT)
+    give_up = trio.current_time() + patience
     pause = _FIRST_PAUSE
     while True:
         if await _shrink_for(device, max(pages, _LEAST_SHRINK), but, keep):

@@ -37,6 +37,17 @@ BUSY_RETRY_SECONDS: Final = 0.02
 """How long an allocation waits once for victims that were only briefly locked, before it gives up."""
 
 
+UNDO_SECONDS: Final = 0.5
+"""How long a call that has failed, or whose time is up, may go on to put things back. Then they stay where they are."""
+_UNHOP_SECONDS: Final = 0.3
+"""The same for one BO on its way, which may be the last of those that are put back."""
+
+
+def undoing(seconds: float = UNDO_SECONDS) -> trio.CancelScope:
+    """A scope for that: not cancelled from outside, and not long."""
+    return trio.CancelScope(shield=True, deadline=trio.current_time() + seconds)
+
+
 def no_room(bo: BufferObject, placement: Placement) -> TtmError:
     """Full everywhere, as callers see it: ENOMEM, or ENOSPC with `--propagate-enospc`."""
     code = errno.ENOSPC if bo.device.propagate_enospc else errno.ENOMEM
@@ -122,25 +133,23 @@ async def mem_space(bo: BufferObject, placement: Placement, ctx: OperationContex
 async def move_to(bo: BufferObject, resource: Resource, ctx: OperationContext, *, evict: bool) -> None:
     """Move `bo` to `resource`, bouncing through the hops that the driver asks for.
 
-    From here on nothing is cancelled: INVAL and bytes in flight cannot be taken back, and both are bounded. On failure
-    `resource` is freed.
+    On failure, or cancelled, `resource` is freed and the BO is back where it was.
     """
     origin = bo.mem_type
     bounced = False
-    with trio.CancelScope(shield=True):
-        try:
-            while True:
-                try:
-                    await handle_move_mem(bo, resource, ctx, evict=evict)
-                    break
-                except Multihop as multihop:
-                    await _bounce(bo, multihop.hop, ctx)
-                    bounced = True
-        except BaseException:
-            resource.manager.free(resource)
-            if bounced:
-                await _back_from_hop(bo, origin)
-            raise
+    try:
+        while True:
+            try:
+                await handle_move_mem(bo, resource, ctx, evict=evict)
+                break
+            except Multihop as multihop:
+                await _bounce(bo, multihop.hop, ctx)
+                bounced = True
+    except BaseException:
+        resource.manager.free(resource)
+        if bounced:
+            await _back_from_hop(bo, origin)
+        raise
     if evict:
         _count_eviction(bo, ctx)
 
@@ -148,16 +157,21 @@ async def move_to(bo: BufferObject, resource: Resource, ctx: OperationContext, *
 async def _back_from_hop(bo: BufferObject, origin: str) -> None:
     """The last leg of a multihop failed: back to the region that it came from (the kernel leaves it in the hop)."""
     ctx = OperationContext(resv=bo.resv)
-    try:
-        resource = await mem_space(bo, (Place(origin),), ctx)
-    except TtmError as error:
-        bo.last_error = f"left in {bo.mem_type}: {error.message}"
-        return
-    try:
-        await handle_move_mem(bo, resource, ctx, evict=False)
-    except (TtmError, Multihop) as error:
-        resource.manager.free(resource)
-        bo.last_error = f"left in {bo.mem_type}: {error}"
+    why = f"there was no time: it did not come back within {_UNHOP_SECONDS:g} s"
+    with undoing(_UNHOP_SECONDS):
+        try:
+            resource = await mem_space(bo, (Place(origin),), ctx)
+            try:
+                await handle_move_mem(bo, resource, ctx, evict=False)
+            except BaseException:
+                resource.manager.free(resource)
+                raise
+            return
+        except TtmError as error:
+            why = error.message
+        except Multihop as error:
+            why = str(error)
+    bo.last_error = f"left in {bo.mem_type}: {why}"
 
 
 def _count_eviction(bo: BufferObject, ctx: OperationContext) -> None:

@@ -8,8 +8,6 @@ everywhere is ENOMEM, or ENOSPC with `--propagate-enospc`.
 import errno
 from collections.abc import Sequence
 
-import trio
-
 from ttmfs.errors import TtmError
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
@@ -17,7 +15,7 @@ from ttmfs.ttm.defrag import nothing_to_gain
 from ttmfs.ttm.move import pipeline_gutting
 from ttmfs.ttm.placement import Place, Placement, format_placement
 from ttmfs.ttm.resource import Resource, resource_compatible
-from ttmfs.ttm.space import alloc_resource, move_to, no_room
+from ttmfs.ttm.space import UNDO_SECONDS, alloc_resource, move_to, no_room, undoing
 
 
 async def validate(bo: BufferObject, placement: Placement, ctx: OperationContext) -> None:
@@ -142,9 +140,14 @@ async def validate_all(
 
 async def _move_back(moved: Sequence[tuple[BufferObject, Placement]]) -> None:
     """Undo moves, the last first. Their old space is free or becomes so; one that cannot go back stays where it is."""
-    with trio.CancelScope(shield=True):
-        for bo, place in reversed(moved):
+    left = list(moved)
+    with undoing():
+        while left:
+            bo, place = left[-1]
             try:
                 await validate(bo, place, OperationContext(resv=bo.resv))
             except TtmError as error:
                 bo.last_error = f"could not be moved back: {error.message}"
+            left.pop()
+    for bo, _place in left:
+        bo.last_error = f"was not moved back: there was no time ({UNDO_SECONDS:g} s)"
