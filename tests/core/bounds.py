@@ -5,6 +5,7 @@ may be busy for ever, a client with dirty pages in its cache, and places that fa
 of waiting take no time and are seen all the same. It waits for no thread, so nothing here uses one: no `writeback`.
 """
 
+import os
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,6 +25,7 @@ from ttmfs.driver.submit import submit_job
 from ttmfs.errors import TtmError
 from ttmfs.fs.command import Command, Machine, Target
 from ttmfs.fs.commands import CTL_COMMANDS, OBJECT_COMMANDS
+from ttmfs.fs.opening import Opening
 from ttmfs.fs.runner import Runner
 from ttmfs.fs.svmcommands import SPACE_COMMANDS, OpenedSpace
 from ttmfs.fs.svmnames import SpaceFile
@@ -34,6 +36,7 @@ from ttmfs.ttm import access
 from ttmfs.ttm.backup import BackupFlags
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.lifetime import set_size
 
 BOUND = 2.0
 """Seconds: command_timeout."""
@@ -146,7 +149,7 @@ class Scene:
 
     async def _make(self, name: str, size: int, place: str = "") -> BufferObject:
         bo = self.bos[name] = self.names.create(self.names.root, name.encode(), 0o644, 0, 0).bo
-        self.vdev.ttm.set_size(bo, size)
+        set_size(bo, size)
         if name != "fresh":
             await access.write(bo, 0, pattern(name, size))
         if place:
@@ -188,7 +191,7 @@ class Scene:
             await submit_job(vdev, job, OperationContext())
         for name in ("working", "idle", "pending"):
             # The first victims of vram are those that it is hardest to move.
-            vdev.ttm.lru_bump(self.bos[name])
+            self.bos[name].bump()
         fences = [fence for engine in vdev.all_engines for fence in engine.pending()]
         self.pending = fences[0].name if fences else "1:1"
         if spot.place:
@@ -208,7 +211,7 @@ class Scene:
         command, target = self.command(case)
         started = trio.current_time()
         line = case.words.format(fence=self.pending).encode()
-        outcome = await self.runner.run(command, case.target or None, target, line, 0)
+        outcome = await self.runner.run(command, case.target or None, target, line, Opening(0, 0, 0, os.O_RDWR))
         return outcome.error.name if outcome.error is not None else "ok", trio.current_time() - started
 
     async def request(self, name: str, kind: str, offset: int) -> tuple[str, float]:

@@ -12,13 +12,14 @@ from ttmfs.ttm import access
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.funcs import FaultResult, VmFault
+from ttmfs.ttm.lifetime import set_size
 from ttmfs.ttm.unmap import unmap_virtual
 
 
 def fresh(vdev: VirtualDevice, name: str, size: int, place: str) -> BufferObject:
     """A BO whose first touch takes it to `place`."""
     bo = vdev.create_bo(name)
-    vdev.ttm.set_size(bo, size)
+    set_size(bo, size)
     bo.placement, bo.placed = vdev.parse_placement([place]), False
     return bo
 

@@ -29,12 +29,12 @@ def without_r1() -> None:
     """Requests wait for reservation and fences also while an INVAL of their BO is outstanding."""
     Gate.unmapping = property(lambda self: False)  # type: ignore[method-assign,assignment]
     Gate.unmaps = lambda self, first, count: False  # type: ignore[method-assign]
-    Gate.wake = lambda self: None  # type: ignore[method-assign]
+    Gate.wake = lambda self, pages=None: None  # type: ignore[method-assign]
 
 
 def without_wake() -> None:
     """R1, the half about requests that were parked before the INVAL began."""
-    Gate.wake = lambda self: None  # type: ignore[method-assign]
+    Gate.wake = lambda self, pages=None: None  # type: ignore[method-assign]
 
 
 def without_r2() -> None:
