@@ -18,9 +18,8 @@ from tests.core.stores import make_noise, noise, same, spec
 from tests.sync.inline import Inline
 from ttmfs import clock
 from ttmfs.driver import calls
-from ttmfs.driver.compute import INLINE_BYTES
 from ttmfs.driver.imported import import_bo
-from ttmfs.driver.jobs import Job
+from ttmfs.driver.jobs import INLINE_BYTES, Job
 from ttmfs.driver.namespace import Namespace
 from ttmfs.driver.submit import submit_job
 from ttmfs.sync import fence, offload

@@ -124,7 +124,7 @@ async def test_what_a_job_wrote_before_it_failed_is_published_too(autojump_clock
         work.dst.store(0, memoryview(b"x" * PAGE))
         raise RuntimeError("the shader hung")
 
-    monkeypatch.setattr("ttmfs.driver.compute.execute", broken)
+    monkeypatch.setattr("ttmfs.driver.jobs.execute", broken)
     async with device() as vdev:
         names = Namespace(vdev, uid=0, gid=0)
         vdev.ttm.unmapper = unmapper = WaitingUnmapper()

@@ -121,7 +121,7 @@ async def test_a_failing_job_does_not_fail_later_moves(device, autojump_clock, m
         def broken(*_args):
             raise RuntimeError("the shader hung")
 
-        monkeypatch.setattr("ttmfs.driver.compute.execute", broken)
+        monkeypatch.setattr("ttmfs.driver.jobs.execute", broken)
         queued = await submit_job(vdev, Job("fill", dst=bo, value=1), OperationContext())
         await queued.fence.wait()
         assert queued.fence.error == errno.EIO

@@ -9,16 +9,23 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from ttmfs import clock
-
-if TYPE_CHECKING:
-    from ttmfs.driver.namespace import BoFile
+from ttmfs.ttm.bo import BufferObject
 
 KERNEL: Final = "kernel"
 _THREADS_KEPT_SECONDS: Final = 0.1
 _Process = tuple[int, int]
+
+
+class ClientFile(Protocol):
+    """A BO with a file, as far as its client is concerned."""
+
+    ino: int
+    uid: int
+    bo: BufferObject
+    client: "Client | None"
 
 
 @dataclass(slots=True, eq=False)
@@ -34,7 +41,7 @@ class Client:
     uid: int
     pid: int = 0
     started: int = 0
-    files: "dict[int, BoFile]" = field(default_factory=dict)
+    files: dict[int, ClientFile] = field(default_factory=dict)
 
 
 class Clients:
@@ -48,7 +55,7 @@ class Clients:
         self._threads: dict[int, _Process | None] = {}
         self._threads_until = 0.0
 
-    def adopt(self, file: "BoFile", thread: int = 0) -> None:
+    def adopt(self, file: ClientFile, thread: int = 0) -> None:
         """The BO was created by this thread (0: by nobody that is known); it leaves the client that it had."""
         # First: a client that loses its last BO is forgotten, and it may be the one that gets this one.
         self.drop(file)
@@ -62,7 +69,7 @@ class Clients:
         file.client = client
         client.files[file.ino] = file
 
-    def drop(self, file: "BoFile") -> None:
+    def drop(self, file: ClientFile) -> None:
         """The BO is no longer its client's; a client without BOs is forgotten."""
         client, file.client = file.client, None
         if client is None:

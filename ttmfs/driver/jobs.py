@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
+import trio
 from numpy.typing import NDArray
 
 from ttmfs.errors import TtmError
@@ -31,6 +32,8 @@ DTYPES: Final[Mapping[str, type[np.generic]]] = {
     "f32": np.float32,
     "f64": np.float64,
 }
+INLINE_BYTES: Final = 256 << 10
+"""Smaller jobs run on the loop: a thread hop costs more than they do."""
 _STEP: Final = 1 << 20
 """Bytes that a job works on at a time."""
 
@@ -229,14 +232,42 @@ class QueuedJob:
     value: int | float | None = None
 
     @property
-    def imported(self) -> bool:
-        """Does it touch memory of an exporter?"""
-        return any(span.exporter is not None for span in (*self.srcs, *((self.dst,) if self.dst else ())))
+    def kind(self) -> str:
+        """The job's."""
+        return self.job.kind
 
     @property
-    def work(self) -> Work:
-        """What is to be done."""
-        return Work(self.job, self.size, self.dst, self.srcs)
+    def name(self) -> str:
+        """Whose memory it is, of the first one."""
+        return self.job.bos[0].name if self.job.bos else ""
+
+    async def run(self, lane: Lane) -> None:
+        """Flush, work, publish; as `QueuedWork.run`."""
+        for bo in self.job.bos:
+            await self.flush(bo)
+        try:
+            await self._work(lane)
+        except Exception:
+            await self.publish()  # it may have written some of it
+            raise
+        await self.publish()
+
+    async def _work(self, lane: Lane) -> None:
+        if self.kind == "busy":
+            await trio.sleep(self.job.seconds)
+            return
+        work = Work(self.job, self.size, self.dst, self.srcs)
+        if self._imported:
+            self.value = await execute_imported(work, lane)
+        elif self.size <= INLINE_BYTES:
+            self.value = execute(work)
+        else:
+            self.value = await lane.run(execute, work)
+
+    @property
+    def _imported(self) -> bool:
+        """Does it touch memory of an exporter?"""
+        return any(span.exporter is not None for span in (*self.srcs, *((self.dst,) if self.dst else ())))
 
     async def publish(self) -> None:
         """What the device wrote becomes visible: mtime moves, cached pages and attributes go."""

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from ttmfs.driver.compute import INLINE_BYTES
-from ttmfs.driver.jobs import Span
+from ttmfs.driver.jobs import INLINE_BYTES, Span
 from ttmfs.errors import TtmError
 from ttmfs.svm.fault import Bound
 from ttmfs.svm.pages import CHUNK_PAGES, mask_of
@@ -71,7 +70,7 @@ class Operation:
 
 
 class SvmJob:
-    """A part of an operation that lies in one range: an OtherJob of the compute engine."""
+    """A part of an operation that lies in one range: a QueuedWork of the compute engine."""
 
     __slots__ = ("deps", "done", "fence", "first", "kind", "name", "offset", "operation", "size", "space", "span")
 
