@@ -47,7 +47,6 @@ INSIDE = {
 """What may be imported inside functions, and why."""
 
 CIRCLES = {
-    "driver": ("clients namespace", "defrag device policy suspend vmwgfx"),
     "svm": ("chunk cpu devmem reclaim space svm",),
     "ttm": ("move populate room shrinker space",),
 }

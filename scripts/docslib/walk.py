@@ -6,6 +6,7 @@ from typing import Any
 
 from ttmfs.driver.config import Config, Region
 from ttmfs.driver.device import VirtualDevice
+from ttmfs.driver.knobs import knobs
 from ttmfs.driver.namespace import Namespace
 from ttmfs.fs.attributes import status
 from ttmfs.fs.command import Machine
@@ -52,7 +53,7 @@ def walk() -> Found:
             if name is not None:
                 files[name] = bool(node.mode & 0o200)
         return Found(
-            files, tuple(status(file.bo)), tuple(space_status(space)), {**vdev.knobs(), **svm_knobs(svm)}
+            files, tuple(status(file.bo)), tuple(space_status(space)), {**knobs(vdev), **svm_knobs(svm)}
         )
     finally:
         vdev.close()

@@ -9,6 +9,7 @@ from defrag_tools import MIB, content, hog, orders, scattered
 from trio.testing import MockClock
 
 from ttmfs.driver import calls
+from ttmfs.driver.knobs import set_knob
 from ttmfs.errors import TtmError
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm import access, lifetime
@@ -79,7 +80,7 @@ async def test_the_worker_moves_what_is_listed_and_stops(device, clock):
 
 async def test_a_pass_is_capped(device, clock):
     async with device() as vdev:
-        vdev.set_knob("defrag_limit", "2")
+        set_knob(vdev, "defrag_limit", "2")
         runs = []
         watch_runs(vdev, runs)
         for n in range(5):
@@ -91,8 +92,8 @@ async def test_a_pass_is_capped(device, clock):
 
 async def test_exponential_backoff_reset_by_a_new_entry(device, clock):
     async with device() as vdev:
-        vdev.set_knob("defrag_interval", "1")
-        vdev.set_knob("defrag_interval_max", "8")
+        set_knob(vdev, "defrag_interval", "1")
+        set_knob(vdev, "defrag_interval_max", "8")
         runs = []
         watch_runs(vdev, runs)
         bo, data = await scattered(vdev, "a", 2 * MIB)
@@ -171,4 +172,4 @@ async def test_a_suspended_device_is_left_alone(device, clock):
 async def test_bad_knobs(device, words):
     async with device() as vdev:
         with pytest.raises(TtmError):
-            vdev.set_knob(*words.split("="))
+            set_knob(vdev, *words.split("="))

@@ -8,10 +8,11 @@ not reclaim for the beneficial order either; a BO that joins starts it over at t
 import errno
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import trio
 
+from ttmfs.driver.hardware import Hardware
 from ttmfs.driver.locking import reserved, with_all_reserved
 from ttmfs.errors import TtmError
 from ttmfs.sync.resv import Usage
@@ -20,9 +21,6 @@ from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.defrag import improvable
 from ttmfs.ttm.placement import Place, PlaceFlag, Placement
 from ttmfs.ttm.validate import validate
-
-if TYPE_CHECKING:
-    from ttmfs.driver.device import VirtualDevice
 
 Result = dict[str, Any]
 
@@ -45,7 +43,7 @@ class Tally:
         return {**result, "why": self.why} if self.why else result
 
 
-def idle(vdev: "VirtualDevice") -> bool:
+def idle(vdev: Hardware) -> bool:
     """Does the device no work now: unplugged, suspended or closing?"""
     ttm = vdev.ttm
     return ttm.unplugged or ttm.suspended or ttm.closing
@@ -61,7 +59,7 @@ def _placement(bo: BufferObject, *, evicting: bool) -> Placement:
     return (Place(bo.mem_type, flags=flags),)
 
 
-async def re_back(vdev: "VirtualDevice", bo: BufferObject, ctx: OperationContext, *, evicting: bool) -> bool:
+async def re_back(vdev: Hardware, bo: BufferObject, ctx: OperationContext, *, evicting: bool) -> bool:
     """Validate a reserved BO to where it is with ctx.defrag; did it move?
 
     TtmError: EINVAL pinned or imported; ENOMEM the beneficial order, or room for a second copy, is not to be had; what
@@ -92,7 +90,7 @@ async def re_back(vdev: "VirtualDevice", bo: BufferObject, ctx: OperationContext
     return moved
 
 
-async def defrag_bo(vdev: "VirtualDevice", bo: BufferObject, ctx: OperationContext) -> Result:
+async def defrag_bo(vdev: Hardware, bo: BufferObject, ctx: OperationContext) -> Result:
     """objects/NAME/defrag: re-back one BO, evicting others from its region for a second copy if it must.
 
     Success with nothing moved when fresh pages cannot be better: unpopulated, partly in the store, no whole piece of
@@ -108,7 +106,7 @@ async def defrag_bo(vdev: "VirtualDevice", bo: BufferObject, ctx: OperationConte
     return await with_all_reserved([bo], ctx, work)
 
 
-async def try_one(vdev: "VirtualDevice", bo: BufferObject, tally: Tally, *, wait: bool, compact: bool = False) -> bool:
+async def try_one(vdev: Hardware, bo: BufferObject, tally: Tally, *, wait: bool, compact: bool = False) -> bool:
     """Defrag one BO of a pass, counting it; False when that failed. With `wait`, for its lock and then its copy."""
     ctx = OperationContext(no_wait_gpu=not wait, compact=compact)
     try:
@@ -132,7 +130,7 @@ async def try_one(vdev: "VirtualDevice", bo: BufferObject, tally: Tally, *, wait
     return True
 
 
-async def listed_pass(vdev: "VirtualDevice", limit: int) -> Tally:
+async def listed_pass(vdev: Hardware, limit: int) -> Tally:
     """One pass over the defrag list: at most `limit` BOs, none waited for."""
     tally = Tally()
     listed = vdev.ttm.defrag_list
@@ -154,7 +152,7 @@ async def listed_pass(vdev: "VirtualDevice", limit: int) -> Tally:
     return tally
 
 
-async def named_pass(vdev: "VirtualDevice", bos: Iterable[BufferObject], limit: int) -> Tally:
+async def named_pass(vdev: Hardware, bos: Iterable[BufferObject], limit: int) -> Tally:
     """One pass over these BOs in this order, each waited for; failures are counted, not raised."""
     tally = Tally()
     vdev.ttm.defrag_list.runs += 1
@@ -166,7 +164,7 @@ async def named_pass(vdev: "VirtualDevice", bos: Iterable[BufferObject], limit: 
 class DefragWorker:
     """The background task of one device. `limit`, `interval` and `interval_max` (seconds) may be changed any time."""
 
-    def __init__(self, vdev: "VirtualDevice") -> None:
+    def __init__(self, vdev: Hardware) -> None:
         self.vdev = vdev
         self.limit = 8
         self.interval = 0.5

@@ -1,18 +1,15 @@
 """One pass of defrag on request (`ctl/defrag`): over the worker's list, over named BOs, or over all by a plan."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from ttmfs.driver.defrag import Result, Tally, idle, listed_pass, named_pass, try_one
 from ttmfs.driver.defrag_plan import Counts, make_plan, obtainable
+from ttmfs.driver.device import VirtualDevice
 from ttmfs.ttm.bo import BufferObject
-
-if TYPE_CHECKING:
-    from ttmfs.driver.device import VirtualDevice
 
 
 async def defrag_pass(
-    vdev: "VirtualDevice", bos: Sequence[BufferObject] | None, *, planned: bool, limit: int | None
+    vdev: VirtualDevice, bos: Sequence[BufferObject] | None, *, planned: bool, limit: int | None
 ) -> Result:
     """ctl/defrag: one pass over the list (`bos` None), over these BOs in this order, or over them as planned.
 
@@ -31,7 +28,7 @@ async def defrag_pass(
     return {**tally.as_result(), "obtainable": after.tolist(), "gained": (after - before).tolist()}
 
 
-async def _planned_pass(vdev: "VirtualDevice", bos: Sequence[BufferObject], limit: int) -> tuple[Tally, Counts]:
+async def _planned_pass(vdev: VirtualDevice, bos: Sequence[BufferObject], limit: int) -> tuple[Tally, Counts]:
     """Plan and move; what was done, and what could be had of each order before.
 
     The pool is emptied first: what it keeps is free memory that cannot merge. What fails is left out, and the rest

@@ -6,9 +6,9 @@ is dropped. A CPU fault on VRAM beyond the visible part moves the BO within reac
 
 import errno
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from ttmfs.driver.dirty import DirtyTracker
+from ttmfs.driver.hardware import Hardware
 from ttmfs.errors import TtmError
 from ttmfs.sync.containers import unwrap
 from ttmfs.sync.deps import Deps
@@ -25,16 +25,13 @@ from ttmfs.ttm.populate import populate_all
 from ttmfs.ttm.resource import Resource
 from ttmfs.ttm.validate import validate
 
-if TYPE_CHECKING:
-    from ttmfs.driver.device import VirtualDevice
-
 _HOP: Placement = (Place(GTT, flags=PlaceFlag.TEMPORARY),)
 
 
 class DefaultDriver:
     """DriverFuncs of the virtual device."""
 
-    def __init__(self, vdev: "VirtualDevice") -> None:
+    def __init__(self, vdev: Hardware) -> None:
         self.vdev = vdev
 
     def bo_created(self, bo: BufferObject) -> None:

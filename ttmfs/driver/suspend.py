@@ -10,8 +10,9 @@ import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ttmfs.driver.hardware import Hardware
 from ttmfs.driver.locking import reserved_dead_or_alive
 from ttmfs.errors import TtmError
 from ttmfs.ttm.bo import BufferObject
@@ -21,9 +22,6 @@ from ttmfs.ttm.resource import Resource, ResourceManager
 from ttmfs.ttm.space import UNDO_SECONDS, evict_bo, mem_space, move_to, undoing
 from ttmfs.ttm.unmap import unmap_virtual
 from ttmfs.ttm.validate import validate
-
-if TYPE_CHECKING:
-    from ttmfs.driver.device import VirtualDevice
 
 Result = dict[str, Any]
 
@@ -40,7 +38,7 @@ class _Saved:
 class PowerState:
     """What suspend has moved, and whether one of its calls is under way."""
 
-    def __init__(self, vdev: "VirtualDevice") -> None:
+    def __init__(self, vdev: Hardware) -> None:
         self.vdev = vdev
         self.busy = False
         self._saved: list[_Saved] = []
@@ -187,7 +185,7 @@ def _unpinned(bo: BufferObject) -> Iterator[None]:
         bo.relist()
 
 
-async def unplug(vdev: "VirtualDevice", bos: Iterable[BufferObject]) -> Result:
+async def unplug(vdev: Hardware, bos: Iterable[BufferObject]) -> Result:
     """The device is gone: nothing is served from it any more, and nobody keeps its pages in a cache.
 
     `bos` are all that have a file. One zero page that all of a mapping shares, as in the kernel, is not emulated.

@@ -10,6 +10,7 @@ from typing import Any, Final
 import trio
 
 from ttmfs.driver.entries import Folder
+from ttmfs.driver.knobs import knobs, set_knob
 from ttmfs.driver.namespace import BoFile
 from ttmfs.errors import TtmError
 from ttmfs.fs import attributes
@@ -215,7 +216,7 @@ class Tree:
         return [*self.machine.vdev.selfcheck(), *self.spaces.svm.check()]
 
     def _knobs(self) -> dict[str, str]:
-        return {**self.machine.vdev.knobs(), **svm_knobs(self.spaces.svm)}
+        return {**knobs(self.machine.vdev), **svm_knobs(self.spaces.svm)}
 
     def _config_text(self) -> str:
         return "".join(f"{key}={value}\n" for key, value in self._knobs().items())
@@ -237,11 +238,11 @@ class Tree:
             raise
 
     def _set_knob(self, key: str, value: str) -> None:
-        knobs = self._knobs()
-        if key not in knobs:
-            raise TtmError(errno.EINVAL, f"{key[:40]!r} is no knob: say one of {' '.join(knobs)}")
+        known = self._knobs()
+        if key not in known:
+            raise TtmError(errno.EINVAL, f"{key[:40]!r} is no knob: say one of {' '.join(known)}")
         if not set_svm_knob(self.spaces.svm, key, value):
-            self.machine.vdev.set_knob(key, value)
+            set_knob(self.machine.vdev, key, value)
         self.runner.timeout = self.machine.vdev.config.command_timeout
 
     # -- regions/, pool/, fences/, debug/ -------------------------------------------------------------------------

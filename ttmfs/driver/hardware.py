@@ -1,0 +1,162 @@
+"""Hardware: what the virtual device is made of: memory, regions over it, engines with their timelines.
+
+It decides nothing. Below the policy (`ttmfs.driver.policy`), suspend and the defrag worker, which work on it; the
+device that puts all of them together is `ttmfs.driver.device.VirtualDevice`.
+"""
+
+import errno
+import re
+from itertools import count
+from typing import Final
+
+from ttmfs.driver.compute import ComputeEngine
+from ttmfs.driver.config import Config
+from ttmfs.driver.engine import CopyEngine, FenceErrors, Link
+from ttmfs.errors import TtmError
+from ttmfs.memory.arena import Arena
+from ttmfs.memory.pool import PagePool
+from ttmfs.memory.stores import make_store
+from ttmfs.sync.fence import Fence, FenceCounters
+from ttmfs.ttm.device import Device
+from ttmfs.ttm.managers import BuddyManager, RangeManager, SystemManager
+from ttmfs.ttm.placement import GTT, VRAM, Placement, parse_placement
+from ttmfs.ttm.resource import ResourceManager
+from ttmfs.units import PAGE_SHIFT, PAGE_SIZE
+
+RESERVE_PAGES: Final = 256
+"""Pages of the system arena kept for WRITEs to pages that were handed out (rule R4): 1 MiB."""
+
+_FENCE: Final = re.compile(r"[1-9][0-9]{0,17}:[1-9][0-9]{0,17}")
+
+
+class Hardware:
+    """Made in the process that serves: arenas are not shared with forked children."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.arenas: list[Arena] = []
+        memory = self._arena("memory", config.memory)
+        reserve = min(RESERVE_PAGES, memory.num_pages // 16)
+        self.pool = PagePool(
+            memory,
+            limit_pages=config.pool_limit >> PAGE_SHIFT,
+            reserve_pages=reserve,
+            warm_pages=memory.num_pages // 2,
+            beneficial_order=config.beneficial_order,
+        )
+        self.ttm = Device(self.pool, self._managers())
+        self.ttm.prefault = config.prefault
+        self.ttm.fault_timeout = config.fault_timeout
+        self.ttm.propagate_enospc = config.propagate_enospc
+        self.ttm.swap_store = make_store(config.swap_store, config.swap)
+        if config.pages_limit is not None:
+            self.ttm.pages_limit = min(self.ttm.pages_limit, config.pages_limit >> PAGE_SHIFT)
+        self.fence_counters = FenceCounters(self.ttm.trace)
+        link = Link(config.copy_bandwidth, config.copy_latency)
+        self.fence_errors = FenceErrors()
+        self.engines = [
+            CopyEngine(f"copy{n}", self.fence_counters, link, self.ttm.inject, self.fence_errors)
+            for n in range(max(1, config.copy_engines))
+        ]
+        self.compute = ComputeEngine("compute0", self.fence_counters, self.fence_errors)
+        self._next_engine = count()
+        self.sync_moves = config.sync_moves
+
+    def _arena(self, name: str, size: int) -> Arena:
+        arena = Arena(name, size >> PAGE_SHIFT)
+        self.arenas.append(arena)
+        return arena
+
+    def _managers(self) -> list[ResourceManager]:
+        config = self.config
+        visible = config.vram if config.visible_vram is None else config.visible_vram
+        managers: list[ResourceManager] = [
+            SystemManager(),
+            RangeManager(GTT, config.gtt // PAGE_SIZE * PAGE_SIZE),
+            self._buddy(VRAM, config.vram, visible),
+        ]
+        for region in config.regions:
+            if region.name in {manager.name for manager in managers}:
+                raise TtmError(errno.EINVAL, f"--region {region.name}: there is a region of that name already")
+            if region.manager == "buddy":
+                managers.append(self._buddy(region.name, region.size, region.size))
+            else:
+                size = region.size // PAGE_SIZE * PAGE_SIZE
+                managers.append(RangeManager(region.name, size, use_tt=False, arena=self._arena(region.name, size)))
+        return managers
+
+    def _buddy(self, name: str, size: int, visible: int) -> ResourceManager:
+        size = size // PAGE_SIZE * PAGE_SIZE
+        if not size:  # a region that this device has not: everything there is ENOMEM
+            return RangeManager(name, 0, use_tt=False, arena=self._arena(name, 0))
+        return BuddyManager(name, size, visible, self._arena(name, size))
+
+    # -- regions -------------------------------------------------------------------------------------------------
+
+    @property
+    def region_names(self) -> tuple[str, ...]:
+        """Regions by name, system first."""
+        return tuple(self.ttm.managers)
+
+    def parse_placement(self, words: list[str]) -> Placement:
+        """A Placement in this device's regions. TtmError(EINVAL) naming the unknown word."""
+        return parse_placement(words, self.region_names)
+
+    def visible_pages(self, region: str) -> int:
+        """Pages of a region that the CPU can reach."""
+        manager = self.ttm.managers[region]
+        return manager.visible_pages if isinstance(manager, BuddyManager) else manager.num_pages
+
+    # -- engines and fences --------------------------------------------------------------------------------------
+
+    @property
+    def all_engines(self) -> tuple[CopyEngine | ComputeEngine, ...]:
+        """Copy engines and the compute engine."""
+        return (*self.engines, self.compute)
+
+    def copy_engine(self) -> CopyEngine:
+        """The engine for the next copy, in turn."""
+        return self.engines[next(self._next_engine) % len(self.engines)]
+
+    @property
+    def link(self) -> Link:
+        """The simulated link of all copy engines."""
+        return self.engines[0].link
+
+    @link.setter
+    def link(self, link: Link) -> None:
+        for engine in self.engines:
+            engine.link = link
+
+    def find_fence(self, name: str) -> Fence | None:
+        """The pending fence `CONTEXT:SEQNO`; None when it has signaled. TtmError(EINVAL) for one never emitted."""
+        context, _, seqno = name.partition(":")
+        # Written in one way only: its error is remembered by this name.
+        if _FENCE.fullmatch(name):
+            for engine in self.all_engines:
+                if engine.timeline.context == int(context) and 0 < int(seqno) <= engine.timeline.last_emitted:
+                    return engine.timeline.find(int(seqno))
+        raise TtmError(errno.EINVAL, f"{name[:40]!r} is no fence: say CONTEXT:SEQNO as in a command's result")
+
+    # -- the whole -----------------------------------------------------------------------------------------------
+
+    def selfcheck(self) -> list[str]:
+        """Walk all structures; sentences that say what is wrong, none when all is well."""
+        wrong: list[str] = []
+        for name, check in (
+            ("pool", self.pool.check),
+            *((manager.name, manager.check) for manager in self.ttm.managers.values()),
+            *((("swap", self.ttm.swap_store.check),) if self.ttm.swap_store is not None else ()),
+        ):
+            try:
+                check()
+            except AssertionError as error:
+                wrong.append(f"{name}: {error}")
+        return wrong
+
+    def close(self) -> None:
+        """Give all memory back to the host."""
+        if self.ttm.swap_store is not None:
+            self.ttm.swap_store.close()
+        for arena in self.arenas:
+            arena.close()

@@ -1,0 +1,115 @@
+"""Knobs: what of a running device can be changed, as ctl/config shows it and takes it. A row a knob."""
+
+import errno
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+from ttmfs.driver.device import VirtualDevice
+from ttmfs.errors import TtmError
+from ttmfs.units import PAGE_SHIFT, parse_size
+
+_LONGEST: Final = 1e6
+"""Seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Knob:
+    """`parse` the text of a key (TtmError(EINVAL)), `read` the value, `write` it; what is mirrored is written too."""
+
+    parse: Callable[[str, str], float]
+    read: Callable[[VirtualDevice], float]
+    write: Callable[[VirtualDevice, float], None]
+
+
+def _seconds(key: str, text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= _LONGEST:
+        raise TtmError(errno.EINVAL, f"{key}={text[:40]!r}: say a number of seconds")
+    return seconds
+
+
+def _size(_key: str, text: str) -> float:
+    return parse_size(text)
+
+
+def _flag(key: str, text: str) -> float:
+    if text not in ("0", "1"):
+        raise TtmError(errno.EINVAL, f"{key}={text[:40]!r}: say 0 or 1")
+    return text == "1"
+
+
+def _fault_timeout(vdev: VirtualDevice, value: float) -> None:
+    vdev.config.fault_timeout = vdev.ttm.fault_timeout = value
+
+
+def _command_timeout(vdev: VirtualDevice, value: float) -> None:
+    vdev.config.command_timeout = value
+
+
+def _prefault(vdev: VirtualDevice, value: float) -> None:
+    vdev.config.prefault = vdev.ttm.prefault = int(value)
+
+
+def _pool_limit(vdev: VirtualDevice, value: float) -> None:
+    vdev.config.pool_limit = int(value)
+    vdev.pool.limit_pages = int(value) >> PAGE_SHIFT
+
+
+def _propagate_enospc(vdev: VirtualDevice, value: float) -> None:
+    vdev.config.propagate_enospc = vdev.ttm.propagate_enospc = bool(value)
+
+
+def _copy_bandwidth(vdev: VirtualDevice, value: float) -> None:
+    vdev.link = replace(vdev.link, bandwidth=value)
+
+
+def _copy_latency(vdev: VirtualDevice, value: float) -> None:
+    vdev.link = replace(vdev.link, latency=value)
+
+
+def _defrag_limit(vdev: VirtualDevice, value: float) -> None:
+    vdev.defrag.limit = int(value)
+
+
+def _defrag_interval(vdev: VirtualDevice, value: float) -> None:
+    vdev.defrag.interval = value
+
+
+def _defrag_interval_max(vdev: VirtualDevice, value: float) -> None:
+    vdev.defrag.interval_max = value
+
+
+KNOBS: Final[Mapping[str, Knob]] = {
+    "fault_timeout": Knob(_seconds, lambda vdev: vdev.config.fault_timeout, _fault_timeout),
+    "command_timeout": Knob(_seconds, lambda vdev: vdev.config.command_timeout, _command_timeout),
+    "prefault": Knob(_size, lambda vdev: vdev.config.prefault, _prefault),
+    "pool_limit": Knob(_size, lambda vdev: vdev.config.pool_limit, _pool_limit),
+    "propagate_enospc": Knob(_flag, lambda vdev: vdev.config.propagate_enospc, _propagate_enospc),
+    "copy_bandwidth": Knob(_size, lambda vdev: vdev.link.bandwidth, _copy_bandwidth),
+    "copy_latency": Knob(_seconds, lambda vdev: vdev.link.latency, _copy_latency),
+    "defrag_limit": Knob(_size, lambda vdev: vdev.defrag.limit, _defrag_limit),
+    "defrag_interval": Knob(_seconds, lambda vdev: vdev.defrag.interval, _defrag_interval),
+    "defrag_interval_max": Knob(_seconds, lambda vdev: vdev.defrag.interval_max, _defrag_interval_max),
+}
+
+
+def knobs(vdev: VirtualDevice) -> dict[str, str]:
+    """All of them with their values, as they may be written again."""
+    return {key: _decimal(knob.read(vdev)) for key, knob in KNOBS.items()}
+
+
+def set_knob(vdev: VirtualDevice, key: str, text: str) -> None:
+    """Change one. TtmError(EINVAL) for an unknown key or a value that it does not take; nothing has changed then."""
+    knob = KNOBS.get(key)
+    if knob is None:
+        raise TtmError(errno.EINVAL, f"{key[:40]!r} is no knob: say one of {' '.join(KNOBS)}")
+    knob.write(vdev, knob.parse(key, text))
+
+
+def _decimal(value: float) -> str:
+    """No exponent, no rounding above a nanosecond."""
+    return f"{value:.9f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(int(value))
