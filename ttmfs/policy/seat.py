@@ -17,6 +17,7 @@ from ttmfs.policy.api import BASES, Kind, Policy
 from ttmfs.policy.deadline import Budget, Overrun, run_unwatched
 from ttmfs.policy.parameters import Spec
 from ttmfs.policy.registry import Prepared
+from ttmfs.policy.shipped import __file__ as SHIPPED_FILE
 
 MAX_TEXT: Final = 200
 """Characters of a policy's own message that are passed on."""
@@ -156,12 +157,17 @@ def _judged(
     raise failure
 
 
+def failed(error: Exception) -> str:
+    """What went wrong in code of a policy and where, in words: for who runs it without a seat."""
+    return str(PolicyError(_where(error.__traceback__), _why(error, run_unwatched)))
+
+
 def _where(trace: TracebackType | None) -> str:
     """`FILE:LINE in FUNCTION` of the last frame that is not the machinery's around policies."""
     found = ""
     for frame, line in traceback.walk_tb(trace):
         code = frame.f_code
-        if os.path.dirname(code.co_filename) != _MACHINERY:
+        if not code.co_filename.startswith(_MACHINERY) or code.co_filename.startswith(_SHIPPED):
             found = f"{code.co_filename}:{line} in {code.co_name}"
     return found
 
@@ -178,4 +184,5 @@ def _why(error: BaseException, runner: Runner) -> str:
     return f"raised {name}: {text}" if text else f"raised {name}"
 
 
-_MACHINERY: Final = os.path.dirname(__file__)
+_MACHINERY: Final = os.path.dirname(os.path.dirname(__file__)) + os.sep
+_SHIPPED: Final = os.path.dirname(SHIPPED_FILE) + os.sep

@@ -1,10 +1,10 @@
 """Eviction by order of arrival or of use: lru, fifo, mru, random."""
 
 import random
+from collections import OrderedDict
 from collections.abc import Iterable
 
 from ttmfs.policy.api import BO, Evict, GoneWhy, Request, UseWhy
-from ttmfs.policy.shipped.queue import Queue
 
 
 class Fifo(Evict):
@@ -14,16 +14,16 @@ class Fifo(Evict):
     """
 
     def __init__(self) -> None:
-        self.queue = Queue()
+        self.order: OrderedDict[BO, None] = OrderedDict()
 
     def added(self, bo: BO) -> None:
-        self.queue.push(bo)
+        self.order[bo] = None
 
     def removed(self, bo: BO, why: GoneWhy) -> None:
-        self.queue.drop(bo)
+        del self.order[bo]
 
     def victims(self, request: Request) -> Iterable[BO]:
-        return self.queue
+        return self.order
 
 
 class Lru(Fifo):
@@ -33,7 +33,7 @@ class Lru(Fifo):
     """
 
     def used(self, bo: BO, why: UseWhy) -> None:
-        self.queue.push(bo)
+        self.order.move_to_end(bo)
 
 
 class Mru(Lru):
@@ -43,7 +43,7 @@ class Mru(Lru):
     """
 
     def victims(self, request: Request) -> Iterable[BO]:
-        return reversed(self.queue)
+        return reversed(self.order)
 
 
 class Random(Evict):

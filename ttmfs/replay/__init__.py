@@ -1,0 +1,1 @@
+"""Replay: recorded traces through eviction and prefetch policies, without a mount (`ttmfs replay`)."""
