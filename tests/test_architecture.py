@@ -16,6 +16,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 LAYERS = (
     ("clock", "errors", "units"),
+    ("option_types",),
     ("observe",),
     ("sync",),
     ("memory",),
@@ -31,7 +32,7 @@ LAYERS = (
 """From the ground up: what a row names imports only from the rows above it here, and its own package."""
 
 KNOW_FUSE = ("cli", "doctor", "fs")
-ENTRIES = ("ttmfs.__main__", "ttmfs.policy.evict", "ttmfs.policy.prefetch", "ttmfs.policy.promote")
+ENTRIES = ("ttmfs.__main__", "ttmfs.policy.prefetch", "ttmfs.policy.promote")
 """Modules that are run, not imported; and the seats of policies, which the core does not offer yet."""
 
 INSIDE = {
@@ -39,6 +40,9 @@ INSIDE = {
     "ttmfs.cli": ("ttmfs.fs", "ttmfs.doctor"),
     # It is needed when somebody reads `metrics`, and takes long to load.
     "ttmfs.fs.metrics": ("prometheus_client",),
+    # The other commands need neither numpy nor a core; `--engine sizes` needs no core.
+    "ttmfs.replay.command": ("ttmfs.replay", "rich"),
+    "ttmfs.replay.sweep": ("ttmfs.replay.device",),
     # The watchdog's process must not load it.
     "ttmfs.fs.watchdog": ("trio",),
     # Shrinking moves, moving populates.

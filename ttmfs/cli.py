@@ -1,4 +1,4 @@
-"""The command line: mount, umount, run, status, doctor."""
+"""The command line: mount, umount, run, status, replay, doctor."""
 
 import contextlib
 import json
@@ -21,26 +21,13 @@ import ttmfs
 from ttmfs.driver.config import Config, Region
 from ttmfs.errors import TtmError
 from ttmfs.memory.stores import check_spec
+from ttmfs.option_types import SECONDS, SIZE
+from ttmfs.replay.command import replay
 from ttmfs.ttm.placement import parse_placement
 from ttmfs.units import PAGE_SIZE, format_size, parse_size
 
 MAY_BE_NONE: Final = ("vram", "gtt")
 """Regions that a device may lack: size 0, and validating there is ENOMEM."""
-
-
-class SizeType(click.ParamType[int]):
-    """`256M`, `1G`, `0x1000`, or bytes."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Bytes."""
-        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 1 << 62:
-            return value
-        try:
-            return parse_size(str(value))
-        except TtmError as error:
-            self.fail(error.message, param, ctx)
 
 
 class RegionType(click.ParamType[Region]):
@@ -60,26 +47,6 @@ class RegionType(click.ParamType[Region]):
             return Region(name, parse_size(size), manager or "buddy")
         except TtmError as error:
             self.fail(error.message, param, ctx)
-
-
-class SecondsType(click.ParamType[float]):
-    """A number of seconds, not negative."""
-
-    name = "seconds"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Seconds."""
-        try:
-            seconds = float(value)
-        except (TypeError, ValueError):
-            seconds = -1.0
-        if isinstance(value, bool) or not 0 <= seconds <= 1e6:
-            self.fail(f"{value!r} is no number of seconds: write it as 0.5 or 15", param, ctx)
-        return seconds
-
-
-SIZE = SizeType()
-SECONDS = SecondsType()
 
 
 def _option(*names: str, **how: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -413,6 +380,9 @@ def status(mountpoint: str, as_json: bool) -> None:
         console.print(f"{part:9} {facts}", highlight=False)
 
 
+main.add_command(replay)
+
+
 @main.command()
 def doctor() -> None:
     """Say what this machine lacks, and the command that mends it.
@@ -429,5 +399,3 @@ def doctor() -> None:
             click.echo(f"        {finding.mend}")
         worst = max(worst, finding.severity)
     sys.exit(1 if worst >= 2 else 0)
-
-

@@ -17,7 +17,6 @@ from ttmfs.policy.api import BASES, Kind, Policy
 from ttmfs.policy.deadline import Budget, Overrun, run_unwatched
 from ttmfs.policy.parameters import Spec
 from ttmfs.policy.registry import Prepared
-from ttmfs.policy.shipped import __file__ as SHIPPED_FILE
 
 MAX_TEXT: Final = 200
 """Characters of a policy's own message that are passed on."""
@@ -185,4 +184,4 @@ def _why(error: BaseException, runner: Runner) -> str:
 
 
 _MACHINERY: Final = os.path.dirname(os.path.dirname(__file__)) + os.sep
-_SHIPPED: Final = os.path.dirname(SHIPPED_FILE) + os.sep
+_SHIPPED: Final = os.path.join(os.path.dirname(__file__), "shipped", "")

@@ -85,7 +85,7 @@ def cells(row: Row) -> list[str]:
     ]
 
 
-def columns(rows: Iterable[Row]) -> list[int]:
+def shown_columns(rows: Iterable[Row]) -> list[int]:
     """Numbers of the columns worth showing: no trace where there is but one, no prefetch where there is none."""
     found = list(rows)
     left_out = set()
@@ -103,7 +103,7 @@ def heads() -> list[str]:
 
 def table(rows: list[Row]) -> Table:
     """For a terminal."""
-    shown = columns(rows)
+    shown = shown_columns(rows)
     found = Table(box=None, header_style="bold", pad_edge=False)
     names = heads()
     for number in shown:
