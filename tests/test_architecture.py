@@ -41,7 +41,7 @@ INSIDE = {
     # It is needed when somebody reads `metrics`, and takes long to load.
     "ttmfs.fs.metrics": ("prometheus_client",),
     # The other commands need neither numpy nor a core; `--engine sizes` needs no core.
-    "ttmfs.replay.command": ("ttmfs.replay", "rich"),
+    "ttmfs.replay.command": ("ttmfs.replay",),
     "ttmfs.replay.sweep": ("ttmfs.replay.device",),
     # The watchdog's process must not load it.
     "ttmfs.fs.watchdog": ("trio",),

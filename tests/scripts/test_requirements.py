@@ -30,7 +30,7 @@ def asked_for() -> Iterator[Requirement]:
 def pinned(lock: Path) -> dict[str, str]:
     """The version of each package of a lock. Every one must have a hash."""
     text = lock.read_text(encoding="utf-8")
-    entries = re.findall(r"^([\w.-]+)==(\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)$", text, re.M)
+    entries = re.findall(r"^([\w.-]+)==(\S+)(?: ; [^\\\n]+)?((?: \\\n    --hash=sha256:[0-9a-f]{64})+)$", text, re.M)
     assert len(entries) == len(re.findall(r"^[^\s#]", text, re.M)), "not name==version with hashes"
     return {canonicalize_name(name): version for name, version, _ in entries}
 

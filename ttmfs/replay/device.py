@@ -25,7 +25,7 @@ from ttmfs.policy.evict import EvictAdviser
 from ttmfs.policy.plain import PlainBO
 from ttmfs.policy.registry import Prepared
 from ttmfs.policy.seat import Ejection
-from ttmfs.replay.rows import Row
+from ttmfs.replay.rows import Counts, Row
 from ttmfs.replay.trace import Trace
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm.bo import BufferObject
@@ -58,13 +58,11 @@ class _Run:
         self.order: OrderedDict[BO, None] = OrderedDict()
         self.bos: list[DeviceBO | None] = [None] * len(trace.names)
         self.ejected: list[str] = []
-        self.policy_ns = 0
-        self.clock = 0
-        self.misses = self.too_large = self.bytes_missed = self.bytes_requested = 0
+        self.counts = Counts()
         self.adviser = EvictAdviser(self, self._ejected, self._timed)
 
     def _ejected(self, ejection: Ejection) -> None:
-        self.ejected.append(f"{ejection} (request {self.clock})")
+        self.ejected.append(f"{ejection} (request {self.counts.requests})")
 
     def _timed(self, budget: Budget, function: Callable[..., Any], /, *args: Any) -> Any:
         """Runs the policy's code and adds up its time; nothing is too slow here."""
@@ -73,7 +71,7 @@ class _Run:
         try:
             return function(*args)
         finally:
-            self.policy_ns += perf_counter_ns() - began
+            self.counts.policy_ns += perf_counter_ns() - began
 
     # -- what the adviser asks ---------------------------------------------------------------------------------------
 
@@ -93,7 +91,7 @@ class _Run:
         for number, index in enumerate(self.trace.objects.tolist()):
             view = self.bos[index] or self._new(index)
             if gone is not None and gone[number]:
-                self._destroy(index, view)
+                await self._destroy(index, view)
             else:
                 await self._use(view)
         for left in self.bos:
@@ -109,16 +107,17 @@ class _Run:
         return view
 
     async def _use(self, view: DeviceBO) -> None:
-        self.clock += 1
+        counts = self.counts
+        counts.requests += 1
         view._uses += 1
-        view._last_use = self.clock
-        self.bytes_requested += view.size
+        view._last_use = counts.requests
+        counts.bytes_requested += view.size
         hit = view.bo.mem_type == VRAM
         if not hit:
-            self.misses += 1
-            self.bytes_missed += view.size
+            counts.misses += 1
+            counts.bytes_missed += view.size
             if view.size > self.manager.size:
-                self.too_large += 1
+                counts.too_large += 1
                 return
             if self.adviser.active:
                 await self._make_room(view)
@@ -153,7 +152,9 @@ class _Run:
             view._region = ""
             self.adviser.removed(view, why)
 
-    def _destroy(self, index: int, view: DeviceBO) -> None:
+    async def _destroy(self, index: int, view: DeviceBO) -> None:
+        # A busy one would keep its space until it is idle, and how long that is must not change what is counted.
+        await view.bo.resv.wait(Usage.BOOKKEEP)
         self._left(view, "destroyed")
         self.bos[index] = None
         self.vdev.ttm.release(view.bo)
@@ -189,23 +190,8 @@ async def _run(trace: Trace, config: Config, evict: Prepared, prefetch: Prepared
             await run.run()
             nursery.cancel_scope.cancel()
         moves = vdev.ttm.counters.moves
-        return Row(
-            trace=trace.name,
-            evict=str(evict.spec),
-            prefetch=str(prefetch.spec),
-            size=config.vram,
-            engine="device",
-            requests=run.clock,
-            hits=run.clock - run.misses,
-            misses=run.misses,
-            bytes_requested=run.bytes_requested,
-            bytes_missed=run.bytes_missed,
-            bytes_moved=moves.bytes,
-            evictions=moves.evictions,
-            us=round(run.policy_ns / 1e3 / run.clock, 3),
-            too_large=run.too_large,
-            ejected="; ".join(run.ejected),
-        )
+        run.counts.bytes_moved, run.counts.evictions = moves.bytes, moves.evictions
+        return Row.of(trace.name, evict.spec, prefetch.spec, config.vram, "device", run.counts, run.ejected)
     finally:
         vdev.close()
 

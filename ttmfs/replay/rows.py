@@ -10,6 +10,20 @@ from ttmfs.units import format_size
 
 
 @dataclass(slots=True)
+class Counts:
+    """What an engine counts; see Row."""
+
+    requests: int = 0
+    misses: int = 0
+    bytes_requested: int = 0
+    bytes_missed: int = 0
+    bytes_moved: int = 0
+    evictions: int = 0
+    too_large: int = 0
+    policy_ns: int = 0
+
+
+@dataclass(slots=True)
 class Row:
     """What came of it. Sizes are bytes.
 
@@ -33,6 +47,29 @@ class Row:
     us: float
     too_large: int
     ejected: str
+
+    @classmethod
+    def of(
+        cls, trace: str, evict: object, prefetch: object, size: int, engine: str, counts: Counts, ejected: Iterable[str]
+    ) -> "Row":
+        """From what was counted. `evict` and `prefetch` are the policies as they were written."""
+        return cls(
+            trace=trace,
+            evict=str(evict),
+            prefetch=str(prefetch),
+            size=size,
+            engine=engine,
+            requests=counts.requests,
+            hits=counts.requests - counts.misses,
+            misses=counts.misses,
+            bytes_requested=counts.bytes_requested,
+            bytes_missed=counts.bytes_missed,
+            bytes_moved=counts.bytes_moved,
+            evictions=counts.evictions,
+            us=round(counts.policy_ns / 1e3 / counts.requests, 3),
+            too_large=counts.too_large,
+            ejected="; ".join(ejected),
+        )
 
     @property
     def miss_ratio(self) -> float:
@@ -107,7 +144,9 @@ def table(rows: list[Row]) -> Table:
     found = Table(box=None, header_style="bold", pad_edge=False)
     names = heads()
     for number in shown:
-        found.add_column(names[number], justify="left" if _COLUMNS[names[number]] == "left" else "right", no_wrap=True)
+        found.add_column(
+            names[number], justify="left" if _COLUMNS[names[number]] == "left" else "right", overflow="fold"
+        )
     for row in rows:
         values = cells(row)
         found.add_row(*(values[number] for number in shown))

@@ -10,7 +10,6 @@ how long a policy takes must not change what is counted.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from time import perf_counter_ns
 from typing import Any, Final
 
@@ -21,6 +20,7 @@ from ttmfs.policy import BO, Evict, PlainBO, Prefetch, Region, Request
 from ttmfs.policy.seat import failed
 from ttmfs.policy.shipped.order import Lru
 from ttmfs.policy.shipped.prefetch import NoPrefetch
+from ttmfs.replay.rows import Counts
 from ttmfs.replay.trace import Trace
 from ttmfs.units import PAGE_SIZE, pages_of
 
@@ -38,20 +38,6 @@ class ReplayBO(PlainBO):
         self.held = 0
         self.resident = False
         self.there: npt.NDArray[np.bool_] | None = None
-
-
-@dataclass(slots=True)
-class Counts:
-    """What is counted; see ttmfs.replay.rows.Row."""
-
-    requests: int = 0
-    misses: int = 0
-    bytes_requested: int = 0
-    bytes_missed: int = 0
-    bytes_moved: int = 0
-    evictions: int = 0
-    too_large: int = 0
-    policy_ns: int = 0
 
 
 class SizesEngine:

@@ -28,6 +28,8 @@ from ttmfs.replay.trace import Trace
 Engine = Literal["sizes", "device"]
 
 BELADY: Final = "belady"
+CONNECT_SECONDS: Final = 10
+"""How long a Dask scheduler may take to answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,23 +87,7 @@ def run_cell(traces: Sequence[Trace], cell: Cell) -> Row:
     assert isinstance(prefetch, Prefetch)
     engine = SizesEngine(trace, cell.size, evict, prefetch)
     counts = engine.run()
-    return Row(
-        trace=trace.name,
-        evict=str(cell.evict.spec),
-        prefetch=str(cell.prefetch.spec),
-        size=cell.size,
-        engine=cell.engine,
-        requests=counts.requests,
-        hits=counts.requests - counts.misses,
-        misses=counts.misses,
-        bytes_requested=counts.bytes_requested,
-        bytes_missed=counts.bytes_missed,
-        bytes_moved=counts.bytes_moved,
-        evictions=counts.evictions,
-        us=round(counts.policy_ns / 1e3 / counts.requests, 3),
-        too_large=counts.too_large,
-        ejected="; ".join(engine.ejected),
-    )
+    return Row.of(trace.name, cell.evict.spec, cell.prefetch.spec, cell.size, "sizes", counts, engine.ejected)
 
 
 def run_here(traces: Sequence[Trace], cells: Sequence[Cell], jobs: int) -> Iterator[tuple[int, Row]]:
@@ -129,10 +115,10 @@ def run_on_dask(traces: Sequence[Trace], cells: Sequence[Cell], address: str) ->
     except ImportError:
         raise TtmError(errno.ENOENT, "--dask needs Dask: pip install 'ttmfs[dask]'") from None
     try:
-        client = distributed.Client(address, timeout="10s", set_as_default=False)
+        client = distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError, TypeError) as error:
         raise TtmError(errno.ECONNREFUSED, f"no Dask scheduler answers at {address}: {error}") from None
-    with client:
+    with client, client.as_current():
         there = client.scatter([list(traces)], broadcast=True)[0]
         futures = {
             client.submit(run_cell, there, cell, pure=False): number for number, cell in _longest_first(traces, cells)

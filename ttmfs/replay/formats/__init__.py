@@ -17,8 +17,8 @@ _LOOK: Final = 1 << 16
 
 READERS: Final[tuple[tuple[Callable[[bytes], bool], Callable[[str, bytes, int], Trace]], ...]] = (
     (kvcache.looks_so, kvcache.read),
-    (tracing.looks_like_ttmfs, tracing.read_ttmfs),
     (tracing.looks_like_kernel, tracing.read_kernel),
+    (tracing.looks_like_ttmfs, tracing.read_ttmfs),
     (cachesim.looks_like_oracle, cachesim.read_oracle),
     (cachesim.looks_like_csv, cachesim.read_csv),
 )
@@ -35,11 +35,7 @@ def read_trace(path: str, block_bytes: int) -> Trace:
     except OSError as error:
         raise TtmError(error.errno or errno.EIO, f"{path}: {error.strerror}") from None
     if data.startswith(_ZSTD):
-        try:
-            with zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True) as stream:
-                data = stream.read()
-        except zstandard.ZstdError as error:
-            raise TtmError(errno.EINVAL, f"{path} is zstd, but damaged: {error}") from None
+        data = _decompressed(path, data)
     for looks_so, read in READERS:
         if looks_so(data[:_LOOK]):
             return read(path, data, block_bytes)
@@ -50,11 +46,16 @@ def read_trace(path: str, block_bytes: int) -> Trace:
     )
 
 
-def text_of(head: bytes) -> str | None:
-    """The beginning of a file as text; None when it is binary. Its last line may be cut off."""
-    if b"\0" in head:
-        return None
-    try:
-        return head.decode("utf-8", "surrogateescape")
-    except UnicodeDecodeError:
-        return None
+def _decompressed(path: str, data: bytes) -> bytes:
+    """All frames of it. TtmError(EINVAL) when one is damaged, or cut off."""
+    parts = []
+    while data:
+        frame = zstandard.ZstdDecompressor().decompressobj()
+        try:
+            parts.append(frame.decompress(data))
+        except zstandard.ZstdError as error:
+            raise TtmError(errno.EINVAL, f"{path} is zstd, but damaged: {error}") from None
+        if not frame.eof:
+            raise TtmError(errno.EINVAL, f"{path} is zstd, but cut off")
+        data = frame.unused_data
+    return b"".join(parts)
