@@ -1,6 +1,7 @@
 """Policies that raise, loop, sleep, eat memory or lie: each is ejected, lru does its work, and it is said why."""
 
 import contextlib
+import re
 import time
 from collections.abc import Iterable, Iterator
 
@@ -196,6 +197,9 @@ class Writes(Listing):
         bo.priority = 3  # type: ignore[misc]
 
 
+TOO_LONG = "took more than (5 ms of processor time|100 ms)"
+"""On a busy machine the second may be true before the first."""
+
 WHY = {
     Raises: "raised KeyError: 'tex0' at {file} in victims",
     RaisesLater: "raised ValueError: no more of them at",
@@ -204,10 +208,10 @@ WHY = {
     RaisesBadly: "raised BadWordsError at",
     Nothing: "it named nothing usable though b1 could go",
     NoAnswer: "raised TypeError",
-    Loops: "took more than 5 ms of processor time at {file} in victims",
-    YieldsForever: "took more than 5 ms of processor time",
-    CatchesOnce: "took more than 5 ms of processor time",
-    CleansUpForever: "took more than 5 ms of processor time at {file} in victims",
+    Loops: f"{TOO_LONG} at {{file}} in victims",
+    YieldsForever: TOO_LONG,
+    CatchesOnce: TOO_LONG,
+    CleansUpForever: f"{TOO_LONG} at {{file}} in victims",
     KeepsItsGenerator: "raised RuntimeError: generator ignored GeneratorExit",
     Sleeps: "took more than 100 ms at {file} in victims",
     Eats: "raised MemoryError",
@@ -252,17 +256,10 @@ def test_it_is_ejected_and_lru_is_back_within_that_request(policy: type) -> None
     region = filled(policy)
     # Some name one before they fail; then the oldest of the others goes.
     by_lru = ["b1"] if policy in (CleansUpForever, KeepsItsGenerator, RaisesInRemoved) else ["b1", "b2"]
-    began = time.monotonic()
     evicted = run_through(region)
-    assert time.monotonic() - began < 1
     (ejection,) = region.ejections
     assert (ejection.kind, ejection.region, ejection.policy) == ("evict", "vram", policy.__name__.lower())
-    file = __file__ + ":"
-    expected = WHY[policy].partition("{file}")
-    assert expected[0] in str(ejection)
-    if expected[1]:
-        assert file in ejection.where
-        assert expected[2] in str(ejection)
+    assert re.search(WHY[policy].replace("{file}", re.escape(__file__) + r":\d+"), str(ejection))
     assert region.adviser.name == "lru"
     assert not region.adviser.active
     found = region.adviser.as_dict()
@@ -328,7 +325,7 @@ def test_the_times_of_answers_are_counted() -> None:
             time.sleep(0.002)
             yield from self.here
 
-    region = filled(Slow)
+    region = filled(Slow, watched=False)
     assert region.use(PlainBO("b3", 2 * PAGE))
     found = region.adviser.as_dict()
     assert found["us_max"] >= found["us_mean"] >= 2000

@@ -14,6 +14,8 @@ import pytest
 from ttmfs.policy import deadline
 from ttmfs.policy.deadline import Budget, Overrun, run
 
+SECOND = 1_000_000_000
+
 
 def spin() -> None:
     while True:
@@ -49,7 +51,7 @@ def sort_with_a_slow_key() -> None:
 
 @pytest.mark.parametrize("function", [spin, spin_catching_exceptions, catch_three, sort_with_a_slow_key])
 def test_processor_time(function: object) -> None:
-    budget = Budget()
+    budget = Budget(wall_limit=60 * SECOND)
     with pytest.raises(Overrun, match="5 ms of processor time"):
         run(budget, function)
     assert budget.cpu_ns >= deadline.CPU_NS
@@ -58,15 +60,46 @@ def test_processor_time(function: object) -> None:
 @pytest.mark.parametrize("function", [sleep, wait_for_a_lock])
 def test_time(function: object) -> None:
     with pytest.raises(Overrun, match="more than 100 ms"):
-        run(Budget(), function)
+        run(Budget(cpu_limit=60 * SECOND), function)
 
 
-def test_an_answer_has_one_budget_for_all_its_calls() -> None:
-    budget = Budget(cpu_limit=10**12, wall_limit=30_000_000)
-    for _ in range(2):
-        run(budget, time.sleep, 0.012)
+class Clocks:
+    """Both clocks, which stand still but for what is spent."""
+
+    def __init__(self) -> None:
+        self.cpu = self.wall = 7 * SECOND
+
+    def thread_time_ns(self) -> int:
+        return self.cpu
+
+    def monotonic_ns(self) -> int:
+        return self.wall
+
+    def spend(self, cpu_ms: float, wall_ms: float) -> None:
+        self.cpu += int(cpu_ms * 1e6)
+        self.wall += int(wall_ms * 1e6)
+
+
+@pytest.mark.parametrize(("cpu_ms", "wall_ms"), [(2, 2), (0, 40), (0.5, 0.5)])
+def test_an_answer_has_one_budget_for_all_its_calls(
+    monkeypatch: pytest.MonkeyPatch, cpu_ms: float, wall_ms: float
+) -> None:
+    clocks = Clocks()
+    monkeypatch.setattr(deadline, "time", clocks)
+    allowed = int(min(5 / cpu_ms if cpu_ms else 1e9, 100 / wall_ms) - 1e-9)
+    budget = Budget()
+    for _ in range(allowed):
+        run(budget, clocks.spend, cpu_ms, wall_ms)
     with pytest.raises(Overrun):
-        run(budget, time.sleep, 0.012)
+        run(budget, clocks.spend, cpu_ms, wall_ms)
+
+
+def test_another_process_that_had_the_processor_is_nobody_s_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks = Clocks()
+    monkeypatch.setattr(deadline, "time", clocks)
+    budget = Budget()
+    run(budget, clocks.spend, 1, 90)
+    assert budget.cpu_ns == 1_000_000
 
 
 def test_what_is_in_time_is_left_alone() -> None:
@@ -77,7 +110,7 @@ def test_what_is_in_time_is_left_alone() -> None:
 
 def test_nobody_else_is_interrupted() -> None:
     with pytest.raises(Overrun):
-        run(Budget(), spin)
+        run(Budget(wall_limit=60 * SECOND), spin)
     # The timer ticks on for a while: what runs now is none of its business.
     end = time.monotonic() + 0.03
     while time.monotonic() < end:
