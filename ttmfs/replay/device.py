@@ -30,6 +30,7 @@ from ttmfs.replay.trace import Trace
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.lifetime import release, set_size
 from ttmfs.ttm.placement import VRAM, Place
 from ttmfs.units import PAGE_SIZE, format_size, pages_of
 
@@ -102,7 +103,7 @@ class _Run:
         trace = self.trace
         bo = self.vdev.create_bo(trace.names[index])
         size = int(trace.sizes[index])
-        self.vdev.ttm.set_size(bo, size)
+        set_size(bo, size)
         view = self.bos[index] = DeviceBO(bo, size, "" if trace.clients is None else trace.clients[index])
         return view
 
@@ -157,7 +158,7 @@ class _Run:
         await view.bo.resv.wait(Usage.BOOKKEEP)
         self._left(view, "destroyed")
         self.bos[index] = None
-        self.vdev.ttm.release(view.bo)
+        release(view.bo)
 
 
 def run_device(trace: Trace, size: int, evict: Prepared, prefetch: Prepared) -> Row:
