@@ -15,7 +15,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -230,9 +229,7 @@ def test_a_client_that_hangs_or_dies_fails_the_run(directory: Path, capsys: pyte
         original = ops.OPERATIONS["fsync"]
         ops.OPERATIONS["fsync"] = body
         try:
-            started = time.monotonic()
             assert main([str(directory / "a"), "--only", "fsync", "--hang-seconds", "0.3", "--seed", "1"]) == 1
-            assert time.monotonic() - started < 5
         finally:
             ops.OPERATIONS["fsync"] = original
         assert words in capsys.readouterr().err

@@ -189,10 +189,8 @@ def test_terminate_ends_main(serve, loop):
     server = serve(loop=loop)
     assert server.ready["fast"] is (loop == "fast")
     assert cat(server.mountpoint, "bo") == bytes(16)
-    begin = time.monotonic()
     server.begin("terminate")
-    assert server.wait(5) == 0
-    assert time.monotonic() - begin < 2
+    assert server.wait(10) == 0
 
 
 @pytest.mark.mount

@@ -27,6 +27,10 @@ REPOSITORY = HERE.parent.parent
 PAGE = 4096
 MIB = 1 << 20
 
+PATIENCE = 4.0
+"""The limits in the tests are those of an idle machine. So many times as long an answer may take, and no test is
+quicker or slower for it: what comes is not waited for, and what must not come is asked with `Client.waits`."""
+
 SUSPICIOUS = re.compile(r"Traceback|handler failed| ERROR |\bfailed$|Exception ignored")
 """What a daemon's log must not contain."""
 
@@ -92,7 +96,7 @@ class Client(Line):
 
     def __init__(self, mountpoint: str) -> None:
         super().__init__("-I", "-S", str(HERE / "mount_client.py"), mountpoint)
-        self.receive(20)
+        self.receive(20 * PATIENCE)
         self.seconds = 0.0
         """What the last snippet took, on the client's clock."""
 
@@ -103,13 +107,21 @@ class Client(Line):
 
     def result(self, timeout: float = 10.0) -> Any:
         """Its value. ClientError with its errno, Hang when it does not end, EOFError when the process died."""
-        answer = self.receive(timeout)
+        answer = self.receive(timeout * PATIENCE)
         self.seconds = answer["seconds"]
         if "traceback" in answer:
             raise AssertionError(answer["traceback"])
         if "errno" in answer:
             raise ClientError(answer["errno"], os.strerror(answer["errno"] or 0))
         return _decode(answer["value"])
+
+    def waits(self, seconds: float = 2.0) -> bool:
+        """Whether it has no answer after so many seconds."""
+        try:
+            self.receive(seconds)
+        except Hang:
+            return True
+        return False
 
     def do(self, code: str, timeout: float = 10.0) -> Any:
         """Run a snippet."""
@@ -125,7 +137,7 @@ class Client(Line):
 
     def died(self, timeout: float = 10.0) -> int:
         """Wait for the process to end; minus the signal that ended it."""
-        return self.popen.wait(timeout)
+        return self.popen.wait(timeout * PATIENCE)
 
     def end(self) -> None:
         self.popen.kill()
@@ -158,7 +170,7 @@ class Device:
         with open(self.log_path, "wb") as log:
             self.daemon = Line(str(HERE / "daemon.py"), *patches, "--", self.mountpoint, *options, stderr=log)
         try:
-            self.connection = self.daemon.receive(30)["connection"]
+            self.connection = self.daemon.receive(30 * PATIENCE)["connection"]
         except BaseException as error:
             log_text = self.log()
             self.end()
@@ -170,7 +182,7 @@ class Device:
         """Ask the daemon's control channel (holds.Control)."""
         self._serial += 1
         self.daemon.send([self._serial, what, arguments])
-        while (answer := self.daemon.receive(timeout))["id"] != self._serial:
+        while (answer := self.daemon.receive(timeout * PATIENCE))["id"] != self._serial:
             pass
         if "error" in answer:
             raise AssertionError(answer["error"])
@@ -178,10 +190,10 @@ class Device:
 
     def until(self, condition: Callable[[], Any], timeout: float = 5.0, why: str = "") -> Any:
         """Poll a condition; what it returned when it was true."""
-        end = time.monotonic() + timeout
+        end = time.monotonic() + timeout * PATIENCE
         while not (value := condition()):
             if time.monotonic() > end:
-                raise Hang(f"never came within {timeout:g} s: {why or condition}")
+                raise Hang(f"never came within {timeout * PATIENCE:g} s: {why or condition}")
             time.sleep(0.005)
         return value
 
@@ -306,9 +318,9 @@ class Device:
         """SIGTERM; the daemon's exit status."""
         self.daemon.popen.send_signal(signal.SIGTERM)
         try:
-            return self.daemon.popen.wait(timeout)
+            return self.daemon.popen.wait(timeout * PATIENCE)
         except subprocess.TimeoutExpired:
-            raise Hang(f"the daemon did not end within {timeout:g} s of SIGTERM") from None
+            raise Hang(f"the daemon did not end within {timeout * PATIENCE:g} s of SIGTERM") from None
 
     def abort(self) -> None:
         """Fail every request, now and for ever."""

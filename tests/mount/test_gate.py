@@ -280,14 +280,6 @@ def test_while_bytes_move_requests_wait_only_for_that(device: Device, changes: l
 SMALL = ("--vram", "32M", "--gtt", "64M", "--memory", "128M", "--fault-timeout", "60", "--watchdog", "0")
 
 
-def _hangs(client: Client, seconds: float = 2.0) -> bool:
-    try:
-        client.result(seconds)
-    except Hang:
-        return True
-    return False
-
-
 def test_without_r1_a_read_and_the_inval_wait_for_each_other(mounted) -> None:
     device = mounted(*SMALL, patches=("without_r1",))
     device.make("a", SIZE, fill=FILL, place="vram")
@@ -298,8 +290,8 @@ def test_without_r1_a_read_and_the_inval_wait_for_each_other(mounted) -> None:
     reader.begin("m[70 * 4096]")
     device.until_parked()
     device.release("inval")
-    assert _hangs(reader)
-    assert _hangs(move, 0.1)
+    assert reader.waits()
+    assert move.waits(0.1)
     device.abort()
 
 
@@ -307,8 +299,8 @@ def test_without_the_wake_a_parked_read_and_a_later_inval_wait_for_each_other(mo
     device = mounted(*SMALL, patches=("without_wake",))
     reader, move = _park_in_vm_reserve(device)
     device.release("validate")
-    assert _hangs(reader)
-    assert _hangs(move, 0.1)
+    assert reader.waits()
+    assert move.waits(0.1)
     device.abort()
 
 
@@ -342,7 +334,7 @@ def test_a_fault_moves_its_own_bo_into_the_window(mounted, touch: str) -> None:
 def test_without_r2_a_fault_waits_for_the_inval_of_its_own_page(mounted) -> None:
     device = mounted(*WINDOW, patches=("without_r2",))
     client = _into_the_window(device, "m[70 * 4096]")
-    assert _hangs(client)
+    assert client.waits()
     device.abort()
 
 
@@ -364,7 +356,7 @@ def test_without_r4_a_write_waits_for_a_copy_that_has_not_begun(mounted) -> None
     device = mounted(*SMALL, patches=("without_r4_queued",))
     device.make("a", SIZE, fill=FILL, place="vram")
     _queue_a_move(device)
-    assert _hangs(device.client("fd = opened('bo/a')").begin("os.pwrite(fd, b'W' * 10, 40 * 4096 + 7)"))
+    assert device.client("fd = opened('bo/a')").begin("os.pwrite(fd, b'W' * 10, 40 * 4096 + 7)").waits()
     device.abort()
 
 
@@ -376,10 +368,10 @@ def test_without_r5_a_truncate_and_the_inval_of_a_dirty_bo_wait_for_each_other(m
     move = device.begin_command("objects/a/validate", "gtt")
     device.until_held("inval")
     client.begin("os.ftruncate(fd, 3 << 20)")
-    assert _hangs(client, 0.3)
+    assert client.waits(0.3)
     device.release("inval")
-    assert _hangs(client)
-    assert _hangs(move, 0.1)
+    assert client.waits()
+    assert move.waits(0.1)
     device.abort()
 
 

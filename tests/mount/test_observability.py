@@ -215,15 +215,14 @@ def test_trace_pipe_can_be_polled(device: Device, how: str) -> None:
     )
     client = device.client(code)
     assert client.do("ready(0.05)") is False
-    client.begin("ready(8)")
+    client.begin("ready(60)")
     record(device, "bo_create")
     device.make("a", PAGE)
-    assert client.result(9) is True
-    assert client.seconds < 8
+    assert client.result(10) is True
     assert b"bo_create" in client.do("os.read(fd, 65536)")
     assert client.do("ready(0.05)") is False
     device.make("b", PAGE)
-    assert client.do("ready(8)", 9) is True, "a second time, on the same file"
+    assert client.do("ready(60)") is True, "a second time, on the same file"
 
 
 def test_other_files_are_always_ready(device: Device) -> None:
@@ -383,6 +382,7 @@ def test_the_pools_file_is_the_kernels(device: Device) -> None:
 def test_the_shrinkers_work_when_written_and_only_then(device: Device) -> None:
     device.make("a", 4 * MIB, 1)
     device.shell.do("os.unlink(path('bo/a'))")
+    device.until(lambda: device.stats()["pool"]["in_use_pages"] == 0, why="the pages of a are back")
     pooled = device.stats()["pool"]["pooled_pages"]
     assert pooled >= 352
     for _ in range(3):

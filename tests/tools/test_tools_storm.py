@@ -26,7 +26,7 @@ def fill(device: Device) -> list[str]:
 
 def test_a_storm_changes_no_byte_and_takes_its_pins_back(device: Device, run: Run) -> None:
     names = fill(device)
-    done = run("storm", device.mountpoint, "--seconds", "2", "--seed", "11", "--json")
+    done = run("storm", device.mountpoint, "--seconds", "30", "--writes", "300", "--seed", "11", "--json")
     assert done.returncode == 0, done.stderr
     totals = json.loads(done.stdout)
     assert totals["writes"] == sum(totals["results"].values()) == sum(totals["words"].values())
