@@ -45,14 +45,11 @@ INSIDE = {
     "ttmfs.replay.sweep": ("ttmfs.replay.device",),
     # The watchdog's process must not load it.
     "ttmfs.fs.watchdog": ("trio",),
-    # Shrinking moves, moving populates.
-    "ttmfs.ttm.room": ("ttmfs.ttm.shrinker",),
 }
 """What may be imported inside functions, and why."""
 
 CIRCLES = {
     "svm": ("chunk cpu devmem reclaim space svm",),
-    "ttm": ("move populate room shrinker space",),
 }
 """By package: files that import each other in a circle today. A circle is a part of one of these, or is new."""
 

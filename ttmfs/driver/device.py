@@ -2,6 +2,7 @@
 
 import errno
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final
 
 import trio
@@ -17,6 +18,7 @@ from ttmfs.memory.warm import MAX_DROP_PAGES
 from ttmfs.ttm import kswapd
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.placement import SYSTEM, Place
+from ttmfs.ttm.shrinker import shrink_for
 
 POOL_TRIM_INTERVAL = 1.0
 _CLEAN_WINDOWS = 16
@@ -31,6 +33,7 @@ class VirtualDevice(Hardware):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
+        self.ttm.shrinkers.append(partial(shrink_for, self.ttm))
         self.power = PowerState(self)
         self.defrag = DefragWorker(self)
         if config.driver not in DRIVERS:

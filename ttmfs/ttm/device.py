@@ -6,6 +6,7 @@ here. What happens to one as a whole is in `ttmfs.ttm.lifetime`.
 """
 
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Final
 
 import trio
@@ -24,6 +25,18 @@ from ttmfs.ttm.resource import ResourceManager
 
 CLEAR_STEP_PAGES: Final = 64
 """The step (256 KiB) in which bytes are copied and cleared on the loop while clients want something."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """System pages that somebody finds none free of: `pages` of them, for the BO `but`.
+
+    `but` is reserved by who asks. Its pages outside `keep` may go like those of others; none of it without `keep`.
+    """
+
+    pages: int
+    but: Any = None
+    keep: range | None = None
 
 
 class Device:
@@ -71,6 +84,8 @@ class Device:
         """Set when populated pages come near the limit, for who shrinks ahead of need."""
         self.purgeable_bos: dict[Any, None] = {}
         """BOs that are advised `dontneed`, the first one advised so first."""
+        self.shrinkers: list[Callable[[Need], Awaitable[int]]] = []
+        """Who makes BOs give memory up without waiting for anything: they say how many pages left it."""
         self.reclaimers: list[Callable[[int], Awaitable[int]]] = []
         """Who else has system pages: asked to free so many, they say how many they did."""
         self.unfinished_restores: dict[Any, None] = {}

@@ -1,10 +1,11 @@
 """Room: free system pages for who finds none (direct reclaim of ttm_tt_populate and of the page allocator under it).
 
-First the shrinker, then other parts of the BO that needs them, then pages that hold nothing but zeros, then what
-copies in flight are about to free. Trylock only (H31): what others hold is tried again when they have had time to let
-go of it, for a bounded time.
+First the device's shrinkers (others give memory up, then other parts of the BO that needs it), then pages that hold
+nothing but zeros, then what copies in flight are about to free. Trylock only (H31): what others hold is tried again
+when they have had time to let go of it, for a bounded time.
 """
 
+from dataclasses import replace
 from typing import Final
 
 import trio
@@ -12,7 +13,7 @@ import trio
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
-from ttmfs.ttm.device import Device
+from ttmfs.ttm.device import Device, Need
 from ttmfs.ttm.lru_cursor import LruCursor
 from ttmfs.ttm.reclaim import reclaim
 
@@ -39,7 +40,7 @@ async def below_limit(
     over = device.over_limit(pages)
     if over > 0:
         # Some more, so that the next faults need not unmap anything.
-        await _shrink_for(device, over + device.pages_gap, but, keep)
+        await _shrink(device, Need(over + device.pages_gap, but, keep))
 
 
 async def make_room(
@@ -60,7 +61,7 @@ async def make_room(
     give_up = trio.current_time() + patience
     pause = _FIRST_PAUSE
     while True:
-        if await _shrink_for(device, max(pages, _LEAST_SHRINK), but, keep):
+        if await _shrink(device, Need(max(pages, _LEAST_SHRINK), but, keep)):
             return True
         if await reclaim(device, pages, ctx, faulting=but, keep=locked) or device.pool.free_pages >= pages:
             return True
@@ -70,13 +71,12 @@ async def make_room(
         pause = min(2 * pause, _LONGEST_PAUSE)
 
 
-async def _shrink_for(device: Device, pages: int, but: BufferObject | None, keep: range | None) -> int:
-    """The shrinker without waiting for anything; returns the pages that left memory."""
-    from ttmfs.ttm.shrinker import shrink, shrink_self  # noqa: PLC0415 - shrinking moves, moving populates
-
-    freed = (await shrink(device, pages, OperationContext(no_wait_gpu=True), but=but)).pages
-    if freed < pages and but is not None and keep is not None:
-        freed += await shrink_self(but, pages - freed, keep)
+async def _shrink(device: Device, need: Need) -> int:
+    """The shrinkers, each for what those before it have not found; returns the pages that left memory."""
+    freed = 0
+    for shrinker in device.shrinkers:
+        if freed < need.pages:
+            freed += await shrinker(replace(need, pages=need.pages - freed))
     return freed
 
 

@@ -19,7 +19,7 @@ from ttmfs.sync.resv import Usage
 from ttmfs.ttm.backup import BackupFlags, tt_backup
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
-from ttmfs.ttm.device import Device
+from ttmfs.ttm.device import Device, Need
 from ttmfs.ttm.lru_cursor import LruCursor
 from ttmfs.ttm.move import pipeline_gutting, wait_ctx
 from ttmfs.ttm.page_vector import Index
@@ -149,6 +149,15 @@ async def purge(bo: BufferObject, ctx: OperationContext) -> int:
     if bo.device.trace.on:
         bo.device.trace.emit("purge", bo.name, pages=pages)
     return pages
+
+
+async def shrink_for(device: Device, need: Need) -> int:
+    """What a device has as its shrinker: others give memory up, then other parts of the BO that needs it."""
+    ctx = OperationContext(no_wait_gpu=True)
+    freed = (await shrink(device, need.pages, ctx, but=need.but)).pages
+    if freed < need.pages and need.but is not None and need.keep is not None:
+        freed += await shrink_self(need.but, need.pages - freed, need.keep)
+    return freed
 
 
 async def shrink_self(bo: BufferObject, pages: int, keep: range) -> int:
