@@ -76,6 +76,7 @@ _DEVICE_OPTIONS = [
     _option("--svm-notifier-size", type=SIZE, default="512M", help="Window of one svm notifier, a power of two."),
     _option("--propagate-enospc", is_flag=True, help="A full region is ENOSPC, not ENOMEM."),
     _option("--allow-other", is_flag=True, help="Let other users in (file modes decide)."),
+    _option("--user-pins", is_flag=True, help="Who may write a BO may pin it; else root and who mounts may."),
     _option("--stock-loop", is_flag=True, help="Use pyfuse3's own readiness wait."),
     _option("--watchdog", type=SECONDS, default=30.0, help="Seconds until a wedged daemon is put down (0: never)."),
     _option("--config", "config_file", type=click.Path(exists=True, dir_okay=False), help="TOML file of options."),

@@ -44,9 +44,12 @@ def reference() -> str:
     parts += _commands("Commands of a BO: objects/NAME/…", "objects/tex0", OBJECT_COMMANDS)
     parts += _commands("Commands of the device: ctl/…", "ctl", CTL_COMMANDS)
     parts += _commands("Commands of an address space: svm_objects/NAME/…", "svm_objects/heap", SPACE_COMMANDS)
-    parts.append("Operations of `gpu`; those that write need write permission on `svm/NAME`:\n")
-    rows = [(_code(operation.usage), "yes" if operation.writes else "no") for operation in GPU_OPERATIONS.values()]
-    parts.append(_table(("operation", "writes"), rows))
+    parts.append("Operations of the device; `gpu` has the write bits of `svm/NAME`, `gpu_read` its read bits:\n")
+    rows = [
+        (_code(operation.usage), _code("gpu" if operation.writes else "gpu_read"))
+        for operation in GPU_OPERATIONS.values()
+    ]
+    parts.append(_table(("operation", "file"), rows))
 
     _same("FILES", tables.FILES, found.files)
     parts.append("## Files\n\nBO files are below `bo/`, address spaces in `svm/`. The others:\n")

@@ -12,6 +12,7 @@ from ttmfs.fs.attributes import status
 from ttmfs.fs.command import Machine
 from ttmfs.fs.commands import CTL_COMMANDS, OBJECT_COMMANDS
 from ttmfs.fs.nodes import Node, VirtualDir, VirtualFile
+from ttmfs.fs.rights import Owner
 from ttmfs.fs.runner import Runner
 from ttmfs.fs.svmcommands import SPACE_COMMANDS
 from ttmfs.fs.svmconfig import svm_knobs
@@ -44,7 +45,7 @@ def walk() -> Found:
         names = Namespace(vdev, uid=0, gid=0)
         spaces = SpaceNames(svm, names.new_ino, uid=0, gid=0)
         machine = Machine(vdev, names, svm)
-        tree = Tree(machine, Runner(machine, 1.0), spaces, uid=0, gid=0)
+        tree = Tree(machine, Runner(machine, 1.0), spaces, Owner(0, 0))
         file = names.create(names.root, b"tex0", 0o644, 0, 0)
         space: Any = spaces.create(spaces.root, b"heap", 0o644, 0, 0)
         files: dict[str, bool] = {}

@@ -4,9 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from mount_harness import Device, have_fuse
-
-STANDARD = ("--vram", "32M", "--gtt", "64M", "--memory", "128M", "--fault-timeout", "20")
+from mount_harness import STANDARD, Device, have_fuse
 
 
 def _check_log(device: Device) -> None:

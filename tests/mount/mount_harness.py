@@ -31,6 +31,9 @@ PATIENCE = 4.0
 """The limits in the tests are those of an idle machine. So many times as long an answer may take, and no test is
 quicker or slower for it: what comes is not waited for, and what must not come is asked with `Client.waits`."""
 
+STANDARD = ("--vram", "32M", "--gtt", "64M", "--memory", "128M", "--fault-timeout", "20")
+"""Options of a device that needs no others."""
+
 SUSPICIOUS = re.compile(r"Traceback|handler failed| ERROR |\bfailed$|Exception ignored")
 """What a daemon's log must not contain."""
 

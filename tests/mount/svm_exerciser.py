@@ -227,7 +227,7 @@ class Exerciser:
             self._compare_words(other.do(f"[w[at] for at in {words!r}]", 30), words, "a client")
             lines = [f"read {at * 8} 8" for at in rng.sample(words, min(6, len(words)))]
             if lines:
-                code, results = self.device.transact("svm_objects/heap/gpu", "\n".join(lines), 30)
+                code, results = self.device.transact("svm_objects/heap/gpu_read", "\n".join(lines), 30)
                 assert code == "ok", results
                 for line, result in zip(lines, results, strict=True):
                     at = int(line.split()[1]) // 8
@@ -249,7 +249,7 @@ class Exerciser:
     def _everything(self) -> None:
         """Every word of the space, by the device and then by a client; every byte of the BOs."""
         self._count("full comparisons")
-        _, results = self.device.transact("svm_objects/heap/gpu", f"checksum 0 {SIZE}", 60)
+        _, results = self.device.transact("svm_objects/heap/gpu_read", f"checksum 0 {SIZE}", 60)
         if results[0].get("value") != zlib.crc32(self.model.view(np.uint8)):
             self._find_wrong(f"the device's checksum is wrong: {results}")
         if self.clients[0].do("digest(m)", 60) != self.clients[0].do(_digest_of(self.model), 60):
@@ -277,7 +277,7 @@ class Exerciser:
         first = rng.randint(0, SIZE // PAGE - count)
         where = f"{first * PAGE} {count * PAGE}"
         assert self.device.command("svm_objects/heap/unmap", where, 30) == "ok"
-        code, _ = self.device.transact("svm_objects/heap/gpu", f"read {first * PAGE} 1", 30)
+        code, _ = self.device.transact("svm_objects/heap/gpu_read", f"read {first * PAGE} 1", 30)
         assert code == "ENOENT", code
         assert self.device.command("svm_objects/heap/map", where, 30) == "ok"
         self.model[first * WORDS : (first + count) * WORDS] = 0

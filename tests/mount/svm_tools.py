@@ -26,7 +26,7 @@ def command(device: Device, name: str, text: str, code: str = "ok", timeout: flo
 
 def gpu(device: Device, text: str, code: str = "ok") -> dict[str, Any]:
     """Have the device do something."""
-    return command(device, "gpu", text, code)
+    return command(device, "gpu_read" if text.startswith(("read", "checksum")) else "gpu", text, code)
 
 
 def log(device: Device, what: str) -> list[tuple[int, int]]:

@@ -6,8 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import STANDARD
-from mount_harness import MIB, Device
+from mount_harness import MIB, STANDARD, Device
 
 pytestmark = pytest.mark.mount
 

@@ -97,7 +97,7 @@ def test_rename_within_svm(device: Device) -> None:
 def test_an_unlinked_space_lives_while_it_is_mapped_but_its_device_side_is_gone(device: Device) -> None:
     space(device)
     client = device.client("fd = opened('svm/heap'); m = mapped(fd, 64 << 20); m[5 << 20] = 7; gpu = opened("
-                           f"'{HEAP}/gpu')")
+                           f"'{HEAP}/gpu'); gpu_read = opened('{HEAP}/gpu_read')")
     client.do("os.unlink(path('svm/heap')); os.close(fd)")
     assert client.errno("os.write(gpu, b'fill 0 4096 1')") == "EFAULT"
     assert client.errno(f"slurp('{HEAP}/ranges')") == "ENOENT"
@@ -106,7 +106,7 @@ def test_an_unlinked_space_lives_while_it_is_mapped_but_its_device_side_is_gone(
     assert device.control("spaces") == 1
     client.do("m.close()")
     device.until(lambda: device.control("spaces") == 0)
-    assert client.errno("os.write(gpu, b'read 0 16')") == "EFAULT"
+    assert client.errno("os.write(gpu_read, b'read 0 16')") == "EFAULT"
     assert device.stats()["svm"]["spaces"] == 0
 
 
@@ -220,16 +220,16 @@ REJECTS: list[tuple[str, str, str]] = [
     ("gpu", "write 0 0", "EINVAL"),
     ("gpu", "write 0 0g", "EINVAL"),
     ("gpu", "write 0x3ffffff 0011", "EFAULT"),
-    ("gpu", "read 0 1M nowait", "EINVAL"),
-    ("gpu", "read 0 1048577", "E2BIG"),
-    ("gpu", "read 63M 2M", "E2BIG"),
-    ("gpu", "read 64M 1", "EFAULT"),
+    ("gpu_read", "read 0 1M nowait", "EINVAL"),
+    ("gpu_read", "read 0 1048577", "E2BIG"),
+    ("gpu_read", "read 63M 2M", "E2BIG"),
+    ("gpu_read", "read 64M 1", "EFAULT"),
     ("gpu", "atomic_add 0", "EINVAL"),
     ("gpu", "atomic_add 0 0x10000000000000000", "EINVAL"),
     ("gpu", "atomic_add 0 1.5", "EINVAL"),
     ("gpu", "atomic_add 64M 1", "EFAULT"),
-    ("gpu", "checksum 0", "EINVAL"),
-    ("gpu", "checksum 0 65M", "EFAULT"),
+    ("gpu_read", "checksum 0", "EINVAL"),
+    ("gpu_read", "checksum 0 65M", "EFAULT"),
     ("prefetch", "0 2M", "EINVAL"),
     ("prefetch", "0 2M gtt", "EINVAL"),
     ("prefetch", "0 2M vram system", "EINVAL"),
@@ -270,18 +270,21 @@ def test_a_bad_command_is_refused_and_changes_nothing(device: Device, name: str,
 
 def test_results_help_and_status(device: Device) -> None:
     space(device)
-    code, lines = device.transact(f"{HEAP}/gpu", "fill 4M 2M 7\nread 0x4ffffe 4\natomic_add 8M -1\nread 8M 8\n")
+    code, lines = device.transact(f"{HEAP}/gpu", "fill 4M 2M 7\natomic_add 8M -1\n")
     assert code == "ok", lines
-    assert [line["line"] for line in lines] == [1, 2, 3, 4]
-    assert lines[1]["data"] == "07070707"
-    assert lines[2]["value"] == 0
-    assert lines[3]["data"] == "ff" * 8
+    assert [line["line"] for line in lines] == [1, 2]
+    assert lines[1]["value"] == 0
+    code, lines = device.transact(f"{HEAP}/gpu_read", "read 0x4ffffe 4\nread 8M 8\n")
+    assert code == "ok", lines
+    assert [line["line"] for line in lines] == [1, 2]
+    assert lines[0]["data"] == "07070707"
+    assert lines[1]["data"] == "ff" * 8
     assert device.transact(f"{HEAP}/gpu", "atomic_add 8M 0x10")[1][0]["value"] == 2**64 - 1
     help_text = device.shell.do(f"slurp('{HEAP}/gpu')")
     assert help_text.startswith("gpu fill ADDR LEN BYTE")
     assert f"> {HEAP}/gpu" in help_text
     readme = device.shell.do("slurp('README')")
-    for name in ("gpu", "prefetch", "madvise", "map", "unmap"):
+    for name in ("gpu", "gpu_read", "prefetch", "madvise", "map", "unmap"):
         assert f"> svm_objects/heap/{name}" in readme
     status = json.loads(device.shell.do(f"slurp('{HEAP}/status.json')"))
     assert (status["name"], status["size"]) == ("heap", 64 * MIB)
@@ -295,7 +298,7 @@ def test_results_help_and_status(device: Device) -> None:
 def test_every_example_of_the_help_is_accepted(device: Device) -> None:
     space(device)
     device.shell.do("os.pwrite(opened('svm/heap'), b'x' * (16 << 20), 0)")
-    for name in ("gpu", "prefetch", "madvise", "map", "unmap"):
+    for name in ("gpu", "gpu_read", "prefetch", "madvise", "map", "unmap"):
         lines = device.shell.do(f"slurp('{HEAP}/{name}')").splitlines()
         examples = [line.split("'")[1] for line in lines if line.startswith("  echo ")]
         assert examples
@@ -303,18 +306,16 @@ def test_every_example_of_the_help_is_accepted(device: Device) -> None:
             assert device.command(f"{HEAP}/{name}", example + "\n") == "ok", (name, example)
 
 
-def test_a_reader_of_the_space_may_have_the_device_read_only(device: Device) -> None:
+@pytest.mark.parametrize(
+    ("name", "text", "other"),
+    [("gpu", "read 0 4", "gpu_read"), ("gpu", "checksum 0 4", "gpu_read"), ("gpu_read", "fill 0 4 1", "gpu"),
+     ("gpu_read", "write 0 00", "gpu"), ("gpu_read", "atomic_add 0 0", "gpu")],
+)  # fmt: skip
+def test_each_file_of_the_device_names_the_other(device: Device, name: str, text: str, other: str) -> None:
     space(device)
-    device.shell.do("os.chmod(path('svm/heap'), 0o444)")
-    assert device.command(f"{HEAP}/gpu", "fill 0 4096 1\n") == "EPERM"
-    assert device.command(f"{HEAP}/gpu", "write 0 00\n") == "EPERM"
-    assert device.command(f"{HEAP}/gpu", "atomic_add 0 1\n") == "EPERM"
-    assert device.transact(f"{HEAP}/gpu", "read 0 4\n")[1][0]["data"] == "00000000"
-    for name in ("prefetch", "madvise", "map", "unmap"):
-        assert device.shell.errno(f"opened('{HEAP}/{name}', os.O_RDWR)") == "EACCES"
-    assert device.shell.errno(f"opened('{HEAP}/ranges', os.O_RDWR)") == "EACCES"
-    device.shell.do("os.chmod(path('svm/heap'), 0o644)")
-    assert device.command(f"{HEAP}/gpu", "fill 0 4096 1\n") == "ok"
+    code, lines = device.transact(f"{HEAP}/{name}", text)
+    assert code == "EACCES"
+    assert f"into {other}, which needs" in lines[0]["error"]
 
 
 def test_another_user_with_read_permission_only(mounted) -> None:
@@ -323,13 +324,28 @@ def test_another_user_with_read_permission_only(mounted) -> None:
     other = device.client("os.setgroups([]); os.setgid(65534); os.setuid(65534)")
     assert other.errno("opened('svm/heap', os.O_RDWR)") == "EACCES"
     assert other.do("os.pread(opened('svm/heap', os.O_RDONLY), 4, 0)") == bytes(4)
-    assert other.do(f"transact('{HEAP}/gpu', 'read 0 4')[1][0]['data']") == "00000000"
-    assert other.do(f"transact('{HEAP}/gpu', 'fill 0 4 1')[0]") == 1
-    assert other.errno(f"opened('{HEAP}/unmap', os.O_WRONLY)") == "EACCES"
+    assert other.do(f"transact('{HEAP}/gpu_read', 'read 0 4')[1][0]['data']") == "00000000"
+    for name in ("gpu", "prefetch", "madvise", "map", "unmap", "ranges"):
+        assert other.errno(f"opened('{HEAP}/{name}', os.O_WRONLY)") == "EACCES"
     device.shell.do("os.chmod(path('svm/heap'), 0o600)")
-    assert other.errno(f"opened('{HEAP}/gpu', os.O_RDWR)") == "EACCES"
+    for name in ("gpu", "gpu_read", "ranges", "status"):
+        assert other.errno(f"opened('{HEAP}/{name}', os.O_RDONLY)") == "EACCES"
     other.do("os.close(opened('svm/mine', os.O_CREAT | os.O_RDWR)); os.truncate(path('svm/mine'), 1 << 20)")
     assert other.do("transact('svm_objects/mine/gpu', 'fill 0 4 1')[0]") == 0
+
+
+def test_another_user_with_write_permission_only(mounted) -> None:
+    device = mounted("--vram", "16M", "--memory", "64M", "--allow-other")
+    space(device)
+    assert device.command(f"{HEAP}/gpu", "fill 0 8 83") == "ok"
+    device.shell.do("os.chmod(path('svm/heap'), 0o622)")
+    other = device.client("os.setgroups([]); os.setgid(65534); os.setuid(65534)")
+    assert other.errno(f"opened('{HEAP}/gpu_read', os.O_RDWR)") == "EACCES"
+    code, lines = other.do(f"transact('{HEAP}/gpu', 'atomic_add 0 0')")
+    assert code == 0
+    assert "value" not in lines[0], "who may not read is not told what was there"
+    assert other.do(f"transact('{HEAP}/gpu', 'fill 0 4 1')[0]") == 0
+    assert device.transact(f"{HEAP}/gpu_read", "read 0 8")[1][0]["data"] == "01" * 4 + "53" * 4
 
 
 def test_knobs(device: Device) -> None:

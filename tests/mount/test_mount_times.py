@@ -114,7 +114,7 @@ def test_a_fault_that_fills_holes_shows_in_st_blocks(device: Device, client: Cli
 
 @pytest.mark.parametrize(
     ("command", "words"),
-    [("gpu", "fill 0 64K 7"), ("gpu", "fill 0 2M 7 nowait"), ("gpu", "checksum 0 64K"), ("prefetch", "0 2M vram")],
+    [("gpu", "fill 0 64K 7"), ("gpu", "fill 0 2M 7 nowait"), ("gpu_read", "checksum 0 64K"), ("prefetch", "0 2M vram")],
 )
 def test_what_the_device_does_in_an_address_space_shows(
     device: Device, client: Client, command: str, words: str

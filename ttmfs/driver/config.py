@@ -39,6 +39,7 @@ class Config:
     command_timeout: float = 60.0
     propagate_enospc: bool = False
     allow_other: bool = False
+    user_pins: bool = False
     svm_notifier_size: int = 512 * MIB
     stock_loop: bool = False
     watchdog: float = 30.0

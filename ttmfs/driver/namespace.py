@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+from collections.abc import Callable
 from itertools import count
 from typing import Final
 
@@ -53,11 +54,18 @@ class Namespace(Names[BoFile]):
         self.vdev = vdev
         self.clients = Clients()
 
-    def find(self, name: str) -> BoFile:
-        """The BO file at a path; links are not followed. TtmError: ENOENT there is none, EISDIR it is a folder."""
+    def find(self, name: str, entering: Callable[[Folder], None] = lambda _folder: None) -> BoFile:
+        """The BO file at a path; links are not followed. TtmError: ENOENT there is none, EISDIR it is a folder.
+
+        `entering` is told each folder before a name is looked for in it, and may raise.
+        """
         entry: Entry | None = self.root
         for part in os.fsencode(name).split(b"/"):
-            entry = entry.get(part) if isinstance(entry, Folder) else None
+            if not isinstance(entry, Folder):
+                entry = None
+                break
+            entering(entry)
+            entry = entry.get(part)
         if isinstance(entry, Symlink):
             raise TtmError(errno.ENOENT, f"{name[:300]!r} is a symbolic link: name the BO that it leads to")
         if entry is None:

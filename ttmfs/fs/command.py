@@ -13,6 +13,8 @@ from typing import Any, Final, Protocol
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.namespace import Namespace
 from ttmfs.errors import TtmError
+from ttmfs.fs.opening import Opening
+from ttmfs.fs.rights import find_bo
 from ttmfs.fs.words import split_names
 from ttmfs.svm.svm import Svm
 from ttmfs.ttm.backup import BackupFlags
@@ -29,19 +31,22 @@ _OPTIONS: Final = ("no_wait_gpu", "interruptible")
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What commands work on."""
+    """What commands work on, and for whom; without a caller nobody's rights are asked for."""
 
     vdev: VirtualDevice
     names: Namespace
     svm: Svm
+    caller: Opening | None = None
 
-    def bo(self, name: str) -> BufferObject:
-        """The BO of a name. TtmError(ENOENT)."""
-        return self.names.find(name).bo
+    def bo(self, name: str, bits: int = 0) -> BufferObject:
+        """The BO of a name, for a caller who needs `bits` (READ, WRITE) of it. TtmError ENOENT, EISDIR, EACCES."""
+        if not bits or self.caller is None:
+            return self.names.find(name).bo
+        return find_bo(self.names, self.caller, name, bits).bo
 
-    def bos(self, word: str) -> list[BufferObject]:
-        """The BOs of NAME[,NAME…]."""
-        return [self.bo(name) for name in split_names(word)]
+    def bos(self, word: str, bits: int = 0) -> list[BufferObject]:
+        """The BOs of NAME[,NAME…], as `bo`. TtmError(E2BIG) for more than MAX_NAMES."""
+        return [self.bo(name, bits) for name in split_names(word)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,8 @@ class Command:
     does: str
     examples: tuple[str, ...]
     run: Callable[..., Awaitable[Result]]
+    asks: bool = False
+    """It changes nothing, so that read permission is enough."""
 
     def help(self, path: str) -> str:
         """What reading the command file prints."""

@@ -28,6 +28,7 @@ from ttmfs.fs.command import (
     take_options,
 )
 from ttmfs.fs.jobwords import JOB_USAGE, parse_job, run_job
+from ttmfs.fs.rights import READ, WRITE
 from ttmfs.fs.words import unescape
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm.bo import BufferObject
@@ -136,6 +137,7 @@ OBJECT_COMMANDS: Final[Mapping[str, Command]] = {
             "Until its fences of that usage are signaled (kernel: its moves); ETIME when the time is up.",
             ("", "kernel 5"),
             _wait,
+            asks=True,
         ),
         Command(
             "swapout",
@@ -198,7 +200,7 @@ async def _ctl_evict(machine: Machine, words: list[str]) -> Result:
 async def _ctl_submit(machine: Machine, words: list[str]) -> Result:
     wait = "wait" in words
     words, ctx = take_options([word for word in words if word != "wait"])
-    job = parse_job(machine.names, machine.vdev, words)
+    job = parse_job(machine, words)
     return await run_job(machine.vdev, job, ctx, wait=wait)
 
 
@@ -206,7 +208,7 @@ async def _ctl_copy(machine: Machine, words: list[str]) -> Result:
     words, ctx = take_options(words)
     if len(words) != 2:
         raise TtmError(errno.EINVAL, "say SRC DST, two BOs")
-    job = Job("copy", dst=machine.bo(unescape(words[1])), srcs=(machine.bo(unescape(words[0])),))
+    job = Job("copy", dst=machine.bo(unescape(words[1]), WRITE), srcs=(machine.bo(unescape(words[0]), READ),))
     return await run_job(machine.vdev, job, ctx, wait=False)
 
 

@@ -8,10 +8,10 @@ from typing import Any, Final
 
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.jobs import DTYPES, Job
-from ttmfs.driver.namespace import Namespace
 from ttmfs.driver.submit import submit_job
 from ttmfs.errors import TtmError
-from ttmfs.fs.words import split_names
+from ttmfs.fs.command import Machine
+from ttmfs.fs.rights import READ, WRITE
 from ttmfs.sync.fence import Fence
 from ttmfs.ttm.context import OperationContext
 from ttmfs.units import parse_size
@@ -27,6 +27,8 @@ _NEEDS: Final[Mapping[str, tuple[str, ...]]] = {
     "busy": ("seconds", "bo"),
 }
 _COMMON: Final = ("offset", "bytes", "dtype", "after")
+_ONLY_READ: Final = ("src", "x")
+"""Words that name what is read only; `busy` keeps others from its BOs, as a write does."""
 _FLOAT: Final = re.compile(r"[+-]?[0-9]{1,18}(\.[0-9]{1,18})?([eE][+-]?[0-9]{1,3})?")
 
 JOB_USAGE: Final = (
@@ -38,9 +40,8 @@ JOB_USAGE: Final = (
 class JobWords:
     """The KEY=VALUE words of one job."""
 
-    def __init__(self, names: Namespace, vdev: VirtualDevice, kind: str, words: list[str]) -> None:
-        self.names = names
-        self.vdev = vdev
+    def __init__(self, machine: Machine, kind: str, words: list[str]) -> None:
+        self.machine = machine
         allowed = (*_NEEDS[kind], *_COMMON)
         self.values: dict[str, str] = {}
         for word in words:
@@ -62,8 +63,8 @@ class JobWords:
         return found[0]
 
     def bos(self, key: str) -> tuple[Any, ...]:
-        """BO[,BO…]."""
-        return tuple(self.names.find(name).bo for name in split_names(self.values[key]))
+        """BO[,BO…]; the caller must be allowed to do with them what the job does."""
+        return tuple(self.machine.bos(self.values[key], READ if key in _ONLY_READ else WRITE))
 
     def number(self, key: str) -> float:
         """A decimal number."""
@@ -78,16 +79,16 @@ class JobWords:
 
     def fence(self) -> Fence | None:
         """after=FENCE."""
-        return self.vdev.find_fence(self.values["after"]) if "after" in self.values else None
+        return self.machine.vdev.find_fence(self.values["after"]) if "after" in self.values else None
 
 
-def parse_job(names: Namespace, vdev: VirtualDevice, words: list[str]) -> Job:
-    """The job. TtmError: EINVAL naming the word that is wrong, ENOENT for an unknown BO."""
+def parse_job(machine: Machine, words: list[str]) -> Job:
+    """The job. TtmError: EINVAL naming the word that is wrong, ENOENT for an unknown BO, EACCES for one of others."""
     if not words or words[0] not in _NEEDS:
         kind = words[0][:40] if words else ""
         raise TtmError(errno.EINVAL, f"{kind!r} is no job: say one of {' '.join(_NEEDS)}")
     kind = words[0]
-    given = JobWords(names, vdev, kind, words[1:])
+    given = JobWords(machine, kind, words[1:])
     dtype = given.values.get("dtype", "f32" if kind == "saxpy" else "u8")
     if dtype not in DTYPES:
         raise TtmError(errno.EINVAL, f"dtype={dtype[:40]!r}: say one of {' '.join(DTYPES)}")

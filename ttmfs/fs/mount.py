@@ -30,6 +30,7 @@ from ttmfs.fs.namerequests import ALIAS_PREFIX
 from ttmfs.fs.notify import PageCache, SessionFd
 from ttmfs.fs.operations import TtmOperations
 from ttmfs.fs.pagecache import BoPageCache, SpacePageCache
+from ttmfs.fs.rights import Owner
 from ttmfs.fs.runner import Runner
 from ttmfs.fs.svmconfig import check_notifier_size
 from ttmfs.fs.svmnames import SpaceNames
@@ -104,7 +105,7 @@ class Mount:
         self.machine = Machine(self.vdev, names, self.svm)
         self.spaces = SpaceNames(self.svm, names.new_ino, uid=uid, gid=gid, mode=mode)
         self.runner = Runner(self.machine, config.command_timeout, uid)
-        self.tree = Tree(self.machine, self.runner, self.spaces, uid=uid, gid=gid)
+        self.tree = Tree(self.machine, self.runner, self.spaces, Owner(uid, gid))
         self.operations = TtmOperations(self.tree, lambda kb: None)
         self.handshake: Handshake | None = None
         self.report: list[str] = []

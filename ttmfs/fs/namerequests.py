@@ -37,7 +37,7 @@ class NameRequests(OpenRequests):
         node = parent.find(os.fsdecode(name)) if isinstance(parent, VirtualDir) else None
         if node is None:
             raise TtmError(errno.ENOENT, "no such file")
-        if isinstance(node, VirtualFile) and isinstance(parent, VirtualDir) and not node.mode & 0o222:
+        if isinstance(node, VirtualFile) and isinstance(parent, VirtualDir) and not node.writable:
             node.key = f"{parent.key}/{os.fsdecode(name)}"
         if isinstance(node, VirtualDir):
             node.above = parent_inode

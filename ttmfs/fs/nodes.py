@@ -8,21 +8,26 @@ expects.
 
 import errno
 import json
+import stat
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
 
 from ttmfs.errors import TtmError
 from ttmfs.fs.opening import Opening
 from ttmfs.fs.results import KeptResults
+from ttmfs.fs.rights import Rights
 from ttmfs.fs.words import MAX_WRITE
 
 
 class Node(Protocol):
     """Anything with an inode. `mode` includes the file type."""
 
-    mode: int
-    uid: int
-    gid: int
+    @property
+    def mode(self) -> int: ...
+    @property
+    def uid(self) -> int: ...
+    @property
+    def gid(self) -> int: ...
 
 
 class NameTable(Protocol):
@@ -43,28 +48,50 @@ class NameTable(Protocol):
         ...
 
 
-class VirtualDir:
+class _Virtual:
+    """What has its rights from somewhere else, as they are there at each moment."""
+
+    _type = 0
+
+    def __init__(self, rights: Rights) -> None:
+        self.rights = rights
+
+    @property
+    def mode(self) -> int:
+        """Type and permissions."""
+        return self._type | self.rights.bits
+
+    @property
+    def uid(self) -> int:
+        """Its owner."""
+        return self.rights.uid
+
+    @property
+    def gid(self) -> int:
+        """Its group."""
+        return self.rights.gid
+
+
+class VirtualDir(_Virtual):
     """A directory whose children are made on demand. `key` identifies it, so that it keeps its inode number."""
+
+    _type = stat.S_IFDIR
 
     def __init__(
         self,
         key: str,
         find: "Callable[[str], Node | None]",
         names: NameTable,
+        rights: Rights,
         *,
-        uid: int = 0,
-        gid: int = 0,
-        mode: int = 0o040755,
         gone: Callable[[], bool] = lambda: False,
     ) -> None:
+        super().__init__(rights)
         self.key = key
         self.gone = gone
         """What it stands for was removed, while somebody has it as working directory: nothing can be made in it."""
         self.find = find
         self.names = names
-        self.uid = uid
-        self.gid = gid
-        self.mode = mode
         self.above = 0
         """Inode number of the folder that it was found in."""
 
@@ -81,16 +108,19 @@ class Handle(Protocol):
         ...
 
 
-class VirtualFile:
-    """A file whose handle is made by `open_handle(opening)`."""
+class VirtualFile(_Virtual):
+    """A file whose handle is made by `open_handle(opening)`. `writable`: its handles take what is written."""
 
-    def __init__(self, open_handle: Callable[[Opening], Handle], mode: int, *, uid: int = 0, gid: int = 0) -> None:
+    _type = stat.S_IFREG
+
+    def __init__(
+        self, open_handle: Callable[[Opening], Handle], rights: Rights, *, writable: bool = False
+    ) -> None:
+        super().__init__(rights)
         self.open_handle = open_handle
+        self.writable = writable
         self.key = ""
         """Identifies it, so that it keeps its inode number; empty: a new one each time."""
-        self.mode = 0o100000 | mode
-        self.uid = uid
-        self.gid = gid
 
     def open(self, opening: Opening) -> Handle:
         """A handle for this OPEN."""

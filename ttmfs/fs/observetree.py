@@ -19,7 +19,8 @@ from ttmfs.fs.command import Machine
 from ttmfs.fs.fdinfo import client_text, gem_info, mem_info
 from ttmfs.fs.listing import FixedNames
 from ttmfs.fs.metrics import Exporter
-from ttmfs.fs.nodes import NameTable, Node, TextHandle, VirtualDir, VirtualFile
+from ttmfs.fs.nodes import Node, TextHandle, VirtualDir, VirtualFile
+from ttmfs.fs.rights import Fixed, Owner, Rights
 from ttmfs.fs.runner import Runner
 from ttmfs.fs.slowtext import SlowText, bounded, paced_lines, slow_file
 from ttmfs.fs.tracepipe import PipeFile, TracePipe
@@ -61,29 +62,30 @@ class _ClientNames:
 
 
 class ObserveTree:
-    """Builds them. `stats` makes the stats object; `uid` and `gid` are the mounting user's."""
+    """Builds them. `stats` makes the stats object; `owner` is the mounting user: what names BOs is theirs."""
 
     def __init__(
-        self, machine: Machine, runner: Runner, svm: Svm, stats: Callable[[], Mapping[str, Any]], *, uid: int, gid: int
+        self, machine: Machine, runner: Runner, svm: Svm, stats: Callable[[], Mapping[str, Any]], owner: Owner
     ) -> None:
         self.machine = machine
         self.svm = svm
         self.runner = runner
-        self.uid = uid
-        self.gid = gid
+        self.owner = owner
         trace = machine.vdev.ttm.trace
         self.pipe = TracePipe(trace)
         self.exporter = Exporter(stats, machine.vdev.ttm.counters)
-        self._slow: dict[str, SlowText] = {
-            "trace": self._trace_text,
-            "trace.json": self._trace_json,
-            "metrics": self._metrics,
+        self._slow: dict[str, tuple[SlowText, Rights]] = {
+            "trace": (self._trace_text, owner.only(0o400)),
+            "trace.json": (self._trace_json, owner.only(0o400)),
+            "metrics": (self._metrics, owner.public()),
         }
         self._texts = mem_info(machine.vdev)
         self.files = ("trace_pipe", *self._slow, *self._texts)
         """Its files in the mount's root."""
-        self.clients = self._dir("clients", self._find_client, _ClientNames(machine.names.clients))
-        self._ttm = self._dir("debug/ttm", self._find_ttm, FixedNames(_TTM_FILES))
+        self.clients = VirtualDir(
+            "clients", self._find_client, _ClientNames(machine.names.clients), owner.public(0o555)
+        )
+        self._ttm = VirtualDir("debug/ttm", self._find_ttm, FixedNames(_TTM_FILES), owner.only(0o500))
         self._managers = {
             "vram0_mm" if name == VRAM else f"{name}_mm": manager for name, manager in machine.vdev.ttm.managers.items()
         }
@@ -96,26 +98,21 @@ class ObserveTree:
         """The mount goes down: nobody waits for an event any more."""
         self.pipe.close()
 
-    def _dir(self, key: str, find: Callable[[str], Node | None], names: NameTable) -> VirtualDir:
-        return VirtualDir(key, find, names, uid=self.uid, gid=self.gid)
-
-    def _text(self, text: Callable[[], str | bytes]) -> VirtualFile:
-        return VirtualFile(lambda _opening: TextHandle(text), 0o444, uid=self.uid, gid=self.gid)
-
-    def _slow_file(self, text: SlowText) -> VirtualFile:
-        return slow_file(text, uid=self.uid, gid=self.gid)
+    def _private(self, text: Callable[[], str | bytes]) -> VirtualFile:
+        """A text for the owner."""
+        return VirtualFile(lambda _opening: TextHandle(text), self.owner.only(0o400))
 
     # -- the root ------------------------------------------------------------------------------------------------
 
     def find(self, name: str) -> Node | None:
         """A file of the mount's root."""
         if name == "trace_pipe":
-            return PipeFile(self.pipe, uid=self.uid, gid=self.gid)
+            return PipeFile(self.pipe, self.owner.only(0o400))
         slow = self._slow.get(name)
         if slow is not None:
-            return self._slow_file(slow)
+            return slow_file(*slow)
         text = self._texts.get(name)
-        return None if text is None else self._text(text)
+        return None if text is None else VirtualFile(lambda _opening: TextHandle(text), self.owner.public())
 
     async def _trace_text(self) -> bytes:
         trace, pid = self.machine.vdev.ttm.trace, os.getpid()
@@ -144,16 +141,18 @@ class ObserveTree:
             made = await client_text(self.machine.vdev, self.machine.names, client)
             return made.encode("utf-8", "surrogateescape")
 
-        return self._slow_file(text)
+        if client is self.machine.names.clients.kernel:
+            return slow_file(text, self.owner.only(0o400))
+        return slow_file(text, Fixed(0o400, client.uid, self.owner.gid))
 
     # -- regions/NAME/ -------------------------------------------------------------------------------------------
 
     def find_region_file(self, manager: ResourceManager, name: str) -> Node | None:
         """One of REGION_FILES of a region."""
         if name == "fences":
-            return self._text(lambda: _eviction_fences(manager))
+            return self._private(lambda: _eviction_fences(manager))
         if name == "map":
-            return self._slow_file(lambda: self._map_text(manager))
+            return slow_file(lambda: self._map_text(manager), self.owner.only(0o400))
         return None
 
     async def _map_text(self, manager: ResourceManager) -> bytes:
@@ -173,9 +172,9 @@ class ObserveTree:
         if name == "ttm":
             return self._ttm
         if name == "gem_info":
-            return self._slow_file(self._gem_info)
+            return slow_file(self._gem_info, self.owner.only(0o400))
         manager = self._managers.get(name)
-        return None if manager is None else self._text(manager.debug)
+        return None if manager is None else self._private(manager.debug)
 
     async def _gem_info(self) -> bytes:
         return (await gem_info(self.machine.vdev, self.machine.names)).encode()
@@ -183,9 +182,9 @@ class ObserveTree:
     def _find_ttm(self, name: str) -> Node | None:
         ttm = self.machine.vdev.ttm
         if name == "buffer_objects":
-            return self._text(lambda: f"{ttm.num_bos}\n")
+            return self._private(lambda: f"{ttm.num_bos}\n")
         if name == "page_pool":
-            return self._text(self.machine.vdev.pool.page_pool_table)
+            return self._private(self.machine.vdev.pool.page_pool_table)
         if name == "page_pool_shrink":
             return self._trigger("page_pool_shrink", lambda: self._pool_shrink, self._shrink_pool)
         if name == "tt_shrink":
@@ -202,7 +201,7 @@ class ObserveTree:
             with self.runner.error_log.watching(f"debug/ttm/{name}"):
                 await bounded(work, seconds, too_late)
 
-        return slow_file(text, uid=self.uid, gid=self.gid, trigger=trigger)
+        return slow_file(text, self.owner.only(0o600), trigger=trigger)
 
     async def _shrink_pool(self) -> None:
         """ttm_pool_debugfs_shrink_show: count before / pages freed."""

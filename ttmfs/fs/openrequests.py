@@ -64,7 +64,7 @@ class OpenRequests(InodeRequests):
             return self._open_file(node, flags, ctx)
         if not isinstance(node, VirtualFile):
             raise TtmError(errno.EISDIR, "a folder cannot be opened as a file")
-        if flags & os.O_ACCMODE != os.O_RDONLY and not node.mode & 0o222:
+        if flags & os.O_ACCMODE != os.O_RDONLY and not node.writable:
             raise TtmError(errno.EACCES, "this file is read-only")
         fh = self._new_handle(node.open(Opening(ctx.pid, ctx.uid, ctx.gid, flags)))
         stream = isinstance(node, PipeFile)

@@ -10,6 +10,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Final
 
 import trio
@@ -159,7 +160,8 @@ class Runner:
         if self._closing:
             raise _shutting_down()
         with self._watched(opening) as running:
-            return await run_line(self.machine, command, target, await _words(line))
+            machine = replace(self.machine, caller=opening)
+            return await run_line(machine, command, target, await _words(line))
         raise running.reason or TtmError(
             errno.ETIME, f"{command.name} did not end within {self.timeout:g} s (command_timeout)"
         )

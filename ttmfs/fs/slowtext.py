@@ -8,6 +8,7 @@ import trio
 from ttmfs.errors import TtmError
 from ttmfs.fs.nodes import Handle, VirtualFile
 from ttmfs.fs.opening import Opening
+from ttmfs.fs.rights import Rights
 from ttmfs.sync.pace import Pace
 
 T = TypeVar("T")
@@ -39,15 +40,15 @@ class SlowTextHandle:
 
 
 def slow_file(
-    text: SlowText, *, uid: int, gid: int, trigger: Callable[[], Awaitable[None]] | None = None
+    text: SlowText, rights: Rights, *, trigger: Callable[[], Awaitable[None]] | None = None
 ) -> VirtualFile:
-    """A file of such a text; writable, and then only by its owner, when it has a trigger."""
+    """A file of such a text; it can be written when it has a trigger."""
 
     def open_handle(opening: Opening) -> Handle:
         del opening
         return SlowTextHandle(text, trigger)
 
-    return VirtualFile(open_handle, 0o444 if trigger is None else 0o644, uid=uid, gid=gid)
+    return VirtualFile(open_handle, rights, writable=trigger is not None)
 
 
 async def paced_lines(items: Sequence[T], line: Callable[[T], str]) -> bytes:

@@ -34,13 +34,13 @@ _PREFETCH: Final = ("vram", "system", "preferred")
 class OpenedSpace:
     """What a command works on: a space, through a command file that somebody has opened."""
 
-    __slots__ = ("_page_cache", "file", "may_write")
+    __slots__ = ("_page_cache", "file", "may_read")
 
-    def __init__(self, file: SpaceFile, page_cache: PageCache | None, *, may_write: bool) -> None:
+    def __init__(self, file: SpaceFile, page_cache: PageCache | None, *, may_read: bool) -> None:
         self.file = file
         self._page_cache = page_cache
-        self.may_write = may_write
-        """The opener may write svm/NAME; who may only read it gets EPERM for what the device would write."""
+        self.may_read = may_read
+        """The opener may read svm/NAME: who may only write it is not told what was there."""
 
     @property
     def space(self) -> AddressSpace:
@@ -142,7 +142,7 @@ def _must_wait(wait: bool, operation: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class GpuOperation:
-    """`writes` says whether it needs write permission on the space."""
+    """`writes` says whether it is for who may write the space (`gpu`), or for who may read it (`gpu_read`)."""
 
     usage: str
     writes: bool
@@ -158,21 +158,38 @@ GPU_OPERATIONS: Final[Mapping[str, GpuOperation]] = {
 }
 
 
+def _usage(writes: bool) -> str:
+    return " | ".join(operation.usage for operation in GPU_OPERATIONS.values() if operation.writes == writes)
+
+
 async def _gpu(machine: Machine, opened: OpenedSpace, words: list[str]) -> Result:
     del machine
+    return await _operate(opened, words, writes=True)
+
+
+async def _gpu_read_file(machine: Machine, opened: OpenedSpace, words: list[str]) -> Result:
+    del machine
+    return await _operate(opened, words, writes=False)
+
+
+async def _operate(opened: OpenedSpace, words: list[str], *, writes: bool) -> Result:
     wait = "nowait" not in words
     words = [word for word in words if word != "nowait"]
     operation = GPU_OPERATIONS.get(words[0]) if words else None
     if operation is None:
         said = f"{words[0][:80]!r} is no operation of the device: " if words else ""
-        raise TtmError(errno.EINVAL, f"{said}say one of {' '.join(GPU_OPERATIONS)}")
-    space = opened.space
-    if operation.writes and not opened.may_write:
-        raise TtmError(errno.EPERM, f"you may not write svm/{space.name}, so the device may not write there for you")
+        known = " ".join(name for name, operation in GPU_OPERATIONS.items() if operation.writes == writes)
+        raise TtmError(errno.EINVAL, f"{said}say one of {known}")
+    if operation.writes != writes:
+        other = "gpu, which needs write permission" if operation.writes else "gpu_read, which needs read permission"
+        raise TtmError(errno.EACCES, f"{words[0]} is not for this file: write it into {other}")
     try:
-        return await operation.run(space, words[1:], operation.usage, wait)
+        result = await operation.run(opened.space, words[1:], operation.usage, wait)
     finally:
         opened.worked()
+    if writes and not opened.may_read:
+        result.pop("value", None)
+    return result
 
 
 # -- the others ------------------------------------------------------------------------------------------------------
@@ -225,12 +242,21 @@ SPACE_COMMANDS: Final[Mapping[str, Command]] = {
     for command in (
         Command(
             "gpu",
-            " | ".join(operation.usage for operation in GPU_OPERATIONS.values()),
-            "The device works on the space and faults as it goes: its ranges migrate to vram. The result has "
-            "bytes_moved and faults, `data` (hexadecimal) of read, `value` of checksum and atomic_add (the old value); "
-            "with nowait its fence, at once (ctl/wait).",
-            ("fill 4M 2M 7", "write 0x400000 00ff10", "read 4M 16", "atomic_add 4M 1", "checksum 4M 2M"),
+            _usage(writes=True),
+            "The device writes to the space and faults as it goes: its ranges migrate to vram. The result has "
+            "bytes_moved and faults, and for who may read the space the `value` that atomic_add found; with nowait its "
+            "fence, at once (ctl/wait). What reads is in gpu_read.",
+            ("fill 4M 2M 7", "write 0x400000 00ff10", "atomic_add 4M 1"),
             _gpu,
+        ),
+        Command(
+            "gpu_read",
+            _usage(writes=False),
+            "The device reads the space and faults as it goes: its ranges migrate to vram. The result has bytes_moved "
+            "and faults, `data` (hexadecimal) of read, `value` of checksum.",
+            ("read 4M 16", "checksum 4M 2M"),
+            _gpu_read_file,
+            asks=True,
         ),
         Command(
             "prefetch",

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable
 from typing import Any, Final
 
-from ttmfs.driver.entries import Entry
 from ttmfs.errors import TtmError
 from ttmfs.fs.attributes import status_text
 from ttmfs.fs.command import Command
@@ -15,6 +14,7 @@ from ttmfs.fs.mirrors import FolderNames, entry_key, folder_key
 from ttmfs.fs.nodes import CommandHandle, Handle, Node, TextHandle, VirtualDir, VirtualFile
 from ttmfs.fs.notify import PageCache
 from ttmfs.fs.opening import Opening
+from ttmfs.fs.rights import READ, CommandOf, FolderOf, ObjectOf, QuestionOf, ReadersOf, may
 from ttmfs.fs.runner import Runner
 from ttmfs.fs.slowtext import paced_lines, slow_file
 from ttmfs.fs.svmcommands import SPACE_COMMANDS, OpenedSpace
@@ -24,19 +24,18 @@ from ttmfs.svm.space import RANGES_HEAD, AddressSpace
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT
 
 READ_FILES: Final = ("notifiers", "ranges", "snapshot", "stats", "status", "status.json")
-_CAP_DAC_OVERRIDE: Final = 1 << 1
 _WINDOW_PAGES: Final = 1 << 20
 
 
 class SvmTree:
-    """Builds the nodes below svm_objects/. `uid` and `gid` are the mounting user's."""
+    """Builds the nodes below svm_objects/."""
 
-    def __init__(self, spaces: SpaceNames, runner: Runner, *, uid: int, gid: int) -> None:
+    def __init__(self, spaces: SpaceNames, runner: Runner) -> None:
         self.spaces = spaces
         self.page_cache: PageCache | None = None
         self.runner = runner
         self.root = VirtualDir(
-            folder_key(spaces.root), self._find_space, FolderNames(spaces.root), uid=uid, gid=gid
+            folder_key(spaces.root), self._find_space, FolderNames(spaces.root), FolderOf(spaces.root)
         )
         self._names = FixedNames((*SPACE_COMMANDS, *READ_FILES))
 
@@ -50,8 +49,7 @@ class SvmTree:
             entry_key(file, self.spaces.root, raw),
             lambda leaf: self._find_file(space_file, leaf),
             self._names,
-            uid=file.uid,
-            gid=file.gid,
+            ObjectOf(file),
         )
 
     def _find_file(self, file: SpaceFile, name: str) -> Node | None:
@@ -60,9 +58,9 @@ class SvmTree:
             return self._command(command, file)
         space = file.space
         if name == "ranges":
-            return slow_file(lambda: _ranges(space), uid=file.uid, gid=file.gid)
+            return slow_file(lambda: _ranges(space), ReadersOf(file))
         if name == "snapshot":
-            return VirtualFile(lambda _opening: SnapshotHandle(space), 0o444, uid=file.uid, gid=file.gid)
+            return VirtualFile(lambda _opening: SnapshotHandle(space), ReadersOf(file))
         texts: dict[str, Callable[[], str]] = {
             "notifiers": space.notifiers_text,
             "stats": space.stats_text,
@@ -70,14 +68,12 @@ class SvmTree:
             "status.json": lambda: json.dumps(status(file)) + "\n",
         }
         text = texts.get(name)
-        if text is None:
-            return None
-        return VirtualFile(lambda _opening: TextHandle(text), 0o444, uid=file.uid, gid=file.gid)
+        return None if text is None else VirtualFile(lambda _opening: TextHandle(text), ReadersOf(file))
 
     def _command(self, command: Command, file: SpaceFile) -> VirtualFile:
         def open_handle(opening: Opening) -> Handle:
             name = file.space.name
-            opened = OpenedSpace(file, self.page_cache, may_write=may_write(opening.pid, file))
+            opened = OpenedSpace(file, self.page_cache, may_read=may(opening, file, READ))
             return CommandHandle(
                 lambda: command.help(for_shell(f"svm_objects/{name}/{command.name}")),
                 lambda data: self.runner.run(command, f"svm/{name}", opened, data, opening),
@@ -85,9 +81,8 @@ class SvmTree:
                 self.runner.results,
             )
 
-        # Who may read the space may have the device read it: gpu can be opened for writing with that permission alone.
-        readers = (file.mode & 0o444) >> 1 if command.name == "gpu" else 0
-        return VirtualFile(open_handle, 0o444 | readers | file.mode & 0o222, uid=file.uid, gid=file.gid)
+        rights = QuestionOf(file) if command.asks else CommandOf(file)
+        return VirtualFile(open_handle, rights, writable=True)
 
 
 class SnapshotHandle:
@@ -125,27 +120,3 @@ def status(file: SpaceFile) -> dict[str, Any]:
         "opens": file.opens,
         "last_error": file.last_error,
     }
-
-
-def may_write(pid: int, entry: Entry) -> bool:
-    """May the thread `pid` write `entry`, by owner, group and mode? False when it cannot be known."""
-    ids: dict[str, list[int]] = {}
-    try:
-        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as lines:
-            for line in lines:
-                key, _, rest = line.partition(":")
-                if key in ("Uid", "Gid", "Groups"):
-                    ids[key] = list(map(int, rest.split()))
-                elif key == "CapEff":
-                    ids[key] = [int(rest, 16)]
-        uid, gid = ids["Uid"][3], ids["Gid"][3]
-        capabilities = ids["CapEff"][0]
-    except (OSError, ValueError, KeyError, IndexError):
-        return False
-    if capabilities & _CAP_DAC_OVERRIDE and entry.mode & 0o222:
-        return True
-    if uid == entry.uid:
-        return bool(entry.mode & 0o200)
-    if entry.gid == gid or entry.gid in ids.get("Groups", ()):
-        return bool(entry.mode & 0o020)
-    return bool(entry.mode & 0o002)

@@ -19,6 +19,7 @@ import trio
 
 from ttmfs.errors import TtmError
 from ttmfs.fs.nodes import VirtualFile
+from ttmfs.fs.rights import Rights
 from ttmfs.fs.signals import signal_pending
 from ttmfs.observe.trace import Trace
 
@@ -188,12 +189,9 @@ class PipeHandle:
 class PipeFile(VirtualFile):
     """The node of trace_pipe."""
 
-    def __init__(self, pipe: TracePipe, *, uid: int, gid: int) -> None:
+    def __init__(self, pipe: TracePipe, rights: Rights) -> None:
         super().__init__(
-            lambda opening: PipeHandle(pipe, opening.pid, blocking=not opening.flags & os.O_NONBLOCK),
-            0o444,
-            uid=uid,
-            gid=gid,
+            lambda opening: PipeHandle(pipe, opening.pid, blocking=not opening.flags & os.O_NONBLOCK), rights
         )
 
 

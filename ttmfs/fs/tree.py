@@ -23,6 +23,7 @@ from ttmfs.fs.nodes import CommandHandle, Handle, NameTable, Node, SettingHandle
 from ttmfs.fs.notify import PageCache
 from ttmfs.fs.observetree import REGION_FILES, ObserveTree
 from ttmfs.fs.opening import Opening
+from ttmfs.fs.rights import AttributeOf, CommandOf, FolderOf, ObjectOf, Owner, QuestionOf, ReadersOf, Rights
 from ttmfs.fs.runner import Runner
 from ttmfs.fs.stats import region_stats, stats, swap_stats
 from ttmfs.fs.svmconfig import set_svm_knob, svm_knobs
@@ -42,27 +43,29 @@ _SWAP_FILES: Final = ("store", "size", "used", "pages", "ratio")
 _OBJECT_NAMES: Final = FixedNames(
     (*OBJECT_COMMANDS, *attributes.SETTABLE, "snapshot", "status", "status.json")
 )
+_CHECK_THEMSELVES: Final = ("submit", "copy")
+"""Commands of ctl/ that anybody may give: they look at the rights on each BO that they name."""
+_PINS: Final = ("pin", "unpin")
 _REGION_FILES: Final = ("size", "used", "visible_size", "visible_used", "lru", "debug", *REGION_FILES)
 
 
 class Tree:
-    """Builds nodes for names. `owner` is the mounting user: ctl/ and what changes the device is theirs."""
+    """Builds nodes for names. `owner` is the mounting user: ctl/, and what shows names of BOs, is theirs."""
 
-    def __init__(self, machine: Machine, runner: Runner, spaces: SpaceNames, *, uid: int, gid: int) -> None:
+    def __init__(self, machine: Machine, runner: Runner, spaces: SpaceNames, owner: Owner) -> None:
         self.machine = machine
         self.spaces = spaces
         self.runner = runner
-        self.uid = uid
-        self.gid = gid
+        self.owner = owner
         self.page_cache: PageCache | None = None
-        self.svm = SvmTree(spaces, runner, uid=uid, gid=gid)
+        self.svm = SvmTree(spaces, runner)
         self.loop_status: Callable[[], str] = lambda: ""
-        self._root_files: dict[str, Callable[[], str | bytes]] = {
-            "README": lambda: readme(machine.vdev.region_names),
-            "stats": lambda: json.dumps(self.stats()) + "\n",
-            "error_log": runner.error_log.text,
+        self._root_files: dict[str, VirtualFile] = {
+            "README": self._text(lambda: readme(machine.vdev.region_names)),
+            "stats": self._text(lambda: json.dumps(self.stats()) + "\n"),
+            "error_log": self._private(runner.error_log.text),
         }
-        self.observe = ObserveTree(machine, runner, spaces.svm, self.stats, uid=uid, gid=gid)
+        self.observe = ObserveTree(machine, runner, spaces.svm, self.stats, owner)
         injections = [f"fail_{place}" for place in INJECTION_PLACES]
         debug_files = ("loop", "tasks", "pause_engine", "ban_memcpy")
         debug = FixedNames(
@@ -80,31 +83,36 @@ class Tree:
             "pool": self._dir("pool", self._find_pool, FixedNames(("fragmentation", "pages"))),
             "swap": self._dir("swap", self._find_swap, FixedNames(_SWAP_FILES)),
             "fences": self._dir("fences", self._find_fences, FixedNames(("pending", "timelines"))),
-            "debug": self._dir("debug", self._find_debug, debug),
+            "debug": VirtualDir("debug", self._find_debug, debug, owner.only(0o500)),
         }
         root_names = (*self._dirs, *self._root_files, *self.observe.files)
         self.root = self._dir("", self._find_root, FixedNames(root_names, folders=len(self._dirs)))
 
     def _dir(self, key: str, find: Callable[[str], Node | None], names: NameTable) -> VirtualDir:
-        return VirtualDir(key, find, names, uid=self.uid, gid=self.gid)
+        """A folder that everybody may look into."""
+        return VirtualDir(key, find, names, self.owner.public(0o555))
 
-    def _text(
-        self,
-        text: Callable[[], str | bytes],
-        store: Callable[[str], None] | None = None,
-        *,
-        owner: BoFile | None = None,
-        path: str = "",
+    def _text(self, text: Callable[[], str | bytes], rights: Rights | None = None) -> VirtualFile:
+        """A file of some text, for everybody unless something else is said."""
+        return VirtualFile(lambda _opening: TextHandle(text), rights or self.owner.public())
+
+    def _private(self, text: Callable[[], str | bytes]) -> VirtualFile:
+        """A text for the owner."""
+        return self._text(text, self.owner.only(0o400))
+
+    def _value(
+        self, text: Callable[[], str], store: Callable[[str], None], path: str, rights: Rights | None = None
     ) -> VirtualFile:
-        """A file of some text; what `store` refuses is logged under `path`."""
-        uid, gid = (self.uid, self.gid) if owner is None else (owner.uid, owner.gid)
-        mode = 0o444 if store is None else 0o644
-        logged = None if store is None else self._logged(path, store)
-        return VirtualFile(lambda _opening: TextHandle(text, logged), mode, uid=uid, gid=gid)
+        """A value that is read and written, by the owner; what `store` refuses is logged under `path`."""
+        logged = self._logged(path, store)
+        rights = rights or self.owner.only(0o600)
+        return VirtualFile(lambda _opening: TextHandle(text, logged), rights, writable=True)
 
     def _setting(self, text: Callable[[], str], store: Callable[[str], None], path: str) -> VirtualFile:
+        """A state that the owner reads, and changes with words."""
         logged = self._logged(path, store)
-        return VirtualFile(lambda _opening: SettingHandle(text, logged), 0o644, uid=self.uid, gid=self.gid)
+        rights = self.owner.only(0o600)
+        return VirtualFile(lambda _opening: SettingHandle(text, logged), rights, writable=True)
 
     def _logged(self, path: str, store: Callable[[str], None]) -> Callable[[str], None]:
         def logged(text: str) -> None:
@@ -116,10 +124,7 @@ class Tree:
     # -- the root ------------------------------------------------------------------------------------------------
 
     def _find_root(self, name: str) -> Node | None:
-        text = self._root_files.get(name)
-        if text is not None:
-            return self._text(text)
-        return self._dirs.get(name) or self.observe.find(name)
+        return self._root_files.get(name) or self._dirs.get(name) or self.observe.find(name)
 
     def stats(self) -> dict[str, Any]:
         """The stats object."""
@@ -145,7 +150,7 @@ class Tree:
                 return self._objects_dir(entry)
             return self._object_dir(entry_key(entry, folder, raw), entry) if isinstance(entry, BoFile) else None
 
-        return self._dir(folder_key(folder), find, FolderNames(folder))
+        return VirtualDir(folder_key(folder), find, FolderNames(folder), FolderOf(folder))
 
     def _object_dir(self, key: str, file: BoFile) -> VirtualDir:
         bo = file.bo
@@ -153,8 +158,7 @@ class Tree:
             key,
             lambda name: None if bo.deleted else self._find_object_file(file, name),
             _OBJECT_NAMES,
-            uid=self.uid,
-            gid=self.gid,
+            ObjectOf(file),
             gone=lambda: bo.deleted,
         )
 
@@ -169,19 +173,26 @@ class Tree:
             def store(text: str) -> None:
                 attributes.set_text(vdev, bo, name, text)
 
-            return self._text(
-                lambda: attributes.get_text(bo, name) + "\n", store, owner=file, path=f"{bo.name} {name}"
+            return self._value(
+                lambda: attributes.get_text(bo, name) + "\n", store, f"{bo.name} {name}", AttributeOf(file)
             )
         if name == "snapshot":
-            return self._text(lambda: bo.snapshot() + b"\n", owner=file)
+            return self._text(lambda: bo.snapshot() + b"\n", ReadersOf(file))
         if name == "status":
-            return self._text(lambda: attributes.status_text(attributes.status(bo)), owner=file)
+            return self._text(lambda: attributes.status_text(attributes.status(bo)), ReadersOf(file))
         if name == "status.json":
-            return self._text(lambda: json.dumps(attributes.status(bo)) + "\n", owner=file)
+            return self._text(lambda: json.dumps(attributes.status(bo)) + "\n", ReadersOf(file))
         return None
 
+    def _rights(self, command: Command, file: BoFile | None) -> Rights:
+        """Who may give a command: of a BO who may write it (or read it, to ask), of the device its owner."""
+        if file is None:
+            return self.owner.public(0o666) if command.name in _CHECK_THEMSELVES else self.owner.only(0o600)
+        if command.name in _PINS and not self.machine.vdev.config.user_pins:
+            return self.owner.only(0o600)
+        return QuestionOf(file) if command.asks else CommandOf(file)
+
     def _command(self, command: Command, file: BoFile | None) -> VirtualFile:
-        uid, gid = (self.uid, self.gid) if file is None else (file.uid, file.gid)
 
         def open_handle(opening: Opening) -> Handle:
             bo = None if file is None else file.bo
@@ -194,7 +205,7 @@ class Tree:
                 self.runner.results,
             )
 
-        return VirtualFile(open_handle, 0o644, uid=uid, gid=gid)
+        return VirtualFile(open_handle, self._rights(command, file), writable=True)
 
     # -- ctl/ ----------------------------------------------------------------------------------------------------
 
@@ -203,7 +214,7 @@ class Tree:
         if command is not None:
             return self._command(command, None)
         if name == "selfcheck":
-            return self._text(lambda: "".join(f"{line}\n" for line in self.selfcheck()) or "ok\n")
+            return self._private(lambda: "".join(f"{line}\n" for line in self.selfcheck()) or "ok\n")
         if name == "trace":
             trace = self.machine.vdev.ttm.trace
             return self._setting(lambda: trace_state(trace), lambda text: set_trace(trace, text), "ctl/trace")
@@ -260,7 +271,7 @@ class Tree:
         if name == "fragmentation" and name in _region_files(manager):
             return self._text(self._fragmentation)
         if name == "lru":
-            return self._text(lambda: _lru_text(manager))
+            return self._private(lambda: _lru_text(manager))
         if name == "debug":
             return self._text(manager.debug)
         return self.observe.find_region_file(manager, name)
@@ -305,7 +316,7 @@ class Tree:
                 )
             )
         if name == "pending":
-            return self._text(
+            return self._private(
                 lambda: (
                     "fence\twhat\twaits_for\n"
                     + "".join(
@@ -319,17 +330,17 @@ class Tree:
 
     def _find_debug(self, name: str) -> Node | None:
         if name == "loop":
-            return self._text(self._loop_text)
+            return self._private(self._loop_text)
         if name == "tasks":
-            return self._text(tasks_text)
+            return self._private(tasks_text)
         if name.startswith("fail_"):
             return self._find_injection(name[5:])
         if name == "ban_memcpy":
             inject = self.machine.vdev.ttm.inject
-            return self._text(lambda: f"{int(inject.ban_memcpy)}\n", self._ban_memcpy, path="debug/ban_memcpy")
+            return self._value(lambda: f"{int(inject.ban_memcpy)}\n", self._ban_memcpy, "debug/ban_memcpy")
         if name == "pause_engine":
             engine = self.machine.vdev.engines[0]
-            return self._text(lambda: f"{int(engine.paused)}\n", self._pause_engines, path="debug/pause_engine")
+            return self._value(lambda: f"{int(engine.paused)}\n", self._pause_engines, "debug/pause_engine")
         return self.observe.find_debug(name)
 
     def _find_injection(self, place: str) -> Node | None:
@@ -341,9 +352,9 @@ class Tree:
             if key not in INJECTION_KEYS:
                 return None
             path = f"debug/fail_{place}/{key}"
-            return self._text(lambda: f"{getattr(attr, key)}\n", lambda text: attr.set(key, text), path=path)
+            return self._value(lambda: f"{getattr(attr, key)}\n", lambda text: attr.set(key, text), path)
 
-        return self._dir(f"fail_{place}", find, FixedNames(INJECTION_KEYS))
+        return VirtualDir(f"fail_{place}", find, FixedNames(INJECTION_KEYS), self.owner.only(0o500))
 
     def _ban_memcpy(self, text: str) -> None:
         self.machine.vdev.ttm.inject.ban_memcpy = _flag(text, "forbid the CPU to copy for an engine that failed")

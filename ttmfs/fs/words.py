@@ -11,6 +11,9 @@ from ttmfs.errors import TtmError
 MAX_WRITE: Final = 64 << 10
 """Bytes of one write. The kernel cuts writes at 1 MiB, and a cut line would be another command."""
 
+MAX_NAMES: Final = 1024
+"""BOs that one command names."""
+
 _OCTAL: Final = re.compile(r"\\([0-3][0-7]{2})")
 _BASE: Final = 0x100000
 """Escaped bytes travel through shlex as characters of a private plane, so that it does not see a space or comma."""
@@ -57,8 +60,11 @@ def unescape(word: str) -> str:
 
 
 def split_names(word: str) -> list[str]:
-    """NAME[,NAME…]. TtmError(EINVAL) for an empty name."""
-    names = [unescape(part) for part in word.split(",")]
+    """NAME[,NAME…]. TtmError: EINVAL for an empty name, E2BIG for more than MAX_NAMES."""
+    parts = word.split(",")
+    if len(parts) > MAX_NAMES:
+        raise TtmError(errno.E2BIG, f"{len(parts)} names: name at most {MAX_NAMES} at a time")
+    names = [unescape(part) for part in parts]
     if not all(names):
         raise TtmError(errno.EINVAL, f"{word[:80]!r}: a name is empty; names are separated by single commas")
     return names
