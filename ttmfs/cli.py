@@ -100,6 +100,9 @@ def _config(ctx: click.Context, options: dict[str, Any]) -> Config:
                 raise click.UsageError(f"{path} is no TOML: {error}") from None
             except UnicodeDecodeError:
                 raise click.UsageError(f"{path} is no TOML: it is not UTF-8 text") from None
+            except (ValueError, RecursionError) as error:
+                # A number of some thousand digits, or as many brackets.
+                raise click.UsageError(f"{path} cannot be read: {str(error)[:200]}") from None
         _merge_file(ctx, path, table, options)
     config = Config(**options)
     _check(config)
@@ -150,14 +153,27 @@ def _merge_file(ctx: click.Context, path: str, table: dict[str, Any], options: d
             raise click.UsageError(f"{path}: {key!r} is no mount option: say one of {known}")
         if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
             continue
-        if param.multiple and not isinstance(value, list):
-            value = [value]  # noqa: PLW2901
-        elif not param.multiple and isinstance(value, list | dict):
-            raise click.UsageError(f"{path}: {key} takes one value, not {value!r}")
         try:
-            options[name] = param.type_cast_value(ctx, value)
+            options[name] = param.type_cast_value(ctx, _file_value(f"{path}: {key}", param, value))
         except click.BadParameter as error:
             raise click.UsageError(f"{path}: {key}: {error.message}") from None
+
+
+def _file_value(where: str, param: click.Parameter, value: object) -> object:
+    """A value of a TOML file as it would be on the command line. click.UsageError for one that says nothing there."""
+    if isinstance(value, int) and abs(value) >= 1 << 64:
+        raise click.UsageError(f"{where}: that number is too large")
+    if isinstance(param, click.Option) and param.is_flag:
+        if not isinstance(value, bool):
+            raise click.UsageError(f"{where}: say true or false, not {str(value)[:80]}")
+        return value
+    if not param.multiple and isinstance(value, list | dict):
+        raise click.UsageError(f"{where} takes one value, not {str(value)[:80]}")
+    values = value if isinstance(value, list) else [value]
+    if not all(isinstance(one, str | int | float) for one in values):
+        raise click.UsageError(f"{where} takes a text or a number, not {str(value)[:80]}")
+    words = [str(one) for one in values]
+    return words if param.multiple else words[0]
 
 
 def _fail(error: OSError) -> NoReturn:

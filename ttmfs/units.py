@@ -15,6 +15,8 @@ MAX_ORDER: Final = 10
 
 _SUFFIX: Final = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 _SIZE: Final = re.compile(r"(0[xX][0-9a-fA-F]+|[0-9]+)([KMGT]?)(?:i?B)?", re.IGNORECASE)
+_MOST_DIGITS: Final = 64
+"""Longer numbers are beyond any limit, leading zeros included; Python itself refuses those of some thousand digits."""
 _LIMIT: Final = 1 << 62
 
 
@@ -26,6 +28,8 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text)
     if match is None or not text.isascii():
         raise TtmError(errno.EINVAL, f"{text[:40]!r} is no size: write it as 4096, 0x1000, 64K, 256M or 1G")
+    if len(match[1]) > _MOST_DIGITS:
+        raise TtmError(errno.EINVAL, f"{text[:40]!r}… has {len(match[1])} digits: it is too large a number")
     value = int(match[1], 0 if match[1][:2].lower() == "0x" else 10) << _SUFFIX[match[2].upper()]
     if value > _LIMIT:
         raise TtmError(errno.EINVAL, f"{text[:40]!r} is too large a number")

@@ -162,3 +162,31 @@ def test_run_does_not_take_an_unknown_option_for_the_command() -> None:
     result = CliRunner().invoke(cli.main, ["run", "--vrma", "1M", "--", "true"])
     assert result.exit_code == 2
     assert "No such option" in result.output
+
+
+TOML_VALUES = [
+    *("1", "0", "-1", "1.5", "true", "false", '"x"', '""', "[]", "[1]", '["a"]', "{}", "{a = 1}", "nan", "inf"),
+    *("1979-05-27", "1979-05-27T07:32:00Z", "9" * 5000, "0x" + "f" * 5000, "[" * 5000, '"\\u0000"'),
+]
+KEYS = [param.opts[0].removeprefix("--") for param in cli.mount.params if param.opts[0].startswith("--")]
+
+
+@pytest.mark.parametrize("value", TOML_VALUES, ids=lambda value: value[:20])
+def test_any_value_of_any_option_in_a_file_is_taken_or_a_sentence(value: str, tmp_path: Path) -> None:
+    file = tmp_path / "device.toml"
+    for key in KEYS:
+        file.write_text(f"{key} = {value}\n")
+        result = CliRunner().invoke(cli.mount, [str(tmp_path / "missing"), "--config", str(file)])
+        assert result.exit_code in (1, 2), (key, result.output)
+        assert isinstance(result.exception, SystemExit), (key, result.exception)
+        assert "Error: " in result.output
+
+
+def test_a_flag_in_a_file_is_true_or_false(tmp_path: Path) -> None:
+    file = tmp_path / "device.toml"
+    file.write_text("allow-other = 1\n")
+    result = CliRunner().invoke(cli.mount, ["/nowhere", "--config", str(file)])
+    assert result.exit_code == 2
+    assert "allow-other: say true or false, not 1" in result.output
+    file.write_text("prefault = 1.5\n")
+    assert "1.5" in CliRunner().invoke(cli.mount, ["/nowhere", "--config", str(file)]).output

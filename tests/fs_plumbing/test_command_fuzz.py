@@ -1,0 +1,94 @@
+"""Whatever is written into a command file: a result or a sentence, never an internal error."""
+
+import json
+import string
+from collections.abc import Callable
+
+import pytest
+import trio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from trio.testing import MockClock
+
+from tests.core.harness import MIB, device
+from ttmfs.driver.namespace import Namespace
+from ttmfs.errors import TtmError
+from ttmfs.fs.command import Machine
+from ttmfs.fs.commands import CTL_COMMANDS, OBJECT_COMMANDS
+from ttmfs.fs.opening import Opening
+from ttmfs.fs.runner import Runner
+from ttmfs.svm.svm import Svm
+from ttmfs.ttm import access
+from ttmfs.ttm.placement import parse_placement
+from ttmfs.units import parse_size
+
+LONG = ["9" * 5000, "0x" + "f" * 5000, "-" * 5000, "1" * 5000 + "K", "9" * 400 + ".5", "a" * 5000]
+VOCABULARY = """
+vram gtt system none all vram:contiguous+topdown vram@0-3 vram@0-99999999999999999999 gtt:desired@1-0 vram: @ : purge
+writeback no_wait_gpu interruptible kernel read bookkeep 0 1 4096 64K 1T 0x10 1e9 nan inf -1 0.5 1:1 0:0
+1:99999999999999999999 a b a,b a,,b missing fill copy xor saxpy reduce checksum busy dst=a src=a src=b x=a y=b a=2.5
+a=1e400 value=7 value=256 bytes=0 bytes=4096 offset=1 dtype=f32 dtype=x after=1:1 after= bo=a,b bo= seconds=0 seconds=-1
+wait limit=3 limit= limit=x mappable / =
+"""
+WORDS = st.sampled_from([*VOCABULARY.split(), *LONG])
+JUNK = st.text(alphabet=string.printable + "\0\x85\u2028\udc80\U00100020", max_size=12)
+LINE = st.lists(WORDS | JUNK, max_size=6).map(" ".join)
+NEVER = ("unplug", "import")
+"""Not on this machine's files; and nothing is left to try after the other."""
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([*OBJECT_COMMANDS, *(f"ctl/{n}" for n in CTL_COMMANDS if n not in NEVER)]), LINE),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_no_line_is_an_internal_error(lines: list[tuple[str, str]]) -> None:
+    async def run() -> None:
+        async with device(vram=MIB, gtt=MIB, memory=4 * MIB, swap=MIB) as vdev:
+            names = Namespace(vdev, uid=0, gid=0)
+            runner = Runner(Machine(vdev, names, Svm(vdev)), 5.0)
+            bos = [names.create(names.root, name, 0o644, 0, 0).bo for name in (b"a", b"b")]
+            for bo in bos:
+                await access.write(bo, 0, b"x" * 10000)
+            for name, line in lines:
+                data = line.encode("utf-8", "surrogateescape")
+                of_device = name.startswith("ctl/")
+                command = CTL_COMMANDS[name[4:]] if of_device else OBJECT_COMMANDS[name]
+                outcome = await runner.run(
+                    command, None if of_device else "a", None if of_device else bos[0], data, Opening(0, 0, 0, 2)
+                )
+                for result in map(json.loads, outcome.text.splitlines()):
+                    assert result["ok"] or "internal error" not in result["error"], (name, line, result)
+
+    trio.run(run, clock=MockClock(autojump_threshold=0.01))
+
+
+def _sentence(call: Callable[[], object]) -> str:
+    """The message of the error that a call fails with, or nothing."""
+    try:
+        call()
+    except TtmError as error:
+        return error.message
+    return ""
+
+
+@given(WORDS | JUNK | st.sampled_from(LONG))
+def test_a_size_is_a_number_or_a_sentence(text: str) -> None:
+    assert len(_sentence(lambda: parse_size(text))) < 300
+
+
+@given(st.lists(WORDS | JUNK, max_size=100))
+def test_places_are_places_or_a_sentence(words: list[str]) -> None:
+    said = _sentence(lambda: parse_placement(words, ("system", "gtt", "vram")))
+    assert len(said) < 300
+    assert said or len(words) <= 64
+
+
+@pytest.mark.parametrize("digits", [64, 65, 4300, 4301, 60000])
+def test_numbers_of_any_length(digits: int) -> None:
+    with pytest.raises(TtmError, match="too large"):
+        parse_size("9" * digits)
+    assert parse_size("0" * 63 + "7") == 7
