@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ttmfs.sync.resv import AcquireContext, Reservation
+from ttmfs.sync.resv import Reservation
 from ttmfs.ttm.gate import Gate
 
 
@@ -38,8 +38,6 @@ class OperationContext:
     allow_res_evict: bool = False
     """BOs that share `resv` may be evicted although it is held."""
     resv: Reservation | None = None
-    ticket: AcquireContext | None = None
-    """The ww ticket that the caller's reservations were taken with."""
     defrag: bool = False
     """Re-back at the beneficial order although the resource is compatible (seed: defrag)."""
     compact: bool = False
