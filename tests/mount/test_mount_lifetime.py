@@ -5,6 +5,8 @@ from mount_harness import HERE, MIB, Client, Device
 
 pytestmark = pytest.mark.mount
 
+MOUNT_OPTIONS = ("--vram", "8M", "--gtt", "16M", "--memory", "32M")
+
 HELPERS = (HERE / "names_client.py").read_text()
 OLD, NEW = b"O" * 70_000, b"N" * 50_000
 
@@ -45,6 +47,21 @@ def test_an_open_on_its_way_has_its_bytes(device: Device, what: str, place: str)
         assert client.do("got('bo/a')") == NEW
     shell.do("[os.unlink(path('bo/' + name)) for name in os.listdir(path('bo'))]")
     nothing_left(device)
+
+
+def test_an_open_of_an_address_space_on_its_way_has_its_bytes(device: Device) -> None:
+    """Its device side ends with the name, its memory with the last who knows it."""
+    shell = device.client(HELPERS)
+    shell.do("make('svm/a', 70_000, 5)")
+    client = reader(device, "svm/a")
+    device.hold("open", bo="a")
+    client.begin("got('svm/a')")
+    device.until_held("open")
+    shell.do("os.unlink(path('svm/a'))")
+    assert shell.errno("os.stat(path('svm_objects/a'))") == "ENOENT"
+    device.release("open")
+    assert client.result() == b"\5" * 70_000
+    device.until(lambda: device.control("spaces") == 0, why="the space is gone")
 
 
 def test_an_open_that_truncates_on_its_way_beside_a_rename(device: Device) -> None:
@@ -149,6 +166,7 @@ def test_rounds_of_create_command_and_unlink_leave_nothing(device: Device, count
     nothing_left(device)
     nodes = device.control("nodes")
     before = device.stats()
+    device.control("give_back_now")
     rss = device.rss()
     for number, shell in enumerate(shells):
         shell.begin(f"rounds('shell{number}', {count})")
@@ -160,5 +178,6 @@ def test_rounds_of_create_command_and_unlink_leave_nothing(device: Device, count
     assert after["regions"] == before["regions"]
     assert after["swap"] == before["swap"]
     assert after["fences"]["pending"] == 0
-    if count > 1000:
-        assert device.rss() - rss < 24 * MIB
+    device.control("give_back_now")
+    # The memory of vram is kept, all of it once it was used.
+    assert device.rss() - rss < (8 + 16) * MIB
