@@ -9,6 +9,7 @@ who wrote it. All of it follows from the seed; a failure names the seed and the 
 """
 
 import argparse
+import itertools
 import random
 import sys
 import time
@@ -36,6 +37,27 @@ STORE = (
 )
 
 
+def _by_file(lines: list[str]) -> list[tuple[str, str]]:
+    """(file, text) of consecutive lines of a kind: what writes goes into gpu, what reads into gpu_read."""
+    found: list[tuple[str, str]] = []
+    for reads, group in itertools.groupby(lines, lambda line: line.startswith(("read", "checksum"))):
+        name = "gpu_read" if reads else "gpu"
+        found.append((f"svm_objects/heap/{name}", "\n".join(group) + "\n"))
+    return found
+
+
+DEVICE_DOES = (
+    "def device_does(writes):\n"
+    "    results = []\n"
+    "    for name, text in writes:\n"
+    "        code, more = transact(name, text)\n"
+    "        results += more\n"
+    "        if code: return [code, results]\n"
+    "    return [0, results]"
+)
+"""For a client: give lines to the device one after another, as one write would."""
+
+
 class Exerciser:
     """One run on one device."""
 
@@ -50,7 +72,7 @@ class Exerciser:
         for number, name in enumerate(BOS):
             device.make(name, BO_SIZE, number + 1)
         self.clients = [self._client() for _ in range(NUM_CLIENTS)]
-        self.gpus = [device.client() for _ in range(2)]
+        self.gpus = [device.client(DEVICE_DOES) for _ in range(2)]
         self.storm = device.client()
 
     def _client(self) -> Client:
@@ -95,8 +117,7 @@ class Exerciser:
         for client, pairs in zip(self.clients, stores, strict=True):
             client.begin(f"store({pairs!r})")
         for gpu, (lines, _) in zip(self.gpus, expected, strict=True):
-            text = "\n".join(lines) + "\n"
-            gpu.begin(f"transact('svm_objects/heap/gpu', {text!r})")
+            gpu.begin(f"device_does({_by_file(lines)!r})")
         self.storm.begin(f"[[name, text, command(name, text)] for name, text in {storm!r}]")
         for client in self.clients:
             assert client.result(30) == [], "a client does not see its own stores"
