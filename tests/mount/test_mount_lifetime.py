@@ -143,6 +143,19 @@ def test_where_somebody_stood_goes_when_he_leaves(device: Device) -> None:
     device.until(lambda: device.control("nodes") == nodes, why=f"{nodes} nodes")
 
 
+def test_what_clients_showed_of_a_process_goes_with_it(device: Device) -> None:
+    shell = device.client(HELPERS)
+    shell.do("make('bo/mine', 1, 1); [slurp('clients/' + name) for name in os.listdir(path('clients'))]")
+    nodes = device.control("nodes")
+    for number in range(3):
+        other = device.client(f"make('bo/other{number}', 1, 1)")
+        shown = shell.do("[slurp('clients/' + name) and name for name in os.listdir(path('clients'))]")
+        assert shown[-1] == str(other.pid)
+        other.end()
+        shell.do(f"os.unlink(path('bo/other{number}')); os.listdir(path('clients'))")
+    device.until(lambda: device.control("nodes") <= nodes, why=f"{nodes} nodes")
+
+
 ROUNDS = """
 def rounds(me, count):
     for n in range(count):

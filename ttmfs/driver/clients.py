@@ -6,7 +6,7 @@ Processes are looked for in /proc when clients are listed; a reused pid is anoth
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Final, Protocol
@@ -54,6 +54,8 @@ class Clients:
         self._users: dict[int, Client] = {}
         self._threads: dict[int, _Process | None] = {}
         self._threads_until = 0.0
+        self.gone: Callable[[Client], object] = lambda client: None
+        """Is told of each client that is one no longer."""
 
     def adopt(self, file: ClientFile, thread: int = 0) -> None:
         """The BO was created by this thread (0: by nobody that is known); it leaves the client that it had."""
@@ -83,6 +85,7 @@ class Clients:
             self._processes.pop((client.pid, client.started), None)
         else:
             self._users.pop(client.uid, None)
+        self.gone(client)
 
     def _user(self, uid: int) -> Client:
         client = self._users.get(uid)
@@ -99,6 +102,7 @@ class Clients:
                 for file in client.files.values():
                     file.client = user
                 user.files.update(client.files)
+                self.gone(client)
         return iter([*self._processes.values(), *self._users.values(), self.kernel])
 
     def find(self, file_name: str) -> Client | None:

@@ -28,6 +28,7 @@ from ttmfs.fs.handshake import BACKGROUND, Handshake
 from ttmfs.fs.namecache import NameCache
 from ttmfs.fs.namerequests import ALIAS_PREFIX
 from ttmfs.fs.notify import PageCache, SessionFd
+from ttmfs.fs.observetree import CLIENTS_KEY
 from ttmfs.fs.operations import TtmOperations
 from ttmfs.fs.pagecache import BoPageCache, SpacePageCache
 from ttmfs.fs.rights import Owner
@@ -155,6 +156,7 @@ class Mount:
         self.svm.unmapper = SpacePageCache(cache)
         names = NameCache(session, self.operations.inodes)
         self.machine.names.gone = self.spaces.gone = names.gone
+        self.machine.names.clients.gone = lambda client: names.left(CLIENTS_KEY, client.file_name)
         async with trio.open_nursery() as nursery:
             await nursery.start(self.vdev.run)
             nursery.start_soon(self.svm.run)

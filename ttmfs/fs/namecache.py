@@ -1,8 +1,9 @@
 """NameCache: what the kernel keeps of names that are gone, where it was not the kernel that took them away.
 
 A name below bo/ is removed by the kernel, which forgets it. The folder in objects/ that stands for it is only known to
-be gone here. The kernel would ask before it uses it again, but until memory is short it keeps the names in it, and so
-the nodes and the BO behind them stay. INVAL_ENTRY makes it drop them.
+be gone here, as is what clients/ had of a process that ended. The kernel would ask before it uses such a name again, but
+until memory is short it keeps the names in it, and so the nodes and the BO behind them stay. INVAL_ENTRY makes it drop
+them.
 
 The message waits for the folder's lock in the kernel, which is held across LOOKUP and READDIRPLUS: so it is written in
 a thread, while the loop serves these.
@@ -36,6 +37,7 @@ class NameCache:
         self._session = session
         self._inodes = inodes
         self._gone: list[Dentry] = []
+        self._left: list[tuple[int, bytes]] = []
         self._dropped: dict[str, Dentry] = {}
         """By key, those that the kernel may know all the same: somebody was in there."""
         self._wanted = trio.Event()
@@ -45,6 +47,13 @@ class NameCache:
         """A name was taken away, or means something else now. Costs nothing if the kernel does not know its mirror."""
         if self._inodes.find(dentry_key(dentry)) is not None:
             self._gone.append(dentry)
+            self._wanted.set()
+
+    def left(self, folder_key: str, name: str) -> None:
+        """A name that a folder made up is not there any more."""
+        folder = self._inodes.find(folder_key)
+        if folder is not None:
+            self._left.append((folder, os.fsencode(name)))
             self._wanted.set()
 
     async def run(self) -> None:
@@ -67,7 +76,8 @@ class NameCache:
         batch, self._gone = self._gone[:_AT_ONCE], self._gone[_AT_ONCE:]
         if not self._gone:
             self._wanted = trio.Event()
-        messages: list[_Message] = []
+        left, self._left = self._left, []
+        messages: list[_Message] = [partial(self._session.invalidate_entry, folder, name) for folder, name in left]
         for dentry in batch:
             folder, key = self._inodes.find(folder_key(dentry.folder)), dentry_key(dentry)
             # If the kernel has forgotten it by itself, another may have its name by now: that is not to lose its place.

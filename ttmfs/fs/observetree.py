@@ -36,6 +36,8 @@ from ttmfs.ttm.resource import ResourceManager
 SHRINK_BATCH: Final = 352
 """Pages that one ttm/page_pool_shrink asks for (the kernel's batch)."""
 
+CLIENTS_KEY: Final = "clients"
+"""The key of clients/."""
 REGION_FILES: Final = ("fences", "map")
 _ROWS_AT_A_TIME: Final = 1024
 _TTM_FILES: Final = ("buffer_objects", "page_pool", "page_pool_shrink", "tt_shrink")
@@ -83,7 +85,7 @@ class ObserveTree:
         self.files = ("trace_pipe", *self._slow, *self._texts)
         """Its files in the mount's root."""
         self.clients = VirtualDir(
-            "clients", self._find_client, _ClientNames(machine.names.clients), owner.public(0o555)
+            CLIENTS_KEY, self._find_client, _ClientNames(machine.names.clients), owner.public(0o555)
         )
         self._ttm = VirtualDir("debug/ttm", self._find_ttm, FixedNames(_TTM_FILES), owner.only(0o500))
         self._managers = {
