@@ -1,9 +1,8 @@
 """NameCache: what the kernel keeps of names that are gone, where it was not the kernel that took them away.
 
 A name below bo/ is removed by the kernel, which forgets it. The folder in objects/ that stands for it is only known to
-be gone here, as is what clients/ had of a process that ended. The kernel would ask before it uses such a name again, but
-until memory is short it keeps the names in it, and so the nodes and the BO behind them stay. INVAL_ENTRY makes it drop
-them.
+be gone here, as is what clients/ had of a process that ended. The kernel would ask before it uses such a name again,
+but until memory is short it keeps it, and so the nodes and the BO behind it stay. INVAL_ENTRY makes it drop them.
 
 The message waits for the folder's lock in the kernel, which is held across LOOKUP and READDIRPLUS: so it is written in
 a thread, while the loop serves these.
