@@ -123,6 +123,20 @@ def test_what_links_are_refused(device: Device) -> None:
     assert shell.do("sorted(os.listdir(path('bo'))), os.listdir(path('svm'))") == [["a", "d"], ["s"]]
 
 
+def test_a_folder_of_1100_levels_is_renamed_whole(device: Device) -> None:
+    shell = device.client()
+    shell.do("os.chdir(path('bo')); [(os.mkdir('d'), os.chdir('d')) for _ in range(1100)]")
+    shell.do("fd = os.open('f', os.O_CREAT | os.O_RDWR); os.write(fd, b'deep')")
+    shell.do("os.rename(path('bo/d'), path('bo/e'))")
+    deep = "e/" + "d/" * 1099 + "f"
+    assert list(device.control("statuses")) == [deep]
+    assert device.command("ctl/validate", f"{deep} vram") == "ok"
+    assert shell.do("os.pread(fd, 9, 0)") == b"deep"
+    assert shell.errno("os.rename(path('bo/e'), 'x')") == "EINVAL", "into the deepest of its own folders"
+    shell.do("os.unlink('f'); os.close(fd)\nfor _ in range(1100): os.chdir('..'); os.rmdir('e' if _ == 1099 else 'd')")
+    assert shell.do("os.listdir(path('bo'))") == []
+
+
 def programs(*names: str) -> None:
     """Skip unless they are installed."""
     for name in names:

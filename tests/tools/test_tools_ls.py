@@ -112,3 +112,13 @@ def test_completion_knows_mounts_and_bos(device: Device, run: Run) -> None:
     words = device.mountpoint.split(" ")[0]
     done = run("ls", _TTM_LS_COMPLETE="bash_complete", COMP_WORDS=f"ttm-ls {words}", COMP_CWORD="1")
     assert f"plain,{device.mountpoint}" in done.stdout.splitlines()
+
+
+def test_a_bo_with_several_names_is_one_row(device: Device, run: Run) -> None:
+    device.make("tex0", MIB, 1)
+    shell = device.shell
+    shell.do("os.mkdir(path('bo/d')); os.link(path('bo/tex0'), path('bo/a')); os.link(path('bo/a'), path('bo/d/b'))")
+    shell.do("os.symlink('tex0', path('bo/link')); os.symlink('d', path('bo/folder'))")
+    done = run("ls", device.mountpoint)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [row["name"] for row in table(done.stdout)] == ["tex0"]
