@@ -119,7 +119,9 @@ def main(words: tuple[str, ...], mount: str | None, long_: bool, sort: str, as_j
         raise click.UsageError("say one PATTERN, in quotes: the shell expands wildcards otherwise")
     with Device(find_mount(mount)) as device:
         names = [name for name in device.names() if not rest or matches(name, rest[0])]
-        statuses = ordered(list(device.statuses(names).values()), sort)
+        # A BO with several names comes once, whichever of them were meant.
+        by_name = {status["name"]: status for status in device.statuses(names).values()}
+        statuses = ordered(list(by_name.values()), sort)
     columns = tuple(COLUMNS) if long_ else SHORT
     if sort not in columns:
         columns = (*columns, sort)

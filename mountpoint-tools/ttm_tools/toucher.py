@@ -83,12 +83,10 @@ def transact(path: bytes, data: bytes) -> tuple[int, bytes]:
 
 
 def walk(top: bytes) -> list[bytes]:
-    """The paths of all files below `top`, relative to it, folders in order: of each file one, and no symbolic links.
-
-    What vanishes meanwhile is left out.
+    """The paths of all files below `top`, relative to it, folders in order; symbolic links are none, and what vanishes
+    meanwhile is left out.
     """
     found: list[bytes] = []
-    seen: set[int] = set()
     folders = [b""]
     while folders:
         folder = folders.pop()
@@ -103,8 +101,7 @@ def walk(top: bytes) -> list[bytes]:
             path = os.path.join(folder, entry.name)
             if entry.is_dir(follow_symlinks=False):
                 folders.append(path)
-            elif entry.is_file(follow_symlinks=False) and entry.inode() not in seen:
-                seen.add(entry.inode())
+            elif entry.is_file(follow_symlinks=False):
                 found.append(path)
     return found
 

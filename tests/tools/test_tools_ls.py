@@ -122,3 +122,6 @@ def test_a_bo_with_several_names_is_one_row(device: Device, run: Run) -> None:
     done = run("ls", device.mountpoint)
     assert (done.returncode, done.stderr) == (0, "")
     assert [row["name"] for row in table(done.stdout)] == ["tex0"]
+    for pattern, found in (("tex*", ["tex0"]), ("d/*", ["tex0"]), ("link", [])):
+        done = run("ls", device.mountpoint, pattern)
+        assert [row["name"] for row in table(done.stdout)] == found, pattern
