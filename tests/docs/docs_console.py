@@ -3,8 +3,8 @@
 A block counts when the line before it is `<!-- checked -->`. `$ ` begins a command. In the expected output `[...]`
 stands for anything within a line, and alone on a line for any number of lines. What differs between any two runs
 (times of day and since the boot, microseconds, the daemon's pid, lines of the shell) is compared as if it did not.
-/tmp becomes a folder of the test, and docs/examples/ is found wherever a command stands. The language is the
-documents'.
+/tmp becomes a folder of the test; docs/examples/ and tests/data/ are found wherever a command stands. The language is
+the documents'.
 """
 
 import contextlib
@@ -69,8 +69,10 @@ def matches(expected: str, output: str) -> bool:
 
 
 def _here(command: str, folder: str) -> str:
-    """The command with `folder` for /tmp and this repository's docs/examples."""
-    return command.replace("/tmp", folder).replace(" docs/examples/", f" {REPOSITORY}/docs/examples/")
+    """The command with `folder` for /tmp and this repository's docs/examples and tests/data."""
+    for part in ("docs/examples/", "tests/data/"):
+        command = command.replace(f" {part}", f" {REPOSITORY}/{part}")
+    return command.replace("/tmp", folder)
 
 
 def run_commands(commands: list[tuple[str, str]], timeout: float) -> list[str]:

@@ -24,6 +24,10 @@ def test_continued_lines_are_one_command() -> None:
     assert checked_commands(text) == [("cat <<E\none\nE", "one\n"), ("true", "")]
 
 
+def test_policies_shows_what_is_printed() -> None:
+    assert run_document(DOCS / "policies.md", 100) >= 10
+
+
 @pytest.mark.mount
 @pytest.mark.skipif(os.geteuid() != 0, reason="the tour shows what root gets")
 @pytest.mark.parametrize(("name", "least"), [("tour", 90), ("troubleshooting", 10), ("drivers", 8)])

@@ -80,3 +80,10 @@ def test_a_trace_that_this_machine_cannot_hold_is_refused(monkeypatch: pytest.Mo
 def test_there_is_no_prefetch() -> None:
     with pytest.raises(TtmError, match="--engine device has no prefetch"):
         replayed(small(), "lru", 15 * SIZE, prefetch="tree", engine="device")
+
+
+def test_many_bos_are_evicted_from_vram_only() -> None:
+    trace = trace_of([*range(1500), *range(0, 1500, 2)], 65536)
+    counted, moved = (replayed(trace, "lru", 100 * 65536, engine=engine) for engine in ("sizes", "device"))
+    assert (moved.misses, moved.evictions) == (counted.misses, counted.evictions) == (2250, 2150)
+    assert moved.bytes_moved == counted.bytes_moved + 1500 * 65536

@@ -87,7 +87,7 @@ class _Run:
     # -- requests ----------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """All of them; then until the last copy is done."""
+        """All of them."""
         gone = None if self.trace.gone is None else self.trace.gone.tolist()
         for number, index in enumerate(self.trace.objects.tolist()):
             view = self.bos[index] or self._new(index)
@@ -95,9 +95,6 @@ class _Run:
                 await self._destroy(index, view)
             else:
                 await self._use(view)
-        for left in self.bos:
-            if left is not None:
-                await left.bo.resv.wait(Usage.BOOKKEEP)
 
     def _new(self, index: int) -> DeviceBO:
         trace = self.trace
@@ -123,6 +120,10 @@ class _Run:
             if self.adviser.active:
                 await self._make_room(view)
         await calls.validate_bo(self.vdev, view.bo, (Place(VRAM),), OperationContext())
+        if not hit:
+            # Until its copies are done, and those of what went for it, which it inherits: what is counted must not
+            # depend on how far the engines are.
+            await view.bo.resv.wait(Usage.BOOKKEEP)
         if self.adviser.active:
             self._note(view, hit=hit)
 
@@ -175,7 +176,9 @@ def run_device(trace: Trace, size: int, evict: Prepared, prefetch: Prepared) -> 
             f"{trace.name}: --engine device holds all BOs in memory, {format_size(need >> 20 << 20)} of which "
             f"{format_size(there >> 20 << 20)} are free: take a part of the trace, or a smaller --block-bytes",
         )
-    config = Config(vram=max(size, PAGE_SIZE), gtt=pages * PAGE_SIZE + SLACK, memory=pages * PAGE_SIZE + SLACK, swap=0)
+    memory = pages * PAGE_SIZE + SLACK
+    # All BOs and what hops through it have room in gtt, so that nothing but vram is evicted.
+    config = Config(vram=max(size, PAGE_SIZE), gtt=2 * memory, memory=memory, swap=0)
     return trio.run(_run, trace, config, evict, prefetch)
 
 
