@@ -241,8 +241,6 @@ def record(
         raise click.UsageError("--perfetto needs a file: say -o FILE")
     stop = Stop()
     with Device(find_mount(mount)) as device, contextlib.ExitStack() as cleanup:
-        stream = open_pipe(device)
-        cleanup.callback(stream.close)
         if output == "-":
             out: IO[str] = sys.stdout
         else:
@@ -250,6 +248,9 @@ def record(
         recorder = Recorder(device, out, samples=True)
         recorder.begin()
         with switched_on(device, events, bos):
+            # A pipe that is opened while nothing is recorded is at its end.
+            stream = open_pipe(device)
+            cleanup.callback(stream.close)
             child = _start(command, device.mount)
             status = 0
             try:
@@ -305,11 +306,11 @@ def follow(events: tuple[str, ...], mount: str | None, bos: tuple[str, ...]) -> 
     """
     stop = Stop()
     with Device(find_mount(mount)) as device, contextlib.ExitStack() as cleanup:
-        stream = open_pipe(device)
-        cleanup.callback(stream.close)
         recorder = Recorder(device, sys.stdout, samples=False)
         recorder.begin()
         with switched_on(device, events, bos):
+            stream = open_pipe(device)
+            cleanup.callback(stream.close)
             recorder.run(stream, stop)
         recorder.drain(stream)
 

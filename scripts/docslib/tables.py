@@ -13,7 +13,8 @@ FILES: Final[Mapping[str, str]] = {
     "error_log": "the last 256 failed commands and faults: time, errno, what, why, between tabs",
     "trace": "recorded events in ftrace's line format; reading consumes nothing",
     "trace.json": "the same, a JSON object a line",
-    "trace_pipe": "the same as a stream: reading consumes, blocks while there is nothing, and can be polled",
+    "trace_pipe": "the same as a stream: reading consumes, blocks while there is nothing, and can be polled; at its "
+    "end at once when it is opened while nothing is recorded",
     "mem_info_vram_total": "bytes of vram",
     "mem_info_vram_used": "bytes of vram that are allocated",
     "mem_info_vis_vram_total": "bytes of vram that the CPU can reach",
@@ -24,7 +25,7 @@ FILES: Final[Mapping[str, str]] = {
     "objects/NAME/priority": "0 to 3, lower is evicted first",
     "objects/NAME/prefault": "pages: readahead of later opens, bound of what a fault populates besides",
     "objects/NAME/madvise": "`normal`, `random` (prefault 1), `sequential` (prefault at least 256), `willneed`, "
-    "`dontneed` (purgeable: its content may be dropped)",
+    "`dontneed` (purgeable: its content may be dropped); any other advice answers `retained`: is the content there?",
     "objects/NAME/caching": "`uncached`, `write_combined` or `cached`; EBUSY once it is populated or while in use",
     "objects/NAME/snapshot": "one letter a page: `.` unpopulated, `s` system, `g` gtt, `v` vram, `b` in the store, "
     "`m` moving; another region has its first letter",

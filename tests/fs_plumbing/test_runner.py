@@ -17,7 +17,7 @@ from ttmfs.driver.namespace import Namespace
 from ttmfs.errors import TtmError
 from ttmfs.fs import results, runner
 from ttmfs.fs.command import Command, Machine
-from ttmfs.fs.nodes import CommandHandle, CommandOutcome
+from ttmfs.fs.handles import CommandHandle, CommandOutcome
 from ttmfs.fs.opening import Opening
 from ttmfs.fs.runner import Runner
 from ttmfs.svm.svm import Svm

@@ -1,5 +1,6 @@
 """What a shell user meets: odd names in tables and in help texts, settings that fail, jobs that find no memory."""
 
+import json
 from typing import Any
 
 import pytest
@@ -120,12 +121,32 @@ def test_a_refused_attribute_by_xattr_is_in_the_error_log(device: Device) -> Non
     assert text(device, "error_log").split("\n")[-2].split("\t")[1:3] == ["EINVAL", "a user.ttm.priority"]
 
 
-def test_an_attribute_reads_back_from_its_start_after_a_write(device: Device) -> None:
+def test_an_attribute_answers_what_is_written_and_shows_what_it_is(device: Device) -> None:
     device.make("a", 4096)
-    client = device.client("fd = opened('objects/a/placement'); os.write(fd, b'vram:topdown gtt\\n')")
-    assert client.do("os.read(fd, 100)") == b"vram:topdown gtt\n"
-    client.do("os.write(fd, b'gtt\\n'); None")
-    assert client.do("os.read(fd, 3) + os.read(fd, 100)") == b"gtt\n"
+    client = device.client("fd = opened('objects/a/placement')")
+    assert client.do("os.read(fd, 100)") == b"system\n"
+    client.do("os.write(fd, b'vram:topdown gtt\\n'); None")
+    assert client.do("os.read(fd, 3) + os.read(fd, 100)") == b'{"ok": true}\n'
+    assert text(device, "objects/a/placement") == "vram:topdown gtt\n"
+    assert client.errno("os.write(fd, b'nowhere\\n')") == "EINVAL"
+    answer = json.loads(client.do("os.read(fd, 1000)"))
+    assert (answer["ok"], answer["errno"]) == (False, "EINVAL")
+    assert "'nowhere'" in answer["error"]
+    assert text(device, "objects/a/placement") == "vram:topdown gtt\n"
+
+
+@pytest.mark.parametrize("advice", ["willneed", "normal"])
+@pytest.mark.parametrize("purge", [False, True])
+def test_advice_after_dontneed_says_whether_the_content_is_there_still(
+    device: Device, purge: bool, advice: str
+) -> None:
+    device.make("a", MIB, 7)
+    assert device.transact("objects/a/madvise", "dontneed") == ("ok", [{"ok": True}])
+    if purge:
+        assert device.command("ctl/shrink", "all purge") == "ok"
+    assert device.transact("objects/a/madvise", advice) == ("ok", [{"ok": True, "retained": not purge}])
+    assert device.shell.do("os.pread(opened('bo/a'), 1, 0)") == (b"\0" if purge else b"\7")
+    assert device.transact("objects/a/madvise", "willneed") == ("ok", [{"ok": True, "retained": True}])
 
 
 def test_a_fence_has_one_name(device: Device) -> None:

@@ -9,6 +9,7 @@ from ttmfs.driver.dirty import DirtyTracker
 from ttmfs.driver.namespace import BoFile
 from ttmfs.driver.vmwgfx import VmwgfxTracker
 from ttmfs.errors import TtmError
+from ttmfs.fs.command import Result
 from ttmfs.fs.words import cell, escape
 from ttmfs.memory.pool_types import Caching
 from ttmfs.sync.resv import Usage
@@ -136,14 +137,17 @@ def _set_prefault(vdev: VirtualDevice, bo: BufferObject, text: str) -> None:
     bo.prefault = int(text)
 
 
-def _set_madvise(vdev: VirtualDevice, bo: BufferObject, text: str) -> None:
+def _set_madvise(vdev: VirtualDevice, bo: BufferObject, text: str) -> Result | None:
+    """`retained`: whether the content is there still, where it might have been dropped until now (DRM's `retained`)."""
     if text not in MADVISE:
         raise TtmError(errno.EINVAL, f"{text[:40]!r} is no advice: say one of {' '.join(MADVISE)}")
+    retained = not bo.purged
     lifetime.set_madvise(bo, text)
     if text == "random":
         bo.prefault = 1
     elif text in ("sequential", "normal"):
         bo.prefault = max(vdev.config.prefault, 256) if text == "sequential" else vdev.config.prefault
+    return None if bo.purgeable else {"retained": retained}
 
 
 def _set_caching(vdev: VirtualDevice, bo: BufferObject, text: str) -> None:
@@ -159,7 +163,7 @@ def _set_caching(vdev: VirtualDevice, bo: BufferObject, text: str) -> None:
     bo.set_tt(None)
 
 
-SETTABLE: Final[Mapping[str, Callable[[VirtualDevice, BufferObject, str], None]]] = {
+SETTABLE: Final[Mapping[str, Callable[[VirtualDevice, BufferObject, str], Result | None]]] = {
     "placement": _set_placement,
     "priority": _set_priority,
     "prefault": _set_prefault,
@@ -169,16 +173,21 @@ SETTABLE: Final[Mapping[str, Callable[[VirtualDevice, BufferObject, str], None]]
 
 
 def get_text(bo: BufferObject, key: str) -> str:
-    """One attribute as text."""
-    if key == "prefault":
-        return str(bo.prefault)
-    return text_value(status(bo)[key])
+    """One of SETTABLE as text, as it may be written."""
+    if key == "placement":
+        return format_placement(bo.placement)
+    if key == "caching":
+        return bo.caching.name
+    return str(getattr(bo, key))
 
 
-def set_text(vdev: VirtualDevice, bo: BufferObject, key: str, text: str) -> None:
-    """Set one attribute. TtmError: EINVAL for a value that it does not take, EBUSY, EPERM read-only, ENOENT gone."""
+def set_text(vdev: VirtualDevice, bo: BufferObject, key: str, text: str) -> Result | None:
+    """Set one attribute; returns what there is to say about it.
+
+    TtmError: EINVAL for a value that it does not take, EBUSY, EPERM for a read-only one, ENOENT for a BO that is gone.
+    """
     bo.check_alive()
     setter = SETTABLE.get(key)
     if setter is None:
         raise TtmError(errno.EPERM, f"{key} is read-only; these can be set: {' '.join(SETTABLE)}")
-    setter(vdev, bo, text.strip())
+    return setter(vdev, bo, text.strip())

@@ -15,7 +15,7 @@ from ttmfs.driver.namespace import BoFile
 from ttmfs.errors import TtmError
 from ttmfs.fs import attributes
 from ttmfs.fs.guard import guarded
-from ttmfs.fs.nodes import Node, VirtualDir
+from ttmfs.fs.nodes import Node, VirtualDir, VirtualFile
 from ttmfs.fs.served import Served
 from ttmfs.fs.svmnames import SpaceFile
 from ttmfs.ttm import lifetime
@@ -34,7 +34,8 @@ _XATTR: Final = b"user.ttm."
 class InodeRequests(Served):
     """What is asked about an inode, or changed of it, without opening it."""
 
-    def _attributes(self, node: Node, ino: int) -> pyfuse3.EntryAttributes:
+    def _attributes(self, node: Node, ino: int, length: int = 0) -> pyfuse3.EntryAttributes:
+        """`length` is that of a virtual file. The kernel asks for it (GETATTR) before it opens one, or shows it."""
         attr = pyfuse3.EntryAttributes()
         attr.st_ino = pyfuse3.InodeT(ino)
         attr.st_mode = pyfuse3.ModeT(node.mode)
@@ -60,13 +61,13 @@ class InodeRequests(Served):
         attr.entry_timeout = attr.attr_timeout = 0
         attr.st_atime_ns = attr.st_mtime_ns = attr.st_ctime_ns = self.names.root.ctime
         attr.st_nlink = 2 + node.names.folders if isinstance(node, VirtualDir) else 1
-        attr.st_size = 0
-        attr.st_blocks = 0
+        attr.st_size = length
+        attr.st_blocks = (length + 511) >> 9
         return attr
 
     def _reply(self, node: Node, ino: int | None = None) -> pyfuse3.EntryAttributes:
         """Attributes for a reply that counts as a LOOKUP."""
-        ino = self.inodes.number(node) if ino is None else ino
+        ino = self.inodes.number_to_look_up(node) if ino is None else ino
         self.inodes.looked_up(ino, node)
         return self._attributes(node, ino)
 
@@ -76,7 +77,11 @@ class InodeRequests(Served):
 
         Who changes what these say by other ways than the client's own requests says so to the AttributeCache.
         """
-        return self._attributes(self.inodes.get(inode), inode)
+        node = self.inodes.get(inode)
+        return await self._virtual_attributes(node) if isinstance(node, VirtualFile) else self._attributes(node, inode)
+
+    async def _virtual_attributes(self, node: VirtualFile) -> pyfuse3.EntryAttributes:
+        return self._attributes(node, self.inodes.number(node), await node.length())
 
     @guarded
     async def setattr(
@@ -93,6 +98,8 @@ class InodeRequests(Served):
             # Shells truncate what they redirect into; touch does no harm.
             if fields.update_mode or fields.update_uid or fields.update_gid:
                 raise TtmError(errno.EPERM, "commands and attributes have the owner of their BO, or of the mount")
+            if isinstance(node, VirtualFile):
+                return await self._virtual_attributes(node)
             return self._attributes(node, inode)
         if fields.update_size:
             if not isinstance(node, (BoFile, SpaceFile)):

@@ -1,10 +1,13 @@
 """Inodes: which node an inode number means, and for how long (FUSE lookup counts).
 
-BO files and folders bring their own numbers. Virtual nodes get theirs at LOOKUP: what has a key keeps one as long as
-the kernel knows it, what has none (a file that can be written) gets a fresh one each time. Numbers are never reused.
+BO files and folders bring their own numbers, virtual nodes have one that is made of their key: it is the same whenever
+somebody looks. A virtual file has that as st_ino only. Every LOOKUP of it tells the kernel another number, or two who
+have it open would share one inode: its lock, which writers hold while a command runs, its size and its page cache.
+Numbers are never reused.
 """
 
 import errno
+from hashlib import blake2b
 from itertools import count
 from typing import Final
 
@@ -13,8 +16,11 @@ from ttmfs.errors import TtmError
 from ttmfs.fs.nodes import Node, VirtualDir, VirtualFile
 
 ROOT_INO: Final = 1
-_FIRST_VIRTUAL: Final = 1 << 40
-assert _FIRST_VIRTUAL > FIRST_INO
+_FIRST_FRESH: Final = 1 << 40
+_OF_KEYS: Final = 1 << 60
+"""From here on numbers are made of keys."""
+
+assert FIRST_INO < _FIRST_FRESH < _OF_KEYS
 
 
 class Inodes:
@@ -24,8 +30,7 @@ class Inodes:
         self._nodes: dict[int, Node] = {ROOT_INO: root}
         self._lookups: dict[int, int] = {ROOT_INO: 1}
         self._root = root
-        self._by_key: dict[str, int] = {}
-        self._fresh = count(_FIRST_VIRTUAL)
+        self._fresh = count(_FIRST_FRESH)
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -39,16 +44,25 @@ class Inodes:
 
     def find(self, key: str) -> int | None:
         """The number of the node with this key, if the kernel knows it."""
-        return self._by_key.get(key)
+        ino = _made_of(key)
+        node = self._nodes.get(ino)
+        return ino if node is not None and _key(node) == key else None
 
     def number(self, node: Node) -> int:
-        """The inode number that a reply shall carry for `node`."""
+        """st_ino of `node`."""
         if isinstance(node, Entry):
             return node.ino
         if node is self._root:
             return ROOT_INO
-        known = self._by_key.get(_key(node))
-        return known if known is not None else next(self._fresh)
+        key = _key(node)
+        ino = _made_of(key)
+        known = self._nodes.get(ino)
+        # Two keys that make the same number: as good as never, but then the later node must not pass for the other.
+        return ino if known is None or _key(known) == key else next(self._fresh)
+
+    def number_to_look_up(self, node: Node) -> int:
+        """What a LOOKUP tells the kernel."""
+        return next(self._fresh) if isinstance(node, VirtualFile) else self.number(node)
 
     def looked_up(self, ino: int, node: Node) -> None:
         """A reply told the kernel about `node`: it will FORGET as often."""
@@ -56,8 +70,6 @@ class Inodes:
             self._nodes[ino] = node
             if isinstance(node, Entry):
                 node.known = True
-            elif _key(node):
-                self._by_key[_key(node)] = ino
         self._lookups[ino] = self._lookups.get(ino, 0) + 1
 
     def forget(self, ino: int, lookups: int) -> Node | None:
@@ -70,10 +82,13 @@ class Inodes:
         node = self._nodes.pop(ino, None)
         if isinstance(node, Entry):
             node.known = False
-        elif node is not None:
-            self._by_key.pop(_key(node), None)
         return node
 
 
 def _key(node: Node) -> str:
     return node.key if isinstance(node, (VirtualDir, VirtualFile)) else ""
+
+
+def _made_of(key: str) -> int:
+    digest = blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return _OF_KEYS | (int.from_bytes(digest, "little") & (_OF_KEYS - 1))

@@ -58,4 +58,4 @@ class Listing:
                 yield dentry.number, dentry.name, dentry.entry
         else:
             for number, name in node.names.after(start):
-                yield number, os.fsencode(name), node.find(name)
+                yield number, os.fsencode(name), node.child(name)

@@ -13,7 +13,7 @@ from ttmfs.driver.names import check_length
 from ttmfs.driver.namespace import BoFile, Namespace
 from ttmfs.errors import TtmError
 from ttmfs.fs.guard import guarded
-from ttmfs.fs.nodes import VirtualDir, VirtualFile
+from ttmfs.fs.nodes import VirtualDir
 from ttmfs.fs.openrequests import OpenRequests
 from ttmfs.fs.served import is_own
 from ttmfs.fs.svmnames import SpaceFile, SpaceNames
@@ -34,11 +34,9 @@ class NameRequests(OpenRequests):
         check_length(name)
         if parent is self.tree.root and name.startswith(ALIAS_PREFIX) and is_own(ctx.pid):
             return self._reply_alias(name)
-        node = parent.find(os.fsdecode(name)) if isinstance(parent, VirtualDir) else None
+        node = parent.child(os.fsdecode(name)) if isinstance(parent, VirtualDir) else None
         if node is None:
             raise TtmError(errno.ENOENT, "no such file")
-        if isinstance(node, VirtualFile) and isinstance(parent, VirtualDir) and not node.writable:
-            node.key = f"{parent.key}/{os.fsdecode(name)}"
         if isinstance(node, VirtualDir):
             node.above = parent_inode
         return self._reply(node)

@@ -17,12 +17,13 @@ from ttmfs.driver.region_map import region_map, rows
 from ttmfs.errors import TtmError
 from ttmfs.fs.command import Machine
 from ttmfs.fs.fdinfo import client_text, gem_info, mem_info
+from ttmfs.fs.handles import TextHandle
 from ttmfs.fs.listing import FixedNames
 from ttmfs.fs.metrics import Exporter
-from ttmfs.fs.nodes import Node, TextHandle, VirtualDir, VirtualFile
+from ttmfs.fs.nodes import Lengths, Node, VirtualDir, VirtualFile
 from ttmfs.fs.rights import Fixed, Owner, Rights
 from ttmfs.fs.runner import Runner
-from ttmfs.fs.slowtext import SlowText, bounded, paced_lines, slow_file
+from ttmfs.fs.slowtext import SlowText, bounded, paced_lines, slow_file, trigger_file
 from ttmfs.fs.tracepipe import PipeFile, TracePipe
 from ttmfs.fs.words import cell, escape
 from ttmfs.observe.trace import Event
@@ -64,14 +65,22 @@ class _ClientNames:
 
 
 class ObserveTree:
-    """Builds them. `stats` makes the stats object; `owner` is the mounting user: what names BOs is theirs."""
+    """Builds them. `stats` makes the stats object, `lengths` are those of dear texts, `owner` is the mounting user:
+    what names BOs is theirs."""
 
     def __init__(
-        self, machine: Machine, runner: Runner, svm: Svm, stats: Callable[[], Mapping[str, Any]], owner: Owner
+        self,
+        machine: Machine,
+        runner: Runner,
+        svm: Svm,
+        stats: Callable[[], Mapping[str, Any]],
+        lengths: Lengths,
+        owner: Owner,
     ) -> None:
         self.machine = machine
         self.svm = svm
         self.runner = runner
+        self.lengths = lengths
         self.owner = owner
         trace = machine.vdev.ttm.trace
         self.pipe = TracePipe(trace)
@@ -112,7 +121,7 @@ class ObserveTree:
             return PipeFile(self.pipe, self.owner.only(0o400))
         slow = self._slow.get(name)
         if slow is not None:
-            return slow_file(*slow)
+            return slow_file(*slow, self.lengths)
         text = self._texts.get(name)
         return None if text is None else VirtualFile(lambda _opening: TextHandle(text), self.owner.public())
 
@@ -144,8 +153,8 @@ class ObserveTree:
             return made.encode("utf-8", "surrogateescape")
 
         if client is self.machine.names.clients.kernel:
-            return slow_file(text, self.owner.only(0o400))
-        return slow_file(text, Fixed(0o400, client.uid, self.owner.gid))
+            return slow_file(text, self.owner.only(0o400), self.lengths)
+        return slow_file(text, Fixed(0o400, client.uid, self.owner.gid), self.lengths)
 
     # -- regions/NAME/ -------------------------------------------------------------------------------------------
 
@@ -154,7 +163,7 @@ class ObserveTree:
         if name == "fences":
             return self._private(lambda: _eviction_fences(manager))
         if name == "map":
-            return slow_file(lambda: self._map_text(manager), self.owner.only(0o400))
+            return slow_file(lambda: self._map_text(manager), self.owner.only(0o400), self.lengths)
         return None
 
     async def _map_text(self, manager: ResourceManager) -> bytes:
@@ -174,7 +183,7 @@ class ObserveTree:
         if name == "ttm":
             return self._ttm
         if name == "gem_info":
-            return slow_file(self._gem_info, self.owner.only(0o400))
+            return slow_file(self._gem_info, self.owner.only(0o400), self.lengths)
         manager = self._managers.get(name)
         return None if manager is None else self._private(manager.debug)
 
@@ -203,7 +212,7 @@ class ObserveTree:
             with self.runner.error_log.watching(f"debug/ttm/{name}"):
                 await bounded(work, seconds, too_late)
 
-        return slow_file(text, self.owner.only(0o600), trigger=trigger)
+        return trigger_file(text, trigger, self.owner.only(0o600))
 
     async def _shrink_pool(self) -> None:
         """ttm_pool_debugfs_shrink_show: count before / pages freed."""

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from typing import Final
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,3 +18,7 @@ class Opening:
     def reads(self) -> bool:
         """May what is opened be read?"""
         return self.flags & os.O_ACCMODE != os.O_WRONLY
+
+
+JUST_LOOKING: Final = Opening(0, 0, 0, os.O_RDONLY)
+"""Nobody's: what is opened is only looked at here, for its size."""

@@ -10,8 +10,9 @@ import pyfuse3
 from ttmfs.driver.namespace import BoFile
 from ttmfs.errors import TtmError
 from ttmfs.fs.guard import guarded
+from ttmfs.fs.handles import CommandHandle, TextHandle
 from ttmfs.fs.inoderequests import InodeRequests
-from ttmfs.fs.nodes import CommandHandle, VirtualFile
+from ttmfs.fs.nodes import VirtualFile
 from ttmfs.fs.opening import Opening
 from ttmfs.fs.served import BoHandle, is_own
 from ttmfs.fs.svmhandle import SpaceHandle
@@ -19,6 +20,9 @@ from ttmfs.fs.svmnames import SpaceFile
 from ttmfs.fs.tracepipe import READABLE, PipeFile, PipeHandle
 from ttmfs.ttm.unmap import unmap_virtual
 from ttmfs.units import PAGE_SIZE
+
+WORTH_COUNTING: Final = 64 << 10
+"""Bytes of a text from which on it is counted for whoever has it open."""
 
 ALWAYS_READY: Final = READABLE | select.POLLOUT | select.POLLWRNORM
 
@@ -66,7 +70,11 @@ class OpenRequests(InodeRequests):
             raise TtmError(errno.EISDIR, "a folder cannot be opened as a file")
         if flags & os.O_ACCMODE != os.O_RDONLY and not node.writable:
             raise TtmError(errno.EACCES, "this file is read-only")
-        fh = self._new_handle(node.open(Opening(ctx.pid, ctx.uid, ctx.gid, flags)))
+        handle = await node.open(Opening(ctx.pid, ctx.uid, ctx.gid, flags))
+        fh = self._new_handle(handle)
+        if isinstance(handle, TextHandle) and handle.size > WORTH_COUNTING:
+            self._readers[fh] = ctx.uid
+            self.texts.keep(ctx.uid, handle, handle.size)
         stream = isinstance(node, PipeFile)
         return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(fh), direct_io=True, keep_cache=False, nonseekable=stream)
 
@@ -99,6 +107,8 @@ class OpenRequests(InodeRequests):
                 self.names.drop_if_unused(handle.file)
         elif isinstance(handle, PipeHandle | CommandHandle):
             handle.close()
+        elif isinstance(handle, TextHandle) and fh in self._readers:
+            self.texts.drop(self._readers.pop(fh), handle)
 
     @guarded
     async def poll(

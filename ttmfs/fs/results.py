@@ -1,7 +1,7 @@
-"""KeptResults: the results of commands that wait in open files to be read, and how much of them is kept.
+"""KeptResults: results of commands, and texts, that wait in open files to be read, and how much of them is kept.
 
-A program may leave any number of files open, each with a result of megabytes (`read` of an address space). Of one
-user's results the latest LIMIT bytes are kept; who comes too late for an older one is told so.
+A program may leave any number of files open, each with megabytes (`read` of an address space; the trace). Of what one
+user has not closed the latest bytes are kept; who comes too late for something older is told so.
 """
 
 from typing import Final, Protocol
@@ -9,12 +9,15 @@ from typing import Final, Protocol
 LIMIT: Final = 16 << 20
 """Bytes of results that are kept for one user."""
 
+TEXTS_LIMIT: Final = 64 << 20
+"""Bytes of texts."""
+
 
 class Keeper(Protocol):
-    """An open command file."""
+    """An open file."""
 
     def give_up(self) -> None:
-        """Its result is kept no longer."""
+        """What it has is kept no longer."""
 
 
 class _User:
@@ -31,18 +34,19 @@ class _User:
 
 
 class KeptResults:
-    """What all open command files of a mount hold."""
+    """What all open files of a kind hold: at most `limit` bytes for a user."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = LIMIT) -> None:
+        self._limit = limit
         self._users: dict[int, _User] = {}
 
     def keep(self, uid: int, keeper: Keeper, size: int) -> None:
-        """`keeper` has a new result of `size` bytes; older ones of its user make room."""
+        """`keeper` has something new of `size` bytes; what is older of its user's makes room."""
         user = self._users.setdefault(uid, _User())
         user.drop(keeper)
         user.kept[keeper] = size
         user.total += size
-        while user.total > LIMIT and len(user.kept) > 1:
+        while user.total > self._limit and len(user.kept) > 1:
             oldest = next(iter(user.kept))
             user.drop(oldest)
             oldest.give_up()

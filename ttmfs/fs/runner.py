@@ -17,7 +17,7 @@ import trio
 
 from ttmfs.errors import TtmError
 from ttmfs.fs.command import Command, Machine, Target, run_line
-from ttmfs.fs.nodes import CommandOutcome
+from ttmfs.fs.handles import CommandOutcome
 from ttmfs.fs.opening import Opening
 from ttmfs.fs.results import KeptResults
 from ttmfs.fs.signals import Opener

@@ -16,6 +16,7 @@ from ttmfs.errors import TtmError
 from ttmfs.fs.inodes import Inodes
 from ttmfs.fs.listing import Listing
 from ttmfs.fs.nodes import Handle
+from ttmfs.fs.results import TEXTS_LIMIT, KeptResults
 from ttmfs.fs.svmhandle import SpaceHandle
 from ttmfs.fs.tree import Tree
 from ttmfs.ttm.bo import BufferObject
@@ -51,6 +52,9 @@ class Served(pyfuse3.Operations):
         self.counters = self.ttm.counters.requests
         self.inodes = Inodes(tree.root)
         self.set_read_ahead = set_read_ahead
+        self.texts = KeptResults(TEXTS_LIMIT)
+        self._readers: dict[int, int] = {}
+        """User ids of those who have a text open that is counted, by handle."""
         self.closing = False
         self._handles: dict[int, BoHandle | SpaceHandle | Handle | Listing] = {}
         self._next_handle = count(1)

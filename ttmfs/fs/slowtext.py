@@ -6,8 +6,9 @@ from typing import TypeVar
 import trio
 
 from ttmfs.errors import TtmError
-from ttmfs.fs.nodes import Handle, VirtualFile
-from ttmfs.fs.opening import Opening
+from ttmfs.fs.command import Result
+from ttmfs.fs.handles import TextHandle
+from ttmfs.fs.nodes import Lengths, VirtualFile
 from ttmfs.fs.rights import Rights
 from ttmfs.sync.pace import Pace
 
@@ -15,40 +16,33 @@ T = TypeVar("T")
 SlowText = Callable[[], Awaitable[bytes]]
 
 
-class SlowTextHandle:
-    """A snapshot of some text, made at the first read at offset 0; `trigger` does something when it is written."""
+class SlowTextHandle(TextHandle):
+    """An open slow text; `trigger` does something when it is written."""
 
     def __init__(self, text: SlowText, trigger: Callable[[], Awaitable[None]] | None = None) -> None:
-        self._text = text
+        super().__init__(bytes)
+        self._slow_text = text
         self._trigger = trigger
-        self._snapshot: bytes | None = None
-        self._making = trio.Lock()
 
-    async def read(self, offset: int, size: int) -> bytes:
-        """Part of the snapshot."""
-        async with self._making:
-            if self._snapshot is None or offset == 0:
-                self._snapshot = await self._text()
-            return self._snapshot[offset : offset + size]
+    async def _made(self) -> bytes:
+        return await self._slow_text()
 
-    async def write(self, offset: int, data: bytes) -> int:
+    async def _stored(self, text: str) -> Result:
         """Whatever is written does the same. TtmError as the trigger's."""
-        del offset
+        del text
         assert self._trigger is not None
         await self._trigger()
-        return len(data)
+        return {}
 
 
-def slow_file(
-    text: SlowText, rights: Rights, *, trigger: Callable[[], Awaitable[None]] | None = None
-) -> VirtualFile:
-    """A file of such a text; it can be written when it has a trigger."""
+def slow_file(text: SlowText, rights: Rights, lengths: Lengths) -> VirtualFile:
+    """A file of such a text, which is not made for a mere look at its size."""
+    return VirtualFile(lambda _opening: SlowTextHandle(text), rights, lengths=lengths)
 
-    def open_handle(opening: Opening) -> Handle:
-        del opening
-        return SlowTextHandle(text, trigger)
 
-    return VirtualFile(open_handle, rights, writable=trigger is not None)
+def trigger_file(text: SlowText, trigger: Callable[[], Awaitable[None]], rights: Rights) -> VirtualFile:
+    """A file that does something when it is written, and says what came of the last time."""
+    return VirtualFile(lambda _opening: SlowTextHandle(text, trigger), rights, writable=True)
 
 
 async def paced_lines(items: Sequence[T], line: Callable[[T], str]) -> bytes:

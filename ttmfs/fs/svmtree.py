@@ -9,9 +9,10 @@ from typing import Any, Final
 from ttmfs.errors import TtmError
 from ttmfs.fs.attributes import status_text
 from ttmfs.fs.command import Command
+from ttmfs.fs.handles import CommandHandle, TextHandle
 from ttmfs.fs.listing import FixedNames
 from ttmfs.fs.mirrors import FolderNames, entry_key, folder_key
-from ttmfs.fs.nodes import CommandHandle, Handle, Node, TextHandle, VirtualDir, VirtualFile
+from ttmfs.fs.nodes import Handle, Lengths, Node, VirtualDir, VirtualFile
 from ttmfs.fs.notify import PageCache
 from ttmfs.fs.opening import Opening
 from ttmfs.fs.rights import READ, CommandOf, FolderOf, ObjectOf, QuestionOf, ReadersOf, may
@@ -21,7 +22,7 @@ from ttmfs.fs.svmcommands import SPACE_COMMANDS, OpenedSpace
 from ttmfs.fs.svmnames import SpaceFile, SpaceNames
 from ttmfs.fs.words import escape, for_shell
 from ttmfs.svm.space import RANGES_HEAD, AddressSpace
-from ttmfs.units import PAGE_MASK, PAGE_SHIFT
+from ttmfs.units import pages_of
 
 READ_FILES: Final = ("notifiers", "ranges", "snapshot", "stats", "status", "status.json")
 _WINDOW_PAGES: Final = 1 << 20
@@ -37,6 +38,7 @@ class SvmTree:
         self.root = VirtualDir(
             folder_key(spaces.root), self._find_space, FolderNames(spaces.root), FolderOf(spaces.root)
         )
+        self._lengths = Lengths()
         self._names = FixedNames((*SPACE_COMMANDS, *READ_FILES))
 
     def _find_space(self, name: str) -> Node | None:
@@ -58,7 +60,7 @@ class SvmTree:
             return self._command(command, file)
         space = file.space
         if name == "ranges":
-            return slow_file(lambda: _ranges(space), ReadersOf(file))
+            return slow_file(lambda: _ranges(space), ReadersOf(file), self._lengths)
         if name == "snapshot":
             return VirtualFile(lambda _opening: SnapshotHandle(space), ReadersOf(file))
         texts: dict[str, Callable[[], str]] = {
@@ -91,9 +93,17 @@ class SnapshotHandle:
     def __init__(self, space: AddressSpace) -> None:
         self._space = space
 
+    @property
+    def size(self) -> int:
+        """See Handle."""
+        return pages_of(self._space.size) + 1
+
+    async def take(self) -> None:
+        """Nothing is made before it is read."""
+
     async def read(self, offset: int, size: int) -> bytes:
         """Part of it, as it is now."""
-        pages = (self._space.size + PAGE_MASK) >> PAGE_SHIFT
+        pages = pages_of(self._space.size)
         count = max(0, min(size, pages - offset, _WINDOW_PAGES))
         letters = self._space.snapshot(offset, count) if count else b""
         return letters + b"\n" if offset <= pages == offset + count and count < size else letters

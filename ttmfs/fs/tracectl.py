@@ -18,8 +18,11 @@ def trace_state(trace: Trace) -> str:
 
 
 def set_trace(trace: Trace, text: str) -> None:
-    """Switch. TtmError(EINVAL) for an event that does not exist, naming those that do; nothing has changed then."""
-    words = split_words(text)
+    """Switch. Lines that begin with # say nothing, so that what is read can be written.
+
+    TtmError(EINVAL) for an event that does not exist, naming those that do; nothing has changed then.
+    """
+    words = [word for line in text.split("\n") if not line.startswith("#") for word in split_words(line)]
     if words == ["off"]:
         trace.stop()
         return

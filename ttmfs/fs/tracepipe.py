@@ -5,7 +5,7 @@ reader, which wakes the next if there is more: what a reader costs does not grow
 gives EAGAIN instead of waiting; poll, select and epoll work. A reader that is signaled gets EINTR, which matters most
 when it is killed: the kernel does not let go of it before its READ is answered. Requests tell no process, so it is the
 openers that are looked at, and, now and then, whoever else has a trace_pipe open. When the mount goes down, reads end
-with end of file.
+with end of file. What is opened while nothing is recorded is at its end at once, and takes nothing: `grep -r` ends.
 """
 
 import errno
@@ -152,14 +152,22 @@ class PipeHandle:
 
     def __init__(self, pipe: TracePipe, pid: int, *, blocking: bool) -> None:
         self._pipe = pipe
+        self._ended = not pipe.trace.on
         self._pid = pid
         self._blocking = blocking
         self._rest = b""
+
+    size: Final = 0
+
+    async def take(self) -> None:
+        """Nothing is kept."""
 
     async def read(self, offset: int, size: int) -> bytes:
         """The next lines; offsets mean nothing. TtmError: EAGAIN would block, EINTR a reader was signaled."""
         del offset
         pipe = self._pipe
+        if self._ended:
+            return b""
         if not (self._blocking or self._rest or pipe.trace.ring or pipe.closed):
             raise TtmError(errno.EAGAIN, "no event yet, and trace_pipe was opened with O_NONBLOCK")
         data = self._rest or await pipe.read(self._pid, min(size, _READ_BYTES))
@@ -173,7 +181,7 @@ class PipeHandle:
     def poll(self, wakeup: Wakeup | None) -> int:
         """Events that are ready now (POLLIN, POLLHUP); else 0, and `wakeup` is notified when that changes."""
         pipe = self._pipe
-        if pipe.closed:
+        if pipe.closed or self._ended:
             return READABLE | select.POLLHUP
         if self._rest or pipe.trace.ring:
             return READABLE

@@ -14,12 +14,13 @@ from ttmfs.driver.knobs import knobs, set_knob
 from ttmfs.driver.namespace import BoFile
 from ttmfs.errors import TtmError
 from ttmfs.fs import attributes
-from ttmfs.fs.command import Command, Machine
+from ttmfs.fs.command import Command, Machine, Result
 from ttmfs.fs.commands import CTL_COMMANDS, OBJECT_COMMANDS
+from ttmfs.fs.handles import CommandHandle, TextHandle
 from ttmfs.fs.help import readme
 from ttmfs.fs.listing import FixedNames
 from ttmfs.fs.mirrors import FolderNames, entry_key, folder_key
-from ttmfs.fs.nodes import CommandHandle, Handle, NameTable, Node, SettingHandle, TextHandle, VirtualDir, VirtualFile
+from ttmfs.fs.nodes import Handle, Lengths, NameTable, Node, VirtualDir, VirtualFile
 from ttmfs.fs.notify import PageCache
 from ttmfs.fs.observetree import REGION_FILES, ObserveTree
 from ttmfs.fs.opening import Opening
@@ -60,12 +61,13 @@ class Tree:
         self.page_cache: PageCache | None = None
         self.svm = SvmTree(spaces, runner)
         self.loop_status: Callable[[], str] = lambda: ""
-        self._root_files: dict[str, VirtualFile] = {
-            "README": self._text(lambda: readme(machine.vdev.region_names)),
-            "stats": self._text(lambda: json.dumps(self.stats()) + "\n"),
-            "error_log": self._private(runner.error_log.text),
+        self.lengths = Lengths()
+        self._root_files: dict[str, Callable[[], VirtualFile]] = {
+            "README": lambda: self._text(lambda: readme(machine.vdev.region_names)),
+            "stats": lambda: self._text(lambda: json.dumps(self.stats()) + "\n"),
+            "error_log": lambda: self._private(runner.error_log.text),
         }
-        self.observe = ObserveTree(machine, runner, spaces.svm, self.stats, owner)
+        self.observe = ObserveTree(machine, runner, spaces.svm, self.stats, self.lengths, owner)
         injections = [f"fail_{place}" for place in INJECTION_PLACES]
         debug_files = ("loop", "tasks", "pause_engine", "ban_memcpy")
         debug = FixedNames(
@@ -100,31 +102,30 @@ class Tree:
         """A text for the owner."""
         return self._text(text, self.owner.only(0o400))
 
+    def _dear(self, text: Callable[[], str | bytes]) -> VirtualFile:
+        """A text for the owner that is not made for a mere look at its size."""
+        return VirtualFile(lambda _opening: TextHandle(text), self.owner.only(0o400), lengths=self.lengths)
+
     def _value(
-        self, text: Callable[[], str], store: Callable[[str], None], path: str, rights: Rights | None = None
+        self, text: Callable[[], str], store: Callable[[str], Result | None], path: str, rights: Rights | None = None
     ) -> VirtualFile:
         """A value that is read and written, by the owner; what `store` refuses is logged under `path`."""
         logged = self._logged(path, store)
         rights = rights or self.owner.only(0o600)
         return VirtualFile(lambda _opening: TextHandle(text, logged), rights, writable=True)
 
-    def _setting(self, text: Callable[[], str], store: Callable[[str], None], path: str) -> VirtualFile:
-        """A state that the owner reads, and changes with words."""
-        logged = self._logged(path, store)
-        rights = self.owner.only(0o600)
-        return VirtualFile(lambda _opening: SettingHandle(text, logged), rights, writable=True)
-
-    def _logged(self, path: str, store: Callable[[str], None]) -> Callable[[str], None]:
-        def logged(text: str) -> None:
+    def _logged(self, path: str, store: Callable[[str], Result | None]) -> Callable[[str], Result | None]:
+        def logged(text: str) -> Result | None:
             with self.runner.error_log.watching(f"{path} {text.strip()[:200]}"):
-                store(text)
+                return store(text)
 
         return logged
 
     # -- the root ------------------------------------------------------------------------------------------------
 
     def _find_root(self, name: str) -> Node | None:
-        return self._root_files.get(name) or self._dirs.get(name) or self.observe.find(name)
+        make = self._root_files.get(name)
+        return make() if make is not None else self._dirs.get(name) or self.observe.find(name)
 
     def stats(self) -> dict[str, Any]:
         """The stats object."""
@@ -170,8 +171,8 @@ class Tree:
         if name in attributes.SETTABLE:
             vdev = self.machine.vdev
 
-            def store(text: str) -> None:
-                attributes.set_text(vdev, bo, name, text)
+            def store(text: str) -> Result | None:
+                return attributes.set_text(vdev, bo, name, text)
 
             return self._value(
                 lambda: attributes.get_text(bo, name) + "\n", store, f"{bo.name} {name}", AttributeOf(file)
@@ -193,7 +194,6 @@ class Tree:
         return QuestionOf(file) if command.asks else CommandOf(file)
 
     def _command(self, command: Command, file: BoFile | None) -> VirtualFile:
-
         def open_handle(opening: Opening) -> Handle:
             bo = None if file is None else file.bo
             name = None if bo is None else bo.name
@@ -214,12 +214,12 @@ class Tree:
         if command is not None:
             return self._command(command, None)
         if name == "selfcheck":
-            return self._private(lambda: "".join(f"{line}\n" for line in self.selfcheck()) or "ok\n")
+            return self._dear(lambda: "".join(f"{line}\n" for line in self.selfcheck()) or "ok\n")
         if name == "trace":
             trace = self.machine.vdev.ttm.trace
-            return self._setting(lambda: trace_state(trace), lambda text: set_trace(trace, text), "ctl/trace")
+            return self._value(lambda: trace_state(trace), lambda text: set_trace(trace, text), "ctl/trace")
         if name == "config":
-            return self._setting(self._config_text, self._set_config, "ctl/config")
+            return self._value(self._config_text, self._set_config, "ctl/config")
         return None
 
     def selfcheck(self) -> list[str]:
@@ -271,7 +271,7 @@ class Tree:
         if name == "fragmentation" and name in _region_files(manager):
             return self._text(self._fragmentation)
         if name == "lru":
-            return self._private(lambda: _lru_text(manager))
+            return self._dear(lambda: _lru_text(manager))
         if name == "debug":
             return self._text(manager.debug)
         return self.observe.find_region_file(manager, name)
@@ -332,7 +332,7 @@ class Tree:
         if name == "loop":
             return self._private(self._loop_text)
         if name == "tasks":
-            return self._private(tasks_text)
+            return self._dear(tasks_text)
         if name.startswith("fail_"):
             return self._find_injection(name[5:])
         if name == "ban_memcpy":
