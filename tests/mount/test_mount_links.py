@@ -1,5 +1,6 @@
 """Symbolic and hard links below bo/, and what stands for them in objects/."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -161,6 +162,9 @@ def tree(top: Path) -> None:
     (top / "empty").touch()
     (top / "empty").chmod(0o640)
     (top / "d/e").chmod(0o2750)
+    for number, path in enumerate(sorted(top.rglob("*"), reverse=True)):
+        stamp = 1_000_000_000 + number
+        os.utime(path, (stamp, stamp), follow_symlinks=False)
 
 
 @pytest.mark.parametrize("command", [("cp", "-a"), ("rsync", "-aH"), ("tar",)], ids=lambda command: command[0])
@@ -190,7 +194,8 @@ def described(top: Path) -> list[tuple[object, ...]]:
     for path in sorted(top.rglob("*")):
         found = path.lstat()
         links = found.st_nlink if not path.is_dir() or path.is_symlink() else 0
-        rows.append((str(path.relative_to(top)), oct(found.st_mode), links, found.st_size if links else 0))
+        size = found.st_size if links else 0
+        rows.append((str(path.relative_to(top)), oct(found.st_mode), links, size, found.st_mtime))
     return rows
 
 
@@ -219,3 +224,27 @@ def test_git_works_in_a_folder_of_bos(device: Device) -> None:
     assert git("clone", "-q", ".", f"{at}-too") == ""
     device.shell.do("__import__('shutil').rmtree(path('bo/repo')); __import__('shutil').rmtree(path('bo/repo-too'))")
     device.until(lambda: device.stats()["bos"]["count"] == 0)
+
+
+EDITORS = {
+    "ed": ("ed", "-s", "FILE"),
+    "sed": ("sed", "-i", "s/one/two/", "FILE"),
+    "perl": ("perl", "-pi.bak", "-e", "s/one/two/", "FILE"),
+    "vim": ("vim", "-es", "-u", "NONE", "-c", "set backup", "-c", "%s/one/two/", "-c", "wq", "FILE"),
+    "vim-copies": ("vim", "-es", "-u", "NONE", "-c", "set backupcopy=yes", "-c", "%s/one/two/", "-c", "wq", "FILE"),
+    "vim-renames": ("vim", "-es", "-u", "NONE", "-c", "set backupcopy=no", "-c", "%s/one/two/", "-c", "wq", "FILE"),
+}
+
+
+@pytest.mark.parametrize("editor", EDITORS)
+def test_editors_save(device: Device, editor: str) -> None:
+    words = EDITORS[editor]
+    programs(words[0])
+    device.shell.do("open(path('bo/text'), 'w').write('one line\\n' * 1000); os.chmod(path('bo/text'), 0o640)")
+    command = [word.replace("FILE", f"{device.mountpoint}/bo/text") for word in words]
+    script = "1,$s/one/two/\nw\nq\n"
+    done = subprocess.run(command, input=script, capture_output=True, text=True, timeout=60, cwd="/", check=False)
+    assert done.returncode == 0, done
+    assert device.shell.do("open(path('bo/text')).read() == 'two line\\n' * 1000")
+    assert device.shell.do("os.stat(path('bo/text')).st_mode & 0o777") == 0o640
+    assert device.status("text")["size"] == 9000
