@@ -386,6 +386,8 @@ def status(mountpoint: str, as_json: bool) -> None:
         click.echo(text, nl=False)
         return
     console = Console()
+    if not sys.stdout.isatty():
+        console.width = 1000  # nobody's terminal: what reads a pipe gets whole lines, whatever COLUMNS says
     table = Table("region", "size", "used", "visible", "visible used", "BOs")
     for name, region in regions.items():
         sizes = [format_size(region[key]) for key in ("size", "used", "visible_size", "visible_used")]

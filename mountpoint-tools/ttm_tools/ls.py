@@ -1,6 +1,7 @@
 """ttm-ls: the BOs of a mount, as a table for people or as columns for programs."""
 
 import json
+import sys
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -127,7 +128,7 @@ def main(words: tuple[str, ...], mount: str | None, long_: bool, sort: str, as_j
         columns = (*columns, sort)
     if as_json:
         click.echo(json.dumps(statuses))
-    elif Console().is_terminal:
+    elif sys.stdout.isatty():
         _print_table(statuses, columns)
     else:
         lines = [] if no_header else ["\t".join(columns)]

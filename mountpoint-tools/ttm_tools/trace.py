@@ -340,7 +340,7 @@ def report_(file: str, perfetto: str | None, top: int, as_json: bool) -> None:
     if as_json:
         tables = {s.title: [dict(zip(s.columns, row, strict=True)) for row in s.rows] for s in sections}
         click.echo(json.dumps(tables))
-    elif Console().is_terminal:
+    elif sys.stdout.isatty():
         _print_sections(sections)
     else:
         for section in sections:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -29,6 +30,13 @@ IMPORTED_TTMFS = [sys.executable, "-c", "from ttmfs.cli import main; main()"]
 
 class ScriptError(Exception):
     """Something a script cannot go on without; the message says what."""
+
+
+def mounts() -> list[tuple[str, str]]:
+    """Path and device number (`major:minor`) of each mount that this process can see, asked of the kernel."""
+    lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    fields = [line.split(" ") for line in lines]
+    return [(re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), parts[4]), parts[2]) for parts in fields]
 
 
 def ttmfs_command() -> list[str]:
@@ -130,10 +138,9 @@ class Device:
 
     def connection(self) -> int | None:
         """The number of the FUSE connection, asked of the kernel's mount table and not of the daemon."""
-        for line in Path("/proc/self/mountinfo").read_text().splitlines():
-            parts = line.split()
-            if parts[4] == str(self.mount):
-                return int(parts[2].split(":")[1])
+        for path, device in mounts():
+            if path == str(self.mount):
+                return int(device.split(":")[1])
         return None
 
     def is_mounted(self) -> bool:

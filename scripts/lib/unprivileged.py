@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import re
 import shlex
 import shutil
 import stat
@@ -21,7 +20,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from .device import NOBODY, ROOT, ScriptError
+from .device import NOBODY, ROOT, ScriptError, mounts
 
 DEVICE = Path("/dev/fuse")
 PREFIX = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--", "env"]
@@ -96,7 +95,7 @@ def _own_namespace() -> None:
             return
         # In a chroot / may be no mount point. The mounts that can be seen are made private one by one (one that is
         # hidden below another cannot be, nor can anything be mounted there); the one around / cannot be named.
-        for point in mount_points():
+        for point in dict(mounts()):
             _fails_here("mount", "--make-private", point)
         try:
             with _tmpfs("/") as folder:
@@ -108,13 +107,6 @@ def _own_namespace() -> None:
                     )
         except OSError as error:
             raise UnavailableError(f"/ is no mount point, and nothing can be mounted in it: {error}") from error
-
-
-def mount_points() -> list[str]:
-    """The mount points that this process can see, those on top of the same path once each."""
-    lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    escaped = [line.split(" ")[4] for line in lines]
-    return list(dict.fromkeys(re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), path) for path in escaped))
 
 
 def _open_device() -> None:

@@ -145,7 +145,7 @@ def test_umount_leaves_other_file_systems_alone() -> None:
 
 def test_status(mnt: str) -> None:
     assert shell('head -c 5000 /dev/zero > "$1/bo/a" && echo vram > "$1/objects/a/validate"', mnt).returncode == 0
-    done = ttmfs("status", mnt)
+    done = ttmfs("status", mnt, env={**os.environ, "COLUMNS": "20"})
     assert done.returncode == 0
     for word in ("region", "vram", "8M", "faults", "moves"):
         assert word in done.stdout
@@ -219,7 +219,7 @@ def test_run_cleans_up_after_a_command_that_leaves_a_process_inside() -> None:
         'until [[ $(</proc/$!/comm) == sleep ]]; do :; done'
     )
     done = ttmfs("run", *SMALL, "--", "bash", "-c", script)
-    where, pid = done.stdout.split()
+    where, pid = done.stdout.splitlines()
     try:
         assert done.returncode == 0
         assert f"{pid} (sleep)" in done.stderr

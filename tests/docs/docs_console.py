@@ -19,6 +19,7 @@ from typing import Final
 from ttmfs.fs import tuning
 
 END: Final = "-- end of a command --"
+_OF_A_TERMINAL: Final = ("FORCE_COLOR", "CLICOLOR_FORCE", "NO_COLOR", "LINES", "LANGUAGE", "TZ")
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 
 _VOLATILE: Final = (
@@ -77,14 +78,16 @@ def _here(command: str, folder: str) -> str:
 
 def run_commands(commands: list[tuple[str, str]], timeout: float) -> list[str]:
     """The output of each command. Whatever they leave mounted is aborted and detached."""
-    with tempfile.TemporaryDirectory(prefix="ttmfs-test-") as directory:
+    # In /tmp, as the documents have it: a blank in the path of $TMPDIR would have to be quoted there.
+    with tempfile.TemporaryDirectory(prefix="ttmfs-test-", dir="/tmp") as directory:
         folder = os.path.realpath(directory)
         script = "".join(f"{_here(command, folder)}\necho '{END}'\n" for command, _ in commands)
         environment = {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if name not in _OF_A_TERMINAL},
             "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}",
             "COLUMNS": "100",
             "LC_ALL": "C.UTF-8",
+            "TMPDIR": "/tmp",
         }
         try:
             done = subprocess.run(

@@ -55,6 +55,18 @@ def in_a_chroot(folder: Path, propagation: str) -> subprocess.CompletedProcess[s
 
 
 @NEED
+def test_mounts_have_their_names(tmp_path: Path) -> None:
+    odd = tmp_path / "a blank\\ and \tmore"
+    odd.mkdir()
+    program = "import sys; from lib.device import mounts; sys.exit(sys.argv[1] not in dict(mounts()))"
+    script = 'mount -t tmpfs odd "$1" && exec "$2" -c "$3" "$1"'
+    subprocess.run(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", odd, sys.executable, program],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")}, timeout=60, check=True,
+    )  # fmt: skip
+
+
+@NEED
 def test_in_a_chroot_the_way_is_opened_for_this_script_alone(tmp_path: Path) -> None:
     done = in_a_chroot(tmp_path, "private")
     assert done.stdout.splitlines() == ["inside ['in']", "outside ['in', 'other']"], done.stderr

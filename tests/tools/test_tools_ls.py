@@ -25,7 +25,8 @@ def test_columns_say_what_status_says(device: Device, run: Run) -> None:
     device.make("tex0", 3 * MIB, 1, "vram")
     device.make("empty", MIB)
     assert device.command("objects/tex0/pin", "\n") == "ok"
-    done = run("ls", device.mountpoint, "-l")
+    # Nothing but a terminal gets the table for people, whoever asks for colours.
+    done = run("ls", device.mountpoint, "-l", FORCE_COLOR="1", COLUMNS="20")
     assert (done.returncode, done.stderr) == (0, "")
     rows = {row["name"]: row for row in table(done.stdout)}
     assert set(rows) == {"tex0", "empty"}

@@ -124,6 +124,8 @@ def test_report_reads_the_mounts_own_trace(device: Device, run: Run) -> None:
     done = run("trace", "report", f"{device.mountpoint}/trace", "--json")
     assert done.returncode == 0, done.stderr
     tables = json.loads(done.stdout)
+    plain = run("trace", "report", f"{device.mountpoint}/trace", FORCE_COLOR="1", COLUMNS="20").stdout.splitlines()
+    assert "\t".join(tables["moves"][0]) in plain, "columns for programs: this is no terminal"
     ways = {(row["from"], row["to"]): row["moves"] for row in tables["moves"]}
     assert ways["gtt", "vram"] >= 1
     assert {row["event"] for row in tables["events"]} >= {"validate", "validated", "move_start", "move_end"}
