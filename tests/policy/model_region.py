@@ -35,7 +35,13 @@ class ModelRegion:
     # -- what the adviser asks ------------------------------------------------------------------------------------
 
     def residents(self) -> Iterator[BO]:
-        return iter(list(self.order))
+        """Follows the list: after each part, what is new at its end."""
+        told: dict[BO, None] = {}
+        while part := [bo for bo in self.order if bo not in told]:
+            for bo in part:
+                told[bo] = None
+                if bo in self.order:
+                    yield bo
 
     def a_victim(self, request: Request) -> BO | None:
         return next((bo for bo in self.order if self.usable(bo, request)), None)

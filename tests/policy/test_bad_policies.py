@@ -351,12 +351,14 @@ def test_residents_are_handed_over_oldest_first_in_slices() -> None:
     assert next(steps) == 1000
     assert told == bos[:1000]
     assert region.adviser.name == "fifo"
-    # What goes before its turn is never told of, what is known is removed, what comes is told of by the former one.
+    # What goes before its turn is never told of, what is known is removed, what comes meanwhile is told of at last.
     region.leave(bos[1500], "destroyed")
     region.leave(bos[10], "moved")
+    meanwhile = PlainBO("meanwhile", PAGE)
+    region.use(meanwhile)
     assert list(steps) == [2000]
     assert region.adviser.name == "told"
-    assert told == [bo for bo in bos if bo is not bos[1500]]
+    assert told == [*(bo for bo in bos if bo is not bos[1500]), meanwhile]
     new = PlainBO("new", PAGE)
     region.use(new)
     assert told[-1] is new

@@ -38,7 +38,8 @@ class Residents(Protocol):
     def residents(self) -> Iterator[BO]:
         """The BOs in the region, the least recently used first, pinned ones too; no ghosts.
 
-        Changes of the list between two steps do no harm.
+        It follows the list as it changes between two steps: what has come or was used meanwhile is at its end, what
+        has left is passed over. Whatever came before it ended was in it.
         """
 
     def a_victim(self, request: Request) -> BO | None:
