@@ -14,6 +14,7 @@ import io
 import json
 import os
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -35,7 +36,9 @@ ONE_ROUND_SECONDS = 1200.0
 
 @contextlib.contextmanager
 def tree_of(commit: str) -> Iterator[Path]:
-    """The files of `commit` in a temporary folder; ScriptError when there is no such commit."""
+    """The files of `commit` in a temporary folder; ScriptError when there is no such commit, or no git."""
+    if shutil.which("git") is None:
+        raise ScriptError("there is no git (mend: apt-get install git)")
     git = ["git", "-C", str(ROOT)]
     found = subprocess.run(
         [*git, "rev-parse", "--verify", "--quiet", "--end-of-options", commit + "^{commit}"],

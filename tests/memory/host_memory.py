@@ -1,13 +1,14 @@
 """What the host says about our memory: which pages it holds for an arena, the mappings of this process."""
 
 import ctypes
+import mmap
 import os
 from pathlib import Path
 
 import numpy as np
 
 from ttmfs.memory.arena import Arena
-from ttmfs.units import PAGE_SHIFT
+from ttmfs.units import PAGE_SHIFT, PAGE_SIZE
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _mincore = _libc.mincore
@@ -25,6 +26,15 @@ def resident_pages(arena: Arena, first: int = 0, count: int | None = None) -> in
     result = _mincore(arena.address + (first << PAGE_SHIFT), count << PAGE_SHIFT, found.ctypes.data)
     assert result == 0, f"mincore: {os.strerror(ctypes.get_errno())}"
     return int((found & 1).sum())
+
+
+def cached_bytes(path: Path) -> int:
+    """How many bytes of a file the page cache holds, in whole pages."""
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapping:
+        found = np.zeros(-(-len(mapping) // PAGE_SIZE), np.uint8)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
+        assert _mincore(start, len(mapping), found.ctypes.data) == 0, os.strerror(ctypes.get_errno())
+    return int((found & 1).sum()) << PAGE_SHIFT
 
 
 def mappings() -> int:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -66,7 +67,9 @@ def test_a_spinner_a_processor_in_a_session_of_its_own_that_weighs_least(monkeyp
     until(lambda: not spinning(leader.pid), "the spinners are gone")
 
 
-in_a_repository = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="these files are no git checkout")
+in_a_repository = pytest.mark.skipif(
+    shutil.which("git") is None or not (ROOT / ".git").exists(), reason="no git, or these files are no git checkout"
+)
 
 
 @in_a_repository

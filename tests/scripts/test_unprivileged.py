@@ -10,10 +10,18 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 NEED = pytest.mark.skipif(os.geteuid() != 0, reason="makes mounts and a chroot")
 
+# Begins a script in a mount namespace: where / is a mount point, so that nothing is seen outside.
+PRIVATE = """
+set -e
+mount --make-rprivate / 2>/dev/null || :
+"""
+UNSHARED = ["unshare", "--mount", "--propagation", "unchanged", "sh", "-c"]
+
 # A root that is a folder within a mount, as a chroot's is: the machine's own folders bound into it, and one of its own
 # that is closed to users.
-CHROOT = """
-set -e
+CHROOT = f"""
+{PRIVATE}
+trap 'umount -l "$t"' EXIT
 t=$1 propagation=$2 python=$3 scripts=$4 program=$5
 mount -t tmpfs around "$t"
 mount "--make-$propagation" "$t"
@@ -24,7 +32,7 @@ for f in /*; do
     fi
 done
 mkdir -m 700 "$t/root/closed"
-exec chroot "$t/root" env PYTHONPATH="$scripts" "$python" -c "$program"
+chroot "$t/root" env PYTHONPATH="$scripts" "$python" -c "$program"
 """
 
 IN_IT = """
@@ -48,8 +56,7 @@ print("outside", sorted(outside.communicate(b"go\\n")[0].decode().split()))
 
 def in_a_chroot(folder: Path, propagation: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["unshare", "--mount", "--propagation", "private", "sh", "-c", CHROOT, "sh",
-         folder, propagation, sys.executable, str(ROOT / "scripts"), IN_IT],
+        [*UNSHARED, CHROOT, "sh", folder, propagation, sys.executable, str(ROOT / "scripts"), IN_IT],
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
 
@@ -59,9 +66,9 @@ def test_mounts_have_their_names(tmp_path: Path) -> None:
     odd = tmp_path / "a blank\\ and \tmore"
     odd.mkdir()
     program = "import sys; from lib.device import mounts; sys.exit(sys.argv[1] not in dict(mounts()))"
-    script = 'mount -t tmpfs odd "$1" && exec "$2" -c "$3" "$1"'
+    script = PRIVATE + """mount -t tmpfs odd "$1"; trap 'umount "$1"' EXIT; "$2" -c "$3" "$1" """
     subprocess.run(
-        ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", odd, sys.executable, program],
+        [*UNSHARED, script, "sh", odd, sys.executable, program],
         env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")}, timeout=60, check=True,
     )  # fmt: skip
 
