@@ -6,6 +6,7 @@ from functools import partial
 
 import trio
 
+from tests.core.sparse_bytes import SparseBytes
 from ttmfs.driver import calls
 from ttmfs.driver.config import Config
 from ttmfs.driver.defrag import defrag_bo
@@ -50,29 +51,42 @@ class SlowUnmapper:
 class Client:
     """One BO and what its bytes must be."""
 
-    def __init__(self, vdev: VirtualDevice, name: str, rng: random.Random, max_size: int) -> None:
+    def __init__(
+        self, vdev: VirtualDevice, name: str, rng: random.Random, max_size: int, islands: tuple[int, ...] = (0,)
+    ) -> None:
+        """`max_size` bytes from each of `islands` on (byte offsets, ascending) is where something is done."""
         self.vdev = vdev
         self.bo = vdev.create_bo(name)
         self.rng = rng
-        self.model = bytearray()
+        self.model = SparseBytes()
         self.max_size = max_size
+        self.islands = islands
         self.log: list[str] = []
         self.ops = self.failures = 0
         self.quiet: Expect | None = None
         """Says instead of `may_fail` what may."""
 
+    def _within(self, island: int) -> int:
+        """How much of the file is on an island."""
+        return max(0, min(self.model.size - island, self.max_size))
+
+    def _island(self) -> int:
+        """One that the file has bytes of."""
+        return self.rng.choice([island for island in self.islands if self._within(island)])
+
     def _range(self) -> tuple[int, int]:
-        offset = self.rng.randrange(len(self.model))
+        island = self._island()
+        offset = island + self.rng.randrange(self._within(island))
         if self.rng.random() < 0.3:
             offset &= ~4095
-        return offset, min(self.rng.choice((1, 100, 4096, 8192, 70000, 1 << 20)), len(self.model) - offset)
+        return offset, min(self.rng.choice((1, 100, 4096, 8192, 70000, 1 << 20)), self.model.size - offset)
 
     async def read(self) -> None:
-        if not self.model:
+        if not self.model.size:
             return
         offset, size = self._range()
         self.log.append(f"read {offset}+{size}")
-        expected = bytes(self.model[offset : offset + size])
+        expected = self.model.read(offset, size)
         got = bytes(await access.read(self.bo, offset, size))
         assert len(got) == len(expected), f"{self.bo.name}: {len(got)} bytes instead of {len(expected)}"
         if got != expected:
@@ -83,28 +97,28 @@ class Client:
             )
 
     async def write(self) -> None:
-        offset = self.rng.randrange(len(self.model) + 1)
+        # To where the file ends, or, if that is far away, anywhere.
+        island = self.rng.choice(self.islands)
+        offset = self.rng.randrange((self._within(island) if len(self.islands) == 1 else self.max_size) + 1)
         if self.rng.random() < 0.5:
             offset &= ~4095
         size = self.rng.choice((1, 10, 4096, 8192, 4097, 65536, 300000) + (FRAMES if self.max_size > USUAL else ()))
         size = min(size, self.max_size - offset)
         if size <= 0:
             return
+        offset += island
         data = self.rng.randbytes(size)
         self.log.append(f"write {offset}+{size}")
         await access.write(self.bo, offset, data)
-        if offset + size > len(self.model):
-            self.model.extend(bytes(offset + size - len(self.model)))
-        self.model[offset : offset + size] = data
+        self.model.write(offset, data)
 
     async def truncate(self) -> None:
         size = self.rng.choice((0, 1, self.rng.randrange(self.max_size), self.rng.randrange(self.max_size)))
-        self.log.append(f"truncate {len(self.model)} to {size}")
+        if size > 1:
+            size += self.rng.choice(self.islands)
+        self.log.append(f"truncate {self.model.size} to {size}")
         lifetime.set_size(self.bo, size)
-        if size < len(self.model):
-            del self.model[size:]
-        else:
-            self.model.extend(bytes(size - len(self.model)))
+        self.model.truncate(size)
 
     async def run(self, steps: int) -> None:
         operations: list[Callable[[], Awaitable[None]]] = [self.read] * 4 + [self.write] * 4 + [self.truncate]
@@ -116,7 +130,7 @@ class Client:
                 if not self.may_fail(error):
                     raise
                 self.failures += 1
-                assert self.bo.size == len(self.model), f"{self.bo.name} has another size after a failure"
+                assert self.bo.size == self.model.size, f"{self.bo.name} has another size after a failure"
             for _ in range(self.rng.randrange(3)):
                 await trio.lowlevel.checkpoint()
 
@@ -128,15 +142,21 @@ class Client:
             self.quiet("request", error)
             return True
         # What all of them want at the same time may be more than there is.
-        return error.name == "ENOMEM" and self.vdev.config.memory < CLIENTS * self.max_size
+        return error.name == "ENOMEM" and self.vdev.config.memory < CLIENTS * self.max_size * len(self.islands)
 
     async def verify(self) -> None:
         for place in ("store_write", "store_read", "page_alloc"):
             self.vdev.ttm.inject[place].probability = 0
-        for offset in range(0, len(self.model), 1 << 20):
-            size = min(1 << 20, len(self.model) - offset)
+        step = 1 << 20
+        offsets = list(range(0, self.model.size, step)) if len(self.islands) == 1 else []
+        if not offsets:
+            # Of a sparse one the pages that were written: holes besides may be more than there is memory for.
+            step, self.bo.prefault = 4096, 0
+            offsets = [page * step for page in self.model.written()]
+        for offset in offsets:
+            size = min(step, self.model.size - offset)
             got = bytes(await access.read(self.bo, offset, size))
-            assert got == self.model[offset : offset + size], f"{self.bo.name}: wrong in {offset}+{size} at the end"
+            assert got == self.model.read(offset, size), f"{self.bo.name}: wrong in {offset}+{size} at the end"
 
 
 async def storm(  # noqa: PLR0912 - one branch a call
@@ -223,8 +243,9 @@ async def exercise(
     storms: int = 2,
     faults: bool = False,
     max_size: int = USUAL,
+    islands: tuple[int, ...] = (0,),
 ) -> dict[str, int]:
-    """Run it on BOs of at most `max_size` bytes; returns counts of calls.
+    """Run it on BOs of at most `max_size` bytes from each of `islands` on; returns counts of calls.
 
     AssertionError with the seed and the last operations on a wrong byte.
     """
@@ -235,7 +256,7 @@ async def exercise(
     config = config or Config(vram=4 << 20, gtt=16 << 20, memory=64 << 20, swap=64 << 20)
     vdev = VirtualDevice(config)
     vdev.ttm.unmapper = SlowUnmapper(rng)
-    clients = [Client(vdev, f"bo{n}", rng, max_size) for n in range(CLIENTS)]
+    clients = [Client(vdev, f"bo{n}", rng, max_size, islands) for n in range(CLIENTS)]
     counts: dict[str, int] = {}
     try:
         async with trio.open_nursery() as device:

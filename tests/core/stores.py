@@ -61,7 +61,7 @@ def store_of(vdev: VirtualDevice) -> SwapStore:
 def handles(bo: BufferObject) -> list[int]:
     """Handles of the pages that are in the store, by page."""
     assert bo.tt is not None
-    entries = bo.tt.vector[bo.tt.handles_in(0, bo.tt.num_pages)]
+    entries = bo.tt.at(bo.tt.handles_in(0, bo.tt.num_pages))
     assert (entries & 1 == 1).all()
     found: list[int] = decode_handles(entries).tolist()
     return found

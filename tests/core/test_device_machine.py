@@ -21,7 +21,6 @@ from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.placement import SYSTEM
 from ttmfs.ttm.resource import Resource
-from ttmfs.ttm.tt import decode_pages
 
 PLACES = (
     *("vram", "gtt", "system", "vram gtt"),
@@ -186,7 +185,7 @@ class DeviceMachine(RuleBasedStateMachine):
         assert not vdev.selfcheck()
         assert (vdev.ttm.num_bos, vdev.ttm.num_ghosts, vdev.ttm.num_zombies) == (len(self.models), 0, 0)
         live = [model.bo for model in self.models]
-        owned = [decode_pages(bo.tt.vector[bo.tt.present()]) for bo in live if bo.tt is not None]
+        owned = [bo.tt.pages_at(bo.tt.present()) for bo in live if bo.tt is not None]
         pages = np.concatenate(owned) if owned else np.zeros(0, np.uint32)
         assert len(np.unique(pages)) == len(pages) == vdev.pool.in_use_pages
         assert vdev.ttm.swap_store is not None

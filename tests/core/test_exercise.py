@@ -69,3 +69,28 @@ async def test_no_byte_of_whole_frames_is_wrong(monkeypatch: pytest.MonkeyPatch)
     if host_moves():
         assert moved.out, "none went to the store"
         assert moved.back, "none came back"
+
+
+ISLANDS = (0, 1 << 30, (64 << 40) - MIB, (128 << 40) - 300_000)
+"""Bytes: places in BOs of 128 TiB; the last one ends with the largest BO there is."""
+SPARSE = {
+    "memory for all": Config(vram=4 * MIB, gtt=16 * MIB, memory=64 * MIB, swap=64 * MIB),
+    "over the page limit": Config(vram=4 * MIB, gtt=8 * MIB, memory=64 * MIB, pages_limit=2 * MIB, swap=64 * MIB),
+    "hardly any memory": Config(vram=4 * MIB, gtt=8 * MIB, memory=3 * MIB, swap=16 * MIB, swap_store="zstd"),
+    "vmwgfx": Config(vram=MIB, gtt=MIB, memory=64 * MIB, swap=64 * MIB, driver="vmwgfx", beneficial_order=4),
+    "to vram first": Config(vram=4 * MIB, gtt=16 * MIB, memory=64 * MIB, swap=64 * MIB, placement="vram gtt system"),
+}
+
+
+@pytest.mark.parametrize("name", SPARSE)
+async def test_no_byte_of_a_bo_of_128_tib_is_wrong(name: str) -> None:
+    """Content in a few places far apart: whatever took time or memory by the page of it would not end."""
+    total: dict[str, int] = {}
+    for seed in range(100, 108):
+        counts = await exercise(
+            seed, steps=60, config=SPARSE[name], faults=bool(seed % 2), max_size=300_000, islands=ISLANDS
+        )
+        for what, times in counts.items():
+            total[what] = total.get(what, 0) + times
+    assert total["backed_up"] > 0
+    assert total["validate"] > 0

@@ -48,7 +48,7 @@ async def test_nothing_of_an_imported_bo_is_as_large_as_it_says(exporter: Path) 
         bo = (await import_bo(vdev, names, "cam", str(exporter), mappable=True)).bo
         assert bo.size == 1 << 42
         assert bo.tt is not None
-        assert len(bo.tt.vector) == 0
+        assert bo.tt.num_leaves == 0
         await access.write(bo, (1 << 42) - 5, b"hello")
         assert bytes(await access.read(bo, (1 << 42) - 6, 100)) == b"\0hello"
         assert bo.tt.runs() == 1

@@ -16,7 +16,6 @@ from ttmfs.memory.pool_types import Caching
 from ttmfs.ttm import access
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
-from ttmfs.ttm.tt import decode_pages
 
 
 def names_of(vdev: VirtualDevice) -> Namespace:
@@ -88,7 +87,7 @@ async def check_system(vdev: VirtualDevice, names: Namespace, bos: list[BufferOb
     expected = ["" if free else POOL for free in pool.free_map()]
     for bo in bos:
         if bo.tt is not None and bo.tt.populated_pages:
-            for page in decode_pages(bo.tt.vector[bo.tt.present()]).tolist():
+            for page in bo.tt.pages_at(bo.tt.present()).tolist():
                 expected[page] = bo.name
     assert labels == expected
     assert labels.count(POOL) == pool.pooled_pages

@@ -8,7 +8,6 @@ from ttmfs.driver import calls
 from ttmfs.driver.defrag import defrag_bo
 from ttmfs.ttm import access
 from ttmfs.ttm.context import OperationContext
-from ttmfs.ttm.tt import decode_pages
 
 MIB = 1 << 20
 PIECE = 512
@@ -40,7 +39,12 @@ def orders(bo):
 
 
 def pages_of_bo(bo):
-    return decode_pages(bo.tt.vector[bo.tt.present()])
+    return bo.tt.pages_at(bo.tt.present())
+
+
+def entries_of(bo):
+    """The page vector as it is now."""
+    return bo.tt.entries(0, bo.tt.num_pages).copy()
 
 
 async def content(bo):

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 import trio
-from defrag_tools import MIB, content, defrag, hog, orders, pages_of_bo, scattered
+from defrag_tools import MIB, content, defrag, entries_of, hog, orders, pages_of_bo, scattered
 
 from ttmfs.driver import calls
 from ttmfs.driver.policy import DefaultDriver
@@ -125,7 +125,7 @@ async def test_every_failure_leaves_tt_placement_and_content(device, where, plac
         bo, data = await scattered(vdev, "a", 4 * MIB, place)
         await content(bo)
         unmapper = watch(vdev)
-        tt, resource, vector = bo.tt, bo.resource, bo.tt.vector.copy()
+        tt, resource, vector = bo.tt, bo.resource, entries_of(bo)
         others = hog(vdev) if where == "order" else None
         in_use = vdev.pool.in_use_pages
         if others is None:
@@ -141,7 +141,7 @@ async def test_every_failure_leaves_tt_placement_and_content(device, where, plac
         assert (vdev.pool.statistics()["allocs"] > allocs) == populated
         assert bo.tt is tt
         assert bo.defrag_old_tt is None
-        assert (bo.tt.vector == vector).all()
+        assert (entries_of(bo) == vector).all()
         assert bo.mem_type == place
         assert bo.resource is resource
         assert not bo.copies
@@ -187,13 +187,13 @@ async def test_multihop_restores_like_any_failure(device, room):
     async with device(gtt=64 * MIB if room else 2 * MIB) as vdev:
         bo, data = await scattered(vdev, "a", 4 * MIB)
         bo.funcs = HopsOnce(vdev)
-        tt, vector = bo.tt, bo.tt.vector.copy()
+        tt, vector = bo.tt, entries_of(bo)
         if not room:
             with pytest.raises(TtmError) as failure:
                 await defrag(vdev, bo)
             assert failure.value.errno == errno.ENOMEM
             assert bo.tt is tt
-            assert (tt.vector == vector).all()
+            assert (entries_of(bo) == vector).all()
             assert vdev.pool.in_use_pages == 1024
         else:
             assert (await defrag(vdev, bo))["moved"] == 1

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from ttmfs.memory.buddy import Buddy
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.defrag import improvable, nothing_to_gain, whole_pieces
-from ttmfs.ttm.tt import decode_pages
 from ttmfs.units import MAX_ORDER
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ class _Candidate:
         tt = bo.tt
         assert tt is not None
         self.bo = bo
-        self.pages: NDArray[Any] = decode_pages(tt.vector[tt.present()]).astype(np.int64)
+        self.pages: NDArray[Any] = tt.pages_in(0, tt.num_pages)[1].astype(np.int64)
         self.pieces = len(whole_pieces(tt))
         self.frames, self.counts = np.unique(self.pages >> tt.pool.beneficial_order, return_counts=True)
 

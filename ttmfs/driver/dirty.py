@@ -12,6 +12,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ttmfs.ttm.bo import MAX_SIZE
+from ttmfs.ttm.leaves import LEAF_PAGES, Leaves
+from ttmfs.units import PAGE_SHIFT
+
 SCAN_BELOW_PAGES: Final = 512
 """A BO with fewer pages begins with SCAN (PAGE_SIZE / sizeof(pte))."""
 NUM_CHANGE_TRIGGERS: Final = 2
@@ -21,66 +25,70 @@ PERCENT_DIRTY: Final = 10
 
 Run = tuple[int, int]
 
+_ALL_PAGES: Final = MAX_SIZE >> PAGE_SHIFT
+_CLEAN: Final = np.zeros(LEAF_PAGES, np.bool_)
+_DIRTY: Final = np.bool_(True)
+
 
 class DirtyTracker:
-    """Dirty pages as a bitmap with a window [low, high) around them; sequential WRITEs cost one comparison.
+    """Dirty pages, in leaves, and the window of the last WRITEs before them: sequential ones cost one comparison.
 
     All numbers are pages; a run is (first, end), end exclusive.
     """
 
-    __slots__ = ("_bits", "_end", "_first", "_high", "_low")
+    __slots__ = ("_end", "_first", "_pages")
 
     def __init__(self) -> None:
-        self._bits: NDArray[np.bool_] | None = None
+        self._pages: Leaves[np.bool_] | None = None
+        """Those that are not in the window; None: none were there yet."""
         self._first = self._end = 0
-        self._low = self._high = 0
 
     def wrote(self, first: int, end: int) -> None:
         """Pages [first, end) were written."""
         if self._first <= first <= self._end:
             self._end = max(self._end, end)
             return
-        if self._end > self._first:
-            self._mark()
+        self._mark()
         self._first, self._end = first, end
 
     def _mark(self) -> None:
-        first, end = self._first, self._end
-        bits = self._bits
-        if bits is None or end > len(bits):
-            # Untouched zeros cost nothing, so grow generously.
-            grown = np.zeros(max(end, 2 * (0 if bits is None else len(bits)), 64), bool)
-            if bits is not None:
-                grown[self._low : self._high] = bits[self._low : self._high]
-            self._bits = bits = grown
-        bits[first:end] = True
-        self._low = min(self._low, first) if self._high else first
-        self._high = max(self._high, end)
+        """The window becomes empty."""
+        if self._end > self._first:
+            if self._pages is None:
+                self._pages = Leaves(_ALL_PAGES, _CLEAN)
+            self._pages.put_range(self._first, self._end, _DIRTY)
         self._first = self._end = 0
 
     def runs(self) -> list[Run]:
         """Runs of dirty pages, ascending."""
-        if not self._high:
+        if self._pages is None:
             return [(self._first, self._end)] if self._end > self._first else []
-        if self._end > self._first:
-            self._mark()
-        assert self._bits is not None
-        part = np.concatenate(([False], self._bits[self._low : self._high], [False]))
-        edges = np.flatnonzero(part[1:] != part[:-1]) + self._low
-        return [(int(first), int(end)) for first, end in edges.reshape(-1, 2).tolist()]
+        self._mark()
+        pages = self._pages.where(0, _ALL_PAGES, _are_dirty)
+        if not len(pages):
+            return []
+        breaks = np.flatnonzero(pages[1:] - pages[:-1] != 1)
+        firsts = pages[np.concatenate(([0], breaks + 1))]
+        ends = pages[np.concatenate((breaks, [len(pages) - 1]))] + 1
+        return list(zip(firsts.tolist(), ends.tolist(), strict=True))
 
     def take(self) -> list[Run]:
         """The runs; they are clean from now on (vmw_bo_dirty_transfer_to_res)."""
         runs = self.runs()
-        self._bits = None
-        self._first = self._end = self._low = self._high = 0
+        self._pages = None
+        self._first = self._end = 0
         return runs
 
     def cut(self, num_pages: int) -> None:
         """A truncate: pages from `num_pages` on are gone."""
-        kept = [(first, min(end, num_pages)) for first, end in self.take() if first < num_pages]
-        for first, end in kept:
-            self.wrote(first, end)
+        self._end = min(self._end, num_pages)
+        self._first = min(self._first, self._end)
+        if self._pages is not None:
+            self._pages.clear(self._pages.where(num_pages, _ALL_PAGES, _are_dirty))
+
+
+def _are_dirty(entries: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    return entries
 
 
 class DirtyMethod(enum.Enum):

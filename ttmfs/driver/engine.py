@@ -185,7 +185,7 @@ class CopyEngine:
 
     async def _execute(self, queued: _Queued) -> None:
         copy = queued.copy
-        seconds = self.link.seconds(copy.num_pages * PAGE_SIZE)
+        seconds = self.link.seconds(copy.pages_to_move * PAGE_SIZE)
         if seconds:
             await trio.sleep(seconds)
         await self._resumed.wait()
@@ -214,9 +214,10 @@ class CopyEngine:
         copy = queued.copy
         requests = queued.bo.device.counters.requests
         pace = Pace(requests.read + requests.write)
-        index = 0
-        while index < copy.num_pages:
-            if fail and index * 2 >= copy.num_pages - CLEAR_STEP_PAGES:
+        index = moved = 0
+        half = (copy.pages_to_move - CLEAR_STEP_PAGES) // 2
+        while (index := copy.next_to_move(index)) < copy.num_pages:
+            if fail and moved >= half:
                 raise _InjectedError
             pages = CLEAR_STEP_PAGES if fail else pace.pages
             # To the next multiple: so a long step of large pages does not straddle two of them.
@@ -224,9 +225,12 @@ class CopyEngine:
             started = clock.monotonic()
             copy.step(index, count)
             index += count
+            moved += count
             stepped = clock.monotonic()
             await trio.lowlevel.checkpoint()
             pace.after(stepped - started, clock.monotonic() - stepped, requests.read + requests.write)
+        if fail:
+            raise _InjectedError
 
     async def _intercept(self, queued: _Queued) -> int:
         """i915_ttm_memcpy_work: 0 when the CPU has copied instead, else the errno of the fence."""

@@ -21,7 +21,7 @@ from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.managers import BuddyManager
 from ttmfs.ttm.placement import SYSTEM
 from ttmfs.ttm.resource import Resource, ResourceManager
-from ttmfs.ttm.tt import TT, decode_pages
+from ttmfs.ttm.tt import TT
 
 GHOST: Final = "(ghost)"
 """Memory that a move left behind, or that is on its way to a BO: no BO holds it now."""
@@ -139,14 +139,10 @@ _STEP: Final = 1 << 16
 
 async def _paint_tt(painter: _Painter, tt: TT, label: int, pace: Pace) -> None:
     first = 0
-    while first < tt.num_pages:
-        entries = tt.vector[first : first + _STEP]
-        pages = entries[(entries != 0) & (entries & 1 == 0)]
-        if len(pages):
-            painter.owner[decode_pages(pages)] = label
+    while (first := tt.next_content(first)) < tt.num_pages:
+        painter.owner[tt.pages_in(first, _STEP)[1]] = label
         first += _STEP
-        if first < tt.num_pages:
-            await pace.step()
+        await pace.step()
 
 
 async def _runs(painter: _Painter, orders: NDArray[np.uint8]) -> RegionMap:

@@ -1,12 +1,10 @@
 """svm_objects/: one directory per address space, with its commands, its tables and its state (DESIGN 7)."""
 
-import errno
 import json
 import os
 from collections.abc import Callable
 from typing import Any, Final
 
-from ttmfs.errors import TtmError
 from ttmfs.fs.attributes import status_text
 from ttmfs.fs.command import Command
 from ttmfs.fs.handles import CommandHandle, TextHandle
@@ -18,14 +16,13 @@ from ttmfs.fs.opening import Opening
 from ttmfs.fs.rights import READ, CommandOf, FolderOf, ObjectOf, QuestionOf, ReadersOf, may
 from ttmfs.fs.runner import Runner
 from ttmfs.fs.slowtext import paced_lines, slow_file
+from ttmfs.fs.snapshot import SnapshotHandle
 from ttmfs.fs.svmcommands import SPACE_COMMANDS, OpenedSpace
 from ttmfs.fs.svmnames import SpaceFile, SpaceNames
 from ttmfs.fs.words import escape, for_shell
 from ttmfs.svm.space import RANGES_HEAD, AddressSpace
-from ttmfs.units import pages_of
 
 READ_FILES: Final = ("notifiers", "ranges", "snapshot", "stats", "status", "status.json")
-_WINDOW_PAGES: Final = 1 << 20
 
 
 class SvmTree:
@@ -85,32 +82,6 @@ class SvmTree:
 
         rights = QuestionOf(file) if command.asks else CommandOf(file)
         return VirtualFile(open_handle, rights, writable=True)
-
-
-class SnapshotHandle:
-    """One letter per page and a newline, made when and where it is read: a large space costs nothing before."""
-
-    def __init__(self, space: AddressSpace) -> None:
-        self._space = space
-
-    @property
-    def size(self) -> int:
-        """See Handle."""
-        return pages_of(self._space.size) + 1
-
-    async def take(self) -> None:
-        """Nothing is made before it is read."""
-
-    async def read(self, offset: int, size: int) -> bytes:
-        """Part of it, as it is now."""
-        pages = pages_of(self._space.size)
-        count = max(0, min(size, pages - offset, _WINDOW_PAGES))
-        letters = self._space.snapshot(offset, count) if count else b""
-        return letters + b"\n" if offset <= pages == offset + count and count < size else letters
-
-    async def write(self, offset: int, data: bytes) -> int:
-        """TtmError(EACCES)."""
-        raise TtmError(errno.EACCES, "this file is read-only")
 
 
 async def _ranges(space: AddressSpace) -> bytes:

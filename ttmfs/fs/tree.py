@@ -26,6 +26,7 @@ from ttmfs.fs.observetree import REGION_FILES, ObserveTree
 from ttmfs.fs.opening import Opening
 from ttmfs.fs.rights import AttributeOf, CommandOf, FolderOf, ObjectOf, Owner, QuestionOf, ReadersOf, Rights
 from ttmfs.fs.runner import Runner
+from ttmfs.fs.snapshot import SnapshotHandle
 from ttmfs.fs.stats import region_stats, stats, swap_stats
 from ttmfs.fs.svmconfig import set_svm_knob, svm_knobs
 from ttmfs.fs.svmnames import SpaceNames
@@ -178,7 +179,7 @@ class Tree:
                 lambda: attributes.get_text(bo, name) + "\n", store, f"{bo.name} {name}", AttributeOf(file)
             )
         if name == "snapshot":
-            return self._text(lambda: bo.snapshot() + b"\n", ReadersOf(file))
+            return VirtualFile(lambda _opening: SnapshotHandle(bo), ReadersOf(file))
         if name == "status":
             return self._text(lambda: attributes.status_text(attributes.status(bo)), ReadersOf(file))
         if name == "status.json":

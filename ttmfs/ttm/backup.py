@@ -26,7 +26,7 @@ from ttmfs.sync.resv import Usage
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.copy import Copy, CopyState
 from ttmfs.ttm.device import Device
-from ttmfs.ttm.page_vector import HOLE, Index, decode_pages
+from ttmfs.ttm.page_vector import Index, are_pages
 from ttmfs.ttm.swap_io import LONG_STEP_PAGES, StepSize, flush_store, in_lanes, store_pages
 from ttmfs.ttm.tt import TT
 from ttmfs.ttm.unmap import unmap_virtual
@@ -162,8 +162,9 @@ class _Backup:
 
     def _look_ahead(self) -> None:
         """The next entries that have a page, those in whole frames first: a store may take these over as they are."""
-        index = self._tt.present_in(self._next, min(LONG_STEP_PAGES, self._end - self._next))
-        self._next += LONG_STEP_PAGES
+        first = min(self._tt.next_content(self._next), self._end)
+        index = self._tt.present_in(first, min(LONG_STEP_PAGES, self._end - first))
+        self._next = first + LONG_STEP_PAGES
         in_frames = in_whole_frames(self._tt.pages_at(index))
         self._left.append((np.concatenate((index[in_frames], index[~in_frames])), 0, 0))
 
@@ -171,7 +172,7 @@ class _Backup:
         """Store and free some pages; False when the next ones have to wait for `run`."""
         index, tried = step
         index = index[index < self._tt.num_pages]
-        index = index[(self._tt.vector[index] != HOLE) & (self._tt.vector[index] & 1 == 0)]
+        index = index[are_pages(self._tt.at(index))]
         try:
             went, complete = await self._backup(index)
         except TtmError as error:
@@ -207,7 +208,7 @@ class _Backup:
                 end = tt.num_pages if gate.zero_from is None else gate.zero_from >> PAGE_SHIFT
                 return (index < end) & (not bo.gate.touched)
 
-            pages = decode_pages(tt.vector[index])
+            pages = tt.pages_at(index)
             writeback = self._flags.writeback
             handles = await store_pages(bo.device, tt.arena, pages, writeback=writeback, unchanged=unchanged)
             went = np.flatnonzero(handles)

@@ -348,18 +348,17 @@ class BufferObject:
         resource = self.resource
         return resource is None or resource.manager.visible(resource)
 
-    def snapshot(self) -> bytes:
-        """One letter per page (DESIGN 1.1): . s g v b m."""
-        pages = self.num_pages
-        letters = np.full(pages, ord("."), np.uint8)
+    def snapshot(self, first: int = 0, count: int = 1 << 62) -> bytes:
+        """One letter per page, . s g v b m, of at most `count` pages from page `first` on. Takes time by the letter."""
+        count = max(0, min(count, self.num_pages - first))
+        letters = np.full(count, ord("."), np.uint8)
         if self.tt is not None:
-            known = min(pages, self.tt.num_pages)
-            letters[:known] = self.tt.letters()[:known]
+            letters = self.tt.letters(first, count)
             if self.resource is not None and self.mem_type != SYSTEM and self.resource.manager.use_tt:
                 letters[letters == ord("s")] = ord(self.mem_type[0])
-        letters[: self.own_pages] = ord(self.mem_type[0])
+        letters[: max(0, self.own_pages - first)] = ord(self.mem_type[0])
         for copy in self._copies:
-            letters[: min(pages, copy.covers)] = ord("m")
+            letters[: max(0, copy.covers - first)] = ord("m")
         return letters.tobytes()
 
     # -- reservation, LRU, pins ----------------------------------------------------------------------------------

@@ -64,6 +64,19 @@ class Copy:
         True until the copy is done: nothing may give either end other pages while bytes move.
         """
 
+    @property
+    def pages_to_move(self) -> int:
+        """How many pages have bytes; about, when the source changes."""
+        src = self.src
+        return min(src.populated_pages, self.num_pages) if isinstance(src, TT) else self.num_pages
+
+    def next_to_move(self, index: int) -> int:
+        """The first page from `index` on that may have bytes; `num_pages` when none has. Holes cost nothing."""
+        src = self.src
+        if not isinstance(src, TT) or src.is_populated:
+            return index
+        return min(src.next_content(index), self.num_pages)
+
     def step(self, index: int, count: int) -> None:
         """Copy (or clear) `count` pages from page `index` on; synchronous."""
         src = self.src
@@ -80,10 +93,9 @@ class Copy:
 
     def _step_over_holes(self, src: TT, index: int, count: int) -> None:
         """The step of a sparse source (defrag): what is a hole there is one, or zeros, in the target."""
-        at = src.present_in(index, count)
+        at, src_pages = src.pages_in(index, count)
         if len(at):
-            dst_pages = self.dst.numbers(index, count)[at - index]
-            copy_pages(self.dst.arena, dst_pages, src.arena, src.pages_at(at))
+            copy_pages(self.dst.arena, self.dst.numbers(index, count)[at - index], src.arena, src_pages)
 
     def _step_of_runs(self, index: int, count: int) -> bool:
         """The step when both ends are one run, which is what most of them are: no page arrays are looked at."""
@@ -120,8 +132,7 @@ def zero_bytes(backing: Backing, offset: int, end_page: int) -> None:
         if page >= 0:
             backing.arena.mem[page, offset & PAGE_MASK :] = 0
         index += 1
-    while index < end_page:
-        page, length = backing.extent(index, end_page - index)
-        if page >= 0:
-            zero_pages(backing.arena, backing.numbers(index, length))
-        index += length
+    if index < end_page:
+        count = end_page - index
+        pages = backing.pages_in(index, count)[1] if isinstance(backing, TT) else backing.numbers(index, count)
+        zero_pages(backing.arena, pages)

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.page_vector import decode_pages
 from ttmfs.ttm.placement import PlaceFlag
 from ttmfs.ttm.resource import Resource
-from ttmfs.ttm.tt import TT, decode_pages
+from ttmfs.ttm.tt import TT
 
 __all__ = ["commit", "fresh_tt", "improvable", "is_defrag", "nothing_to_gain", "restore", "whole_pieces"]
 
@@ -26,13 +27,7 @@ __all__ = ["commit", "fresh_tt", "improvable", "is_defrag", "nothing_to_gain", "
 def whole_pieces(tt: TT) -> NDArray[np.intp]:
     """First index of every aligned piece of the beneficial order whose pages are all there, ascending."""
     order = tt.pool.beneficial_order
-    size = 1 << order
-    pieces = tt.num_pages >> order
-    if not order or not pieces or tt.populated_pages < size:
-        return np.zeros(0, np.intp)
-    vector = tt.vector[: pieces << order]
-    there = ((vector != 0) & (vector & 1 == 0)).reshape(pieces, size).all(axis=1)
-    return np.flatnonzero(there) << order
+    return tt.whole_pieces(order)[0] if order else np.zeros(0, np.intp)
 
 
 def nothing_to_gain(bo: BufferObject, *, compact: bool = False) -> bool:
@@ -57,11 +52,7 @@ def improvable(bo: BufferObject) -> bool:
     assert tt is not None
     order = tt.pool.beneficial_order
     size = 1 << order
-    first = whole_pieces(tt)
-    pieces = tt.num_pages >> order
-    entries = tt.vector[: pieces << order].reshape(pieces, size)
-    if len(first) < pieces:
-        entries = entries[first >> order]
+    _first, entries = tt.whole_pieces(order)
     # An entry is twice a page number and two more: neighbours differ by two.
     if bool((entries[:, 1:] - entries[:, :-1] != 2).any()):
         return True

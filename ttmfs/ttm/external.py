@@ -8,6 +8,9 @@ for the exporter and for nothing of the BO.
 
 import errno
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ttmfs.errors import TtmError
 from ttmfs.memory.pool import PagePool
 from ttmfs.ttm.bo import BufferObject
@@ -59,6 +62,11 @@ class ExternalTT(TT):
     def numbers(self, index: int, count: int) -> Vector:
         """Nobody may ask."""
         raise AssertionError(f"pages {index}+{count} of imported memory have no numbers")
+
+    def letters(self, first: int, count: int) -> NDArray[np.uint8]:
+        """All of it is in somebody's memory."""
+        del first
+        return np.full(count, ord("s"), np.uint8)
 
     def page_orders(self) -> dict[int, int]:
         """The exporter's business."""

@@ -35,21 +35,24 @@ def resize(bo: BufferObject, size: int) -> None:
     if bo.external and size != bo.size:
         raise TtmError(errno.EPERM, f"{bo.name} is imported: its size is that of the file behind it")
     old_size, bo.size = bo.size, size
-    bo.drop_view()
-    if size < old_size:
-        # The page with the new end may be cached from when it was in the middle.
-        bo.eof_page_read |= bo.handed_out
-        _zero_tail(bo, size, old_size)
-        if bo.dirty is not None:
-            bo.dirty.cut(pages_of(size))
     if not size:
         # Nothing is left that could be lost.
         bo.unknown_state = False
     if size == old_size:
         return
+    bo.drop_view()
+    held = bo.resv.trylock()
+    if size < old_size:
+        # The page with the new end may be cached from when it was in the middle.
+        bo.eof_page_read |= bo.handed_out
+        # Whole pages that go in this very step need no zeros.
+        goes_now = held and _is_idle(bo)
+        _zero_tail(bo, size, min(old_size, pages_of(size) << PAGE_SHIFT) if goes_now else old_size)
+        if bo.dirty is not None:
+            bo.dirty.cut(pages_of(size))
     if apply_resize not in bo.when_unlocking:
         bo.when_unlocking += (apply_resize,)
-    if bo.resv.trylock():
+    if held:
         bo.unreserve()
 
 
@@ -82,7 +85,7 @@ def _zero_tail(bo: BufferObject, size: int, old_size: int) -> None:
 
 def apply_resize(bo: BufferObject) -> None:
     """Bring resource and tt of a reserved BO in line with its size if it is idle; else the next unlock comes here."""
-    if bo.copies or bo.gate.unmapping or not bo.resv.test_signaled(Usage.BOOKKEEP):
+    if not _is_idle(bo):
         return
     bo.when_unlocking = tuple(work for work in bo.when_unlocking if work is not apply_resize)
     bo.drop_view()
@@ -190,3 +193,8 @@ def set_madvise(bo: BufferObject, advice: str) -> None:
     else:
         bo.device.purgeable_bos.pop(bo, None)
         bo.purged = False
+
+
+def _is_idle(bo: BufferObject) -> bool:
+    """Does nothing use the pages of a reserved BO, so that they may go?"""
+    return not bo.copies and not bo.gate.unmapping and bo.resv.test_signaled(Usage.BOOKKEEP)

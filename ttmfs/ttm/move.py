@@ -124,7 +124,7 @@ async def handle_move_mem(bo: BufferObject, resource: Resource, ctx: OperationCo
         raise
     if fresh is not None:
         _defragmented(bo)
-    moved = bo.num_pages * PAGE_SIZE
+    moved = (bo.num_pages if fresh is None else fresh.populated_pages) * PAGE_SIZE
     ctx.bytes_moved += moved
     bo.bytes_moved += moved
     bo.moves += 1

@@ -15,7 +15,7 @@ from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.device import Device
 from ttmfs.ttm.lru_cursor import LruCursor
 from ttmfs.ttm.placement import SYSTEM
-from ttmfs.ttm.tt import TT, decode_pages
+from ttmfs.ttm.tt import TT
 from ttmfs.ttm.unmap import unmap_virtual
 
 GHOST_WAIT: float = 1.0
@@ -100,7 +100,7 @@ async def _look_for_zero_pages(tt: TT, candidates: NDArray[np.intp]) -> NDArray[
 
 
 def _zero_pages(tt: TT, index: NDArray[np.intp]) -> NDArray[np.intp]:
-    words = tt.arena.mem[decode_pages(tt.vector[index])].view(np.uint64)
+    words = tt.arena.mem[tt.pages_at(index)].view(np.uint64)
     zeros: NDArray[np.intp] = index[~words.any(axis=1)]
     return zeros
 

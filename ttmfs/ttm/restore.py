@@ -15,7 +15,7 @@ import trio
 from ttmfs.errors import TtmError
 from ttmfs.memory.copy import copy_pages, zero_pages
 from ttmfs.ttm.bo import BufferObject
-from ttmfs.ttm.page_vector import HOLE, Index, Vector, decode_pages, encode_pages
+from ttmfs.ttm.page_vector import HOLE, Index, Vector, are_handles, decode_pages, encode_pages
 from ttmfs.ttm.swap_io import LONG_STEP_PAGES, StepSize, in_lanes, load_pages
 from ttmfs.ttm.tt import TT, Restore
 from ttmfs.units import MAX_ORDER
@@ -49,7 +49,7 @@ async def restore_all(bo: BufferObject, tt: TT) -> int:
     try:
         if tt.restore is not None:
             await _fill(bo, tt, tt.restore, size)
-        while tt.backed_up_pages and at < tt.num_pages:
+        while tt.backed_up_pages and (at := tt.next_content(at)) < tt.num_pages:
             index = tt.handles_in(at, at + LONG_STEP_PAGES)
             if len(index):
                 at = await _whole_piece(bo, tt, int(index[0]), size)
@@ -178,7 +178,7 @@ async def _fill_step(bo: BufferObject, tt: TT, index: Index, pages: Vector) -> t
     """Content for these entries on these pages; (how many are done, why the next is not)."""
     inside = index < tt.num_pages
     handle = np.zeros(len(index), bool)
-    handle[inside] = tt.vector[index[inside]] & 1 == 1
+    handle[inside] = are_handles(tt.at(index[inside]))
     filled = len(index)
     error: TtmError | None = None
     if handle.any():
@@ -200,7 +200,7 @@ def _finish(bo: BufferObject, tt: TT, index: Index, pages: Vector) -> None:
     if gone.any():
         tt.give_pages(pages[gone])
         index, pages = index[~gone], pages[~gone]
-    entries = tt.vector[index]
+    entries = tt.at(index)
     rest = entries != encode_pages(pages)
     if not rest.any():
         return

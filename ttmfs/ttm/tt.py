@@ -18,19 +18,10 @@ from ttmfs.errors import TtmError
 from ttmfs.memory.pool import PagePool
 from ttmfs.memory.pool_types import Caching
 from ttmfs.memory.stores import LoadError, LoadTransfer, SwapStore
-from ttmfs.ttm.page_vector import (
-    HOLE,
-    Index,
-    PageVector,
-    Vector,
-    decode_handles,
-    decode_pages,
-    encode_handles,
-    encode_pages,
-)
+from ttmfs.ttm.page_vector import HOLE, Index, PageVector, Vector, decode_handles, encode_handles, encode_pages
 from ttmfs.units import MAX_ORDER, PAGE_MASK, PAGE_SHIFT
 
-__all__ = ["HOLE", "TT", "Load", "Restore", "decode_pages", "encode_pages", "out_of_memory"]
+__all__ = ["HOLE", "TT", "Load", "Restore", "encode_pages", "out_of_memory"]
 
 _NO_CUTS: Final[dict[int, int]] = {}
 
@@ -108,34 +99,24 @@ class TT(PageVector):
         Fills aligned pieces of up to the beneficial order, at most `prefault` pages beyond those asked. `zero=False`
         leaves pages that lie wholly in the asked range as they come, for a caller that overwrites all of them.
         TtmError(ENOMEM) when a hole that was asked for finds no memory; what was added until then stays (it is
-        legal), only extra pages are given up silently. Otherwise what the store raises.
+        legal) if it was zeroed, only extra pages are given up silently. Otherwise what the store raises.
         """
         added = self.load_now(first, count, use_reserve=use_reserve) if self.backed_up_pages else 0
         end = first + count
         index = first
-        holes = None if zero else np.flatnonzero(self.vector[first:end] == HOLE) + first
+        filled: list[Index] = []
         try:
-            while index < end:
-                index += self._first_hole(index, end)
-                if index >= end:
-                    break
-                added += self._populate_piece(index, first, end, prefault, zero, use_reserve)
+            while (index := self.next_hole(index, end)) < end:
+                filled.append(self._populate_piece(index, first, end, prefault, zero, use_reserve))
         except TtmError:
-            if holes is not None:
+            if not zero:
                 # Nobody will overwrite these now, and they may hold another BO's bytes.
-                self.depopulate(holes[self.vector[holes] != HOLE])
+                for pages in filled:
+                    self.depopulate(pages)
             raise
-        return added
+        return added + sum(map(len, filled))
 
-    def _first_hole(self, index: int, end: int) -> int:
-        part = self.vector[index:end]
-        if part.item(0) == HOLE:
-            return 0
-        holes = part == HOLE
-        at = int(np.argmax(holes))
-        return at if holes.item(at) else len(part)
-
-    def _populate_piece(self, index: int, first: int, end: int, prefault: int, zero: bool, use_reserve: bool) -> int:
+    def _populate_piece(self, index: int, first: int, end: int, prefault: int, zero: bool, use_reserve: bool) -> Index:
         """Populate the holes of the largest aligned piece around `index` that adds at most `prefault` pages."""
         low, high = self.piece(index, first, end, prefault)
         if (low, high) != (max(low, first), min(high, end)):
@@ -156,17 +137,13 @@ class TT(PageVector):
                 return low, high
         return index, index + 1
 
-    def _fill(self, low: int, high: int, *, zero: bool, use_reserve: bool) -> int:
-        """Memory for the holes in [low, high): all of them or ENOMEM."""
-        part = self.vector[low:high]
-        holes = np.flatnonzero(part == HOLE)
-        if not len(holes):
-            return 0
-        pages = self.take_pages(len(holes), zero=zero, use_reserve=use_reserve)
-        part[holes] = encode_pages(pages)
-        self.populated_pages += len(holes)
-        self.backed_up = False
-        return len(holes)
+    def _fill(self, low: int, high: int, *, zero: bool, use_reserve: bool) -> Index:
+        """Memory for the holes in [low, high), all of them or ENOMEM; which these were."""
+        holes = self.holes_in(low, high)
+        if len(holes):
+            self.adopt(holes, self.take_pages(len(holes), zero=zero, use_reserve=use_reserve))
+            self.backed_up = False
+        return holes
 
     def take_pages(self, count: int, *, zero: bool, use_reserve: bool = False) -> Vector:
         """`count` pages of the pool, not in the vector yet. TtmError(ENOMEM)."""
@@ -191,11 +168,11 @@ class TT(PageVector):
             return 0
         if self.backed_up_pages:
             self.load_now(0, self.num_pages)
-        return self._fill(0, self.num_pages, zero=zero, use_reserve=False)
+        return len(self._fill(0, self.num_pages, zero=zero, use_reserve=False))
 
-    def adopt(self, index: Index | slice, pages: Vector) -> None:
+    def adopt(self, index: Index, pages: Vector) -> None:
         """Put freshly allocated `pages` into entries that are holes."""
-        self.vector[index] = encode_pages(pages)
+        self.put(index, encode_pages(pages))
         self.populated_pages += len(pages)
 
     def depopulate(self, index: Index, *, to_pool: bool = True) -> int:
@@ -205,10 +182,9 @@ class TT(PageVector):
         """
         if not len(index):
             return 0
-        pages = decode_pages(self.vector[index])
         if not self.external:
-            self.pool.free(pages, self.caching, to_pool=to_pool, split=True)
-        self.vector[index] = HOLE
+            self.pool.free(self.pages_at(index), self.caching, to_pool=to_pool, split=True)
+        self.clear(index)
         self.populated_pages -= len(index)
         return len(index)
 
@@ -222,31 +198,22 @@ class TT(PageVector):
     def resize(self, num_pages: int) -> None:
         """Grow with holes, or shrink and free what lies behind."""
         if num_pages < self.num_pages:
-            present = self.present()
-            self.depopulate(present[present >= num_pages])
+            self.depopulate(self.present_in(num_pages, self.num_pages - num_pages))
             self.forget(self.handles_in(num_pages, self.num_pages))
             if self.restore is not None and (not self.backed_up_pages or int(self.restore.index[-1]) >= num_pages):
                 self.drop_restore()
-            self.vector = self.vector[:num_pages].copy()
-        elif num_pages > self.num_pages:
-            grown = np.zeros(num_pages, np.uint32)
-            if self.has_content:
-                grown[: self.num_pages] = self.vector
-            self.vector = grown
-        self.num_pages = num_pages
+        self.set_length(num_pages)
 
     def cut_tail(self, num_pages: int) -> "TT":
         """Take the pages from `num_pages` on away, into a new TT of the same length; blocks may be split."""
         assert not self.backed_up_pages, "only a BO in system has pages in the store"
         tail = TT(self.pool, self.num_pages, self.caching, self.store)
-        present = self.present()
-        moved = present[present >= num_pages]
+        moved, pages = self.pages_in(num_pages, self.num_pages - num_pages)
         if len(moved):
-            if len(moved) != len(present):
-                self.pool.split(decode_pages(self.vector[moved]))
-            tail.vector[num_pages:] = self.vector[num_pages:]
-            tail.populated_pages = len(moved)
-            self.vector[num_pages:] = HOLE
+            if len(moved) != self.populated_pages:
+                self.pool.split(pages)
+            tail.adopt(moved, pages)
+            self.clear(moved)
             self.populated_pages -= len(moved)
         return tail
 
@@ -254,8 +221,10 @@ class TT(PageVector):
 
     def mark_backed_up(self, index: Index, handles: Vector) -> None:
         """The pages of these entries are stored under `handles`: free them, past the pool."""
-        self.depopulate(index, to_pool=False)
-        self.vector[index] = encode_handles(handles)
+        if len(index):
+            self.pool.free(self.pages_at(index), self.caching, to_pool=False, split=True)
+        self.put(index, encode_handles(handles))
+        self.populated_pages -= len(index)
         self.backed_up_pages += len(index)
 
     # -- and back ------------------------------------------------------------------------------------------------
@@ -266,7 +235,7 @@ class TT(PageVector):
         `takes`: no other load that `takes` brings one of them meanwhile (see SwapStore.begin_load).
         """
         assert self.store is not None
-        handles = decode_handles(self.vector[index])
+        handles = decode_handles(self.at(index))
         load = Load(index, handles, self.store.begin_load(handles, takes=takes))
         self._loads.append(load)
         return load
@@ -287,13 +256,13 @@ class TT(PageVector):
             came, error = failure.loaded, failure
         inside = load.index < self.num_pages
         now = np.zeros(len(load.index), np.uint32)
-        now[inside] = self.vector[load.index[inside]]
+        now[inside] = self.at(load.index[inside])
         waiting = now == encode_handles(load.handles)
         arrived = np.arange(len(load.index)) < came
         adopted = waiting & arrived
         index, taken = load.index[adopted], pages[adopted]
         self._apply_cuts(index, taken)
-        self.vector[index] = encode_pages(taken)
+        self.put(index, encode_pages(taken))
         self.populated_pages += len(index)
         self.backed_up_pages -= len(index)
         self.backed_up &= not len(index)
@@ -314,7 +283,7 @@ class TT(PageVector):
         load = self.begin_load(index)
         self.store.read(load.transfer, self.arena, pages)
         _done, error = self.end_load(load, pages)
-        self.give_pages(pages[self.vector[index] != encode_pages(pages)])
+        self.give_pages(pages[self.at(index) != encode_pages(pages)])
         if error is not None:
             raise error
         return len(index)
@@ -323,8 +292,8 @@ class TT(PageVector):
         """What is in the store of these entries, all of them handles, is needed no more: they become holes."""
         if not len(index):
             return
-        handles = decode_handles(self.vector[index])
-        self.vector[index] = HOLE
+        handles = decode_handles(self.at(index))
+        self.clear(index)
         self.backed_up_pages -= len(index)
         for at in index.tolist() if self._cuts else ():
             self._cuts.pop(at, None)
@@ -354,7 +323,7 @@ class TT(PageVector):
         index = offset >> PAGE_SHIFT
         end_page = min(end_page, self.num_pages)
         if offset & PAGE_MASK and index < end_page:
-            if self.vector.item(index) & 1:
+            if self.entry(index) & 1:
                 if self._cuts is _NO_CUTS:
                     self._cuts = {}
                 within = offset & PAGE_MASK
