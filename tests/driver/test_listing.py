@@ -10,6 +10,7 @@ from ttmfs.driver.entries import FIRST_NUMBER, File, Folder, Symlink
 from ttmfs.fs.listing import FixedNames, Listing
 from ttmfs.fs.mirrors import FolderNames
 from ttmfs.fs.nodes import VirtualDir
+from ttmfs.fs.rights import FolderOf
 
 NAMES = st.sampled_from([b"a", b"b", b"c", b"d", b"e", b"f", b"g"])
 
@@ -68,7 +69,7 @@ class ListingMachine(RuleBasedStateMachine):
     @rule(virtual=st.booleans())
     def begin(self, virtual: bool) -> None:
         """opendir."""
-        node = VirtualDir("", self._find, FolderNames(self.folder)) if virtual else self.folder
+        node = VirtualDir("", self._find, FolderNames(self.folder), FolderOf(self.folder)) if virtual else self.folder
         self.passes.append(Pass(Listing(node), throughout=self._listed(virtual)))
 
     def _find(self, name: str) -> File | None:
