@@ -5,6 +5,7 @@ import random
 
 import pytest
 import trio
+import trio.testing
 
 from ttmfs.driver import calls
 from ttmfs.driver.jobs import Job
@@ -205,6 +206,50 @@ async def test_write_to_a_fresh_bo_on_space_still_copied_out_retreats_to_system(
         vdev.engines[0].paused = False
         assert await content(a) == a_data
         assert await content(b) == b"hello" + bytes(MIB - 5)
+
+
+@pytest.mark.parametrize("place", ["gtt", "gtt vram", "gtt vram gtt"])
+async def test_it_retreats_from_moves_of_what_is_not_cleared_yet_too(device, autojump_clock, place):
+    """Their copies run later, to where they were to go: not over what was written meanwhile."""
+    async with device(vram=4 * MIB, fault_timeout=1.0) as vdev:
+        b = vdev.create_bo("b")
+        lifetime.set_size(b, MIB)
+        await validate(vdev, b, "none")
+        vdev.engines[0].paused = True
+        await validate(vdev, b, "vram")
+        for where in place.split():
+            await validate(vdev, b, where)
+        assert len(b.copies) > 1
+        lifetime.set_size(b, MIB + PAGE_SIZE)
+        await access.write(b, 0, b"hello")
+        assert b.mem_type == "system"
+        await access.write(b, MIB, b"tail")
+        lifetime.set_size(b, 0)
+        lifetime.set_size(b, MIB)
+        await access.write(b, MIB - 5, b"hello")
+        vdev.engines[0].paused = False
+        assert await content(b) == bytes(MIB - 5) + b"hello"
+        await b.resv.wait(Usage.BOOKKEEP)
+        await trio.testing.wait_all_tasks_blocked()
+        assert await content(b) == bytes(MIB - 5) + b"hello"
+        assert vdev.ttm.num_ghosts == 0
+
+
+async def test_what_a_job_writes_is_not_left_behind(device, autojump_clock):
+    """The job was submitted over the space that is not cleared yet: its bytes come there."""
+    async with device(vram=4 * MIB, fault_timeout=1.0) as vdev:
+        b = vdev.create_bo("b")
+        lifetime.set_size(b, MIB)
+        await validate(vdev, b, "none")
+        vdev.engines[0].paused = True
+        await validate(vdev, b, "vram")
+        await submit_job(vdev, Job("fill", dst=b, value=7), OperationContext())
+        with pytest.raises(TtmError) as caught:
+            await access.write(b, 0, b"hello")
+        assert caught.value.errno == errno.EIO
+        vdev.engines[0].paused = False
+        await b.resv.wait(Usage.BOOKKEEP)
+        assert await content(b) == b"\7" * MIB
 
 
 async def test_no_await_between_gate_check_and_reply(device, autojump_clock):

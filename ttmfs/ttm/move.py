@@ -301,12 +301,18 @@ async def pipeline_gutting(bo: BufferObject, ctx: OperationContext) -> None:
 def retreat_to_system(bo: BufferObject) -> bool:
     """Put a BO whose clear cannot start into system (rule R4): it is fresh, so holes say all there is to say.
 
-    The space it was given stays with a ghost until the clear has run. False when somebody holds the reservation.
+    The space it was given stays with a ghost until the clear has run, and so does a tt that copies of what is cleared
+    go to, or come from. False when somebody holds the reservation, or when it is not fresh: a job may write to it.
     """
-    if not bo.resv.trylock():
+    copies = bo.copies
+    if not copies or copies[0].src is not None or any(copy.covers > copies[0].covers for copy in copies):
+        return False
+    jobs_write = len(bo.resv.get_fences(Usage.WRITE)) > len(bo.resv.get_fences(Usage.KERNEL))
+    if jobs_write or not bo.resv.trylock():
         return False
     try:
-        move_to_ghost(bo, take_tt=False)
+        take_tt = any(bo.tt in (copy.src, copy.dst) for copy in copies)
+        move_to_ghost(bo, take_tt=take_tt, kept_pages=copies[0].covers)
         bo.forget_copies()
         for fence in bo.resv.get_fences(Usage.KERNEL):
             bo.resv.replace_fences(fence.context, get_stub(), Usage.KERNEL)
