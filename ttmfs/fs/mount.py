@@ -170,6 +170,8 @@ class Mount:
             nursery.start_soon(self._notice_disconnect, session)
             nursery.start_soon(self._set_up, session, ready)
             await pyfuse3.main(MIN_TASKS, MAX_TASKS)
+            # Not later: trio closes the descriptor that signals are written to before it says so.
+            session_loop.stop_freeze_timer()
             self._release_waiters()
             self.svm.close()
             nursery.cancel_scope.cancel()
