@@ -65,3 +65,31 @@ def test_a_write_that_runs_out_of_memory_ends_where_its_bytes_end(device: Device
     assert client.do("os.fstat(fd).st_size") == 8 + wrote
     client.do(f"wanted = b'precious' + (bytes(range(256)) * (128 << 10))[:{wrote}]")
     assert client.do(f"open(path('{folder}/x'), 'rb').read() == wanted", 30)
+
+
+HUGE = 64 << 40
+
+
+def test_a_file_of_64_tib_costs_what_is_in_it(device: Device) -> None:
+    """Append to it, cut it, look at it, move it, back it up: whatever went by the page of its size would not end."""
+    client = device.client("fd = opened('bo/db', os.O_CREAT | os.O_RDWR); os.pwrite(fd, b'head', 0)")
+    before = device.rss()
+    client.do(f"os.ftruncate(fd, {HUGE})")
+    for step in range(3):
+        client.do(f"os.pwrite(fd, b'tail', {HUGE + step * MIB})")
+        assert client.do(f"os.fstat(fd).st_size == {HUGE + step * MIB + 4}")
+        assert client.do(f"os.pread(fd, 100, {HUGE + step * MIB})") == b"tail"
+        client.do(f"os.ftruncate(fd, {HUGE})")
+        assert client.do(f"os.pread(fd, 8, {HUGE - 8})") == bytes(8)
+    assert device.status("db")["size"] == HUGE
+    client.do("snap = opened('objects/db/snapshot', os.O_RDONLY)")
+    assert client.do("os.pread(snap, 1, 0)") == b"s"
+    assert client.do(f"os.pread(snap, 100, {HUGE // PAGE - 2})")[-3:] in (b"..\n", b"s.\n", b".s\n", b"ss\n")
+    for command, text in (("defrag", ""), ("swapout", ""), ("backup", ""), ("unmap", ""), ("backup", "purge")):
+        assert device.command(f"objects/db/{command}", text + "\n") in ("ok", "EBUSY", "ENOSPC"), command
+    for command, text in (("validate", "vram"), ("validate", "gtt"), ("restore", "")):
+        assert device.command(f"objects/db/{command}", text + "\n") == "ENOMEM", command
+    client.do("os.pwrite(fd, b'head', 0); os.ftruncate(fd, 4096)")
+    assert client.do("os.pread(fd, 100, 0)")[:4] == b"head"
+    assert device.rss() - before < 16 * MIB
+    assert device.control("selfcheck") == []
