@@ -71,9 +71,11 @@ def matches(expected: str, output: str) -> bool:
 
 def _here(command: str, folder: str) -> str:
     """The command with `folder` for /tmp and this repository's docs/examples and tests/data."""
+    command = command.replace("/tmp", folder)
+    # After that: the repository itself may lie in /tmp.
     for part in ("docs/examples/", "tests/data/"):
         command = command.replace(f" {part}", f" {REPOSITORY}/{part}")
-    return command.replace("/tmp", folder)
+    return command
 
 
 def run_commands(commands: list[tuple[str, str]], timeout: float) -> list[str]:

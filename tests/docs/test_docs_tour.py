@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from tests.docs import docs_console
 from tests.docs.docs_console import REPOSITORY, checked_commands, matches, run_document
 
 DOCS = REPOSITORY / "docs"
@@ -22,6 +23,13 @@ def test_what_differs_between_runs_is_not_compared() -> None:
 def test_continued_lines_are_one_command() -> None:
     text = "<!-- checked -->\n```console\n$ cat <<E\n> one\n> E\none\n$ true\n```\n\n```console\n$ false\n```\n"
     assert checked_commands(text) == [("cat <<E\none\nE", "one\n"), ("true", "")]
+
+
+def test_a_repository_in_tmp_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(docs_console, "REPOSITORY", "/tmp/clone")
+    assert docs_console._here("cp docs/examples/a tests/data/b /tmp", "/x") == (
+        "cp /tmp/clone/docs/examples/a /tmp/clone/tests/data/b /x"
+    )
 
 
 def test_policies_shows_what_is_printed() -> None:
