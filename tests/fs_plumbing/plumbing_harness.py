@@ -91,9 +91,10 @@ class Server(Process):
             time.sleep(0.01)
 
     def end(self) -> None:
-        tuning.abort_connection(self.connection)
         with contextlib.suppress(OSError):
+            # Otherwise the connection is gone, and its number may be that of another mount by now.
             if tuning.connection_number(self.mountpoint) == self.connection:
+                tuning.abort_connection(self.connection)
                 tuning.lazy_unmount(self.mountpoint)
         self.popen.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
