@@ -76,7 +76,8 @@ ON_THE_DEVICE = {
     "wait": ("{fence}", "{fence} 50"),
 }  # fmt: skip
 ON_A_SPACE = {
-    "gpu": ("fill 0 256K 7", "write 1M 00ff", "read 64K 64K", "atomic_add 0 1", "checksum 0 2M", "fill 2M 2M 1 nowait"),
+    "gpu": ("fill 0 256K 7", "write 1M 00ff", "atomic_add 0 1", "fill 2M 2M 1 nowait"),
+    "gpu_read": ("read 64K 64K", "checksum 0 2M"),
     "prefetch": ("0 2M vram", "0 2M system", "2M 2M vram"),
     "madvise": ("0 4M preferred=vram",),
     "map": ("1M 64K ro",),
@@ -204,7 +205,7 @@ class Scene:
             return OBJECT_COMMANDS[case.name], self.bos[case.target]
         if case.kind == "ctl":
             return CTL_COMMANDS[case.name], None
-        return SPACE_COMMANDS[case.name], OpenedSpace(self.space_file, None, may_write=True)
+        return SPACE_COMMANDS[case.name], OpenedSpace(self.space_file, None, may_read=True)
 
     async def run(self, case: Case) -> tuple[str, float]:
         """("ok" or the errno's name, seconds)."""
