@@ -116,13 +116,13 @@ def test_the_daemon_survives_the_end_of_its_watchdog(serve, mountpoint):
 
 @pytest.mark.mount
 def test_another_mount_at_the_same_place_is_not_touched(serve, mountpoint, tmp_path):
-    """The rescue comes when another daemon has the mount point, and even the connection number."""
+    """The rescue comes when another daemon has the mount point, and the connection number too where nobody else mounts:
+    the kernel gives freed numbers out again at once."""
     log = tmp_path / "log"
     first = serve(watchdog=TIMEOUT, log=str(log))
     stop(first)
     assert tuning.lazy_unmount(mountpoint) is None
     second = serve()
-    assert second.connection == first.connection  # the kernel gives freed numbers out again at once
     end = time.monotonic() + 5
     while not (log.exists() and log.read_text().endswith("\n")):
         assert time.monotonic() < end

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.mount
 SIZE = 4 * MIB
 """16 steps of a copy."""
 
-AT_ONCE = 1.0
+AT_ONCE = 2.5
 """Seconds within which a request must be answered that may not wait."""
 
 FILL = 0x41
