@@ -27,6 +27,17 @@ def test_no_paths_of_a_machine(path: Path) -> None:
     assert not re.search(r"/(home|root|work|Users)/", path.read_text(encoding="utf-8"))
 
 
+def test_nobody_speaks_of_documents_that_are_elsewhere() -> None:
+    """A reader has the repository and nothing else."""
+    elsewhere = re.compile(r"\bDESIGN\b|\bdesign2\b|shared/(?:reference|seeds|cases|attack|bench)\b")
+    found = []
+    for folder in ("ttmfs", "mountpoint-tools", "tests", "scripts", "docs"):
+        for path in (REPOSITORY / folder).rglob("*"):
+            if path.suffix in (".py", ".md", ".sh", ".c") and path != Path(__file__).resolve():
+                found += [str(path)] if elsewhere.search(path.read_text(encoding="utf-8")) else []
+    assert found == []
+
+
 def test_every_document_is_linked_from_the_readme() -> None:
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     for path in DOCS.glob("*.md"):

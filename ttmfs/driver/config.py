@@ -1,4 +1,4 @@
-"""Config: what a device is made of and how it behaves; one field per mount option (DESIGN 1.4)."""
+"""Config: what a device is made of and how it behaves; one field per mount option."""
 
 from dataclasses import dataclass
 

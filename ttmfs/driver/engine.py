@@ -111,7 +111,7 @@ class _InjectedError(Exception):
 class CopyEngine:
     """One engine. `run` is its task; `paused` keeps it from starting the next copy.
 
-    A copy that fails is intercepted (seed: i915_ttm_memcpy_work): its source is still intact, so the CPU copies all of
+    A copy that fails is intercepted (i915_ttm_memcpy_work): its source is still intact, so the CPU copies all of
     it and the fence signals clean. Where the CPU may not or cannot, the BO is marked unknown-state, the fence carries
     EIO, and nobody is shown the target's bytes.
     """

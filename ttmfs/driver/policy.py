@@ -155,13 +155,13 @@ class DefaultDriver:
         reachable = bo.visible and resource.manager.visible(resource)
         fence = self.vdev.copy_engine().submit(bo, src, dst, pages, deps, cpu_reachable=reachable)
         await move_accel_cleanup(bo, fence, resource, evict=evict, pipeline=True)
-        # Without the work item that would intercept an error (seed: work allocation failed), or in synchronous mode,
+        # Without the work item that would intercept an error, whose allocation may have failed, or in synchronous mode,
         # the move waits for the copy here. The BO has changed hands before, so that no WRITE goes to its old space.
         if self.vdev.sync_moves or self.vdev.ttm.inject["work_alloc"].should_fail():
             await linger(fence.wait(IDLE_TIMEOUT))
 
     async def _collect_deps(self, bo: BufferObject, ctx: OperationContext) -> tuple[Fence, ...]:
-        """prev_fence of the seed: the BO's moves and writers, coalesced; nothing when they were waited for here.
+        """prev_fence of i915: the BO's moves and writers, coalesced; nothing when they were waited for here.
 
         Readers are left out: they may go on reading the source while it is copied.
         An earlier fence's error is not this move's: whoever waits for that fence hears of it.

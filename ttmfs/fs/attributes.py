@@ -33,7 +33,7 @@ def _runs(bo: BufferObject) -> int:
 
 
 def status(bo: BufferObject) -> dict[str, Any]:
-    """Everything there is to say about one BO, with the keys of DESIGN 1.1. Sizes are bytes, `*_pages` pages."""
+    """Everything there is to say about one BO, under the names of `status`. Sizes are bytes, `*_pages` pages."""
     tt: TT | None = bo.tt
     in_region = min(bo.own_pages, bo.num_pages)
     runs = _runs(bo)

@@ -1,4 +1,4 @@
-"""The grammar of ctl/submit and of fences: words to a Job (DESIGN 1.5)."""
+"""The grammar of ctl/submit and of fences: words to a Job."""
 
 import errno
 import math

@@ -1,4 +1,4 @@
-"""stats: everything countable as one JSON object (DESIGN 1.6)."""
+"""stats: everything countable as one JSON object."""
 
 from typing import Any
 

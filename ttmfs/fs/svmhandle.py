@@ -1,4 +1,4 @@
-"""SpaceHandle: an open svm file; its READs and WRITEs go to the address space (DESIGN 7).
+"""SpaceHandle: an open svm file; its READs and WRITEs go to the address space.
 
 Every READ is a CPU touch of the pages it names, every WRITE a pwrite or the writeback of a mapping. Both are counted,
 listed while they wait, and logged when they fail, as those of BO files are. AddressSpace.read and write shield their

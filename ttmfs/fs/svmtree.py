@@ -1,4 +1,4 @@
-"""svm_objects/: one directory per address space, with its commands, its tables and its state (DESIGN 7)."""
+"""svm_objects/: one directory per address space, with its commands, its tables and its state."""
 
 import json
 import os

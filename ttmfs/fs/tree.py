@@ -1,4 +1,4 @@
-"""The mount's tree of virtual directories and files (DESIGN section 1); bo/ is the namespace's."""
+"""The mount's tree of virtual directories and files; bo/ is the namespace's."""
 
 import errno
 import json

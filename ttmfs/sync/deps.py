@@ -110,7 +110,7 @@ class Deps:
             await self._wait(fence, ctx)
 
     async def to_fence(self, ctx: OperationCtx) -> Fence | None:
-        """Everything as one fence, leaving the collection empty (the seed's i915_deps_to_fence).
+        """Everything as one fence, leaving the collection empty (i915_deps_to_fence).
 
         None when there is nothing to wait for, the fence itself when there is one, otherwise an array. When the
         array cannot be allocated: `sync`, with its errors, and None.

@@ -1,6 +1,6 @@
 """Access: the bytes of a BO for a READ, and from a WRITE (what ttm_bo_access and the PTEs do in the kernel).
 
-Rules of DESIGN section 2 that live here:
+Rules (docs/rules.md) that live here:
 
 * R1: while an INVAL of the BO is outstanding nothing waits; requests are served from where the bytes are.
 * R3: a READ waits for moves as `fault_idle` says; when it may not wait any more it is served from the source of the

@@ -126,7 +126,7 @@ class BufferObject:
         self.resource: Resource | None = None
         self.tt: TT | None = None
         self.defrag_old_tt: TT | None = None
-        """The source of a defrag move while the driver makes it; `tt` is the fresh one then (seed: defrag)."""
+        """The source of a defrag move while the driver makes it; `tt` is the fresh one then."""
         self.resv = Reservation(device.ww_class) if resv is None else resv
         self.shares_resv = resv is not None
         """The reservation was given: others may have the same one."""

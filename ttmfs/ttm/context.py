@@ -39,7 +39,7 @@ class OperationContext:
     """BOs that share `resv` may be evicted although it is held."""
     resv: Reservation | None = None
     defrag: bool = False
-    """Re-back at the beneficial order although the resource is compatible (seed: defrag)."""
+    """Re-back at the beneficial order although the resource is compatible."""
     compact: bool = False
     """With `defrag`: re-back what has no whole piece of that order too, for the sake of the frames it lies in."""
     faulting: object = None
