@@ -11,7 +11,8 @@ from ttmfs.driver import calls
 from ttmfs.errors import TtmError
 from ttmfs.sync.exec import Exec
 from ttmfs.sync.fence import Timeline
-from ttmfs.sync.resv import AcquireContext, Reservation, Usage
+from ttmfs.sync.resv import Reservation, Usage
+from ttmfs.sync.ww_mutex import AcquireContext
 from ttmfs.ttm import access, lifetime
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
