@@ -57,7 +57,7 @@ LIMIT = 450
 """Lines of a file."""
 
 LONG = (
-    *("ttmfs/memory/pool.py", "ttmfs/svm/space.py"),
+    "ttmfs/svm/space.py",
     *("tests/core/test_probes.py", "tests/core/together.py", "tests/memory/test_memory_pool.py"),
     *("tests/memory/test_store_frames.py", "tests/mount/test_observability.py"),
 )
