@@ -25,19 +25,19 @@ LAYERS = (
     ("driver",),
     ("svm",),
     ("fs", "replay"),
-    ("doctor",),
+    ("batch", "doctor"),
     ("cli",),
     ("__main__",),
 )
 """From the ground up: what a row names imports only from the rows above it here, and its own package."""
 
-KNOW_FUSE = ("cli", "doctor", "fs")
+KNOW_FUSE = ("batch", "cli", "doctor", "fs")
 ENTRIES = ("ttmfs.__main__", "ttmfs.policy.prefetch", "ttmfs.policy.promote")
 """Modules that are run, not imported; and the seats of policies, which the core does not offer yet."""
 
 INSIDE = {
-    # The other commands need no FUSE library.
-    "ttmfs.cli": ("ttmfs.fs", "ttmfs.doctor"),
+    # The other commands need no FUSE library, no numpy and no tables.
+    "ttmfs.cli": ("ttmfs.batch", "ttmfs.fs", "ttmfs.doctor", "ttmfs.memory.stores", "ttmfs.ttm.placement", "rich"),
     # It is needed when somebody reads `metrics`, and takes long to load.
     "ttmfs.fs.metrics": ("prometheus_client",),
     # The other commands need neither numpy nor a core; `--engine sizes` needs no core.
