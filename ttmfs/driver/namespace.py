@@ -16,6 +16,7 @@ from ttmfs.driver.shown import NOT_SHOWN
 from ttmfs.errors import TtmError
 from ttmfs.ttm import lifetime
 from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.looking import after_stores
 
 _NO_NAMES: Final = (b"", b".", b"..")
 
@@ -94,6 +95,7 @@ class Namespace(Names[BoFile]):
         """A new, empty BO. TtmError as `check_new`."""
         self.check_new(parent, name)
         bo = self.vdev.create_bo("")
+        after_stores(bo)
         file = BoFile(self.new_ino(), stat.S_IFREG | stat.S_IMODE(mode), uid, parent.group(gid), bo)
         bo.private = bo.named = bo.watcher = file
         bo.when_unlocked = _WHEN_UNLOCKED

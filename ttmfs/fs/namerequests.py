@@ -84,7 +84,7 @@ class NameRequests(OpenRequests):
             # It came while this was on its way, by ctl/import: the kernel shall look again, and ask who may open it.
             raise TtmError(errno.ESTALE, f"{os.fsdecode(name)!r} was made meanwhile")
         file = self._create(folder, name, mode, ctx)
-        return self._open_file(file, flags, ctx), self._reply(file)
+        return await self._open_file(file, flags, ctx), self._reply(file)
 
     def _create(self, folder: Folder, name: bytes, mode: int, ctx: pyfuse3.RequestContext) -> BoFile | SpaceFile:
         file = self._names(folder).create(folder, name, mode & ~ctx.umask, ctx.uid, ctx.gid)

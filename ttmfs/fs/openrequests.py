@@ -3,6 +3,7 @@
 import errno
 import os
 import select
+from functools import partial
 from typing import Final
 
 import pyfuse3
@@ -18,6 +19,7 @@ from ttmfs.fs.served import BoHandle, is_own
 from ttmfs.fs.svmhandle import SpaceHandle
 from ttmfs.fs.svmnames import SpaceFile
 from ttmfs.fs.tracepipe import READABLE, PipeFile, PipeHandle
+from ttmfs.ttm.looking import after_stores, before_stores
 from ttmfs.ttm.unmap import unmap_virtual
 from ttmfs.units import PAGE_SIZE
 
@@ -30,11 +32,15 @@ ALWAYS_READY: Final = READABLE | select.POLLOUT | select.POLLWRNORM
 class OpenRequests(InodeRequests):
     """The life of an open file, apart from its READs and WRITEs."""
 
-    def _open_file(self, file: BoFile | SpaceFile, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+    async def _open_file(
+        self, file: BoFile | SpaceFile, flags: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.FileInfo:
         writes = flags & os.O_ACCMODE != os.O_RDONLY
         own = is_own(ctx.pid)
         file.opens += 1
         file.write_opens += writes
+        if writes:
+            await self._before_stores(file)
         handle: BoHandle | SpaceHandle
         if isinstance(file, SpaceFile):
             handle = SpaceHandle(file, self.counters, self._failed, self.tree.page_cache, writes=writes, own=own)
@@ -48,6 +54,14 @@ class OpenRequests(InodeRequests):
             self.set_read_ahead(read_ahead)
         return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(self._new_handle(handle)))
 
+    @staticmethod
+    async def _before_stores(file: BoFile | SpaceFile) -> None:
+        """Who may store into it has been counted: zeros that were only looked at leave the caches."""
+        if isinstance(file, SpaceFile):
+            await before_stores(file.space, file.space.drop_looked)
+        else:
+            await before_stores(file.bo, partial(unmap_virtual, file.bo))
+
     @guarded
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         """O_TRUNC arrives here, not as a SETATTR."""
@@ -59,13 +73,13 @@ class OpenRequests(InodeRequests):
                 # arrive after the truncate and make the file grow again. INVAL waits for it.
                 await unmap_virtual(node.bo)
                 self._set_size(node, 0)
-            return self._open_file(node, flags, ctx)
+            return await self._open_file(node, flags, ctx)
         if isinstance(node, SpaceFile):
             if flags & os.O_TRUNC:
                 if self.tree.page_cache is not None:
                     await self.tree.page_cache.invalidate(node.ino)
                 self._set_size(node, 0)
-            return self._open_file(node, flags, ctx)
+            return await self._open_file(node, flags, ctx)
         if not isinstance(node, VirtualFile):
             raise TtmError(errno.EISDIR, "a folder cannot be opened as a file")
         if flags & os.O_ACCMODE != os.O_RDONLY and not node.writable:
@@ -100,6 +114,8 @@ class OpenRequests(InodeRequests):
             await self._touch(handle)
             handle.file.opens -= 1
             handle.file.write_opens -= handle.writes
+            if handle.writes and not handle.file.write_opens:
+                after_stores(handle.file.space if isinstance(handle, SpaceHandle) else handle.file.bo)
             if isinstance(handle, SpaceHandle):
                 handle.file.client_opens -= not handle.own
                 self.spaces.drop_if_unused(handle.file)

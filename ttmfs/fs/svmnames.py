@@ -15,6 +15,7 @@ from ttmfs.driver.names import Names
 from ttmfs.errors import TtmError
 from ttmfs.svm.space import AddressSpace
 from ttmfs.svm.svm import Svm
+from ttmfs.ttm.looking import after_stores
 
 
 class SpaceFile(File):
@@ -64,6 +65,7 @@ class SpaceNames(Names[SpaceFile]):
         """A new space of size 0. TtmError as `check_new`, and what Svm.create raises."""
         self.check_new(parent, name)
         space = self.svm.create(os.fsdecode(name))
+        after_stores(space)
         file = SpaceFile(self.new_ino(), stat.S_IFREG | stat.S_IMODE(mode), uid, parent.group(gid), space)
         space.private = space.watcher = file
         self.add(parent, name, file)

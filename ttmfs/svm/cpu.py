@@ -16,9 +16,10 @@ import numpy as np
 import trio
 
 from ttmfs.errors import TtmError
+from ttmfs.svm.chunk import Chunk
 from ttmfs.svm.devmem import DevMem, evict_to_ram
 from ttmfs.svm.memory import alloc_pages
-from ttmfs.svm.pages import Pages, free_pages, index_of
+from ttmfs.svm.pages import CHUNK_PAGES, Pages, free_pages, index_of, mask_of
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.copy import CopyState
 from ttmfs.ttm.growth import growing
@@ -42,7 +43,7 @@ async def read(space: "AddressSpace", offset: int, size: int) -> Buffer:
     The caller hands the buffer on before its next await.
     """
     data = _read_quickly(space, offset, size)
-    if data is None and _first_touch(space, offset, size):
+    if data is None and not space.looks_only and _first_touch(space, offset, size):
         data = _read_quickly(space, offset, size)
     if data is None:
         data = await _shielded_read(space, offset, size)
@@ -127,28 +128,38 @@ async def _read_slowly(space: "AddressSpace", offset: int, size: int) -> Buffer:
             if devmem is not None:
                 came_back = await _bring_back(space, first, end, devmem, deadline)
                 continue
-        if await _fill_in_time(space, first, end, deadline, at_once=at_once):
+        if not space.looks_only and await _fill_in_time(space, first, end, deadline, at_once=at_once):
             continue
         return _gather(space, offset, size)
 
 
 def _gather(space: "AddressSpace", offset: int, size: int) -> bytearray:
-    """All bytes, from where each page is now; they are handed out."""
+    """All bytes, from where each page is now; they are handed out. Holes are zeros."""
     out = bytearray(size)
     view = memoryview(out)
     done = 0
     while done < size:
-        at = (offset + done) % _CHUNK_BYTES
+        number, at = divmod(offset + done, _CHUNK_BYTES)
         take = min(size - done, _CHUNK_BYTES - at)
-        chunk = space.need_chunk((offset + done) // _CHUNK_BYTES)
-        chunk.read_into(view[done : done + take], at)
+        first, end = _pages(offset + done, take)
+        chunk = space.chunks.get(number)
+        if chunk is None:
+            space.looked |= space.looks_only
+            space.looked_at.note(first, end, space.num_pages)
+        else:
+            chunk.read_into(view[done : done + take], at)
+            _hand_out(space, chunk, mask_of(first & (CHUNK_PAGES - 1), end - first))
         done += take
-    first, end = _pages(offset, size)
-    for chunk, mask in space.pieces(first, end, make=True):
-        chunk.handed |= mask
-        if mask & chunk.vram():
-            space.svm.counters.served_in_place += 1
     return out
+
+
+def _hand_out(space: "AddressSpace", chunk: Chunk, mask: int) -> None:
+    """A READ is answered with these pages, wherever they are."""
+    chunk.handed |= mask
+    if space.looks_only and mask & ~chunk.populated():
+        space.looked = True
+    if mask & chunk.vram():
+        space.svm.counters.served_in_place += 1
 
 
 async def _bring_back(space: "AddressSpace", first: int, end: int, devmem: DevMem, deadline: float) -> bool:

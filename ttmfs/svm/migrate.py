@@ -186,7 +186,8 @@ async def _invalidate_cpu(space: "AddressSpace", found: Range, chunk: Chunk) -> 
             await fence.wait()
         await space.flush(found.first, found.end)
         _check(space, found, chunk)
-        if not (chunk.handed & found.mask or chunk.busy(found.mask) or space.unmapping_any(found.first, found.end)):
+        handed = space.handed_out(found.first, found.end)
+        if not (handed or chunk.busy(found.mask) or space.unmapping_any(found.first, found.end)):
             return
     raise TtmError(errno.EBUSY, f"clients keep touching the range at {found.first << PAGE_SHIFT:#x}")
 

@@ -26,6 +26,7 @@ from ttmfs.svm.counters import SIZES, SpaceStats
 from ttmfs.svm.cpu import Buffer
 from ttmfs.svm.devmem import DevMem
 from ttmfs.svm.intervals import IntervalMap
+from ttmfs.svm.looked import LookedAt
 from ttmfs.svm.pages import CHUNK_PAGES, CHUNK_SHIFT, index_of, lowest, mask_of
 from ttmfs.svm.ranges import Range, RangeTable
 from ttmfs.ttm.copy import CopyState
@@ -66,6 +67,9 @@ class AddressSpace:
         "gpu_faults",
         "growth",
         "last_error",
+        "looked",
+        "looked_at",
+        "looks_only",
         "mapping",
         "migrations_in",
         "migrations_out",
@@ -99,6 +103,10 @@ class AddressSpace:
         self.mapping: IntervalMap[str] = IntervalMap("rw")
         self.advice: IntervalMap[Advice] = IntervalMap(NO_ADVICE)
         self.stats = SpaceStats()
+        self.looks_only = False
+        """Nobody can store into what READs hand out: see ttmfs.ttm.looking."""
+        self.looked = False
+        self.looked_at = LookedAt()
         self.unlinked = False
         self.released = False
         self.unmapping: list[tuple[int, int]] = []
@@ -148,13 +156,9 @@ class AddressSpace:
             yield number, mask_of(first & (CHUNK_PAGES - 1), stop - first)
             first = stop
 
-    def pieces(self, first: int, end: int, *, make: bool = False) -> Iterator[tuple[Chunk, int]]:
-        """(chunk, mask) of the pages [first, end), of the chunks that there are, or with `make` of all."""
+    def pieces(self, first: int, end: int) -> Iterator[tuple[Chunk, int]]:
+        """(chunk, mask) of the pages [first, end), of the chunks that there are."""
         if first >= end:
-            return
-        if make:
-            for number, mask in self.masks(first, end):
-                yield self.need_chunk(number), mask
             return
         low, high = first >> CHUNK_SHIFT, (end - 1) >> CHUNK_SHIFT
         if low == high:
@@ -244,6 +248,7 @@ class AddressSpace:
                 # The kernel drops these from its cache by itself.
                 chunk.handed &= ~mask
                 self.tidy(chunk)
+            self.looked_at.take(first, MAX_SIZE >> PAGE_SHIFT)
             self.mapping.set(first, MAX_SIZE >> PAGE_SHIFT, "rw")
             self.advice.set(first, MAX_SIZE >> PAGE_SHIFT, NO_ADVICE)
             self.table.collect()
@@ -279,7 +284,13 @@ class AddressSpace:
 
     def handed_out(self, first: int, end: int) -> bool:
         """May a client have one of these pages cached?"""
+        if self.looked_at.any(first, end):
+            return True
         return any(chunk.handed & mask for chunk, mask in self.pieces(first, end))
+
+    async def drop_looked(self) -> None:
+        """Nobody has zeros cached that were only looked at when this returns."""
+        await self.flush(0, self.num_pages)
 
     async def flush(self, first: int, end: int) -> bool:
         """Drop pages [first, end) from the clients' caches, dirty ones are written back first; False: none was there.
@@ -287,7 +298,7 @@ class AddressSpace:
         Only from the first to the last that was handed out. Requests of these pages that wait are woken and served from
         where the bytes are. Never cancelled half way, never raises.
         """
-        low, high = end, first
+        low, high = self.looked_at.take(first, end)
         for chunk, mask in self.pieces(first, end):
             handed = chunk.handed & mask
             if handed:

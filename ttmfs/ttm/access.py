@@ -55,6 +55,27 @@ def try_read(bo: BufferObject, offset: int, size: int) -> Buffer | None:
     return None if bo.unknown_state else _read_now(bo, offset, size)
 
 
+def _try_look(bo: BufferObject, offset: int, size: int) -> Buffer | None:
+    """As `try_read`, for who only looks: holes are zeros and stay holes."""
+    if bo.resv.locked or bo.copies or bo.gate.unmapping or not bo.visible:
+        return None
+    if bo.external or bo.device.unplugged or bo.unknown_state:
+        return None
+    size = min(size, bo.size - offset)
+    return _look(bo, offset, size) if size > 0 else b""
+
+
+def _look(bo: BufferObject, offset: int, size: int) -> Buffer | None:
+    """The bytes of a BO with no copy pending where they are, holes as zeros; None when some are in the store."""
+    first = offset >> PAGE_SHIFT
+    count = ((offset + size - 1) >> PAGE_SHIFT) - first + 1
+    tt = bo.tt
+    if tt is not None and len(tt.handles_in(first, first + count)):
+        return None
+    bo.looked = True
+    return bytes(size) if tt is None and not bo.own_pages else _gather(bo, offset, size)
+
+
 def _read_now(bo: BufferObject, offset: int, size: int) -> Buffer | None:
     """The bytes of a BO with no copy pending, as a view where they are one run; None if some have no memory."""
     first = offset >> PAGE_SHIFT
@@ -109,6 +130,8 @@ async def read(bo: BufferObject, offset: int, size: int) -> Buffer:
     trace = bo.device.trace
     started = clock.monotonic_ns() if trace.on else 0
     data = try_read(bo, offset, size)
+    if data is None and bo.looks_only:
+        data = _try_look(bo, offset, size)
     if data is None:
         data = await parked(bo, read_external if bo.external else _read_slowly, offset, size)
     elif started:
@@ -142,10 +165,11 @@ async def _read_slowly(bo: BufferObject, offset: int, size: int, request: Reques
         _check_content(bo, f"fault of {bo.name} page {first}")
         if bo.gate.unmaps(first, count) or late:
             try:
-                _give_memory_now(bo, first, count, late=request.expired)
+                _give_memory_now(bo, first, count, late=request.expired, holes=not bo.looks_only)
             except TtmError as error:
                 await _make_room(bo, count, error, request)
                 continue
+            bo.looked |= bo.looks_only
             return _gather(bo, offset, size)
         vmf = VmFault(bo, first, count, deadline=request.deadline, flags=flags)
         result = await serve_fault(vmf)
@@ -154,6 +178,8 @@ async def _read_slowly(bo: BufferObject, offset: int, size: int, request: Reques
             # A copy or a truncate slipped in before, or the move that was waited for failed: start over.
             stale = bo.copies or bo.unknown_state or size > bo.size - offset
             data = None if stale else _read_now(bo, offset, size)
+            if data is None and bo.looks_only and not stale:
+                data = _look(bo, offset, size)
             if data is not None:
                 return data
         elif result in _ERRNO:
@@ -170,11 +196,11 @@ def _check_content(bo: BufferObject, what: str) -> None:
         raise TtmError(errno.EIO, f"{what}: {CONTENT_LOST}")
 
 
-def _give_memory_now(bo: BufferObject, first: int, count: int, *, late: bool) -> None:
-    """Nothing may be waited for: holes get memory from what is free or from the reserve.
+def _give_memory_now(bo: BufferObject, first: int, count: int, *, late: bool, holes: bool = True) -> None:
+    """Nothing may be waited for: what is in the store, and holes, get memory from what is free or from the reserve.
 
-    A page that is handed out must have memory, or its WRITE could fail. TtmError: ENOMEM (the kernel then asks page by
-    page), EIO when the time is up and there are no bytes to be had.
+    A page that is handed out must have memory, or its WRITE could fail; without `holes` there can be none. TtmError:
+    ENOMEM (the kernel then asks page by page), EIO when the time is up and there are no bytes to be had.
     """
     bo.gate.touch(first, count)
     _load_sources_now(bo, first, count)
@@ -182,6 +208,8 @@ def _give_memory_now(bo: BufferObject, first: int, count: int, *, late: bool) ->
         tt = bo.need_tt()
         if tt.backed_up_pages:
             tt.load_now(index, pages, use_reserve=True)
+        if not holes:
+            continue
         if late and bo.resv.locked and not bo.gate.unmaps(first, count) and not tt.has_memory(index, pages):
             raise TtmError(
                 errno.EIO, f"fault of {bo.name} page {first} was not served within {bo.device.fault_timeout:g} s"

@@ -82,6 +82,8 @@ class BufferObject:
         "growth",
         "handed_out",
         "last_error",
+        "looked",
+        "looks_only",
         "madvise",
         "moves",
         "named",
@@ -138,6 +140,9 @@ class BufferObject:
         """Has `fast` been worked out since the last change?"""
         self.handed_out = False
         """A READ or WRITE was answered since the last INVAL: clients may have pages cached."""
+        self.looks_only = False
+        """Nobody can store into what READs hand out: see ttmfs.ttm.looking. Whoever counts the openers says so."""
+        self.looked = False
         self.eof_page_read = False
         """A client may have the page with the end of the file cached and up to date; see ttmfs.ttm.eof."""
         self.placed = False

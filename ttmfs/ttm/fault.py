@@ -74,6 +74,8 @@ async def fault_idle(vmf: VmFault) -> FaultResult:
 async def fault_reserved(vmf: VmFault, prot: Protection, num_prefault: int) -> FaultResult:
     """ttm_bo_vm_fault_reserved: make the faulting pages available; at most `num_prefault` pages besides.
 
+    Who only looks (ttmfs.ttm.looking) gets what there is: holes stay such, and nothing is placed.
+
     SIGBUS: imported BO that may not be mapped, offset past the end, unknown state, or no way to bring it within the
     CPU's reach. OOM: no memory. NOPAGE: again. RETRY: again, and the reservation may be gone (`vmf.reserved`).
     """
@@ -85,8 +87,10 @@ async def fault_reserved(vmf: VmFault, prot: Protection, num_prefault: int) -> F
         return vmf.fail(FaultResult.SIGBUS, CONTENT_LOST)
     if vmf.first >= bo.num_pages:
         return vmf.fail(FaultResult.SIGBUS, f"page {vmf.first} is past the end of {bo.num_pages} pages")
+    looking = bo.looks_only and FaultFlag.WRITE not in vmf.flags
     try:
-        await _place(vmf)
+        if not looking:
+            await _place(vmf)
         await bo.funcs.fault_reserve_notify(bo)
     except TtmError as error:
         return _notify_failed(vmf, error)
@@ -97,7 +101,7 @@ async def fault_reserved(vmf: VmFault, prot: Protection, num_prefault: int) -> F
     count = min(vmf.count, bo.num_pages - vmf.first)
     try:
         added = await populate_range(
-            bo, vmf.first, count, ctx, prefault=num_prefault, zero=not vmf.overwrite
+            bo, vmf.first, count, ctx, prefault=num_prefault, zero=not vmf.overwrite, holes=not looking
         )
     except TtmError as error:
         if error.errno in (errno.EINTR, errno.EAGAIN):

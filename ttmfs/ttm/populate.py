@@ -21,12 +21,19 @@ _RESTORED_AT_ONCE: Final = 512
 
 
 async def populate_range(
-    bo: BufferObject, first: int, count: int, ctx: OperationContext, *, prefault: int = 0, zero: bool = True
+    bo: BufferObject,
+    first: int,
+    count: int,
+    ctx: OperationContext,
+    *,
+    prefault: int = 0,
+    zero: bool = True,
+    holes: bool = True,
 ) -> int:
     """Memory, and the content from the store, for every page of [first, first + count); the pages added.
 
-    At most `prefault` pages beyond are added. The BO is reserved. TtmError(ENOMEM) when reclaim cannot help, or what
-    the store says; pages added until then stay.
+    Without `holes` only what is in the store comes. At most `prefault` pages beyond are added. The BO is reserved.
+    TtmError(ENOMEM) when reclaim cannot help, or what the store says; pages added until then stay.
     """
     own = bo.own_pages
     if first < own:
@@ -39,7 +46,11 @@ async def populate_range(
         prefault = 0
     tt = bo.need_tt()
     _drop_overtaken_restore(bo, tt)
-    if tt.has_memory(first, count):
+
+    def complete() -> bool:
+        return tt.has_memory(first, count) if holes else not len(tt.handles_in(first, first + count))
+
+    if complete():
         return 0
     bo.drop_view()
     device = bo.device
@@ -51,12 +62,13 @@ async def populate_range(
     await below_limit(device, min(count + prefault, tt.num_pages - tt.populated_pages), but=bo, keep=keep)
     added = 0
     until = trio.current_time() + LONGEST
-    while not tt.has_memory(first, count):
+    while not complete():
         try:
             if len(tt.handles_in(first, first + count)):
                 added += await restore_range(bo, tt, first, count, prefault=prefault)
-            # Last, so that nothing is awaited between pages that come unzeroed and the caller's overwriting them.
-            added += tt.populate_range(first, count, prefault=prefault, zero=zero)
+            if holes:
+                # Last, so that nothing is awaited between pages that come unzeroed and the caller's overwriting them.
+                added += tt.populate_range(first, count, prefault=prefault, zero=zero)
         except TtmError as error:
             await _reclaim_for(bo, tt, count, ctx, error, keep, until)
             prefault = 0
