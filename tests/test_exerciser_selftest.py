@@ -34,7 +34,7 @@ PROGRAM = Path(__file__).resolve().parent / "exerciser.py"
 SIZE = 4 * ops.PAGE + 100
 CHECKING = ["pread", "load", "private", "direct_read", "verify"]
 CHANGING = ["pwrite", "append", "store", "truncate", "o_trunc", "direct_write"]
-SAMPLING = ["msync", "fsync", "fadvise", "madvise", "reopen", "remap"]
+SAMPLING = ["msync", "fsync", "fadvise", "madvise", "reopen", "look", "remap"]
 
 
 @pytest.fixture

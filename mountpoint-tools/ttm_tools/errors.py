@@ -1,6 +1,5 @@
-"""What can go wrong with a mount, as exceptions whose text a person can act on."""
+"""What can go wrong with a mount, as one exception whose text a person can act on."""
 
-import errno
 from typing import Final
 
 NO_MOUNT: Final = 2
@@ -22,16 +21,10 @@ class MountError(Exception):
         self.hung = hung
 
 
-class CommandFailed(OSError):  # noqa: N818 - it says what happened
-    """A command, a read or a write was refused by the device: `errno`, and in `strerror` the device's own sentence.
-
-    `code` is the errno's name, `why` the sentence; as text it is `ENOMEM: no room ...`.
-    """
+class CommandFailed(Exception):  # noqa: N818 - it says what happened
+    """A command was refused by the device. `code` is the errno's name, `why` the device's own words."""
 
     def __init__(self, code: str, why: str) -> None:
-        super().__init__(getattr(errno, code, errno.EIO), why)
+        super().__init__(f"{code}: {why}")
         self.code = code
         self.why = why
-
-    def __str__(self) -> str:
-        return f"{self.code}: {self.why}"

@@ -17,6 +17,8 @@ from ttmfs.ttm import access, lifetime
 from ttmfs.ttm.backup import BackupFlags
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.looking import after_stores, before_stores
+from ttmfs.ttm.unmap import unmap_virtual
 
 PLACES = ("vram", "gtt", "system", "vram gtt", "vram:topdown", "vram:contiguous gtt", "vram@0-511 gtt")
 EXPECTED = {"EBUSY", "ENOMEM", "ENOSPC", "ETIME", "EIO"}
@@ -109,6 +111,7 @@ class Client:
         offset += island
         data = self.rng.randbytes(size)
         self.log.append(f"write {offset}+{size}")
+        await before_stores(self.bo, partial(unmap_virtual, self.bo))
         await access.write(self.bo, offset, data)
         self.model.write(offset, data)
 
@@ -120,8 +123,14 @@ class Client:
         lifetime.set_size(self.bo, size)
         self.model.truncate(size)
 
+    async def close(self) -> None:
+        """Until the next WRITE nobody has it open for writing."""
+        self.log.append("close")
+        after_stores(self.bo)
+
     async def run(self, steps: int) -> None:
-        operations: list[Callable[[], Awaitable[None]]] = [self.read] * 4 + [self.write] * 4 + [self.truncate]
+        operations: list[Callable[[], Awaitable[None]]] = [self.read] * 4 + [self.write] * 4
+        operations += [self.truncate, self.close]
         for self.ops in range(steps):
             try:
                 await self.rng.choice(operations)()

@@ -341,6 +341,20 @@ def reopen(c: Client, rng: random.Random) -> None:
 
 
 @operation(2)
+def look(c: Client, rng: random.Random) -> None:
+    """Close what may store, read through a descriptor that may not, and open again while that is still there."""
+    c.note("look")
+    c.close()
+    c.fd = looker = os.open(c.path, os.O_RDONLY)
+    try:
+        check_sample(c, rng, "read while nobody may store")
+        c.open()
+    finally:
+        os.close(looker)
+    check_sample(c, rng, "read after a look")
+
+
+@operation(2)
 def remap(c: Client, rng: random.Random) -> None:
     """Map again, so that the mapping covers what the file has grown to."""
     c.note(f"remap {c.model.size}")

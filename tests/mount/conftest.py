@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 from mount_harness import STANDARD, Device, have_fuse
-from trace_reading import drain
 
 
 def _check_log(device: Device) -> None:
@@ -83,11 +82,3 @@ def device(module_device: ModuleDevice) -> Iterator[Device]:
     finally:
         if device.alive:
             device.settle()
-
-
-@pytest.fixture
-def no_trace_left(device: Device) -> Iterator[None]:
-    """No test leaves a trace on, or events, to the next."""
-    yield
-    if device.alive:
-        drain(device)

@@ -9,8 +9,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from ttmfs.errors import TtmError
-from ttmfs.sync.resv import Reservation
-from ttmfs.sync.ww_mutex import AcquireContext, WwClass
+from ttmfs.sync.resv import AcquireContext, Reservation, WwClass
 
 
 def raised(info: pytest.ExceptionInfo[TtmError]) -> int | None:
