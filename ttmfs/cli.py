@@ -14,16 +14,12 @@ from types import FrameType
 from typing import Any, Final, NoReturn
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 import ttmfs
 from ttmfs.driver.config import Config, Region
 from ttmfs.errors import TtmError
-from ttmfs.memory.stores import check_spec
 from ttmfs.option_types import SECONDS, SIZE
 from ttmfs.replay.command import replay
-from ttmfs.ttm.placement import parse_placement
 from ttmfs.units import PAGE_SIZE, format_size, parse_size
 
 MAY_BE_NONE: Final = ("vram", "gtt")
@@ -111,6 +107,10 @@ def _config(ctx: click.Context, options: dict[str, Any]) -> Config:
 
 def _check(config: Config) -> None:
     """What can be known to be wrong before anything is made."""
+    # The other commands need neither: numpy alone takes longer to load than `ttmfs --version` may.
+    from ttmfs.memory.stores import check_spec  # noqa: PLC0415
+    from ttmfs.ttm.placement import parse_placement  # noqa: PLC0415
+
     names = ("system", "gtt", "vram", *(region.name for region in config.regions))
     for name in names:
         if names.count(name) > 1:
@@ -367,6 +367,9 @@ def _take_down(where: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="The whole `stats` object.")
 def status(mountpoint: str, as_json: bool) -> None:
     """Show the regions, requests and moves of the mount at MOUNTPOINT."""
+    from rich.console import Console  # noqa: PLC0415 - the other commands draw nothing
+    from rich.table import Table  # noqa: PLC0415
+
     path = os.path.abspath(mountpoint)
     _connection(path)
     try:
@@ -397,6 +400,18 @@ def status(mountpoint: str, as_json: bool) -> None:
         plain = {key: value for key, value in values.get(part, {}).items() if not isinstance(value, list)}
         facts = "  ".join(f"{key} {value}" for key, value in plain.items())
         console.print(f"{part:9} {facts}", highlight=False)
+
+
+@main.command(hidden=True)
+def batch() -> None:
+    """Run commands from standard input: a line is a JSON list of words, as in ["mount", "/tmp/gpu"]; each is answered
+    by a line {"status": EXIT STATUS, "said": WHAT IT PRINTED}. Ends when standard input does.
+
+    It has everything loaded and forks for each command: a mount is ready in a tenth of a second.
+    """
+    from ttmfs.batch import serve  # noqa: PLC0415 - it loads everything
+
+    serve(lambda words: main.main(words, prog_name="ttmfs"))
 
 
 main.add_command(replay)

@@ -1,3 +1,23 @@
-"""Programs for a ttmfs device that use nothing but its mount: ttm-ls, ttm-top, ttm-map, ttm-trace, ttm-storm."""
+"""A ttmfs device through its mount and nothing else: `Device` for Python, and the programs ttm-ls, ttm-top, ttm-map,
+ttm-trace, ttm-storm."""
 
-__version__ = "0.1.0"
+from ttm_tools.bos import BufferObject, Client, Touch
+from ttm_tools.errors import CommandFailed, MountError
+from ttm_tools.kit import Device, Failure, Fence, Settings, Trace
+from ttm_tools.traceformat import Event
+from ttm_tools.version import __version__
+
+__all__ = [
+    "BufferObject",
+    "Client",
+    "CommandFailed",
+    "Device",
+    "Event",
+    "Failure",
+    "Fence",
+    "MountError",
+    "Settings",
+    "Touch",
+    "Trace",
+    "__version__",
+]

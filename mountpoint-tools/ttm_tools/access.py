@@ -45,17 +45,46 @@ class Access:
         has answered the one that hangs; that answer is thrown away.
         """
         with self._lock:
-            child = self._started()
-            self._drop_late_answer(child)
-            data = pickle.dumps((what, *arguments))
-            end = time.monotonic() + seconds
-            self._unanswered_since = time.monotonic()
-            assert child.stdin is not None
-            # A request fits in the pipe or is read at once: the child reads whole requests while it waits for one.
-            child.stdin.write(struct.pack("!Q", len(data)) + data)
-            child.stdin.flush()
-            status, value = self._answer(child, end)
-            self._unanswered_since = None
+            self._post(what, arguments)
+            return self._value(seconds)
+
+    def post(self, what: str, /, *arguments: object) -> None:
+        """Begin a call; `value` waits for it. NotAnswered when an earlier one has still not returned."""
+        with self._lock:
+            self._post(what, arguments)
+
+    def value(self, seconds: float) -> Any:
+        """What the call that was begun returns: as `call`, but after NotAnswered it may be asked for again."""
+        with self._lock:
+            return self._value(seconds)
+
+    @property
+    def pid(self) -> int:
+        """Of the child; 0 before the first call and after `close`."""
+        return 0 if self._child is None else self._child.pid
+
+    def ended_by(self) -> int:
+        """The number of the signal that has ended the child, 0 for none. After an EOFError or BrokenPipeError."""
+        if self._child is None:
+            return 0
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._child.wait(5)
+        return max(0, -(self._child.returncode or 0))
+
+    def _post(self, what: str, arguments: tuple[object, ...]) -> None:
+        child = self._started()
+        self._drop_late_answer(child)
+        data = pickle.dumps((what, *arguments))
+        self._unanswered_since = time.monotonic()
+        assert child.stdin is not None
+        # A request fits in the pipe or is read at once: the child reads whole requests while it waits for one.
+        child.stdin.write(struct.pack("!Q", len(data)) + data)
+        child.stdin.flush()
+
+    def _value(self, seconds: float) -> Any:
+        assert self._child is not None
+        status, value = self._answer(self._child, time.monotonic() + seconds)
+        self._unanswered_since = None
         if status == "errno":
             raise OSError(value, os.strerror(value))
         return value

@@ -19,7 +19,7 @@ COMMAND_SECONDS: Final = 90.0
 _LIMIT: Final = 256 << 20
 _STATUS_LIMIT: Final = 64 << 10
 _BATCH: Final = 256
-_COMMANDS: Final = ("write", "transact")
+_COMMANDS: Final = ("write", "transact", "make", "pread", "pwrite", "unlink")
 _GONE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.EACCES)
 
 
@@ -81,6 +81,15 @@ class Device:
         """The names of the memory regions, system first."""
         order = {"system": 0, "gtt": 1, "vram": 2}
         return sorted(self.entries("regions"), key=lambda name: (order.get(name, 3), name))
+
+    def drain(self, name: str) -> str:
+        """What is in a consuming file (trace_pipe) by now."""
+        data: bytes = self._call("drain", self.path(name), seconds=self.read_seconds)
+        return data.decode("utf-8", "surrogateescape")
+
+    def file(self, what: str, name: str, *arguments: object) -> Any:
+        """One of toucher's calls on a file below the mount, as `pread`. OSError, MountError."""
+        return self._call(what, self.path(name), *arguments, seconds=self.command_seconds)
 
     def stream(self, name: str) -> Stream:
         """A consuming file (trace_pipe)."""

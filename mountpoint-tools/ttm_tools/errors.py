@@ -1,5 +1,6 @@
-"""What can go wrong with a mount, as one exception whose text a person can act on."""
+"""What can go wrong with a mount, as exceptions whose text a person can act on."""
 
+import errno
 from typing import Final
 
 NO_MOUNT: Final = 2
@@ -21,10 +22,16 @@ class MountError(Exception):
         self.hung = hung
 
 
-class CommandFailed(Exception):  # noqa: N818 - it says what happened
-    """A command was refused by the device. `code` is the errno's name, `why` the device's own words."""
+class CommandFailed(OSError):  # noqa: N818 - it says what happened
+    """A command, a read or a write was refused by the device: `errno`, and in `strerror` the device's own sentence.
+
+    `code` is the errno's name, `why` the sentence; as text it is `ENOMEM: no room ...`.
+    """
 
     def __init__(self, code: str, why: str) -> None:
-        super().__init__(f"{code}: {why}")
+        super().__init__(getattr(errno, code, errno.EIO), why)
         self.code = code
         self.why = why
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.why}"

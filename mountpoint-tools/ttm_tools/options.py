@@ -10,10 +10,10 @@ from typing import Any, Final
 import click
 from click.shell_completion import CompletionItem
 
-import ttm_tools
 from ttm_tools.device import Device
 from ttm_tools.errors import MountError
 from ttm_tools.mounts import VARIABLE, find_mount, ttmfs_mounts
+from ttm_tools.version import __version__
 
 HELP: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -93,7 +93,7 @@ def mount_argument(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def version_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """`--version`."""
-    return click.version_option(ttm_tools.__version__)(command)
+    return click.version_option(__version__)(command)
 
 
 def with_errors(command: Callable[..., Any]) -> Callable[..., Any]:

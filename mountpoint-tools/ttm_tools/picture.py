@@ -1,7 +1,7 @@
 """Page maps as a picture (PNG, SVG, PDF: what matplotlib writes) and as lines for a terminal."""
 
 import math
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from rich.segment import Segment, Segments
@@ -11,6 +11,9 @@ from rich.text import Text
 from ttm_tools import colours
 from ttm_tools.pagemap import BENEFICIAL, GHOST, PAGE, POOL, Region, fragmentation
 from ttm_tools.words import shown, size_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LEGEND: Final = 14
 """So many BOs are named; the rest is counted."""
@@ -53,8 +56,11 @@ def orders_present(regions: list[Region]) -> list[int]:
 # -- matplotlib --------------------------------------------------------------------------------------------------------
 
 
-def draw(regions: list[Region], path: str, by: str, title: str) -> None:
-    """Write a picture of regions below each other; the format follows from the name. OSError, ValueError (format)."""
+def draw(regions: list[Region], path: str | None, by: str, title: str) -> "Figure":
+    """A picture of regions below each other, and, if `path` is given, a file of it: the format follows from the name.
+
+    `by` is `bo` or `order`. OSError, ValueError (format).
+    """
     # matplotlib takes half a second to import, which a terminal picture need not wait for.
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
     from matplotlib.figure import Figure  # noqa: PLC0415
@@ -74,7 +80,9 @@ def draw(regions: list[Region], path: str, by: str, title: str) -> None:
         _draw_region(axes, region, shape, by, named)
         top = bottom - 0.64 / height
     _draw_legend(figure, regions, by, named, more, 1 - 0.75 / height)
-    figure.savefig(path)
+    if path is not None:
+        figure.savefig(path)
+    return figure
 
 
 def _shape(region: Region) -> tuple[int, int]:

@@ -9,11 +9,13 @@ standard input does.
 """
 
 import errno
+import mmap
 import os
 import pickle
 import select
 import struct
 import sys
+import time
 from typing import Any
 
 _CHUNK = 1 << 20
@@ -117,7 +119,108 @@ def real(path: bytes) -> tuple[bytes, bool, bool]:
     return where, os.path.lexists(where), os.path.isdir(where)
 
 
-_CALLS = {call.__name__: call for call in (read, read_many, write, transact, walk, names, real)}
+def drain(path: bytes) -> bytes:
+    """What is in a trace_pipe by now; takes it out."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        out = bytearray()
+        while piece := os.read(fd, _CHUNK):
+            out += piece
+        return bytes(out)
+    except BlockingIOError:
+        return bytes(out)
+    finally:
+        os.close(fd)
+
+
+# -- BO files ----------------------------------------------------------------------------------------------------------
+
+
+def make(path: bytes, size: int | None) -> None:
+    """A file, if it is not there, of `size` bytes (None: as it is); folders above it are made."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        if size is not None:
+            os.ftruncate(fd, size)
+    finally:
+        os.close(fd)
+
+
+def size_of(path: bytes) -> int:
+    """Bytes of a file."""
+    return os.stat(path).st_size
+
+
+def pread(path: bytes, size: int, offset: int) -> bytes:
+    """`size` bytes (-1: all that follow) from `offset`; fewer at the end."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        end = offset + size if size >= 0 else max(offset, os.fstat(fd).st_size)
+        out = bytearray()
+        while (at := offset + len(out)) < end and (piece := os.pread(fd, min(_CHUNK, end - at), at)):
+            out += piece
+        return bytes(out)
+    finally:
+        os.close(fd)
+
+
+def pwrite(path: bytes, data: bytes, offset: int) -> None:
+    """All of `data` at `offset`."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        done = 0
+        while done < len(data):
+            done += os.pwrite(fd, data[done : done + _CHUNK], offset + done)
+    finally:
+        os.close(fd)
+
+
+def unlink(path: bytes) -> None:
+    """The name of a file is gone."""
+    os.unlink(path)
+
+
+_mapped: dict[bytes, mmap.mmap] = {}
+"""By path. A mapping is kept, as a program keeps it: what is cached in it stays."""
+
+
+def touch(path: bytes, offset: int, length: int, data: bytes | None) -> tuple[bytes, float]:
+    """Read `length` bytes at `offset` through a shared mapping, or store `data` there: (bytes, seconds it took).
+
+    ENXIO beyond the end. SIGBUS ends this process, as it does any program.
+    """
+    mapping = _mapped.get(path)
+    if mapping is None:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            mapping = _mapped[path] = mmap.mmap(fd, 0)
+        except ValueError:
+            raise OSError(errno.ENXIO, os.strerror(errno.ENXIO)) from None
+        finally:
+            os.close(fd)
+    if offset + (length if data is None else len(data)) > len(mapping):
+        raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
+    started = time.monotonic()
+    if data is None:
+        data = mapping[offset : offset + length]
+    else:
+        mapping[offset : offset + len(data)] = data
+    return data, time.monotonic() - started
+
+
+def pid() -> int:
+    """Of this process."""
+    return os.getpid()
+
+
+_CALLS = {
+    call.__name__: call
+    for call in (
+        *(read, read_many, write, transact, walk, names, real, drain),
+        *(make, size_of, pread, pwrite, unlink, touch, pid),
+    )
+}
 
 
 def _exactly(count: int) -> bytes:

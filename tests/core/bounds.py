@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import trio
 
 from tests.core.harness import MIB, PAGE, pattern
-from tests.core.together import CachedBo, Unmapper
+from tests.core.together_machine import CachedBo, Unmapper
 from tests.svm.page_cache import PageCache
 from ttmfs.driver import calls
 from ttmfs.driver.config import Config

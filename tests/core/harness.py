@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
 import trio
 
 from ttmfs.driver import calls
@@ -66,6 +67,11 @@ async def outcome(call: Callable[[], Awaitable[object]]) -> int:
     except TtmError as error:
         return error.errno or -1
     return 0
+
+
+def fails(code: int) -> "pytest.RaisesExc[TtmError]":
+    """What is done in it raises a TtmError with this errno."""
+    return pytest.raises(TtmError, check=lambda error: error.errno == code)
 
 
 async def idle(*bos: BufferObject) -> None:

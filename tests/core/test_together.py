@@ -6,7 +6,8 @@ from functools import partial
 import pytest
 import trio
 
-from tests.core.together import MIB, SteppingClock, together
+from tests.core.together import together
+from tests.core.together_machine import MIB, SteppingClock
 from ttmfs.driver.config import Config
 
 SEEDS = 3

@@ -48,7 +48,7 @@ def test_an_example_is_the_file_that_it_names() -> None:
     found = 0
     for path in DOCS.glob("*.md"):
         text = path.read_text(encoding="utf-8")
-        for name, code in re.findall(r"^<!-- file: (\S+) -->\n```python\n(.*?)^```$", text, re.M | re.S):
+        for name, code in re.findall(r"^<!-- file: (\S+) -->\n```\w+\n(.*?)^```$", text, re.M | re.S):
             assert code == (DOCS / name).read_text(encoding="utf-8"), f"{path.name} shows another {name}"
             found += 1
     assert found

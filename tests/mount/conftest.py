@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from mount_harness import STANDARD, Device, have_fuse
+from trace_reading import drain
 
 
 def _check_log(device: Device) -> None:
@@ -82,3 +83,11 @@ def device(module_device: ModuleDevice) -> Iterator[Device]:
     finally:
         if device.alive:
             device.settle()
+
+
+@pytest.fixture
+def no_trace_left(device: Device) -> Iterator[None]:
+    """No test leaves a trace on, or events, to the next."""
+    yield
+    if device.alive:
+        drain(device)

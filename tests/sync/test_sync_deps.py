@@ -14,7 +14,8 @@ from ttmfs.errors import TtmError
 from ttmfs.sync.containers import FenceArray
 from ttmfs.sync.deps import Deps
 from ttmfs.sync.fence import Fence
-from ttmfs.sync.resv import Reservation, Usage, WwClass
+from ttmfs.sync.resv import Reservation, Usage
+from ttmfs.sync.ww_mutex import WwClass
 
 
 @dataclass(frozen=True)

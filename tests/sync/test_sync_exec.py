@@ -8,7 +8,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ttmfs.errors import TtmError
 from ttmfs.sync.exec import Exec
-from ttmfs.sync.resv import AcquireContext, Reservation, WwClass
+from ttmfs.sync.resv import Reservation
+from ttmfs.sync.ww_mutex import AcquireContext, WwClass
 
 
 class Bo:

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ttmfs.errors import TtmError
+from ttmfs.observe.inject import should_fail
 from ttmfs.sync.containers import FenceArray, FenceChain
 from ttmfs.sync.fence import Fence, Timeline
-from ttmfs.sync.resv import Reservation, Usage, WwClass, should_fail
+from ttmfs.sync.resv import Reservation, Usage
+from ttmfs.sync.ww_mutex import WwClass
 
 KERNEL, WRITE, READ, BOOKKEEP = Usage
 

@@ -9,7 +9,8 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from ttmfs.errors import TtmError
-from ttmfs.sync.resv import AcquireContext, Reservation, WwClass
+from ttmfs.sync.resv import Reservation
+from ttmfs.sync.ww_mutex import AcquireContext, WwClass
 
 
 def raised(info: pytest.ExceptionInfo[TtmError]) -> int | None:

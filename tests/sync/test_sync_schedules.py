@@ -13,7 +13,8 @@ from trio.testing import MockClock
 from ttmfs.errors import TtmError
 from ttmfs.sync.exec import Exec
 from ttmfs.sync.fence import Fence, FenceCounters, Timeline
-from ttmfs.sync.resv import AcquireContext, Reservation, Usage, WwClass
+from ttmfs.sync.resv import Reservation, Usage
+from ttmfs.sync.ww_mutex import AcquireContext, WwClass
 
 # One row per task: kind, when it starts, when it is cancelled (0: never), seed of what it does.
 ROW = st.tuples(

@@ -12,7 +12,6 @@ this page*, so a clear page is zero and costs nothing; a dirty one, and any pool
 
 import errno
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -21,18 +20,10 @@ from ttmfs.errors import TtmError
 from ttmfs.memory.arena import Arena
 from ttmfs.memory.blocks import Blocks
 from ttmfs.memory.buddy import Buddy
+from ttmfs.memory.pool_alloc import NO_PAGES, AllocState, PoolAlloc
 from ttmfs.memory.pool_types import NR_ORDERS, Caching, PoolTypes
-from ttmfs.memory.runs import (
-    BoolArray,
-    Int64Array,
-    PageArray,
-    Uint8Array,
-    Uint32Array,
-    ascending,
-    expand,
-    is_run,
-)
-from ttmfs.memory.warm import HUGE_ORDER, WarmFrames
+from ttmfs.memory.runs import BoolArray, Int64Array, PageArray, Uint8Array, is_run
+from ttmfs.memory.warm import WarmFrames
 from ttmfs.units import MAX_ORDER
 
 IDLE_SECONDS = 5.0
@@ -43,26 +34,6 @@ _COUNTERS = (
     "shrunk_pages",
     "zeroed_pages",
 )
-_NO_PAGES: Uint32Array = np.empty(0, np.uint32)
-
-
-def _all_of(pages: Int64Array) -> BoolArray:
-    return np.ones(pages.size, np.bool_)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PoolAlloc:
-    """Allocated pages: `pages` uint32 (num_pages,), in blocks of falling order, each contiguous and aligned.
-
-    `beneficial_order_failed`: an attempt at the beneficial order failed on the way down. `unzeroed`: those of the
-    pages that may hold old bytes (uint32; empty when zeroing was asked for): overwrite them whole, or zero them.
-    """
-
-    pages: Uint32Array
-    beneficial_order_failed: bool = False
-    unzeroed: Uint32Array = field(default_factory=lambda: _NO_PAGES)
-
-
 class PagePool:
     """A pool over all pages of `arena`, none of which may be used otherwise. All counts are in pages.
 
@@ -189,52 +160,49 @@ class PagePool:
         if num_pages > (self._buddy.free_pages + self.pooled_pages if use_reserve else self.free_pages):
             raise self._no_memory(num_pages)
         if not num_pages:
-            return PoolAlloc(_NO_PAGES)
+            return PoolAlloc(NO_PAGES)
         self._last_use = self._now()
         top = MAX_ORDER if max_order is None else max(0, min(MAX_ORDER, max_order))
         if num_pages & (num_pages - 1) == 0 and num_pages <= 1 << min(top, self._buddy.max_order):
             single = self._alloc_single(num_pages.bit_length() - 1, caching, zero)
             if single is not None:
                 return single
+        state = AllocState(self._buddy, self._types, caching)
         failed = False
-        from_pool: list[tuple[int, Int64Array]] = []
-        from_buddy: list[tuple[int, Int64Array]] = []
         order = top
         remaining = num_pages
         while remaining:
             order = min(order, remaining.bit_length() - 1)
             want = remaining >> order
-            pooled = self._types.pop(caching, order, want)
-            fresh = self._buddy.alloc_order(order, want - pooled.size)
-            if pooled.size:
-                from_pool.append((order, pooled))
-            if fresh.size:
-                from_buddy.append((order, fresh))
-            short = want - pooled.size - fresh.size
+            short = want - state.take(order, want)
             if short and order and order == self.beneficial_order:
-                got = 0 if defrag or reclaim_backoff else self._reclaim(order, short, self.pooled_pages, from_buddy)
-                short -= got
+                if not (defrag or reclaim_backoff) and self.pooled_pages and self.shrink(self.pooled_pages):
+                    short -= state.take_fresh(order, short)
                 failed = short > 0
                 if failed and defrag:
-                    self._undo(caching, from_pool, from_buddy)
+                    state.undo()
                     self._counts["beneficial_order_failed"] += 1
                     raise self._no_memory(num_pages, f" in blocks of order {order}, which defrag insists on")
             elif short and not order:
-                short -= self._reclaim(order, short, short, from_buddy)
+                if self.shrink(short):
+                    short -= state.take_fresh(order, short)
                 if short:
-                    self._undo(caching, from_pool, from_buddy)
+                    state.undo()
                     raise self._no_memory(num_pages)
             remaining -= (want - short) << order
             order -= bool(short)
         self.in_use_pages += num_pages
         self._counts["allocs"] += 1
         self._counts["beneficial_order_failed"] += failed
-        return self._finish(from_pool, from_buddy, zero, failed)
+        self._counts["pool_hit_pages"] += state.pool_hit_pages
+        pages, unzeroed, zeroed = state.finish(self.arena, self._warm, zero=zero)
+        self._counts["zeroed_pages"] += zeroed
+        return PoolAlloc(pages, failed, unzeroed)
 
     def _alloc_single(self, order: int, caching: Caching, zero: bool) -> PoolAlloc | None:
         """The usual small allocation, one block; None when there is none of this order (the general way tells why)."""
         size = 1 << order
-        unzeroed = _NO_PAGES
+        unzeroed = NO_PAGES
         start = self._types.pop_one(caching, order)
         if start >= 0:
             self._counts["pool_hit_pages"] += size
@@ -249,70 +217,10 @@ class PagePool:
         if zero and unzeroed.size:
             self.arena.zero(unzeroed)
             self._counts["zeroed_pages"] += unzeroed.size
-            unzeroed = _NO_PAGES
+            unzeroed = NO_PAGES
         self.in_use_pages += size
         self._counts["allocs"] += 1
         return PoolAlloc(pages, False, unzeroed)
-
-    def _finish(
-        self,
-        from_pool: list[tuple[int, Int64Array]],
-        from_buddy: list[tuple[int, Int64Array]],
-        zero: bool,
-        failed: bool,
-    ) -> PoolAlloc:
-        unzeroed = [_NO_PAGES]
-        for order, starts in from_pool:
-            unzeroed.append(self._old_bytes(order, starts, _all_of, zero))
-        for order, starts in from_buddy:
-            unzeroed.append(self._old_bytes(order, starts, self._buddy.dirty_of, zero))
-        merged: dict[int, list[Int64Array]] = {}
-        for order, starts in from_pool + from_buddy:
-            merged.setdefault(order, []).append(starts)
-        # Ascending within an order: neighbours become runs, which copies like.
-        parts = [
-            expand(ascending(np.concatenate(merged[order])), np.full(sum(map(len, merged[order])), 1 << order))
-            for order in sorted(merged, reverse=True)
-        ]
-        self._counts["pool_hit_pages"] += sum(starts.size << order for order, starts in from_pool)
-        return PoolAlloc(np.concatenate(parts).astype(np.uint32), failed, np.concatenate(unzeroed))
-
-    def _old_bytes(
-        self, order: int, starts: Int64Array, dirty_of: Callable[[Int64Array], BoolArray], zero: bool
-    ) -> Uint32Array:
-        """Those pages of the blocks that may hold old bytes, uint32; none after they were zeroed, with `zero`."""
-        pages = expand(starts, np.full(starts.size, 1 << order))
-        dirty = dirty_of(pages)
-        if not dirty.any():
-            return _NO_PAGES
-        if not zero:
-            return pages[dirty].astype(np.uint32)
-        if order >= HUGE_ORDER and starts.size > 1:
-            # Clearing all of it here would keep the loop for long: the host does it as each frame is touched.
-            self._warm.forget_bytes(ascending(starts[dirty.reshape(starts.size, -1).any(axis=1)]), order)
-        else:
-            self.arena.zero(pages[dirty])
-            self._counts["zeroed_pages"] += int(np.count_nonzero(dirty))
-        return _NO_PAGES
-
-    def _reclaim(
-        self, order: int, count: int, pages: int, from_buddy: list[tuple[int, Int64Array]]
-    ) -> int:
-        """Shrink the pool by `pages` and try for `count` blocks again; how many came."""
-        if not pages or not self.shrink(pages):
-            return 0
-        more = self._buddy.alloc_order(order, count)
-        if more.size:
-            from_buddy.append((order, more))
-        return int(more.size)
-
-    def _undo(
-        self, caching: Caching, from_pool: list[tuple[int, Int64Array]], from_buddy: list[tuple[int, Int64Array]]
-    ) -> None:
-        for order, starts in from_pool:
-            self._types.push(caching, order, starts)
-        for order, starts in from_buddy:
-            self._buddy.free(Blocks.of(starts, np.full(starts.size, order, np.uint8)), cleared=None)
 
     def _no_memory(self, num_pages: int, how: str = "") -> TtmError:
         message = f"{self.arena.name}: no {num_pages} pages{how}: {self.free_pages} of {self.num_pages} are free"

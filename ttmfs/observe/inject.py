@@ -5,7 +5,7 @@ Each named place asks `should_fail()` when it is reached. Nothing fails until `p
 
 import errno
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from ttmfs.errors import TtmError
@@ -29,6 +29,20 @@ PLACES: Final = (
 
 _BOUNDS: Final = {"probability": (0, 100), "interval": (1, 1 << 31), "times": (-1, 1 << 31), "space": (0, 1 << 62)}
 KEYS: Final = tuple(_BOUNDS)
+
+
+FailureHook = Callable[[], bool]
+"""Fault injection: True, or a MemoryError or TtmError raised, makes the allocation at hand fail."""
+
+
+def should_fail(hook: FailureHook | None) -> bool:
+    """Whether the injected failure strikes now (should_fail of the kernel's fault attributes)."""
+    if hook is None:
+        return False
+    try:
+        return hook()
+    except (MemoryError, TtmError):
+        return True
 
 
 class FaultAttr:

@@ -12,9 +12,10 @@ from typing import NoReturn, Protocol
 import trio
 
 from ttmfs.errors import TtmError
+from ttmfs.observe.inject import FailureHook, should_fail
 from ttmfs.sync.containers import FenceArray
 from ttmfs.sync.fence import Fence
-from ttmfs.sync.resv import FailureHook, Reservation, Usage, should_fail
+from ttmfs.sync.resv import Reservation, Usage
 
 MIN_ALLOC_CHUNK = 8
 """Slots of the first allocated table (I915_DEPS_MIN_ALLOC_CHUNK); one slot is inline."""

@@ -22,7 +22,8 @@ from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar
 
 from ttmfs.errors import TtmError
-from ttmfs.sync.resv import AcquireContext, Reservation
+from ttmfs.sync.resv import Reservation
+from ttmfs.sync.ww_mutex import AcquireContext
 
 
 class HasResv(Protocol):

@@ -16,7 +16,7 @@ from ttmfs.memory.stores import SwapStore
 from ttmfs.observe.counters import Counters
 from ttmfs.observe.inject import Injection
 from ttmfs.observe.trace import Trace
-from ttmfs.sync.resv import WwClass
+from ttmfs.sync.ww_mutex import WwClass
 from ttmfs.ttm.defrag_list import DefragList
 from ttmfs.ttm.funcs import NoUnmapper, Unmapper
 from ttmfs.ttm.lru import LruList

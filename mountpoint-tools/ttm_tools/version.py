@@ -1,0 +1,3 @@
+"""The version of ttm-tools."""
+
+__version__ = "0.1.0"

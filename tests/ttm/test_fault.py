@@ -1,0 +1,60 @@
+"""What a fault answers: SIGBUS, RETRY, OOM, and zeros after the device is gone; what a first touch brings back."""
+
+import errno
+
+import trio
+import trio.testing
+
+from tests.core.harness import MIB, PAGE, WaitingUnmapper, check, device, fails, make, move
+from ttmfs.driver.suspend import unplug
+from ttmfs.ttm import access
+from ttmfs.ttm.fault import default_fault
+from ttmfs.ttm.funcs import FaultFlag, FaultResult, VmFault
+
+
+async def test_a_gutted_bo_is_placed_anew_by_its_next_use() -> None:
+    async with device(placement="gtt") as vdev:
+        bo = await make(vdev, "a")
+        assert bo.mem_type == "gtt"
+        await move(vdev, bo, "none")
+        assert bytes(await access.read(bo, 100, 5000)) == bytes(5000)
+        assert bo.mem_type == "gtt"
+
+
+async def test_what_a_fault_answers() -> None:
+    async with device(fault_timeout=0.2) as vdev:
+        bo = await make(vdev, "a")
+        deadline = trio.current_time() + 1
+        past = VmFault(bo, 256, 1, deadline=deadline)
+        assert await default_fault(past) is FaultResult.SIGBUS
+        await bo.resv.lock()
+        nowait = VmFault(bo, 0, 1, deadline=deadline, flags=FaultFlag.ALLOW_RETRY | FaultFlag.RETRY_NOWAIT)
+        assert await default_fault(nowait) is FaultResult.RETRY
+        assert not nowait.reserved
+        bo.unlock()
+        good = VmFault(bo, 0, 1, deadline=deadline)
+        assert await default_fault(good) is FaultResult.OK
+        assert not bo.resv.locked
+
+
+async def test_no_memory_is_oom() -> None:
+    async with device(memory=8 * MIB, swap=0) as vdev:
+        bo = vdev.create_bo("a")
+        with fails(errno.ENOMEM):
+            await access.write(bo, 0, b"x" * (9 * MIB))
+
+
+async def test_after_unplug_reads_are_zeros_and_writes_are_dropped() -> None:
+    async with device() as vdev:
+        unmapper = WaitingUnmapper()
+        vdev.ttm.unmapper = unmapper
+        bo = await make(vdev, "a", place="vram")
+        await check(bo)
+        unmapper.unmapped.clear()
+        await unplug(vdev, [bo])
+        assert unmapper.unmapped == ["a"]
+        assert bytes(await access.read(bo, 0, MIB)) == bytes(MIB)
+        await access.write(bo, 0, b"x" * PAGE)
+        assert bytes(await access.read(bo, 0, PAGE)) == bytes(PAGE)
+        with fails(errno.ENODEV):
+            await move(vdev, bo, "system")
