@@ -12,9 +12,9 @@ what, with the seed, the operation's number and the last operations before it. 2
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from exerciserlib.main import main
+from tests.exerciserlib.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -21,14 +21,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from exerciserlib import client as client_module
-from exerciserlib import ops
-from exerciserlib.client import Client, ClientPlan, run_client
-from exerciserlib.main import main
-from exerciserlib.model import MismatchError, Phase, SideFiles, State
-from exerciserlib.storm import write_command
+from tests.exerciserlib import client as client_module
+from tests.exerciserlib import ops
+from tests.exerciserlib.client import Client, ClientPlan, run_client
+from tests.exerciserlib.main import main
+from tests.exerciserlib.model import MismatchError, Phase, SideFiles, State
+from tests.exerciserlib.storm import write_command
 
 PROGRAM = Path(__file__).resolve().parent / "exerciser.py"
 SIZE = 4 * ops.PAGE + 100

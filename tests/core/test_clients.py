@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import trio
-from harness import MIB, PAGE, device, idle, make
 
+from tests.core.harness import MIB, PAGE, device, idle, make
 from ttmfs.driver import calls
 from ttmfs.driver.clients import Client
 from ttmfs.driver.device import VirtualDevice

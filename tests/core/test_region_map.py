@@ -5,8 +5,8 @@ import random
 import numpy as np
 import pytest
 import trio
-from harness import MIB, PAGE, device, idle, move
 
+from tests.core.harness import MIB, PAGE, device, idle, move
 from ttmfs.driver import calls
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.namespace import Namespace

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import trio
-from harness import MIB, PAGE, device, idle, make, move
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ttmfs
+from tests.core.harness import MIB, PAGE, device, idle, make, move
 from ttmfs.driver import calls
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.jobs import Job

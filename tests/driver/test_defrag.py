@@ -6,8 +6,8 @@ import random
 import numpy as np
 import pytest
 import trio
-from defrag_tools import MIB, content, defrag, entries_of, hog, orders, pages_of_bo, scattered
 
+from tests.driver.defrag_tools import MIB, content, defrag, entries_of, hog, orders, pages_of_bo, scattered
 from ttmfs.driver import calls
 from ttmfs.driver.policy import DefaultDriver
 from ttmfs.errors import TtmError

@@ -5,10 +5,10 @@ import random
 import numpy as np
 import pytest
 import trio
-from defrag_tools import MIB, content, orders, scattered
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.driver.defrag_tools import MIB, content, orders, scattered
 from ttmfs.driver.config import Config
 from ttmfs.driver.defrag_pass import defrag_pass
 from ttmfs.driver.defrag_plan import make_plan, obtainable

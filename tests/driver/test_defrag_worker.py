@@ -5,9 +5,9 @@ import random
 
 import pytest
 import trio
-from defrag_tools import MIB, content, hog, orders, scattered
 from trio.testing import MockClock
 
+from tests.driver.defrag_tools import MIB, content, hog, orders, scattered
 from ttmfs.driver import calls
 from ttmfs.driver.knobs import set_knob
 from ttmfs.errors import TtmError

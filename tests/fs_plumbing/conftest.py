@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from plumbing_harness import HERE, Process, Server
+
+from tests.fs_plumbing.plumbing_harness import HERE, Process, Server
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from plumbing_harness import HERE
 
+from tests.fs_plumbing.plumbing_harness import HERE
 from ttmfs.errors import TtmError
 from ttmfs.fs import tuning
 

@@ -6,8 +6,8 @@ import threading
 
 import pytest
 import trio
-from plumbing_harness import cat
 
+from tests.fs_plumbing.plumbing_harness import cat
 from ttmfs.errors import TtmError
 from ttmfs.fs import tuning
 from ttmfs.fs.notify import PageCache, SessionFd

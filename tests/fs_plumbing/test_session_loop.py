@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import pyfuse3
 import pytest
 import trio
-from plumbing_harness import cat
 
+from tests.fs_plumbing.plumbing_harness import cat
 from ttmfs.fs import session_loop
 from ttmfs.fs.session_loop import _FastWait
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import trio
-from plumbing_harness import HERE, cat
 
+from tests.fs_plumbing.plumbing_harness import HERE, cat
 from ttmfs.errors import TtmError
 from ttmfs.fs import tuning
 from ttmfs.fs.watchdog import Ward, Watchdog, _leader, rescue, watch

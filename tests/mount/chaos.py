@@ -24,9 +24,8 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mount_harness import MIB, REPOSITORY, Client, ClientError, Device
-from svm_exerciser import Exerciser
-
+from tests.mount.mount_harness import MIB, REPOSITORY, Client, ClientError, Device
+from tests.mount.svm_exerciser import Exerciser
 from ttmfs.observe.inject import PLACES
 
 SMALL = ("--vram", "16M", "--gtt", "32M", "--memory", "96M", "--swap", "256M", "--placement", "vram gtt system")

@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from mount_harness import STANDARD, Device, have_fuse
-from trace_reading import drain
+
+from tests.mount.mount_harness import STANDARD, Device, have_fuse
+from tests.mount.trace_reading import drain
 
 
 def _check_log(device: Device) -> None:

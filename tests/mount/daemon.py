@@ -14,12 +14,15 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import trio
-from holds import Control, install_holds
-from rules import PATCHES
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.mount.holds import Control, install_holds
+from tests.mount.rules import PATCHES
 from ttmfs.cli import main as cli
 from ttmfs.fs import tuning
 from ttmfs.fs.mount import Mount

@@ -9,7 +9,7 @@ import struct
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mount_client import path
+    from tests.mount.mount_client import path
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

@@ -16,10 +16,14 @@ import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mount_harness import MIB, PAGE, Client, Device
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.mount.mount_harness import MIB, PAGE, Client, Device
 
 VRAM = 16 * MIB
 SIZE = VRAM * 9 // 8

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mount_harness import MIB, Client, Device
+from tests.mount.mount_harness import MIB, Client, Device
 
 MOUNT_OPTIONS = ("--vram", "16M", "--gtt", "64M", "--memory", "128M", "--fault-timeout", "20")
 HEAP = "svm_objects/heap"

@@ -1,7 +1,8 @@
 """BO files behave as files: sizes, truncation, names, attributes, mappings, many processes."""
 
 import pytest
-from mount_harness import MIB, PAGE, Device
+
+from tests.mount.mount_harness import MIB, PAGE, Device
 
 pytestmark = pytest.mark.mount
 

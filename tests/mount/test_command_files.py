@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mount_harness import MIB, Client, Device
+
+from tests.mount.mount_harness import MIB, Client, Device
 
 pytestmark = pytest.mark.mount
 

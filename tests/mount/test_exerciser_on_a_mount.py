@@ -5,7 +5,8 @@ import sys
 import time
 
 import pytest
-from mount_harness import REPOSITORY, Device
+
+from tests.mount.mount_harness import REPOSITORY, Device
 
 pytestmark = pytest.mark.mount
 

@@ -7,7 +7,8 @@ Pages: each scenario touches pages that no client has cached, so that every touc
 import contextlib
 
 import pytest
-from mount_harness import MIB, PAGE, Client, Device, Hang
+
+from tests.mount.mount_harness import MIB, PAGE, Client, Device, Hang
 
 pytestmark = pytest.mark.mount
 

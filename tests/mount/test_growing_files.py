@@ -1,7 +1,8 @@
 """Files that grow, on a mount: what a client sees of WRITEs that fail, and of sizes that nothing can hold."""
 
 import pytest
-from mount_harness import MIB, PAGE, Client, Device
+
+from tests.mount.mount_harness import MIB, PAGE, Client, Device
 
 pytestmark = pytest.mark.mount
 

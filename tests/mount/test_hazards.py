@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pyfuse3
 import pytest
-from mount_harness import MIB, PATIENCE, Client, Device, children
 
+from tests.mount.mount_harness import MIB, PATIENCE, Client, Device, children
 from ttmfs.fs.operations import TtmOperations
 
 pytestmark = pytest.mark.mount

@@ -3,7 +3,8 @@
 import signal
 
 import pytest
-from mount_harness import MIB, PAGE, Client, Device
+
+from tests.mount.mount_harness import MIB, PAGE, Client, Device
 
 pytestmark = pytest.mark.mount
 

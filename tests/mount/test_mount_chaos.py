@@ -2,8 +2,9 @@
 
 import random
 
-import chaos
 import pytest
+
+from tests.mount import chaos
 
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(300)]
 

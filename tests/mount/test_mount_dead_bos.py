@@ -7,8 +7,8 @@ import json
 from typing import Any
 
 import pytest
-from mount_harness import MIB, Device
 
+from tests.mount.mount_harness import MIB, Device
 from ttmfs.fs.attributes import SETTABLE
 from ttmfs.fs.commands import OBJECT_COMMANDS
 

@@ -1,7 +1,8 @@
 """Defrag seen through a mount: a failed one is not noticed, a successful one changes no byte."""
 
 import pytest
-from mount_harness import MIB, Client, Device
+
+from tests.mount.mount_harness import MIB, Client, Device
 
 pytestmark = pytest.mark.mount
 

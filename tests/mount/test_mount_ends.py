@@ -11,7 +11,8 @@ import sys
 import time
 
 import pytest
-from mount_harness import MIB, Client, Device
+
+from tests.mount.mount_harness import MIB, Client, Device
 
 pytestmark = pytest.mark.mount
 

@@ -6,7 +6,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from mount_harness import MIB, STANDARD, Device
+
+from tests.mount.mount_harness import MIB, STANDARD, Device
 
 pytestmark = pytest.mark.mount
 

@@ -2,7 +2,8 @@
 
 
 import pytest
-from mount_harness import MIB, Device
+
+from tests.mount.mount_harness import MIB, Device
 
 pytestmark = pytest.mark.mount
 

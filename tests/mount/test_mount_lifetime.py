@@ -1,7 +1,8 @@
 """A BO lives while it has a name, an open file, or is known to the kernel; then all of it goes, at once."""
 
 import pytest
-from mount_harness import HERE, MIB, Client, Device
+
+from tests.mount.mount_harness import HERE, MIB, Client, Device
 
 pytestmark = pytest.mark.mount
 

@@ -6,7 +6,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from mount_harness import HERE, PAGE, Device
+
+from tests.mount.mount_harness import HERE, PAGE, Device
 
 pytestmark = pytest.mark.mount
 

@@ -4,7 +4,8 @@ import errno
 from pathlib import Path
 
 import pytest
-from mount_harness import HERE, Client, ClientError, Device
+
+from tests.mount.mount_harness import HERE, Client, ClientError, Device
 
 pytestmark = pytest.mark.mount
 

@@ -4,7 +4,8 @@ import json
 from typing import Any
 
 import pytest
-from mount_harness import MIB, Device
+
+from tests.mount.mount_harness import MIB, Device
 
 pytestmark = pytest.mark.mount
 

@@ -1,7 +1,8 @@
 """Several processes change the same names at once: errors are those of names, and afterwards all agrees."""
 
 import pytest
-from mount_harness import HERE, Device
+
+from tests.mount.mount_harness import HERE, Device
 
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(3600)]
 

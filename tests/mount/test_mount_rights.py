@@ -6,7 +6,8 @@ import json
 import os
 
 import pytest
-from mount_harness import STANDARD, Client, Device
+
+from tests.mount.mount_harness import STANDARD, Client, Device
 
 pytestmark = [
     pytest.mark.mount,

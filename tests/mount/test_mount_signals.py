@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from mount_harness import MIB, Device
 
+from tests.mount.mount_harness import MIB, Device
 from ttmfs.fs.signals import masks_of
 
 pytestmark = pytest.mark.mount

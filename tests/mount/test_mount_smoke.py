@@ -1,7 +1,8 @@
 """The harness itself, on a mount: a device comes up, serves a client, is asked over its control channel."""
 
 import pytest
-from mount_harness import Device
+
+from tests.mount.mount_harness import Device
 
 pytestmark = pytest.mark.mount
 

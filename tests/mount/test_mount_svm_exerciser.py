@@ -3,8 +3,9 @@
 import random
 
 import pytest
-from mount_harness import MIB
-from svm_exerciser import OPTIONS, Exerciser
+
+from tests.mount.mount_harness import MIB
+from tests.mount.svm_exerciser import OPTIONS, Exerciser
 
 pytestmark = pytest.mark.mount
 

@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from mount_harness import MIB, Device
+
+from tests.mount.mount_harness import MIB, Device
 
 pytestmark = pytest.mark.mount
 

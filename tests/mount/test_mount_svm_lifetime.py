@@ -4,8 +4,9 @@ import subprocess
 import time
 
 import pytest
-from mount_harness import MIB, Client, Device
-from svm_tools import HEAP, MOUNT_OPTIONS, SIZE, command, gpu, log, map_space, snapshot, svm, vram
+
+from tests.mount.mount_harness import MIB, Client, Device
+from tests.mount.svm_tools import HEAP, MOUNT_OPTIONS, SIZE, command, gpu, log, map_space, snapshot, svm, vram
 
 pytestmark = pytest.mark.mount
 

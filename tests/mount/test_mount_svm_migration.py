@@ -1,8 +1,9 @@
 """Ranges of an address space that migrate, seen by processes that map it: coherence, locality, what moves when."""
 
 import pytest
-from mount_harness import MIB, Client, Device
-from svm_tools import HEAP, MOUNT_OPTIONS, SIZE, command, gpu, log, map_space, snapshot, svm, vram
+
+from tests.mount.mount_harness import MIB, Client, Device
+from tests.mount.svm_tools import HEAP, MOUNT_OPTIONS, SIZE, command, gpu, log, map_space, snapshot, svm, vram
 
 pytestmark = pytest.mark.mount
 

@@ -3,7 +3,7 @@
 import os
 import signal
 
-from mount_harness import MIB, Device
+from tests.mount.mount_harness import MIB, Device
 
 
 def test_who_waits_for_what(device: Device) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mount_harness import PAGE, Device
+
+from tests.mount.mount_harness import PAGE, Device
 
 pytestmark = pytest.mark.mount
 MOUNT_OPTIONS = ("--vram", "16M", "--gtt", "16M", "--memory", "64M", "--swap", "16M", "--fault-timeout", "20")

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mount_harness import MIB, PAGE, Client, Device
+
+from tests.mount.mount_harness import MIB, PAGE, Client, Device
 
 pytestmark = pytest.mark.mount
 MOUNT_OPTIONS = ("--vram", "32M", "--gtt", "64M", "--memory", "128M", "--swap", "64M", "--fault-timeout", "20")

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mount_harness import MIB, PAGE, Client, Device
-from trace_reading import QUIET, drain, events, record, slurp
+
+from tests.mount.mount_harness import MIB, PAGE, Client, Device
+from tests.mount.trace_reading import QUIET, drain, events, record, slurp
 
 pytestmark = [pytest.mark.mount, pytest.mark.usefixtures("no_trace_left")]
 MOUNT_OPTIONS = ("--vram", "32M", "--visible-vram", "16M", "--gtt", "64M", "--memory", "128M", "--fault-timeout", "20")

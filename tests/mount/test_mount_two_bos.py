@@ -1,7 +1,8 @@
 """Two BOs at once: a client's pwrite into one takes its bytes from a mapping of the other (H17, H18)."""
 
 import pytest
-from mount_harness import MIB, Device
+
+from tests.mount.mount_harness import MIB, Device
 
 pytestmark = pytest.mark.mount
 

@@ -6,10 +6,10 @@ import re
 from typing import Any
 
 import pytest
-from mount_harness import MIB, PAGE, REPOSITORY, Device
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
-from trace_reading import record, slurp
 
+from tests.mount.mount_harness import MIB, PAGE, REPOSITORY, Device
+from tests.mount.trace_reading import record, slurp
 from ttmfs.fs.statkeys import COUNTER, KEYS, OPTIONAL, key_of, leaves, markdown
 
 pytestmark = [pytest.mark.mount, pytest.mark.usefixtures("no_trace_left")]

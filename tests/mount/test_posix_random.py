@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from mount_harness import HERE, Device
+
+from tests.mount.mount_harness import HERE, Device
 
 pytestmark = pytest.mark.mount
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mount_harness import Client, Device
+
+from tests.mount.mount_harness import Client, Device
 
 pytestmark = pytest.mark.mount
 

@@ -2,7 +2,7 @@
 
 import re
 
-from mount_harness import Device
+from tests.mount.mount_harness import Device
 
 LINE = re.compile(
     r"^\s*(?P<comm>\S+)-(?P<pid>\d+)\s+\[(?P<cpu>\d{3})\] (?P<flags>\S{5})\s+"

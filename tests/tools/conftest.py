@@ -1,6 +1,5 @@
 """Fixtures of the tools' tests: the devices of tests/mount, and the tools as processes."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -9,18 +8,11 @@ from pathlib import Path
 
 import pytest
 
-MOUNT_TESTS = Path(__file__).resolve().parents[1] / "mount"
-sys.path.insert(0, str(MOUNT_TESTS))
-_spec = importlib.util.spec_from_file_location("mount_fixtures", MOUNT_TESTS / "conftest.py")
-assert _spec is not None
-assert _spec.loader is not None
-_fixtures = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_fixtures)
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "mount"))
 
-device = _fixtures.device
-module_device = _fixtures.module_device
-mounted = _fixtures.mounted
+from tests.mount.conftest import device, module_device, mounted
 
+__all__ = ["device", "module_device", "mounted"]
 Done = subprocess.CompletedProcess[str]
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mount_harness import MIB, Device
 from rich.console import Console
 
+from tests.mount.mount_harness import MIB, Device
 from ttm_tools import colours
 from ttm_tools.errors import MountError
 from ttm_tools.pagemap import FREE, POOL, Region, fragmentation, parse_map

@@ -9,7 +9,8 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
-from mount_harness import MIB, Device
+
+from tests.mount.mount_harness import MIB, Device
 
 pytestmark = pytest.mark.mount
 

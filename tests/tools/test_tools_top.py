@@ -11,11 +11,11 @@ from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
-from mount_harness import MIB
-from mount_harness import Device as Mounted
 from textual.pilot import Pilot
 from textual.widgets import Static
 
+from tests.mount.mount_harness import MIB
+from tests.mount.mount_harness import Device as Mounted
 from ttm_tools.bolist import BoList, place_colour
 from ttm_tools.device import Device
 from ttm_tools.topmodel import COLUMNS, Model, Rate, Reading, Row, fits

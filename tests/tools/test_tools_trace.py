@@ -10,8 +10,8 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
-from mount_harness import MIB, Device
 
+from tests.mount.mount_harness import MIB, Device
 from ttm_tools.report import percentile, report
 from ttm_tools.traceformat import parse
 
