@@ -2,8 +2,7 @@
 
 import asyncio
 import contextlib
-import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, ClassVar, Final
 
 from rich.text import Text
@@ -15,6 +14,7 @@ from textual.widgets import Footer, Input, Static
 from ttm_tools.bolist import BoList, place_colour
 from ttm_tools.device import Device
 from ttm_tools.errors import CommandFailed, MountError
+from ttm_tools.threads import in_thread
 from ttm_tools.topmodel import COLUMNS, Model, Rate, Reading
 from ttm_tools.words import shown, size_text
 
@@ -90,33 +90,6 @@ def header_line(mount: str, stats: dict[str, Any]) -> Text:
     ):
         text.append(f"   {value} {key}", "" if value else "dim")
     return text
-
-
-async def in_thread(action: Callable[[], Any]) -> Any:
-    """Run a call in a daemon thread: one that never comes back does not keep the program from ending."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Any] = loop.create_future()
-
-    def settle(value: Any, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(value)
-
-    def run() -> None:
-        value, failed = None, None
-        try:
-            value = action()
-        except Exception as error:
-            failed = error
-        # The loop may be gone by now.
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(settle, value, failed)
-
-    threading.Thread(target=run, daemon=True).start()
-    return await future
 
 
 _COMMANDS: Final = {

@@ -1,0 +1,265 @@
+"""ttm-web's page in a real browser (Debian's chromium, headless): it loads, repaints, is steered by keys, stays smooth.
+
+A test waits for an element, never for a page that is idle: the stream of events never ends. With TTMFS_PICTURES set to
+a folder the pictures of the documents are written there.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mount_harness import MIB, Device
+from web_tools import PATIENCE, Web
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+common = pytest.importorskip("selenium.webdriver.common.keys", reason="selenium is not installed")
+Keys = common.Keys
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+
+pytestmark = [
+    pytest.mark.mount,
+    pytest.mark.skipif(
+        CHROMIUM is None or DRIVER is None,
+        reason="no browser: apt-get install chromium chromium-driver",
+    ),
+]
+
+MOUNT_OPTIONS = ("--vram", "32M", "--visible-vram", "24M", "--gtt", "64M", "--memory", "128M")
+
+
+class Page:
+    """A tab."""
+
+    def __init__(self, driver: Any) -> None:
+        self.driver = driver
+
+    def open(self, url: str, width: int = 1280, height: int = 1000) -> None:
+        """Load it, and wait until the first maps are drawn."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        self.driver.get("about:blank")
+        self.driver.get(url)
+        self.until("ttmWeb.past.length > 1 && ttmWeb.timings.length > 0 && document.querySelectorAll('.region').length")
+
+    def js(self, expression: str, *arguments: object) -> Any:
+        """The value of an expression; arguments are `a[0]`, `a[1]`..."""
+        return self.driver.execute_script(f"const a = arguments; return {expression};", *arguments)
+
+    def until(self, expression: str, *arguments: object) -> Any:
+        """Wait until it is true; its value."""
+        end = time.monotonic() + PATIENCE
+        while not (value := self.js(expression, *arguments)):
+            assert time.monotonic() < end, f"never came: {expression}\n{self.js('document.body.innerText')}"
+            time.sleep(0.02)
+        return value
+
+    def press(self, keys: str, target: str = "body") -> None:
+        """Type into an element."""
+        self.driver.find_element("css selector", target).send_keys(keys)
+
+    def click(self, target: str) -> None:
+        """Click an element."""
+        self.driver.find_element("css selector", target).click()
+
+    def picture(self, name: str) -> None:
+        """A picture for the documents."""
+        folder = os.environ.get("TTMFS_PICTURES")
+        path = Path(folder) / name if folder else None
+        data = self.driver.get_screenshot_as_png()
+        assert data.startswith(b"\x89PNG")
+        if path is not None:
+            path.write_bytes(data)
+
+    def complaints(self) -> list[str]:
+        """What the console says."""
+        return [entry["message"] for entry in self.driver.get_log("browser")]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Page]:
+    """One browser for the module."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in ("--headless=new", "--disable-gpu", "--disable-dev-shm-usage", "--force-color-profile=srgb"):
+        options.add_argument(argument)
+    if os.geteuid() == 0:
+        options.add_argument("--no-sandbox")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    try:
+        yield Page(driver)
+    finally:
+        driver.quit()
+
+
+@pytest.fixture
+def web(device: Device) -> Iterator[Callable[..., Web]]:
+    """Starts servers of the device."""
+    started: list[Web] = []
+
+    def start(*options: str) -> Web:
+        started.append(Web(device.mountpoint, "--interval", "0.2", *options))
+        return started[-1]
+
+    yield start
+    for server in started:
+        assert server.end() == 0
+
+
+@pytest.fixture
+def page(browser: Page, web: Callable[..., Web]) -> Iterator[Page]:
+    """The browser; the console must have said nothing, and nothing but the server may have been asked."""
+    browser.complaints()
+    browser.driver.get_log("performance")
+    yield browser
+    asked = set()
+    for entry in browser.driver.get_log("performance"):
+        message = json.loads(entry["message"])["message"]
+        if message["method"] == "Network.requestWillBeSent":
+            asked.add(message["params"]["request"]["url"].split("/")[2])
+    browser.driver.get("about:blank")
+    assert browser.complaints() == []
+    assert all(host.startswith("127.0.0.1:") for host in asked if host), asked
+
+
+DRAWN = "document.querySelector(`canvas[data-region=${a[0]}]`).toDataURL()"
+ROWS = "[...document.querySelectorAll('.row:not([hidden])')].map((row) => row.firstChild.textContent)"
+
+
+def test_the_page_shows_what_is_where_and_is_steered_by_keys(
+    page: Page, device: Device, web: Callable[..., Web]
+) -> None:
+    device.make("mesh", MIB, 1)
+    device.make("tex0", 8 * MIB, 1, "vram")
+    device.make("<img src=x onerror=alert(1)>", MIB, 1)
+    page.open(web().url)
+    page.until(f"{ROWS}.length === 3")
+    assert page.js("document.images.length") == 0
+    # A move is repainted, without anything being done here.
+    before = page.js(DRAWN, "vram")
+    device.make("tex1", 4 * MIB, 1, "vram")
+    page.until(f"{DRAWN} !== a[1]", "vram", before)
+    page.until(f"{ROWS}.includes('tex1')")
+    # A cell that is pointed at is named.
+    canvas = page.driver.find_element("css selector", "canvas[data-region=vram]")
+    at = page.js("ttmWeb.state.maps.get('vram').runs[0] / ttmWeb.state.maps.get('vram').pages")
+    actions = webdriver.ActionChains(page.driver)
+    low = canvas.size["height"] * (at - 0.5) + 5
+    actions.move_to_element_with_offset(canvas, 0, int(low)).perform()
+    page.until("!document.querySelector('#tip').hidden")
+    assert "tex" in page.js("document.querySelector('#tip').textContent")
+    # Keys: colours, filter, selection, details, the way back.
+    who = page.js(DRAWN, "system")
+    page.press("2")
+    page.until(f"{DRAWN} !== a[1]", "system", who)
+    page.press("1")
+    page.until(f"{DRAWN} === a[1]", "system", who)
+    page.press("/")
+    page.press("tex1", "#filter")
+    page.until(f"{ROWS}.length === 1")
+    page.press(Keys.ARROW_DOWN, "#rows")
+    page.until("document.querySelector('#detail').innerText.includes('mem_type')")
+    assert page.js("document.querySelector('#detail h2').textContent") == "tex1"
+    assert page.js("[...document.querySelectorAll('#detail button')].map((b) => b.textContent)") == ["close"]
+    page.press(Keys.ESCAPE, "#rows")
+    page.until("document.querySelector('#detail').hidden")
+    page.press(Keys.ESCAPE, "#filter")
+    page.until(f"{ROWS}.length === 4")
+    page.press(Keys.ARROW_RIGHT, "canvas[data-region=system]")
+    page.until("document.querySelector('#said').textContent.includes('system pages 0')")
+    page.press("?")
+    page.until("!document.querySelector('#keys').hidden")
+
+
+def test_the_way_back(page: Page, device: Device, web: Callable[..., Web]) -> None:
+    device.make("tex0", 8 * MIB, 1, "vram")
+    page.open(web().url)
+    page.until("ttmWeb.state.maps.get('vram')?.owners.length === 1")
+    drawn = page.until(f"ttmWeb.past.last.maps.get('vram').owners.length === 1 && {DRAWN}", "vram")
+    assert device.command("objects/tex0/evict", "\n") == "ok"
+    page.until(f"{DRAWN} !== a[1]", "vram", drawn)
+    page.press(" ")
+    page.until("document.querySelector('#ago').textContent !== 'live'")
+    for _ in range(60):
+        page.press(",")
+        if page.js(DRAWN, "vram") == drawn:
+            break
+    page.until(f"{DRAWN} === a[1]", "vram", drawn)
+    assert page.js("document.querySelector('#ago').textContent").startswith("\u2212")
+    page.press(Keys.END, "#time")
+    page.until(f"document.querySelector('#ago').textContent === 'live' && {DRAWN} !== a[1]", "vram", drawn)
+
+
+def test_commands_and_a_list_that_is_sorted(page: Page, device: Device, web: Callable[..., Web]) -> None:
+    for number in range(6):
+        device.make(f"tex{number}", (number + 1) * MIB, 1)
+    page.open(web("--allow-commands").url)
+    page.until(f"{ROWS}.length === 6")
+    assert "token" not in page.driver.current_url
+    page.click("#head button:nth-child(3)")
+    page.until("ttmWeb.state.maps.has('system')")
+    page.until(f"{ROWS}[0] === 'tex5'")
+    page.click(".row")
+    page.until("document.querySelector('#detail').innerText.includes('mem_type')")
+    page.driver.find_element("xpath", "//section[@id='detail']//button[text()='to vram']").click()
+    page.until("document.querySelector('#detail .result').textContent.includes('done')")
+    assert device.status("tex5")["mem_type"] == "vram"
+    page.until("[...document.querySelectorAll('#log li')].some((line) => line.textContent.includes('move_end tex5'))")
+    # Policies and groups are shown where the mount has them.
+    assert page.js("document.querySelector('#groups').hidden")
+    page.js(
+        "(() => { ttmWeb.take({groups: a[0], policies: a[1]}); return 1; })()",
+        [{"path": "game", "current": {"vram": 4096}, "max": {"vram": None}}],
+        {"evict": [["vram", "lru"]], "available": [["evict", "lru", ""], ["evict", "lfu", ""]], "stats": {}},
+    )
+    assert "/game vram 4K" in page.js("document.querySelector('#groups').innerText").replace("\t", " ")
+    assert page.js("[...document.querySelectorAll('#policies option')].map((o) => o.value)") == ["lru", "lfu"]
+
+
+def thrash(device: Device, rounds: int) -> None:
+    """BOs that do not fit into vram together, used in turn."""
+    for number in range(rounds):
+        assert device.command(f"objects/tex{number % 6}/validate", "vram") == "ok"
+        device.shell.do(f"open(path('bo/tex{number % 6}'), 'rb', buffering=0).read(65536)")
+
+
+@pytest.mark.parametrize("width", [1280, 375])
+def test_pictures(page: Page, device: Device, web: Callable[..., Web], width: int) -> None:
+    for number in range(6):
+        device.make(f"tex{number}", (4 + 2 * number) * MIB, 1)
+    device.shell.do("os.mkdir(path('bo/mesh'))")
+    for number in range(24):
+        device.make(f"mesh/part{number:02}", 200 * 1024, 1)
+    page.open(web("--allow-commands").url, width, 1000 if width > 500 else 1500)
+    thrash(device, 12)
+    page.until("document.querySelectorAll('#log li').length > 5 && ttmWeb.past.length > 8")
+    page.until("document.querySelector('#next').textContent.includes('vram: 1')")
+    page.js("(document.querySelector('#mount').textContent = '/tmp/gpu', 1)")
+    assert page.js("document.documentElement.scrollWidth") <= width
+    page.picture(f"ttm-web-{width}.png")
+
+
+@pytest.mark.stress
+def test_ten_thousand_bos_stay_smooth(page: Page, device: Device, web: Callable[..., Web]) -> None:
+    device.shell.do("[open(path(f'bo/b{n:05}'), 'wb').write(b'x') for n in range(10000)]", 90)
+    page.open(web().url)
+    page.until("document.querySelector('#count').textContent === '10000'")
+    assert page.js(f"{ROWS}.length") < 60
+    page.press(Keys.END, "#rows")
+    page.until(f"{ROWS}.includes('b09999')")
+    page.click("#head button:nth-child(3)")
+    page.js("(ttmWeb.timings.length = 0, 1)")
+    for number in range(10):
+        assert device.command(f"objects/b{number:05}/validate", "vram") == "ok"
+        count = page.js("ttmWeb.timings.length")
+        page.until("ttmWeb.timings.length > a[0]", count)
+    page.until("ttmWeb.timings.length >= 20")
+    timings = sorted(page.js("ttmWeb.timings"))
+    assert timings[len(timings) // 2] < 100, timings
