@@ -164,7 +164,9 @@ def past_the_setters(tree: SourceTree) -> Iterator[str]:
     """A BO's resource or tt set elsewhere than in its own file: clients could go on reading from the old one."""
     for name, module in tree.modules.items():
         for node in ast.walk(module.tree) if name != "ttmfs.ttm.bo" else ():
-            what = ast.unparse(node) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) else ""
+            if not isinstance(node, ast.Attribute) or not isinstance(node.ctx, ast.Store):
+                continue
+            what = ast.unparse(node)
             if what.endswith((".resource", ".tt")) and not what.startswith("self."):
                 yield f"{name}:{node.lineno} sets {what}: call assign or set_tt"
 

@@ -139,7 +139,7 @@ def test_bytes_that_come_back_after_a_shorter_and_longer_truncate_are_noticed(di
 def test_a_private_store_that_leaks_into_the_file_is_noticed(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     client = make_client(directory)
     fill(client)
-    shared = client_module.mmap.mmap
+    shared = client_module.mmap.mmap  # type: ignore[attr-defined]
 
     def leaky(self: Client, offset: int, length: int) -> object:
         return shared(self.fd, length, offset=offset)
@@ -185,7 +185,8 @@ def test_the_same_seed_gives_the_same_operations(directory: Path, capsys: pytest
 
 
 def test_the_program_passes_and_prints_totals(directory: Path) -> None:
-    command = [sys.executable, PROGRAM, directory / "a", "--clients", "2", "--ops", "400", "--seed", "3", "--no-ctl"]
+    command = [sys.executable, str(PROGRAM), str(directory / "a")]
+    command += ["--clients", "2", "--ops", "400", "--seed", "3", "--no-ctl"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     totals = json.loads(done.stdout.splitlines()[-1])

@@ -107,10 +107,10 @@ def migration(mount: str, size: int, rounds: int) -> None:
     for number in range(rounds + 1):  # the first one warms up: it touches memory for the first time
         there = space.timed("prefetch", f"0 {size} vram")
         back = space.timed("prefetch", f"0 {size} system")
-        start = time.perf_counter()
+        begun = time.perf_counter()
         np.copyto(arrays[0], arrays[1])
         if number:
-            say(there=there, back=back, copy=time.perf_counter() - start)
+            say(there=there, back=back, copy=time.perf_counter() - begun)
     assert os.pread(space.fd, 100, 0) == block[:100]
     space.unlink()
 

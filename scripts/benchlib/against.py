@@ -25,9 +25,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lib.device import IMPORTED_TTMFS, ROOT, ScriptError
 from rich.console import Console
 from rich.table import Table
+
+from lib.device import IMPORTED_TTMFS, ROOT, ScriptError
 
 from .common import console
 

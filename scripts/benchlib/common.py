@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lib.device import ROOT, Device, ScriptError
 from rich.console import Console
 from rich.table import Table
+
+from lib.device import ROOT, Device, ScriptError
 
 C_SOURCES = ROOT / "scripts" / "bench.d"
 SPINNERS = C_SOURCES / "spinners.py"
@@ -77,7 +78,7 @@ class MemfsServer(Device):
 
     def __enter__(self) -> MemfsServer:
         # A session of its own, as a daemon has one: the kernel may share out time by sessions.
-        command = [self._program, self.mount, str(self._size >> 20)]
+        command = [str(self._program), str(self.mount), str(self._size >> 20)]
         self._process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
         end = time.monotonic() + 60
         while not self.is_mounted():

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from lib.device import Device, ScriptError
 
 from .common import Goal, Report, awake_processors, console, parse_size
@@ -210,7 +211,7 @@ def _size(device: Device, name: str) -> int:
 
 
 def _runs(device: Device, names: list[str]) -> float:
-    return statistics.mean(_status(device, name)["runs"] for name in names)
+    return float(statistics.mean(_status(device, name)["runs"] for name in names))
 
 
 def _share(device: Device, names: list[str]) -> float:

@@ -16,8 +16,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import trio
-from lib.device import ScriptError
 
+from lib.device import ScriptError
 from ttmfs.driver.config import Config
 from ttmfs.fs.mount import Mount
 from ttmfs.fs.served import BoHandle

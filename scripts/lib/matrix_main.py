@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from .device import ROOT, ScriptError
@@ -141,12 +142,14 @@ def alone(copy: Path, environment: dict[str, str], arguments: list[str], log: Pa
     """Every file of tests in a pytest of its own."""
     failed = []
     with log.open("w") as output:
-        streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
-        subprocess.run(["./scripts/setup"], cwd=copy, env=environment, check=True, **streams)
+        run = partial(
+            subprocess.run, cwd=copy, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+        )
+        run(["./scripts/setup"], check=True)
         files = sorted(path.relative_to(copy) for path in (copy / "tests").rglob("test_*.py"))
         for file in files:
-            command = [copy / ".venv/bin/python", "-m", "pytest", "-m", "not stress", *arguments, file]
-            status = subprocess.run(command, cwd=copy, env=environment, check=False, **streams).returncode
+            command = [str(copy / ".venv/bin/python"), "-m", "pytest", "-m", "not stress", *arguments, str(file)]
+            status = run(command, check=False).returncode
             if status not in (0, 5):  # 5: nothing in it is selected
                 failed.append(str(file))
     words = [f"{len(files) - len(failed)} files passed", *(f"{name} failed" for name in failed)]

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,9 +22,9 @@ TTMFS = [sys.executable, "-m", "ttmfs"]
 SMALL = ["--vram", "8M", "--gtt", "16M", "--memory", "32M"]
 
 
-def ttmfs(*arguments: str, seconds: float = 30, **more: object) -> subprocess.CompletedProcess[str]:
+def ttmfs(*arguments: str, seconds: float = 30, **more: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*TTMFS, *arguments], capture_output=True, text=True, timeout=seconds, check=False, **more  # type: ignore[call-overload]
+        [*TTMFS, *arguments], capture_output=True, text=True, timeout=seconds, check=False, **more
     )
 
 

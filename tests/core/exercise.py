@@ -28,9 +28,11 @@ FRAMES = (2 << 20, 3 << 20, 5 << 20)
 """WRITEs, besides smaller ones, to larger BOs: so that these have whole frames of 2 MiB."""
 CLIENTS = 4
 
-CALLS = ("validate", "validate", "evict", "unmap", "region", "many", "restore", "swapout", "swap_all", "pin")
-CALLS += ("backup", "backup", "shrink")
-CALLS += ("defrag", "defrag", "defrag_all")
+CALLS = (
+    *("validate", "validate", "evict", "unmap", "region", "many", "restore", "swapout", "swap_all", "pin"),
+    *("backup", "backup", "shrink"),
+    *("defrag", "defrag", "defrag_all"),
+)
 
 
 Expect = Callable[..., None]
@@ -129,8 +131,8 @@ class Client:
         after_stores(self.bo)
 
     async def run(self, steps: int) -> None:
-        operations: list[Callable[[], Awaitable[None]]] = [self.read] * 4 + [self.write] * 4
-        operations += [self.truncate, self.close]
+        usual: list[Callable[[], Awaitable[None]]] = [self.read, self.write]
+        operations = [*usual * 4, self.truncate, self.close]
         for self.ops in range(steps):
             try:
                 await self.rng.choice(operations)()
@@ -260,8 +262,8 @@ async def exercise(
     """
     rng = random.Random(seed)
     # Trio shuffles runnable tasks: make that part of the seed too, so that a failure can be replayed.
-    trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[attr-defined]
-    trio._core._run._r.seed(seed)  # type: ignore[attr-defined]
+    trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]
+    trio._core._run._r.seed(seed)
     config = config or Config(vram=4 << 20, gtt=16 << 20, memory=64 << 20, swap=64 << 20)
     vdev = VirtualDevice(config)
     vdev.ttm.unmapper = SlowUnmapper(rng)

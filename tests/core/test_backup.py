@@ -308,7 +308,9 @@ async def test_a_busy_bo_is_waited_for_or_ebusy() -> None:
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.EROFS])
-async def test_what_the_medium_says_is_told_as_it_is(code: int, tmp_path: Path, monkeypatch) -> None:
+async def test_what_the_medium_says_is_told_as_it_is(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with device(swap_store=spec("file", tmp_path)) as vdev:
         bo = await make(vdev, "a", 8 * PAGE)
         medium = store_of(vdev).medium  # type: ignore[attr-defined]

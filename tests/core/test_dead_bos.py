@@ -7,10 +7,12 @@ store: nobody would take it back from a BO without a name.
 import errno
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
+from trio.testing import MockClock
 
 from tests.core.harness import MIB, WaitingUnmapper, check, device, make, move, outcome
 from tests.core.stores import check_empty
@@ -27,11 +29,12 @@ from ttmfs.ttm import lifetime
 from ttmfs.ttm.backup import BackupFlags
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.placement import Placement
 
 Call = Callable[[VirtualDevice, BufferObject, BufferObject], Awaitable[object]]
 
 
-def _places(vdev: VirtualDevice, text: str):
+def _places(vdev: VirtualDevice, text: str) -> Placement:
     return vdev.parse_placement(text.split())
 
 
@@ -81,7 +84,7 @@ async def back(vdev: VirtualDevice, *left: BufferObject) -> None:
 
 @pytest.mark.parametrize("name", [*ALONE, *TOGETHER, *WAITS])
 @pytest.mark.parametrize("place", ["", "vram"])
-async def test_a_call_on_a_bo_that_is_gone_is_enoent(autojump_clock, name: str, place: str) -> None:
+async def test_a_call_on_a_bo_that_is_gone_is_enoent(autojump_clock: MockClock, name: str, place: str) -> None:
     call = {**ALONE, **TOGETHER, **WAITS}[name]
     async with device() as vdev:
         bo, other = await make(vdev, "a", place=place), await make(vdev, "b")
@@ -93,7 +96,7 @@ async def test_a_call_on_a_bo_that_is_gone_is_enoent(autojump_clock, name: str, 
 
 
 @pytest.mark.parametrize("key", SETTINGS)
-async def test_an_attribute_of_a_bo_that_is_gone_is_not_set(autojump_clock, key: str) -> None:
+async def test_an_attribute_of_a_bo_that_is_gone_is_not_set(autojump_clock: MockClock, key: str) -> None:
     async with device() as vdev:
         bo = await make(vdev, "a")
         lifetime.release(bo)
@@ -104,7 +107,7 @@ async def test_an_attribute_of_a_bo_that_is_gone_is_not_set(autojump_clock, key:
 
 
 @pytest.mark.parametrize("name", [*ALONE, *TOGETHER])
-async def test_a_call_that_waits_for_a_bo_which_goes_is_enoent(autojump_clock, name: str) -> None:
+async def test_a_call_that_waits_for_a_bo_which_goes_is_enoent(autojump_clock: MockClock, name: str) -> None:
     call = {**ALONE, **TOGETHER}[name]
     async with device() as vdev:
         bo, other = await make(vdev, "a"), await make(vdev, "b")
@@ -126,7 +129,7 @@ async def test_a_call_that_waits_for_a_bo_which_goes_is_enoent(autojump_clock, n
 
 
 @pytest.mark.parametrize("name", [*ALONE, *TOGETHER])
-async def test_a_bo_that_goes_at_any_turn_of_a_call_leaves_nothing(autojump_clock, name: str) -> None:
+async def test_a_bo_that_goes_at_any_turn_of_a_call_leaves_nothing(autojump_clock: MockClock, name: str) -> None:
     call = {**ALONE, **TOGETHER}[name]
     async with device(vram=2 * MIB, beneficial_order=4) as vdev:
         vdev.ttm.unmapper = WaitingUnmapper()
@@ -137,7 +140,7 @@ async def test_a_bo_that_goes_at_any_turn_of_a_call_leaves_nothing(autojump_cloc
                 await calls.backup_one(vdev, bo, BackupFlags(), OperationContext())
             ended: list[int] = []
 
-            async def run(bo=bo, other=other, ended=ended) -> None:
+            async def run(bo: BufferObject = bo, other: Any = other, ended: Any = ended) -> None:
                 ended.append(await outcome(lambda: call(vdev, bo, other)))
 
             async with trio.open_nursery() as nursery:
@@ -152,7 +155,7 @@ async def test_a_bo_that_goes_at_any_turn_of_a_call_leaves_nothing(autojump_cloc
         assert turns > 2 or name not in UNMAPS, "it goes in the middle, or the test tests nothing"
 
 
-async def test_a_restore_that_is_cancelled_after_its_bo_went_keeps_no_books(autojump_clock) -> None:
+async def test_a_restore_that_is_cancelled_after_its_bo_went_keeps_no_books(autojump_clock: MockClock) -> None:
     async with device() as vdev:
         bo = await make(vdev, "a", 8 * MIB)
         await calls.backup_one(vdev, bo, BackupFlags(), OperationContext())
@@ -165,7 +168,7 @@ async def test_a_restore_that_is_cancelled_after_its_bo_went_keeps_no_books(auto
         await back(vdev)
 
 
-async def test_a_pass_over_bos_that_go_meanwhile_counts_them_as_failed(autojump_clock) -> None:
+async def test_a_pass_over_bos_that_go_meanwhile_counts_them_as_failed(autojump_clock: MockClock) -> None:
     async with device() as vdev:
         bos = [await make(vdev, name, 4 * MIB) for name in "abc"]
         lifetime.release(bos[1])
@@ -174,7 +177,7 @@ async def test_a_pass_over_bos_that_go_meanwhile_counts_them_as_failed(autojump_
         await back(vdev, bos[0], bos[2])
 
 
-async def test_a_pinned_bo_that_goes_while_the_device_suspends_keeps_no_pin(autojump_clock) -> None:
+async def test_a_pinned_bo_that_goes_while_the_device_suspends_keeps_no_pin(autojump_clock: MockClock) -> None:
     async with device() as vdev:
         vdev.ttm.unmapper = WaitingUnmapper(8)
         bo, other = await make(vdev, "a", place="vram"), await make(vdev, "b")
@@ -189,7 +192,7 @@ async def test_a_pinned_bo_that_goes_while_the_device_suspends_keeps_no_pin(auto
         await back(vdev, other)
 
 
-async def test_a_bo_first_used_while_suspended_is_forgotten_when_it_goes(autojump_clock) -> None:
+async def test_a_bo_first_used_while_suspended_is_forgotten_when_it_goes(autojump_clock: MockClock) -> None:
     async with device(placement="vram") as vdev:
         await vdev.power.suspend(OperationContext())
         bo = await make(vdev, "a")
@@ -200,7 +203,7 @@ async def test_a_bo_first_used_while_suspended_is_forgotten_when_it_goes(autojum
             await vdev.power.resume(OperationContext())
 
 
-async def test_the_caching_of_a_bo_that_somebody_gives_memory_to_is_not_changed(autojump_clock) -> None:
+async def test_the_caching_of_a_bo_that_somebody_gives_memory_to_is_not_changed(autojump_clock: MockClock) -> None:
     """Its tt would be dropped with the pages that it is about to get."""
     async with device() as vdev:
         bo = vdev.create_bo("a")

@@ -38,7 +38,7 @@ def test_the_method_changes_on_the_third_trigger_in_a_row() -> None:
     assert switch.method is DirtyMethod.SCAN
     assert MethodSwitch(512).method is DirtyMethod.LOG
     assert [switch.collected(dirty, 500) for dirty in (0, 0, 1, 0, 0, 0)] == [False] * 5 + [True]
-    assert switch.method is DirtyMethod.LOG
+    assert switch.method is DirtyMethod.LOG  # type: ignore[comparison-overlap]
     # Exactly 10 % is not more than 10 %.
     assert [switch.collected(dirty, 500) for dirty in (51, 51, 50, 51, 51, 51)] == [False] * 5 + [True]
     assert switch.method is DirtyMethod.SCAN

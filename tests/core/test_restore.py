@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.core.harness import MIB, PAGE, check, device, make, outcome, pattern
+from tests.core.harness import MIB, PAGE, check, device, idle, make, outcome, pattern
 from tests.core.stores import (
     KINDS,
     LONGEST_HOLD,
@@ -152,7 +152,7 @@ async def test_a_late_read_is_served_from_memory_and_what_it_was_given_is_unmapp
     """What a client has cached keeps its memory until it was unmapped, or its WRITE could fail."""
     async with held_device(fault_timeout=0.05) as (vdev, store):
         bo = await make(vdev, "a", SIZE)
-        unmapper = vdev.ttm.unmapper = Hooked(trio.sleep_forever, times=0)
+        unmapper = vdev.ttm.unmapper = Hooked(idle, times=0)
         result: list[int] = []
 
         async def go() -> None:

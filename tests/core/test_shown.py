@@ -5,6 +5,7 @@ import random
 import pytest
 import trio
 import trio.testing
+from trio.testing import MockClock
 
 from tests.core.harness import MIB, PAGE, WaitingUnmapper, device, outcome
 from ttmfs.driver import calls
@@ -79,7 +80,7 @@ async def _set(vdev: VirtualDevice, bo: BufferObject, key: str, value: str) -> N
 
 
 @pytest.mark.parametrize("seed", range(8))
-async def test_what_was_shown_is_true_or_was_taken_back(autojump_clock, seed: int) -> None:
+async def test_what_was_shown_is_true_or_was_taken_back(autojump_clock: MockClock, seed: int) -> None:
     rng = random.Random(seed)
     async with device(vram=2 * MIB, gtt=3 * MIB, memory=8 * MIB, swap=16 * MIB) as vdev:
         vdev.ttm.unmapper = WaitingUnmapper()
@@ -104,7 +105,7 @@ async def test_what_was_shown_is_true_or_was_taken_back(autojump_clock, seed: in
         assert len(told.inos) > 20, "something changes, or the test tests nothing"
 
 
-async def test_a_job_shows_in_the_times_before_its_fence_signals(autojump_clock) -> None:
+async def test_a_job_shows_in_the_times_before_its_fence_signals(autojump_clock: MockClock) -> None:
     async with device() as vdev:
         names, told = Namespace(vdev, uid=0, gid=0), Told()
         names.root.cache = told
@@ -118,7 +119,9 @@ async def test_a_job_shows_in_the_times_before_its_fence_signals(autojump_clock)
         assert seen == [(True, [file.ino], 1)]
 
 
-async def test_what_a_job_wrote_before_it_failed_is_published_too(autojump_clock, monkeypatch) -> None:
+async def test_what_a_job_wrote_before_it_failed_is_published_too(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(work: Work) -> None:
         assert work.dst is not None
         work.dst.store(0, memoryview(b"x" * PAGE))
@@ -143,7 +146,9 @@ async def test_what_a_job_wrote_before_it_failed_is_published_too(autojump_clock
 
 
 @pytest.mark.parametrize("how", ["gut", "purge", "shrink"])
-async def test_content_that_is_dropped_moves_mtime_and_what_was_never_there_does_not(autojump_clock, how: str) -> None:
+async def test_content_that_is_dropped_moves_mtime_and_what_was_never_there_does_not(
+    autojump_clock: MockClock, how: str
+) -> None:
     async with device() as vdev:
         names = Namespace(vdev, uid=0, gid=0)
         full, empty = make_file(names, "full", MIB), make_file(names, "empty", MIB)
@@ -175,7 +180,7 @@ class Session(SessionFd):
         return True
 
 
-async def test_the_kernel_is_told_once_and_settle_waits_for_that(autojump_clock) -> None:
+async def test_the_kernel_is_told_once_and_settle_waits_for_that(autojump_clock: MockClock) -> None:
     session = Session()
     cache = KernelAttributes(session)
     await cache.settle()

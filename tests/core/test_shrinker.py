@@ -2,10 +2,12 @@
 
 import errno
 import random
+from collections.abc import Callable
 
 import pytest
 import trio
 import trio.testing
+from trio.testing import MockClock
 
 from tests.core.harness import MIB, PAGE, WaitingUnmapper, check, device, make, move, pattern
 from tests.core.stores import check_empty, make_noise, noise, same, store_of
@@ -242,7 +244,7 @@ async def test_backup_works_with_no_page_beyond_the_reserve(store: str) -> None:
 # -- ahead of need -----------------------------------------------------------------------------------------------------
 
 
-async def until(condition, what: str) -> None:  # type: ignore[no-untyped-def]
+async def until(condition: Callable[[], object], what: str) -> None:
     with trio.move_on_after(10):
         while not condition():
             await trio.sleep(0.001)
@@ -266,7 +268,7 @@ async def test_room_is_made_ahead_of_need() -> None:
             await check(bo)
 
 
-async def test_it_does_not_spin_when_nothing_can_go(autojump_clock) -> None:
+async def test_it_does_not_spin_when_nothing_can_go(autojump_clock: MockClock) -> None:
     """It looks once for each time that somebody needed room, and rests in between."""
     vdev: VirtualDevice
     async with device(pages_limit=MIB, vram=0) as vdev:

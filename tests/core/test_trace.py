@@ -168,7 +168,7 @@ def emitted_names() -> dict[str, str]:
                 continue
             function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             if function in ("emit", "_trace", "_trace_move"):
-                names_found[node.args[0].value] = f"{path.name}:{node.lineno}"
+                names_found[str(node.args[0].value)] = f"{path.name}:{node.lineno}"
     return names_found
 
 
@@ -217,7 +217,7 @@ async def test_an_eviction_tells_for_whom_and_why_this_one() -> None:
         assert [bo for bo, _facts in evicted] == ["old"]
         facts = evicted[0][1]
         assert (facts["for_bo"], facts["region"], facts["position"], facts["priority"]) == ("third", "vram", 0, 1)
-        assert facts["dst"].startswith("gtt")
+        assert str(facts["dst"]).startswith("gtt")
         tried = [(e["place"], e["why"], e["evicting"]) for e in found(vdev, "place_tried", "third")]
         assert ("vram", "full", 0) in tried
         assert ("vram", "full", 1) in tried

@@ -124,8 +124,8 @@ async def together(
     seed: int, *, config: Config, steps: int = 40, faults: bool = False, suspends: bool = False
 ) -> dict[str, int]:
     """Run it on a SteppingClock; returns counts. AssertionError with the seed and the last operations on a finding."""
-    trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[attr-defined]
-    trio._core._run._r.seed(seed)  # type: ignore[attr-defined]
+    trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]
+    trio._core._run._r.seed(seed)
     # What is measured decides how long steps are: measure something that repeats.
     ticks = itertools.count(0, 50_000)
     # The clock that jumps does not wait for threads.
@@ -173,14 +173,16 @@ async def _run(
                 for client in clients:
                     client.quiet = machine.expect
                     nursery.start_soon(client.run, steps)
-                for other in (*owners, *cached):
+                for owner in owners:
+                    nursery.start_soon(owner.run, steps)
+                for other in cached:
                     nursery.start_soon(other.run, steps)
                 nursery.start_soon(device_jobs, machine, steps)
             background.cancel_scope.cancel()
         for place in INJECTED:
             vdev.ttm.inject[place].probability = 0
-        for anybody in (*clients, *owners, *cached):
-            await anybody.verify()
+        for verify in (*[c.verify for c in clients], *[owner.verify for owner in owners], *[c.verify for c in cached]):
+            await verify()
         wrong = vdev.selfcheck() + machine.svm.check()
         assert not wrong, wrong
         for bo in bos:

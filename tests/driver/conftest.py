@@ -1,7 +1,7 @@
 """A virtual device without a mount, with its engines running."""
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import pytest
 import trio
@@ -24,11 +24,14 @@ async def running(config: Config) -> AsyncIterator[VirtualDevice]:
         vdev.close()
 
 
+MakeDevice = Callable[..., AbstractAsyncContextManager[VirtualDevice]]
+
+
 @pytest.fixture
-def device() -> Callable[..., object]:
+def device() -> MakeDevice:
     """`async with device(vram=…) as vdev:`"""
 
-    def make(**options: object) -> object:
+    def make(**options: object) -> AbstractAsyncContextManager[VirtualDevice]:
         values: dict[str, object] = {"vram": 16 * MIB, "gtt": 64 * MIB, "memory": 64 * MIB, "swap": 0, **options}
         return running(Config(**values))  # type: ignore[arg-type]
 

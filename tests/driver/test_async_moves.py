@@ -2,17 +2,24 @@
 
 import errno
 import random
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
+from trio.testing import MockClock
 
+from tests.driver.conftest import MakeDevice
 from ttmfs.driver import calls
+from ttmfs.driver.calls import Result
+from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.jobs import Job
 from ttmfs.driver.submit import submit_job
 from ttmfs.errors import TtmError
+from ttmfs.sync.fence import Fence
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm import access, lifetime
+from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.copy import CopyState
 from ttmfs.units import PAGE_SIZE
@@ -20,7 +27,7 @@ from ttmfs.units import PAGE_SIZE
 MIB = 1 << 20
 
 
-async def make(vdev, name, size, place=None, seed=1):
+async def make(vdev: VirtualDevice, name: str, size: int, place: str = "", seed: int = 1) -> tuple[BufferObject, bytes]:
     bo = vdev.create_bo(name)
     data = random.Random(seed).randbytes(size)
     await access.write(bo, 0, data)
@@ -30,28 +37,30 @@ async def make(vdev, name, size, place=None, seed=1):
     return bo, data
 
 
-async def content(bo):
+async def content(bo: BufferObject) -> bytes:
     return bytes(await access.read(bo, 0, bo.size))
 
 
-async def validate(vdev, bo, place, **ctx):
+async def validate(vdev: VirtualDevice, bo: BufferObject, place: str, **ctx: Any) -> Result:
     return await calls.validate_bo(vdev, bo, vdev.parse_placement(place.split()), OperationContext(**ctx))
 
 
-async def busy(vdev, bo, seconds):
+async def busy(vdev: VirtualDevice, bo: BufferObject, seconds: float) -> Fence:
     return (await submit_job(vdev, Job("busy", srcs=(bo,), seconds=seconds), OperationContext())).fence
 
 
 class WaitsForReaders:
     """As the kernel: an INVAL returns when every READ of the BO that is under way was answered."""
 
-    async def invalidate(self, bo, first_page, num_pages):
+    async def invalidate(self, bo: BufferObject, first_page: int, num_pages: int) -> None:
         with trio.fail_after(5):
             while bo.device.counters.requests.parked:
                 await trio.sleep(0.01)
 
 
-async def test_five_moves_behind_a_busy_job_are_scheduled_without_blocking(device, autojump_clock):
+async def test_five_moves_behind_a_busy_job_are_scheduled_without_blocking(
+    device: MakeDevice, autojump_clock: MockClock
+) -> None:
     async with device() as vdev:
         bo, data = await make(vdev, "a", 2 * MIB, "vram")
         fence = await busy(vdev, bo, 5)
@@ -68,7 +77,7 @@ async def test_five_moves_behind_a_busy_job_are_scheduled_without_blocking(devic
         assert vdev.ttm.managers["vram"].usage == 0
 
 
-async def test_a_write_behind_a_queued_move_does_not_wait(device, autojump_clock):
+async def test_a_write_behind_a_queued_move_does_not_wait(device: MakeDevice, autojump_clock: MockClock) -> None:
     async with device() as vdev:
         bo, data = await make(vdev, "a", MIB, "vram")
         await busy(vdev, bo, 10)
@@ -80,7 +89,9 @@ async def test_a_write_behind_a_queued_move_does_not_wait(device, autojump_clock
         assert await content(bo) == expected
 
 
-async def test_a_read_behind_a_queued_move_waits_for_it_but_not_for_jobs(device, autojump_clock):
+async def test_a_read_behind_a_queued_move_waits_for_it_but_not_for_jobs(
+    device: MakeDevice, autojump_clock: MockClock
+) -> None:
     async with device() as vdev:
         bo, data = await make(vdev, "a", MIB, "vram")
         fence = await busy(vdev, bo, 3)
@@ -93,7 +104,9 @@ async def test_a_read_behind_a_queued_move_waits_for_it_but_not_for_jobs(device,
         assert trio.current_time() - started == pytest.approx(3, abs=0.5)
 
 
-async def test_a_parked_read_is_served_from_the_source_when_an_inval_is_due(device, autojump_clock):
+async def test_a_parked_read_is_served_from_the_source_when_an_inval_is_due(
+    device: MakeDevice, autojump_clock: MockClock
+) -> None:
     async with device() as vdev:
         bo, data = await make(vdev, "a", MIB, "vram")
         await content(bo)
@@ -102,7 +115,7 @@ async def test_a_parked_read_is_served_from_the_source_when_an_inval_is_due(devi
         await validate(vdev, bo, "gtt")
         got = []
 
-        async def reader():
+        async def reader() -> None:
             got.append((await content(bo), trio.current_time()))
 
         async with trio.open_nursery() as nursery:
@@ -116,7 +129,7 @@ async def test_a_parked_read_is_served_from_the_source_when_an_inval_is_due(devi
         assert got[0][1] - started < 1
 
 
-async def test_fault_timeout_serves_from_the_source(device, autojump_clock):
+async def test_fault_timeout_serves_from_the_source(device: MakeDevice, autojump_clock: MockClock) -> None:
     async with device(fault_timeout=2.0) as vdev:
         bo, data = await make(vdev, "a", MIB, "vram")
         await busy(vdev, bo, 30)
@@ -127,7 +140,9 @@ async def test_fault_timeout_serves_from_the_source(device, autojump_clock):
         assert bo.copies
 
 
-async def test_evicted_space_is_free_at_once_and_its_next_owner_waits(device, autojump_clock):
+async def test_evicted_space_is_free_at_once_and_its_next_owner_waits(
+    device: MakeDevice, autojump_clock: MockClock
+) -> None:
     async with device(vram=4 * MIB) as vdev:
         a, a_data = await make(vdev, "a", 4 * MIB, "vram", seed=1)
         vdev.engines[0].paused = True
@@ -139,7 +154,7 @@ async def test_evicted_space_is_free_at_once_and_its_next_owner_waits(device, au
         assert bytes(vdev.ttm.managers["vram"].arena.view(0, 1024)) == before, "no byte moved yet"
         got = []
 
-        async def reader(bo):
+        async def reader(bo: BufferObject) -> None:
             got.append(await content(bo))
 
         async with trio.open_nursery() as nursery:
@@ -151,7 +166,9 @@ async def test_evicted_space_is_free_at_once_and_its_next_owner_waits(device, au
         assert await content(a) == a_data
 
 
-async def test_more_eviction_contexts_than_slots_wait_instead_of_failing(device, autojump_clock):
+async def test_more_eviction_contexts_than_slots_wait_instead_of_failing(
+    device: MakeDevice, autojump_clock: MockClock
+) -> None:
     async with device(vram=12 * MIB, copy_engines=12, copy_latency=0.5) as vdev:
         bos = [await make(vdev, f"a{n}", MIB, "vram", seed=n) for n in range(12)]
         for bo, _data in bos:
@@ -164,7 +181,9 @@ async def test_more_eviction_contexts_than_slots_wait_instead_of_failing(device,
             assert await content(bo) == old
 
 
-async def test_no_wait_gpu_finds_a_place_with_pending_evictions_busy(device, autojump_clock):
+async def test_no_wait_gpu_finds_a_place_with_pending_evictions_busy(
+    device: MakeDevice, autojump_clock: MockClock
+) -> None:
     async with device(vram=4 * MIB) as vdev:
         a, _data = await make(vdev, "a", 4 * MIB, "vram")
         vdev.engines[0].paused = True
@@ -176,7 +195,9 @@ async def test_no_wait_gpu_finds_a_place_with_pending_evictions_busy(device, aut
         vdev.engines[0].paused = False
 
 
-async def test_gtt_to_system_waits_and_no_wait_gpu_makes_it_ebusy(device, autojump_clock):
+async def test_gtt_to_system_waits_and_no_wait_gpu_makes_it_ebusy(
+    device: MakeDevice, autojump_clock: MockClock
+) -> None:
     async with device() as vdev:
         bo, data = await make(vdev, "a", MIB, "gtt")
         fence = await busy(vdev, bo, 2)
@@ -188,7 +209,9 @@ async def test_gtt_to_system_waits_and_no_wait_gpu_makes_it_ebusy(device, autoju
         assert await content(bo) == data
 
 
-async def test_write_to_a_fresh_bo_on_space_still_copied_out_retreats_to_system(device, autojump_clock):
+async def test_write_to_a_fresh_bo_on_space_still_copied_out_retreats_to_system(
+    device: MakeDevice, autojump_clock: MockClock
+) -> None:
     async with device(vram=4 * MIB, fault_timeout=1.0) as vdev:
         a, a_data = await make(vdev, "a", 4 * MIB, "vram")
         vdev.engines[0].paused = True
@@ -209,7 +232,9 @@ async def test_write_to_a_fresh_bo_on_space_still_copied_out_retreats_to_system(
 
 
 @pytest.mark.parametrize("place", ["gtt", "gtt vram", "gtt vram gtt"])
-async def test_it_retreats_from_moves_of_what_is_not_cleared_yet_too(device, autojump_clock, place):
+async def test_it_retreats_from_moves_of_what_is_not_cleared_yet_too(
+    device: MakeDevice, autojump_clock: MockClock, place: str
+) -> None:
     """Their copies run later, to where they were to go: not over what was written meanwhile."""
     async with device(vram=4 * MIB, fault_timeout=1.0) as vdev:
         b = vdev.create_bo("b")
@@ -235,7 +260,7 @@ async def test_it_retreats_from_moves_of_what_is_not_cleared_yet_too(device, aut
         assert vdev.ttm.num_ghosts == 0
 
 
-async def test_what_a_job_writes_is_not_left_behind(device, autojump_clock):
+async def test_what_a_job_writes_is_not_left_behind(device: MakeDevice, autojump_clock: MockClock) -> None:
     """The job was submitted over the space that is not cleared yet: its bytes come there."""
     async with device(vram=4 * MIB, fault_timeout=1.0) as vdev:
         b = vdev.create_bo("b")
@@ -252,7 +277,7 @@ async def test_what_a_job_writes_is_not_left_behind(device, autojump_clock):
         assert await content(b) == b"\7" * MIB
 
 
-async def test_no_await_between_gate_check_and_reply(device, autojump_clock):
+async def test_no_await_between_gate_check_and_reply(device: MakeDevice, autojump_clock: MockClock) -> None:
     """A READ that is answered with a view must not be overtaken by a move: no checkpoint may lie in between."""
     async with device() as vdev:
         bo, data = await make(vdev, "a", MIB, "vram")
@@ -262,7 +287,7 @@ async def test_no_await_between_gate_check_and_reply(device, autojump_clock):
         assert bytes(stopped.value.value) == data[:PAGE_SIZE]
 
 
-async def test_views_are_dropped_at_every_change(device, autojump_clock):
+async def test_views_are_dropped_at_every_change(device: MakeDevice, autojump_clock: MockClock) -> None:
     async with device() as vdev:
         bo, data = await make(vdev, "a", MIB, "vram")
         for change in ("gtt", "vram", "system", "vram"):
@@ -276,7 +301,7 @@ async def test_views_are_dropped_at_every_change(device, autojump_clock):
         assert await content(bo) == data[:-1]
 
 
-async def test_sync_moves_leave_nothing_pending(device, autojump_clock):
+async def test_sync_moves_leave_nothing_pending(device: MakeDevice, autojump_clock: MockClock) -> None:
     async with device(sync_moves=True, copy_latency=0.2) as vdev:
         bo, data = await make(vdev, "a", MIB)
         started = trio.current_time()
@@ -290,7 +315,7 @@ async def test_sync_moves_leave_nothing_pending(device, autojump_clock):
 @pytest.mark.parametrize("mode", ["async", "sync"])
 @pytest.mark.parametrize("cpu", ["memcpy", "banned"])
 @pytest.mark.parametrize("engine", ["ok", "fails", "fails and no work item"])
-async def test_failure_matrix(device, autojump_clock, engine, cpu, mode):
+async def test_failure_matrix(device: MakeDevice, autojump_clock: MockClock, engine: str, cpu: str, mode: str) -> None:
     async with device(sync_moves=mode == "sync") as vdev:
         bo, data = await make(vdev, "a", 2 * MIB, "vram")
         inject = vdev.ttm.inject
@@ -317,7 +342,9 @@ async def test_failure_matrix(device, autojump_clock, engine, cpu, mode):
             assert vdev.engines[0].cpu_copies == (0 if engine == "ok" else 1)
 
 
-async def test_a_failed_engine_cannot_be_replaced_by_a_cpu_that_does_not_reach(device, autojump_clock):
+async def test_a_failed_engine_cannot_be_replaced_by_a_cpu_that_does_not_reach(
+    device: MakeDevice, autojump_clock: MockClock
+) -> None:
     async with device(visible_vram=4 * MIB) as vdev:
         bo, _data = await make(vdev, "a", MIB, "vram:topdown")
         assert not bo.visible
@@ -329,7 +356,9 @@ async def test_a_failed_engine_cannot_be_replaced_by_a_cpu_that_does_not_reach(d
 
 
 @pytest.mark.parametrize("place", ["page_alloc", "resource_alloc", "tt_create", "fence_slot", "unmap", "move"])
-async def test_an_injected_failure_leaves_the_bo_as_it_was(device, autojump_clock, place):
+async def test_an_injected_failure_leaves_the_bo_as_it_was(
+    device: MakeDevice, autojump_clock: MockClock, place: str
+) -> None:
     async with device() as vdev:
         bo, data = await make(vdev, "a", 2 * MIB, "vram")
         usage = {name: manager.usage for name, manager in vdev.ttm.managers.items()}
@@ -349,7 +378,9 @@ async def test_an_injected_failure_leaves_the_bo_as_it_was(device, autojump_cloc
 
 
 @pytest.mark.parametrize("place", ["ghost", "deps_grow", "fence_array"])
-async def test_an_injected_shortage_makes_the_move_wait_and_succeed(device, autojump_clock, place):
+async def test_an_injected_shortage_makes_the_move_wait_and_succeed(
+    device: MakeDevice, autojump_clock: MockClock, place: str
+) -> None:
     async with device() as vdev:
         bo, data = await make(vdev, "a", 2 * MIB, "vram")
         await busy(vdev, bo, 1)
@@ -361,7 +392,7 @@ async def test_an_injected_shortage_makes_the_move_wait_and_succeed(device, auto
         assert vdev.ttm.num_ghosts == 0
 
 
-async def test_copy_states_are_seen_in_snapshot(device, autojump_clock):
+async def test_copy_states_are_seen_in_snapshot(device: MakeDevice, autojump_clock: MockClock) -> None:
     async with device() as vdev:
         bo, _data = await make(vdev, "a", 4 * PAGE_SIZE, "vram")
         assert bo.snapshot() == b"vvvv"
@@ -374,7 +405,9 @@ async def test_copy_states_are_seen_in_snapshot(device, autojump_clock):
         assert bo.snapshot() == b"gggg"
 
 
-async def test_where_few_may_wait_the_oldest_is_served_from_the_source(device, autojump_clock):
+async def test_where_few_may_wait_the_oldest_is_served_from_the_source(
+    device: MakeDevice, autojump_clock: MockClock
+) -> None:
     async with device() as vdev:
         bo, data = await make(vdev, "a", MIB, "vram")
         await busy(vdev, bo, 10)
@@ -382,7 +415,7 @@ async def test_where_few_may_wait_the_oldest_is_served_from_the_source(device, a
         vdev.ttm.max_parked = 2
         ended = []
 
-        async def reader(page):
+        async def reader(page: int) -> None:
             got = bytes(await access.read(bo, page * PAGE_SIZE, PAGE_SIZE))
             assert got == data[page * PAGE_SIZE : (page + 1) * PAGE_SIZE]
             ended.append((page, trio.current_time()))

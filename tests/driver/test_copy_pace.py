@@ -2,15 +2,19 @@
 
 import itertools
 import random
+from collections.abc import Iterator
 
 import pytest
 import trio
 
+from tests.driver.conftest import MakeDevice
 from ttmfs import clock
 from ttmfs.driver import calls
+from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.engine import MAX_STEP_PAGES, Pace
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm import access
+from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.copy import Copy
 from ttmfs.ttm.device import CLEAR_STEP_PAGES
@@ -19,7 +23,7 @@ MIB = 1 << 20
 
 
 @pytest.fixture
-def steps(monkeypatch):
+def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
     """(first page, pages) of every step that any copy makes, on a clock that advances by 10 us at every look."""
     looks = itertools.count(0, 10_000)
     seen: list[tuple[int, int]] = []
@@ -34,12 +38,12 @@ def steps(monkeypatch):
         yield seen
 
 
-async def move(vdev, bo, place):
+async def move(vdev: VirtualDevice, bo: BufferObject, place: str) -> None:
     await calls.validate_bo(vdev, bo, vdev.parse_placement(place.split()), OperationContext())
     await bo.resv.wait(Usage.BOOKKEEP)
 
 
-async def make(vdev, size):
+async def make(vdev: VirtualDevice, size: int) -> tuple[BufferObject, bytes]:
     bo = vdev.create_bo("a")
     data = random.Random(size).randbytes(size)
     await access.write(bo, 0, data)
@@ -58,7 +62,9 @@ def covers(steps: list[tuple[int, int]], pages: int) -> bool:
 
 
 @pytest.mark.parametrize("size", [16 * MIB, 9 * MIB + 5 * 4096, 4096])
-async def test_steps_grow_while_nobody_wants_anything_and_are_aligned(device, steps, size):
+async def test_steps_grow_while_nobody_wants_anything_and_are_aligned(
+    device: MakeDevice, steps: list[tuple[int, int]], size: int
+) -> None:
     async with device() as vdev:
         bo, data = await make(vdev, size)
         steps.clear()
@@ -72,7 +78,7 @@ async def test_steps_grow_while_nobody_wants_anything_and_are_aligned(device, st
         assert bytes(await access.read(bo, 0, size)) == data
 
 
-async def test_steps_stay_short_while_there_are_requests(device, steps):
+async def test_steps_stay_short_while_there_are_requests(device: MakeDevice, steps: list[tuple[int, int]]) -> None:
     async with device() as vdev:
         bo, data = await make(vdev, 16 * MIB)
         other = vdev.create_bo("other")
@@ -80,7 +86,7 @@ async def test_steps_stay_short_while_there_are_requests(device, steps):
         requests = vdev.ttm.counters.requests
         done = trio.Event()
 
-        async def client():
+        async def client() -> None:
             while not done.is_set():
                 assert bytes(await access.read(other, 0, 4096)) == b"x" * 4096
                 requests.read += 1
@@ -96,7 +102,9 @@ async def test_steps_stay_short_while_there_are_requests(device, steps):
         assert bytes(await access.read(bo, 0, bo.size)) == data
 
 
-async def test_an_injected_failure_comes_half_way_in_short_steps(device, steps):
+async def test_an_injected_failure_comes_half_way_in_short_steps(
+    device: MakeDevice, steps: list[tuple[int, int]]
+) -> None:
     async with device() as vdev:
         bo, data = await make(vdev, 8 * MIB)
         vdev.ttm.inject["engine"].set("times", "1")
@@ -120,14 +128,14 @@ def quiet(pace: Pace, times: int, step: float = 50e-6) -> list[int]:
     return out
 
 
-def test_pace_doubles_when_quiet_up_to_its_maximum():
+def test_pace_doubles_when_quiet_up_to_its_maximum() -> None:
     pages = quiet(Pace(0), 20)
     assert pages[0] == CLEAR_STEP_PAGES
     assert pages[-1] == MAX_STEP_PAGES
     assert all(after in (before, 2 * before) for before, after in itertools.pairwise(pages))
 
 
-def test_pace_falls_at_once_for_a_request_and_is_slow_to_grow_again():
+def test_pace_falls_at_once_for_a_request_and_is_slow_to_grow_again() -> None:
     pace = Pace(7)
     for _ in range(20):
         pace.after(50e-6, 10e-6, 7)
@@ -146,7 +154,7 @@ def _grow(pace: Pace, served: int) -> list[int]:
     return out
 
 
-def test_pace_keeps_a_slow_step_short():
+def test_pace_keeps_a_slow_step_short() -> None:
     pace = Pace(0)
     quiet(pace, 20)
     pace.after(900e-6, 10e-6, 0)
@@ -157,7 +165,7 @@ def test_pace_keeps_a_slow_step_short():
     assert set(quiet(Pace(0), 40, step=500e-6)) == {CLEAR_STEP_PAGES}, "twice that would be too long"
 
 
-def test_pace_gives_way_to_others_on_the_loop():
+def test_pace_gives_way_to_others_on_the_loop() -> None:
     pace = Pace(0)
     quiet(pace, 20)
     pace.after(50e-6, 5e-3, 0)

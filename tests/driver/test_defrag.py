@@ -2,21 +2,26 @@
 
 import errno
 import random
+from typing import Any
 
 import numpy as np
 import pytest
 import trio
 
+from tests.driver.conftest import MakeDevice
 from tests.driver.defrag_tools import MIB, content, defrag, entries_of, hog, orders, pages_of_bo, scattered
 from ttmfs.driver import calls
+from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.policy import DefaultDriver
 from ttmfs.errors import TtmError
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm import access, lifetime
+from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.copy import CopyState
 from ttmfs.ttm.funcs import Multihop
 from ttmfs.ttm.placement import GTT, Place, PlaceFlag
+from ttmfs.ttm.resource import Resource
 from ttmfs.ttm.validate import validate
 from ttmfs.units import PAGE_SIZE
 
@@ -24,24 +29,24 @@ from ttmfs.units import PAGE_SIZE
 class CountingUnmapper:
     """Counts INVALs, and may act while one is outstanding."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.calls = 0
         self.during = None
 
-    async def invalidate(self, bo, first_page, num_pages):
+    async def invalidate(self, bo: BufferObject, first_page: int, num_pages: int) -> None:
         self.calls += 1
         if self.during is not None:
             during, self.during = self.during, None
             await during(bo)
 
 
-def watch(vdev):
+def watch(vdev: VirtualDevice) -> CountingUnmapper:
     vdev.ttm.unmapper = CountingUnmapper()
     return vdev.ttm.unmapper
 
 
 @pytest.mark.parametrize("place", ["system", "gtt"])
-async def test_scattered_pages_become_blocks_of_the_beneficial_order(device, place):
+async def test_scattered_pages_become_blocks_of_the_beneficial_order(device: MakeDevice, place: str) -> None:
     async with device() as vdev:
         bo, data = await scattered(vdev, "a", 6 * MIB, place)
         assert orders(bo) == {0: 1536}
@@ -61,7 +66,7 @@ async def test_scattered_pages_become_blocks_of_the_beneficial_order(device, pla
         assert vdev.selfcheck() == []
 
 
-async def test_tails_and_sparse_pieces_keep_their_shape(device):
+async def test_tails_and_sparse_pieces_keep_their_shape(device: MakeDevice) -> None:
     async with device() as vdev:
         others = hog(vdev)
         bo = vdev.create_bo("a")
@@ -81,7 +86,7 @@ async def test_tails_and_sparse_pieces_keep_their_shape(device):
         assert await content(bo) == bytes(model)
 
 
-async def test_the_old_backing_is_freed_only_after_the_fence(device):
+async def test_the_old_backing_is_freed_only_after_the_fence(device: MakeDevice) -> None:
     async with device() as vdev:
         bo, data = await scattered(vdev, "a", 4 * MIB)
         old = pages_of_bo(bo)
@@ -100,7 +105,7 @@ async def test_the_old_backing_is_freed_only_after_the_fence(device):
         assert await content(bo) == data[:5000] + patch + data[14000:]
 
 
-async def test_freed_fragments_go_past_the_pool_and_show_no_old_bytes(device):
+async def test_freed_fragments_go_past_the_pool_and_show_no_old_bytes(device: MakeDevice) -> None:
     async with device() as vdev:
         bo, _data = await scattered(vdev, "a", 4 * MIB)
         old = pages_of_bo(bo)
@@ -120,7 +125,7 @@ AFTER_UNMAP = ("move",)
 
 @pytest.mark.parametrize("place", ["system", "gtt"])
 @pytest.mark.parametrize("where", [*BEFORE_UNMAP, "unmap", *AFTER_UNMAP, "order"])
-async def test_every_failure_leaves_tt_placement_and_content(device, where, place):
+async def test_every_failure_leaves_tt_placement_and_content(device: MakeDevice, where: str | None, place: str) -> None:
     async with device() as vdev:
         bo, data = await scattered(vdev, "a", 4 * MIB, place)
         await content(bo)
@@ -157,7 +162,7 @@ async def test_every_failure_leaves_tt_placement_and_content(device, where, plac
         assert vdev.selfcheck() == []
 
 
-async def test_a_failed_order_is_enomem_at_once_and_reclaims_nothing(device):
+async def test_a_failed_order_is_enomem_at_once_and_reclaims_nothing(device: MakeDevice) -> None:
     async with device(pool_limit=64 * MIB) as vdev:
         bo, _data = await scattered(vdev, "a", 2 * MIB)
         others = hog(vdev)
@@ -175,7 +180,7 @@ async def test_a_failed_order_is_enomem_at_once_and_reclaims_nothing(device):
 class HopsOnce(DefaultDriver):
     hops = 1
 
-    async def move(self, bo, resource, ctx, *, evict):
+    async def move(self, bo: BufferObject, resource: Resource, ctx: OperationContext, *, evict: bool) -> None:
         if bo.defrag_old_tt is not None and self.hops:
             self.hops -= 1
             raise Multihop((Place(GTT, flags=PlaceFlag.TEMPORARY),))
@@ -183,7 +188,7 @@ class HopsOnce(DefaultDriver):
 
 
 @pytest.mark.parametrize("room", [True, False])
-async def test_multihop_restores_like_any_failure(device, room):
+async def test_multihop_restores_like_any_failure(device: MakeDevice, room: bool) -> None:
     async with device(gtt=64 * MIB if room else 2 * MIB) as vdev:
         bo, data = await scattered(vdev, "a", 4 * MIB)
         bo.funcs = HopsOnce(vdev)
@@ -205,7 +210,7 @@ async def test_multihop_restores_like_any_failure(device, room):
         assert vdev.ttm.managers["gtt"].usage == 0
 
 
-async def test_an_engine_failure_is_copied_by_the_cpu_and_a_banned_one_is_loud(device):
+async def test_an_engine_failure_is_copied_by_the_cpu_and_a_banned_one_is_loud(device: MakeDevice) -> None:
     async with device() as vdev:
         bo, data = await scattered(vdev, "a", 4 * MIB)
         vdev.ttm.inject["engine"].probability = 100
@@ -225,7 +230,9 @@ async def test_an_engine_failure_is_copied_by_the_cpu_and_a_banned_one_is_loud(d
 
 @pytest.mark.parametrize("options", [{"sync_moves": True}, {}])
 @pytest.mark.parametrize("where", [None, "ghost", "work_alloc"])
-async def test_synchronous_ways_of_the_move_free_the_old_pages(device, options, where):
+async def test_synchronous_ways_of_the_move_free_the_old_pages(
+    device: MakeDevice, options: dict[str, Any], where: str | None
+) -> None:
     async with device(**options) as vdev:
         bo, data = await scattered(vdev, "a", 4 * MIB)
         if where:
@@ -237,13 +244,13 @@ async def test_synchronous_ways_of_the_move_free_the_old_pages(device, options, 
         assert await content(bo) == data
 
 
-async def test_holes_that_are_filled_during_the_inval_are_carried_along(device):
+async def test_holes_that_are_filled_during_the_inval_are_carried_along(device: MakeDevice) -> None:
     async with device() as vdev:
         bo, data = await scattered(vdev, "a", 2 * MIB)
         lifetime.set_size(bo, 4 * MIB)
         unmapper = watch(vdev)
 
-        async def during(bo):
+        async def during(bo: BufferObject) -> None:
             assert bo.defrag_old_tt is None, "nothing is committed while the INVAL is outstanding"
             await access.write(bo, 3 * MIB, b"y" * 5000)
             assert bytes(await access.read(bo, 2 * MIB, 4096)) == bytes(4096)
@@ -263,14 +270,14 @@ async def test_holes_that_are_filled_during_the_inval_are_carried_along(device):
         assert vdev.selfcheck() == []
 
 
-async def test_enomem_at_the_commit_restores(device):
+async def test_enomem_at_the_commit_restores(device: MakeDevice) -> None:
     async with device() as vdev:
         bo, data = await scattered(vdev, "a", 2 * MIB)
         lifetime.set_size(bo, 4 * MIB)
         unmapper = watch(vdev)
         held = []
 
-        async def during(bo):
+        async def during(bo: BufferObject) -> None:
             await access.write(bo, 3 * MIB, b"y" * 5000)
             held.append(vdev.pool.alloc(vdev.pool.free_pages, zero=False).pages)
 
@@ -287,7 +294,7 @@ async def test_enomem_at_the_commit_restores(device):
 
 
 @pytest.mark.parametrize("unmapping", [False, True])
-async def test_a_write_to_a_hole_of_a_queued_copy_is_kept(device, unmapping):
+async def test_a_write_to_a_hole_of_a_queued_copy_is_kept(device: MakeDevice, unmapping: bool) -> None:
     async with device(fault_timeout=5.0) as vdev:
         bo, data = await scattered(vdev, "a", 2 * MIB)
         lifetime.set_size(bo, 4 * MIB)
@@ -315,7 +322,7 @@ async def test_a_write_to_a_hole_of_a_queued_copy_is_kept(device, unmapping):
         assert await content(bo) == data + bytes(MIB) + b"h" * 5000 + bytes(MIB - 5000)
 
 
-async def test_a_truncate_while_the_copy_is_queued(device):
+async def test_a_truncate_while_the_copy_is_queued(device: MakeDevice) -> None:
     async with device() as vdev:
         bo, data = await scattered(vdev, "a", 4 * MIB)
         vdev.engines[0].paused = True
@@ -326,7 +333,7 @@ async def test_a_truncate_while_the_copy_is_queued(device):
         assert await content(bo) == data[: 3 * MIB + 100] + bytes(MIB - 100)
 
 
-async def test_a_chain_of_moves_behind_a_defrag(device):
+async def test_a_chain_of_moves_behind_a_defrag(device: MakeDevice) -> None:
     async with device() as vdev:
         bo, data = await scattered(vdev, "a", 4 * MIB)
         vdev.engines[0].paused = True
@@ -343,7 +350,7 @@ async def test_a_chain_of_moves_behind_a_defrag(device):
         assert vdev.pool.in_use_pages == 1024
 
 
-async def test_nothing_to_gain_is_success_with_nothing_moved(device):
+async def test_nothing_to_gain_is_success_with_nothing_moved(device: MakeDevice) -> None:
     async with device(swap=16 * MIB) as vdev:
         unmapper = watch(vdev)
         empty = vdev.create_bo("empty")
@@ -363,14 +370,14 @@ async def test_nothing_to_gain_is_success_with_nothing_moved(device):
         assert await content(swapped) == data
 
 
-async def test_the_beneficial_order_off_moves_nothing(device):
+async def test_the_beneficial_order_off_moves_nothing(device: MakeDevice) -> None:
     async with device(beneficial_order=0) as vdev:
         bo, _ = await scattered(vdev, "a", 4 * MIB)
         assert not bo.tt.beneficial_order_failed
         assert (await defrag(vdev, bo))["moved"] == 0
 
 
-async def test_pinned_is_einval(device):
+async def test_pinned_is_einval(device: MakeDevice) -> None:
     async with device() as vdev:
         for bo in ((await scattered(vdev, "a", 4 * MIB))[0], vdev.create_bo("empty")):
             bo.pin()
@@ -384,7 +391,7 @@ async def test_pinned_is_einval(device):
             assert failure.value.errno == errno.EINVAL
 
 
-async def test_victims_of_a_defrag_are_moved_not_defragmented(device):
+async def test_victims_of_a_defrag_are_moved_not_defragmented(device: MakeDevice) -> None:
     async with device(gtt=8 * MIB) as vdev:
         bo, data = await scattered(vdev, "a", 4 * MIB, "gtt")
         victim, victim_data = await scattered(vdev, "v", 4 * MIB, "gtt", seed=2)
@@ -397,7 +404,7 @@ async def test_victims_of_a_defrag_are_moved_not_defragmented(device):
         assert await content(victim) == victim_data
 
 
-async def test_a_scattered_vram_bo_becomes_one_run(device):
+async def test_a_scattered_vram_bo_becomes_one_run(device: MakeDevice) -> None:
     async with device(vram=16 * MIB) as vdev:
         spacers = []
         for n in range(16):

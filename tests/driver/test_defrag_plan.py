@@ -8,18 +8,20 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.driver.conftest import MakeDevice
 from tests.driver.defrag_tools import MIB, content, orders, scattered
 from ttmfs.driver.config import Config
 from ttmfs.driver.defrag_pass import defrag_pass
 from ttmfs.driver.defrag_plan import make_plan, obtainable
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.ttm import access, lifetime
+from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.defrag import improvable, whole_pieces
 
 SIZES = (4096, 16 << 10, 64 << 10, 256 << 10, MIB, 2 * MIB, 4 * MIB, 4 * MIB + 12288)
 
 
-async def aged(vdev, seed, keep, rounds=4):
+async def aged(vdev: VirtualDevice, seed: int, keep: float, rounds: int = 4) -> dict[BufferObject, bytes]:
     """Fill the arena with BOs of mixed sizes and free some at random, a few times; the BOs with their fill bytes."""
     rng = random.Random(seed)
     bos = {}
@@ -41,11 +43,11 @@ async def aged(vdev, seed, keep, rounds=4):
     return bos
 
 
-def test_obtainable_counts_larger_blocks_as_what_they_split_into():
+def test_obtainable_counts_larger_blocks_as_what_they_split_into() -> None:
     assert obtainable([1, 0, 2, *[0] * 8]).tolist() == [9, 4, 2, *[0] * 8]
 
 
-async def run_all(seed, keep):
+async def run_all(seed: int, keep: float) -> tuple[int, int]:
     vdev = VirtualDevice(Config(vram=0, gtt=0, memory=64 * MIB, swap=0))
     vdev.defrag.interval = 1e6
     try:
@@ -72,11 +74,11 @@ async def run_all(seed, keep):
 
 @settings(deadline=None, max_examples=12)
 @given(seed=st.integers(0, 1 << 30), keep=st.sampled_from((0.3, 0.5, 0.7, 0.85)))
-def test_no_order_is_ever_worse_off(seed, keep):
+def test_no_order_is_ever_worse_off(seed: int, keep: float) -> None:
     trio.run(run_all, seed, keep)
 
 
-def test_nine_of_ten_end_at_the_beneficial_order_when_half_is_free():
+def test_nine_of_ten_end_at_the_beneficial_order_when_half_is_free() -> None:
     done = total = 0
     for seed in range(4):
         moved, eligible = trio.run(run_all, seed, 0.5)
@@ -85,7 +87,7 @@ def test_nine_of_ten_end_at_the_beneficial_order_when_half_is_free():
     assert done >= 0.9 * total
 
 
-async def test_frames_kept_by_small_bos_are_emptied_for_the_large(device):
+async def test_frames_kept_by_small_bos_are_emptied_for_the_large(device: MakeDevice) -> None:
     async with device(memory=64 * MIB) as vdev:
         vdev.defrag.interval = 1e6
         large, data = await scattered(vdev, "large", 8 * MIB)
@@ -112,7 +114,7 @@ async def test_frames_kept_by_small_bos_are_emptied_for_the_large(device):
         assert pool.statistics()["in_use_pages"] == 2048 + 8 * len(smalls)
 
 
-async def test_a_pass_that_can_only_cost_blocks_moves_nothing(device):
+async def test_a_pass_that_can_only_cost_blocks_moves_nothing(device: MakeDevice) -> None:
     async with device() as vdev:
         vdev.defrag.interval = 1e6
         pool = vdev.pool
@@ -137,7 +139,7 @@ async def test_a_pass_that_can_only_cost_blocks_moves_nothing(device):
 
 
 @pytest.mark.parametrize("planned", [True, False])
-async def test_limit_and_names(device, planned):
+async def test_limit_and_names(device: MakeDevice, planned: bool) -> None:
     async with device(memory=128 * MIB) as vdev:
         vdev.defrag.interval = 1e6
         made = [await scattered(vdev, f"b{n}", 2 * MIB, seed=n) for n in range(4)]
@@ -155,7 +157,7 @@ async def test_limit_and_names(device, planned):
             assert await content(bo) == data
 
 
-async def test_the_worker_pass_is_what_no_words_ask_for(device):
+async def test_the_worker_pass_is_what_no_words_ask_for(device: MakeDevice) -> None:
     async with device() as vdev:
         vdev.defrag.interval = 1e6
         bo, data = await scattered(vdev, "a", 2 * MIB)

@@ -2,13 +2,17 @@
 
 import itertools
 import random
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import trio
 from trio.testing import MockClock
 
+from tests.driver.conftest import MakeDevice
 from tests.driver.defrag_tools import MIB, content, hog, orders, scattered
 from ttmfs.driver import calls
+from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.knobs import set_knob
 from ttmfs.errors import TtmError
 from ttmfs.sync.resv import Usage
@@ -21,24 +25,24 @@ def clock() -> MockClock:
     return MockClock(autojump_threshold=0.02)
 
 
-def watch_runs(vdev, times):
+def watch_runs(vdev: VirtualDevice, times: int) -> None:
     """Note the time of every pass."""
     real = vdev.defrag.one_pass
 
-    async def one_pass():
+    async def one_pass() -> None:
         times.append(round(trio.current_time(), 3))
         await real()
 
     vdev.defrag.one_pass = one_pass
 
 
-async def until(condition, seconds=100):
+async def until(condition: Callable[[], object], seconds: float = 100) -> None:
     with trio.fail_after(seconds):
         while not condition():
             await trio.sleep(0.05)
 
 
-async def test_what_is_listed(device):
+async def test_what_is_listed(device: MakeDevice) -> None:
     async with device(swap=0) as vdev:
         listed = vdev.ttm.defrag_list
         vdev.defrag.interval = 1000.0
@@ -63,7 +67,7 @@ async def test_what_is_listed(device):
         vdev.pool.free(others, to_pool=False)
 
 
-async def test_the_worker_moves_what_is_listed_and_stops(device, clock):
+async def test_the_worker_moves_what_is_listed_and_stops(device: MakeDevice, clock: MockClock) -> None:
     async with device() as vdev:
         runs = []
         watch_runs(vdev, runs)
@@ -78,7 +82,7 @@ async def test_the_worker_moves_what_is_listed_and_stops(device, clock):
         assert len(runs) == 1, "stopped while the list is empty"
 
 
-async def test_a_pass_is_capped(device, clock):
+async def test_a_pass_is_capped(device: MakeDevice, clock: MockClock) -> None:
     async with device() as vdev:
         set_knob(vdev, "defrag_limit", "2")
         runs = []
@@ -90,7 +94,7 @@ async def test_a_pass_is_capped(device, clock):
         assert runs[1] - runs[0] == pytest.approx(0.5, abs=0.1)
 
 
-async def test_exponential_backoff_reset_by_a_new_entry(device, clock):
+async def test_exponential_backoff_reset_by_a_new_entry(device: MakeDevice, clock: MockClock) -> None:
     async with device() as vdev:
         set_knob(vdev, "defrag_interval", "1")
         set_knob(vdev, "defrag_interval_max", "8")
@@ -118,7 +122,7 @@ async def test_exponential_backoff_reset_by_a_new_entry(device, clock):
         assert orders(bo) == {9: 1}
 
 
-async def test_reclaim_backoff_leaves_the_pool_alone_for_the_order(device, clock):
+async def test_reclaim_backoff_leaves_the_pool_alone_for_the_order(device: MakeDevice, clock: MockClock) -> None:
     async with device(pool_limit=64 * MIB) as vdev:
         vdev.defrag.interval = 1000.0
         pool = vdev.pool
@@ -137,7 +141,7 @@ async def test_reclaim_backoff_leaves_the_pool_alone_for_the_order(device, clock
         pool.free(pages[4096:], to_pool=False)
 
 
-async def test_a_locked_or_pinned_bo_is_passed_over_and_nobody_is_evicted(device, clock):
+async def test_a_locked_or_pinned_bo_is_passed_over_and_nobody_is_evicted(device: MakeDevice, clock: MockClock) -> None:
     async with device(gtt=8 * MIB) as vdev:
         vdev.defrag.interval = 1000.0
         locked, _ = await scattered(vdev, "locked", 2 * MIB)
@@ -157,7 +161,7 @@ async def test_a_locked_or_pinned_bo_is_passed_over_and_nobody_is_evicted(device
         locked.unlock()
 
 
-async def test_a_suspended_device_is_left_alone(device, clock):
+async def test_a_suspended_device_is_left_alone(device: MakeDevice, clock: MockClock) -> None:
     async with device() as vdev:
         bo, _ = await scattered(vdev, "a", 2 * MIB)
         await vdev.power.suspend(OperationContext())
@@ -169,7 +173,7 @@ async def test_a_suspended_device_is_left_alone(device, clock):
 
 
 @pytest.mark.parametrize("words", ["defrag_limit=x", "defrag_interval=-1", "defrag_interval_max=x"])
-async def test_bad_knobs(device, words):
+async def test_bad_knobs(device: MakeDevice, words: Any) -> None:
     async with device() as vdev:
         with pytest.raises(TtmError):
             set_knob(vdev, *words.split("="))

@@ -1,9 +1,13 @@
 """An unprivileged mount keeps few requests waiting: whoever is hurried for that may not fail for it."""
 
+from typing import Any
+
 import pytest
 import trio
 import trio.testing
+from trio.testing import MockClock
 
+from tests.driver.conftest import MakeDevice
 from ttmfs.driver import calls
 from ttmfs.driver.engine import CopyEngine
 from ttmfs.sync.resv import Usage
@@ -15,11 +19,13 @@ from ttmfs.units import PAGE_SIZE
 MIB = 1 << 20
 
 
-async def test_a_hurried_write_waits_for_bytes_that_move(device, monkeypatch, autojump_clock):
+async def test_a_hurried_write_waits_for_bytes_that_move(
+    device: MakeDevice, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
     move = CopyEngine._move_bytes
     release = trio.Event()
 
-    async def held(self, copy, **how):
+    async def held(self: CopyEngine, copy: Any, **how: Any) -> None:
         await release.wait()
         await move(self, copy, **how)
 
@@ -46,7 +52,9 @@ async def test_a_hurried_write_waits_for_bytes_that_move(device, monkeypatch, au
 
 
 @pytest.mark.parametrize("write", [False, True])
-async def test_a_hurried_request_of_a_reserved_bo_without_memory_is_served(device, autojump_clock, write):
+async def test_a_hurried_request_of_a_reserved_bo_without_memory_is_served(
+    device: MakeDevice, autojump_clock: MockClock, write: bool
+) -> None:
     async with device() as vdev:
         bo = vdev.create_bo("a")
         lifetime.set_size(bo, MIB)

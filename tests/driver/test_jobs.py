@@ -2,42 +2,47 @@
 
 import errno
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
 import trio
+from trio.testing import MockClock
 
+from tests.driver.conftest import MakeDevice
 from ttmfs.driver import calls
+from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.jobs import Job
 from ttmfs.driver.submit import submit_job
 from ttmfs.errors import TtmError
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm import access, lifetime
+from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 
 MIB = 1 << 20
 
 
-async def make(vdev, name, data, place="system"):
+async def make(vdev: VirtualDevice, name: str, data: bytes, place: str = "system") -> BufferObject:
     bo = vdev.create_bo(name)
     await access.write(bo, 0, data)
     await calls.validate_bo(vdev, bo, vdev.parse_placement([place]), OperationContext())
     return bo
 
 
-async def run(vdev, kind, **fields):
+async def run(vdev: VirtualDevice, kind: str, **fields: Any) -> Any:
     queued = await submit_job(vdev, Job(kind, **fields), OperationContext())
     await queued.fence.wait()
     assert not queued.fence.error
     return queued.value
 
 
-async def content(bo):
+async def content(bo: BufferObject) -> bytes:
     return bytes(await access.read(bo, 0, bo.size))
 
 
 @pytest.mark.parametrize("place", ["system", "gtt", "vram"])
-async def test_arithmetic(device, place):
+async def test_arithmetic(device: MakeDevice, place: str) -> None:
     rng = np.random.default_rng(1)
     x = rng.random(300_000, dtype=np.float32)
     y = rng.random(300_000, dtype=np.float32)
@@ -52,7 +57,7 @@ async def test_arithmetic(device, place):
         assert await content(a) == bytes(len(x.tobytes()))
 
 
-async def test_integer_add_wraps_and_ranges_are_kept(device):
+async def test_integer_add_wraps_and_ranges_are_kept(device: MakeDevice) -> None:
     async with device() as vdev:
         a = await make(vdev, "a", b"\xff" * 10000)
         b = await make(vdev, "b", b"\x03" * 10000)
@@ -70,7 +75,7 @@ async def test_integer_add_wraps_and_ranges_are_kept(device):
         ({"size": 1 << 60}, "within"),
     ],
 )
-async def test_bad_ranges_are_refused_and_change_nothing(device, fields, word):
+async def test_bad_ranges_are_refused_and_change_nothing(device: MakeDevice, fields: dict[str, Any], word: str) -> None:
     async with device() as vdev:
         a = await make(vdev, "a", b"\x01" * 10000)
         with pytest.raises(TtmError, match=word) as caught:
@@ -80,7 +85,7 @@ async def test_bad_ranges_are_refused_and_change_nothing(device, fields, word):
         assert not a.resv.locked
 
 
-async def test_a_job_brings_its_bo_to_its_placement_and_evicts_others(device):
+async def test_a_job_brings_its_bo_to_its_placement_and_evicts_others(device: MakeDevice) -> None:
     async with device(vram=4 * MIB) as vdev:
         bos = [await make(vdev, f"b{n}", bytes([n]) * (2 * MIB)) for n in range(4)]
         for bo in bos:
@@ -92,7 +97,7 @@ async def test_a_job_brings_its_bo_to_its_placement_and_evicts_others(device):
         assert vdev.ttm.counters.moves.evictions > 0
 
 
-async def test_fences_order_writers_and_readers(device, autojump_clock):
+async def test_fences_order_writers_and_readers(device: MakeDevice, autojump_clock: MockClock) -> None:
     async with device() as vdev:
         bo = await make(vdev, "a", bytes(4096))
         first = await submit_job(vdev, Job("busy", srcs=(bo,), seconds=2), OperationContext())
@@ -104,7 +109,7 @@ async def test_fences_order_writers_and_readers(device, autojump_clock):
         assert third.value == zlib.crc32(b"\x03" * 4096)
 
 
-async def test_after_waits_for_a_fence_of_another_bo(device, autojump_clock):
+async def test_after_waits_for_a_fence_of_another_bo(device: MakeDevice, autojump_clock: MockClock) -> None:
     async with device() as vdev:
         a, b = await make(vdev, "a", bytes(4096)), await make(vdev, "b", bytes(4096))
         busy = await submit_job(vdev, Job("busy", srcs=(a,), seconds=2), OperationContext())
@@ -114,11 +119,13 @@ async def test_after_waits_for_a_fence_of_another_bo(device, autojump_clock):
         assert trio.current_time() - started >= 2
 
 
-async def test_a_failing_job_does_not_fail_later_moves(device, autojump_clock, monkeypatch):
+async def test_a_failing_job_does_not_fail_later_moves(
+    device: MakeDevice, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with device() as vdev:
         bo = await make(vdev, "a", b"\x05" * MIB, "vram")
 
-        def broken(*_args):
+        def broken(*_args: Any) -> None:
             raise RuntimeError("the shader hung")
 
         monkeypatch.setattr("ttmfs.driver.jobs.execute", broken)
@@ -130,7 +137,7 @@ async def test_a_failing_job_does_not_fail_later_moves(device, autojump_clock, m
         assert await content(bo) == b"\x05" * MIB
 
 
-async def test_a_job_starts_after_the_move_of_its_bo(device, autojump_clock):
+async def test_a_job_starts_after_the_move_of_its_bo(device: MakeDevice, autojump_clock: MockClock) -> None:
     async with device(copy_latency=1.0) as vdev:
         bo = await make(vdev, "a", b"\x05" * MIB)
         result = await calls.validate_bo(vdev, bo, vdev.parse_placement(["vram"]), OperationContext())
@@ -140,7 +147,7 @@ async def test_a_job_starts_after_the_move_of_its_bo(device, autojump_clock):
         assert queued.value == zlib.crc32(b"\x05" * MIB)
 
 
-async def test_nothing_is_left_after_everything_is_gone(device, autojump_clock):
+async def test_nothing_is_left_after_everything_is_gone(device: MakeDevice, autojump_clock: MockClock) -> None:
     async with device() as vdev:
         bos = [await make(vdev, f"b{n}", bytes(MIB), "vram") for n in range(3)]
         await submit_job(vdev, Job("busy", srcs=tuple(bos), seconds=1), OperationContext())
@@ -156,12 +163,14 @@ async def test_nothing_is_left_after_everything_is_gone(device, autojump_clock):
 
 
 @pytest.mark.parametrize("place", ["system", "gtt", "vram"])
-async def test_a_bo_that_grows_while_another_one_is_prepared_has_no_holes(device, monkeypatch, place):
+async def test_a_bo_that_grows_while_another_one_is_prepared_has_no_holes(
+    device: MakeDevice, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
     async with device() as vdev:
         a, b = await make(vdev, "a", b"a" * 10000, place), await make(vdev, "b", b"b" * 50000)
         prepared = []
 
-        async def grow(bo):
+        async def grow(bo: BufferObject) -> int:
             prepared.append(bo)
             if len(prepared) == 2:
                 lifetime.set_size(a, 5000)
@@ -174,11 +183,11 @@ async def test_a_bo_that_grows_while_another_one_is_prepared_has_no_holes(device
         assert await content(a) == b"\3" * 5000 + b"b" * 35000
 
 
-async def test_bos_that_never_stop_growing_are_busy(device, monkeypatch):
+async def test_bos_that_never_stop_growing_are_busy(device: MakeDevice, monkeypatch: pytest.MonkeyPatch) -> None:
     async with device() as vdev:
         a, b = await make(vdev, "a", b"a" * 10000), await make(vdev, "b", b"b" * 10000)
 
-        async def grow(bo):
+        async def grow(bo: BufferObject) -> int:
             lifetime.set_size(a, a.size + 4096)
             return 0
 

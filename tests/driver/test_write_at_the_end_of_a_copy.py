@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from tests.core.harness import MIB, PAGE, check, device, make, move, pattern
 from ttmfs.driver import calls
@@ -52,7 +53,7 @@ async def _right(vdev: VirtualDevice, bo: BufferObject) -> None:
 @pytest.mark.parametrize("how", ["gtt", "evict", "vram@512-1023"])
 @pytest.mark.parametrize("sync", [False, True])
 @pytest.mark.parametrize("place", ["", "ghost", "work_alloc"])
-async def test_no_write_is_lost(autojump_clock, how: str, sync: bool, place: str) -> None:
+async def test_no_write_is_lost(autojump_clock: MockClock, how: str, sync: bool, place: str) -> None:
     async with device(copy_latency=0.01, sync_moves=sync) as vdev:
         bo = await make(vdev, "a", MIB, place="vram@0-511")
         await check(bo)
@@ -62,7 +63,7 @@ async def test_no_write_is_lost(autojump_clock, how: str, sync: bool, place: str
         await _right(vdev, bo)
 
 
-async def test_no_write_is_lost_when_an_eviction_finds_no_slot_for_its_fence(autojump_clock) -> None:
+async def test_no_write_is_lost_when_an_eviction_finds_no_slot_for_its_fence(autojump_clock: MockClock) -> None:
     async with device(copy_latency=0.01) as vdev:
         bo = await make(vdev, "a", MIB, place="vram")
         await check(bo)

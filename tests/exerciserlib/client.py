@@ -127,7 +127,7 @@ class Client:
 
     def write_at(self, offset: int, data: np.ndarray) -> None:
         """pwrite all of `data`."""
-        rest, at = memoryview(data), self.model.base + offset
+        rest, at = data.data, self.model.base + offset
         while rest:
             done = os.pwrite(self.fd, rest, at)
             rest, at = rest[done:], at + done
@@ -155,7 +155,7 @@ class Client:
         assert self.direct_fd is not None
         done, at = 0, self.model.base + offset
         with self._buffer(len(data)) as buffer:
-            buffer[:] = memoryview(data)
+            buffer[:] = data.data
             while done < len(data):
                 done += os.pwritev(self.direct_fd, [buffer[done:]], at + done)
         self.count_written(len(data))

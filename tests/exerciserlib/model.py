@@ -142,7 +142,7 @@ class Model:
     @property
     def size(self) -> int:
         """Bytes up to the end of the region (the end of the file where the client owns it whole)."""
-        return self.state.size
+        return int(self.state.size)
 
     def expected(self, offset: int, length: int) -> np.ndarray:
         """uint8 view of what a read of `length` bytes at `offset` must return: it ends at the end of the file."""

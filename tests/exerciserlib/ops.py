@@ -152,7 +152,7 @@ def append(c: Client, rng: random.Random) -> None:
     c.model.begin_write(c.model.size, data)
     fd = os.open(c.path, os.O_WRONLY | os.O_APPEND)
     try:
-        rest = memoryview(data)
+        rest = data.data
         while rest:
             rest = rest[os.write(fd, rest) :]
     finally:

@@ -4,11 +4,13 @@ import errno
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.fs_plumbing.plumbing_harness import HERE
+from tests.fs_plumbing.plumbing_harness import HERE, Server
 from ttmfs.errors import TtmError
 from ttmfs.fs import tuning
 
@@ -20,7 +22,7 @@ def read(connection: int, name: str) -> int:
 
 
 @pytest.mark.mount
-def test_the_connection_of_a_mount_point_with_a_space(serve):
+def test_the_connection_of_a_mount_point_with_a_space(serve: Callable[..., Server]) -> None:
     server = serve()
     assert " " in server.mountpoint
     number = tuning.connection_number(server.mountpoint)
@@ -41,7 +43,7 @@ def test_no_mount_and_another_kind_of_mount(tmp_path: Path) -> None:
 
 @pytest.mark.mount
 @ROOT_ONLY
-def test_limits_are_raised(serve):
+def test_limits_are_raised(serve: Callable[..., Server]) -> None:
     server = serve()
     assert server.ready["limits"] == []
     assert read(server.connection, "max_background") == 65535
@@ -53,7 +55,7 @@ def test_limits_are_raised(serve):
 
 @pytest.mark.mount
 @ROOT_ONLY
-def test_backing_device_and_readahead(serve):
+def test_backing_device_and_readahead(serve: Callable[..., Server]) -> None:
     server = serve()
     base = Path(f"/sys/class/bdi/0:{server.connection}")
     report = tuning.tune_bdi(server.connection)
@@ -89,7 +91,7 @@ def test_what_cannot_be_set_is_a_sentence() -> None:
 
 @pytest.mark.mount
 @ROOT_ONLY
-def test_without_privileges_everything_is_reported_and_nothing_raises(serve):
+def test_without_privileges_everything_is_reported_and_nothing_raises(serve: Callable[..., Server]) -> None:
     server = serve()
     program = """
 import os, sys
@@ -111,7 +113,9 @@ print(bool(tuning.force_unmount(sys.argv[2])), bool(tuning.lazy_unmount(sys.argv
 
 @pytest.mark.mount
 @ROOT_ONLY
-def test_waiting_abort_and_unmount_with_a_client_in_a_fault(serve, client, mountpoint):
+def test_waiting_abort_and_unmount_with_a_client_in_a_fault(
+    serve: Callable[..., Server], client: Any, mountpoint: str
+) -> None:
     server = serve()
     reader = client("park", "1")
     server.until(lambda status: status["parked"] == 1)

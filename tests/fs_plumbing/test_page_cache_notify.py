@@ -3,18 +3,20 @@
 import errno
 import os
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import trio
 
-from tests.fs_plumbing.plumbing_harness import cat
+from tests.fs_plumbing.plumbing_harness import Server, cat
 from ttmfs.errors import TtmError
 from ttmfs.fs import tuning
 from ttmfs.fs.notify import PageCache, SessionFd
 
 
 @pytest.mark.mount
-def test_mapped_pages_are_dropped_and_fetched_anew(serve, client):
+def test_mapped_pages_are_dropped_and_fetched_anew(serve: Callable[..., Server], client: Any) -> None:
     server = serve()
     reader = client("bo")
     assert reader.ask("load", 0) == 0
@@ -25,7 +27,7 @@ def test_mapped_pages_are_dropped_and_fetched_anew(serve, client):
 
 
 @pytest.mark.mount
-def test_a_range_is_rounded_outwards_to_pages_and_spares_the_rest(serve, client):
+def test_a_range_is_rounded_outwards_to_pages_and_spares_the_rest(serve: Callable[..., Server], client: Any) -> None:
     server = serve()
     reader = client("bo")
     pages = range(8)
@@ -36,7 +38,7 @@ def test_a_range_is_rounded_outwards_to_pages_and_spares_the_rest(serve, client)
 
 
 @pytest.mark.mount
-def test_attributes_only_keeps_the_pages(serve, client):
+def test_attributes_only_keeps_the_pages(serve: Callable[..., Server], client: Any) -> None:
     server = serve()
     reader = client("bo")
     assert reader.ask("load", 0) == 0
@@ -49,7 +51,7 @@ def test_attributes_only_keeps_the_pages(serve, client):
 
 @pytest.mark.mount
 @pytest.mark.parametrize("flush", [True, False])
-def test_dirty_pages_reach_the_daemon_before_it_returns(serve, client, flush):
+def test_dirty_pages_reach_the_daemon_before_it_returns(serve: Callable[..., Server], client: Any, flush: Any) -> None:
     server = serve(size=4 << 20, bdi=128)
     writer = client("bo")
     assert writer.ask("store", 0, 4 << 20, 0x33)
@@ -70,7 +72,7 @@ def test_dirty_pages_reach_the_daemon_before_it_returns(serve, client, flush):
 
 
 @pytest.mark.mount
-def test_an_alias_that_does_not_open_is_no_error(serve, client):
+def test_an_alias_that_does_not_open_is_no_error(serve: Callable[..., Server], client: Any) -> None:
     server = serve()
     writer = client("bo")
     server.do("aliases", on=False)
@@ -82,7 +84,7 @@ def test_an_alias_that_does_not_open_is_no_error(serve, client):
 
 
 @pytest.mark.mount
-def test_an_inode_that_nobody_has_is_no_error(serve):
+def test_an_inode_that_nobody_has_is_no_error(serve: Callable[..., Server]) -> None:
     server = serve()
     assert server.do("inval", ino=77)["known"] is False
     answer = server.do("inval", ino=2**63)
@@ -92,7 +94,7 @@ def test_an_inode_that_nobody_has_is_no_error(serve):
 
 
 @pytest.mark.mount
-def test_requests_are_served_while_an_inval_waits_for_a_parked_read(serve, client):
+def test_requests_are_served_while_an_inval_waits_for_a_parked_read(serve: Callable[..., Server], client: Any) -> None:
     server = serve()
     client("park", "1")
     server.until(lambda status: status["parked"] == 1)
@@ -106,7 +108,7 @@ def test_requests_are_served_while_an_inval_waits_for_a_parked_read(serve, clien
 
 
 @pytest.mark.mount
-def test_after_an_abort_it_returns(serve, client):
+def test_after_an_abort_it_returns(serve: Callable[..., Server], client: Any) -> None:
     server = serve()
     client("park", "1")
     server.until(lambda status: status["parked"] == 1)
@@ -119,14 +121,14 @@ def test_after_an_abort_it_returns(serve, client):
     assert server.do("status")["connected"] is False
 
 
-def test_a_mount_of_another_process_is_refused(serve):
+def test_a_mount_of_another_process_is_refused(serve: Callable[..., Server]) -> None:
     server = serve()
     with pytest.raises(TtmError, match="no descriptor of this process") as caught:
         SessionFd(server.mountpoint)
     assert caught.value.errno == errno.ENOENT
 
 
-def test_a_closed_session_writes_nowhere():
+def test_a_closed_session_writes_nowhere() -> None:
     """The descriptor's number may belong to any file by then."""
     session = SessionFd.__new__(SessionFd)
     read_end, write_end = os.pipe()

@@ -123,7 +123,7 @@ async def test_results_beyond_the_bound_end_the_write(machine: Machine) -> None:
 
 async def test_a_long_quoted_line_is_split_off_the_loop(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[int] = []
-    real = runner.split_words
+    real = runner.split_words  # type: ignore[attr-defined]
 
     def split(line: str) -> list[str]:
         threads.append(threading.get_ident())

@@ -5,13 +5,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pyfuse3
 import pytest
 import trio
 
-from tests.fs_plumbing.plumbing_harness import cat
+from tests.fs_plumbing.plumbing_harness import Server, cat
 from ttmfs.fs import session_loop
 from ttmfs.fs.session_loop import _FastWait
 
@@ -185,7 +186,7 @@ def test_the_timer_interrupts_a_blocking_read(pipe: tuple[int, int]) -> None:
 
 @pytest.mark.mount
 @LOOPS
-def test_terminate_ends_main(serve, loop):
+def test_terminate_ends_main(serve: Callable[..., Server], loop: str) -> None:
     server = serve(loop=loop)
     assert server.ready["fast"] is (loop == "fast")
     assert cat(server.mountpoint, "bo") == bytes(16)
@@ -195,7 +196,7 @@ def test_terminate_ends_main(serve, loop):
 
 @pytest.mark.mount
 @LOOPS
-def test_cancelling_the_nursery_ends(serve, loop):
+def test_cancelling_the_nursery_ends(serve: Callable[..., Server], loop: str) -> None:
     server = serve(loop=loop)
     assert cat(server.mountpoint, "bo") == bytes(16)
     server.begin("cancel")
@@ -204,7 +205,7 @@ def test_cancelling_the_nursery_ends(serve, loop):
 
 @pytest.mark.mount
 @LOOPS
-def test_unmounting_ends_main(serve, loop):
+def test_unmounting_ends_main(serve: Callable[..., Server], loop: str) -> None:
     server = serve(loop=loop)
     assert cat(server.mountpoint, "bo") == bytes(16)
     assert os.system(f"umount '{server.mountpoint}'") == 0
@@ -213,7 +214,7 @@ def test_unmounting_ends_main(serve, loop):
 
 @pytest.mark.mount
 @LOOPS
-def test_64_parked_reads_do_not_stop_other_requests(serve, client, loop):
+def test_64_parked_reads_do_not_stop_other_requests(serve: Callable[..., Server], client: Any, loop: str) -> None:
     server = serve(loop=loop, size=8 << 20)
     reader = client("park", "64")
     server.until(lambda status: status["parked"] == 64)
@@ -234,7 +235,7 @@ def test_64_parked_reads_do_not_stop_other_requests(serve, client, loop):
 
 @pytest.mark.mount
 @LOOPS
-def test_killed_clients_leave_the_loop_alive(serve, client, loop):
+def test_killed_clients_leave_the_loop_alive(serve: Callable[..., Server], client: Any, loop: str) -> None:
     server = serve(loop=loop)
     for _ in range(8):
         reader = client("park", "1")
@@ -247,7 +248,7 @@ def test_killed_clients_leave_the_loop_alive(serve, client, loop):
 
 @pytest.mark.mount
 @pytest.mark.parametrize(("loop", "timer"), [("fast", False), ("fast", True), ("stock", True)])
-def test_requests_withdrawn_while_the_loop_is_busy(serve, loop, timer):
+def test_requests_withdrawn_while_the_loop_is_busy(serve: Callable[..., Server], loop: str, timer: Any) -> None:
     """The blocking-read freeze: the only queued request is gone when the loop comes back to read it."""
     server = serve(loop=loop, timer=timer)
     for _ in range(3 if timer else 6):
@@ -263,7 +264,7 @@ def test_requests_withdrawn_while_the_loop_is_busy(serve, loop, timer):
 
 
 @pytest.mark.mount
-def test_requests_do_not_each_start_a_task(serve):
+def test_requests_do_not_each_start_a_task(serve: Callable[..., Server]) -> None:
     server = serve(loop="fast", size=16 << 20, count_tasks=True)
     program = (
         "import os,sys; fd=os.open(sys.argv[1],os.O_RDONLY); os.posix_fadvise(fd,0,0,os.POSIX_FADV_RANDOM)\n"

@@ -5,12 +5,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
+from trio.testing import MockClock
 
-from tests.fs_plumbing.plumbing_harness import HERE, cat
+from tests.fs_plumbing.plumbing_harness import HERE, Server, cat
 from ttmfs.errors import TtmError
 from ttmfs.fs import tuning
 from ttmfs.fs.watchdog import Ward, Watchdog, _leader, rescue, watch
@@ -34,19 +37,19 @@ def gone_by(deadline: float, mountpoint: str) -> bool:
     return False
 
 
-def stop(server) -> None:
+def stop(server: Server) -> None:
     server.popen.send_signal(signal.SIGSTOP)
 
 
-def loop_for_ever(server) -> None:
+def loop_for_ever(server: Server) -> None:
     server.do("spin_forever")
 
 
-def kill(server) -> None:
+def kill(server: Server) -> None:
     server.popen.send_signal(signal.SIGKILL)
 
 
-def kill_with_a_thread_in_inval(server) -> None:
+def kill_with_a_thread_in_inval(server: Server) -> None:
     """The leader becomes a zombie while a thread waits in the kernel for the READ that nobody answers now."""
     server.begin("inval", ino=3, flush=False)
     server.do("status")
@@ -68,7 +71,9 @@ def kill_with_a_thread_in_inval(server) -> None:
         (kill_with_a_thread_in_inval, 30, "leader thread is dead"),
     ],
 )
-def test_a_wedged_daemon_frees_its_clients_and_the_mount(serve, client, mountpoint, tmp_path, wedge, timeout, reason):
+def test_a_wedged_daemon_frees_its_clients_and_the_mount(
+    serve: Callable[..., Server], client: Any, mountpoint: str, tmp_path: Path, wedge: Any, timeout: float, reason: Any
+) -> None:
     log = tmp_path / "log"
     server = serve(watchdog=timeout, log=str(log))
     reader = client("park", "1")
@@ -90,7 +95,9 @@ def test_a_wedged_daemon_frees_its_clients_and_the_mount(serve, client, mountpoi
 
 
 @pytest.mark.mount
-def test_a_healthy_daemon_is_left_alone_and_a_clean_end_too(serve, mountpoint, tmp_path):
+def test_a_healthy_daemon_is_left_alone_and_a_clean_end_too(
+    serve: Callable[..., Server], mountpoint: str, tmp_path: Path
+) -> None:
     log = tmp_path / "log"
     server = serve(watchdog=TIMEOUT, log=str(log))
     pid = server.ready["watchdog"]
@@ -105,7 +112,7 @@ def test_a_healthy_daemon_is_left_alone_and_a_clean_end_too(serve, mountpoint, t
 
 
 @pytest.mark.mount
-def test_the_daemon_survives_the_end_of_its_watchdog(serve, mountpoint):
+def test_the_daemon_survives_the_end_of_its_watchdog(serve: Callable[..., Server], mountpoint: str) -> None:
     server = serve(watchdog=TIMEOUT)
     os.kill(server.ready["watchdog"], signal.SIGKILL)
     server.until(lambda status: status["watchdog_lost"])
@@ -115,7 +122,9 @@ def test_the_daemon_survives_the_end_of_its_watchdog(serve, mountpoint):
 
 
 @pytest.mark.mount
-def test_another_mount_at_the_same_place_is_not_touched(serve, mountpoint, tmp_path):
+def test_another_mount_at_the_same_place_is_not_touched(
+    serve: Callable[..., Server], mountpoint: str, tmp_path: Path
+) -> None:
     """The rescue comes when another daemon has the mount point, and the connection number too where nobody else mounts:
     the kernel gives freed numbers out again at once."""
     log = tmp_path / "log"
@@ -133,7 +142,7 @@ def test_another_mount_at_the_same_place_is_not_touched(serve, mountpoint, tmp_p
 
 @pytest.mark.mount
 @pytest.mark.skipif(os.geteuid() != 0, reason="umount -f needs root")
-def test_without_fusectl_the_forced_unmount_aborts(serve, client, mountpoint):
+def test_without_fusectl_the_forced_unmount_aborts(serve: Callable[..., Server], client: Any, mountpoint: str) -> None:
     server = serve()
     reader = client("park", "1")
     server.until(lambda status: status["parked"] == 1)
@@ -171,7 +180,7 @@ def test_silence() -> None:
     os.close(read_end)
 
 
-async def test_heartbeats_come_twice_a_second(autojump_clock: trio.testing.MockClock) -> None:
+async def test_heartbeats_come_twice_a_second(autojump_clock: MockClock) -> None:
     read_end, write_end = os.pipe()
     watchdog = Watchdog(None, write_end)  # type: ignore[arg-type]
     with trio.move_on_after(10.2):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from ttmfs.memory import frames
 from ttmfs.memory.arena import FRAME_PAGES, Arena
 from ttmfs.memory.frames import can_move
 from ttmfs.memory.stores import shmem
@@ -16,7 +17,7 @@ class Moved:
 
 def count_moves(patch: pytest.MonkeyPatch) -> Moved:
     """From now on."""
-    count, real = Moved(), shmem.move_frame
+    count, real = Moved(), frames.move_frame
 
     def move(dst: Arena, dst_page: int, src: Arena, src_page: int) -> None:
         if dst.name == "shmem store":

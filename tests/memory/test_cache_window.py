@@ -41,7 +41,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     found = Host()
     with monkeypatch.context() as patch:
         patch.setattr(cache_window, "_libc", found)
-        patch.setattr(cache_window.os, "posix_fadvise", found.drop)
+        patch.setattr(cache_window.os, "posix_fadvise", found.drop)  # type: ignore[attr-defined]
         yield found
 
 
@@ -93,7 +93,7 @@ def test_no_more_than_the_window_is_ever_cached(writes: list[tuple[int, int, boo
     host = Host()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cache_window, "_libc", host)
-        patch.setattr(cache_window.os, "posix_fadvise", host.drop)
+        patch.setattr(cache_window.os, "posix_fadvise", host.drop)  # type: ignore[attr-defined]
         window = CacheWindow(-1, WINDOW)
         cached: set[int] = set()
         for first, length, dirty in writes:

@@ -90,7 +90,7 @@ def test_the_descriptor_stays_while_a_thread_uses_it(path: Path, monkeypatch: py
         assert go_on.wait(10)
         return real(fd, buffers, offset)
 
-    monkeypatch.setattr(foreign_file.os, "preadv", preadv)
+    monkeypatch.setattr(foreign_file.os, "preadv", preadv)  # type: ignore[attr-defined]
     found: list[bytearray] = []
     reader = threading.Thread(target=lambda: found.append(file.read(0, 10)))
     reader.start()

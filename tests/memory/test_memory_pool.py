@@ -8,7 +8,8 @@ import pytest
 
 from tests.memory.pools import make, page_array, refused
 from ttmfs.errors import TtmError
-from ttmfs.memory.pool import Caching, PagePool
+from ttmfs.memory.pool import PagePool
+from ttmfs.memory.pool_types import Caching
 from ttmfs.memory.runs import runs
 
 

@@ -9,7 +9,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from ttmfs.errors import TtmError
 from ttmfs.memory.arena import Arena
-from ttmfs.memory.pool import Caching, PagePool
+from ttmfs.memory.pool import PagePool
+from ttmfs.memory.pool_types import Caching
 
 
 class PoolMachine(RuleBasedStateMachine):

@@ -66,7 +66,7 @@ def test_a_write_that_breaks_off_stores_what_is_there(
     arena: Arena, store: Store, moved: Moved, monkeypatch: pytest.MonkeyPatch, pages: Pages, sums: int
 ) -> None:
     """The medium runs out between two steps, perhaps inside a frame: no handle for what has not been taken."""
-    before, real, calls = arena.mem.copy(), shmem.page_sums, []
+    before, real, calls = arena.mem.copy(), shmem.page_sums, []  # type: ignore[attr-defined]
 
     def full(*args: object) -> None:
         calls.append(1)

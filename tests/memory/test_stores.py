@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -252,7 +253,7 @@ def test_bytes_move_in_a_worker_thread(make: Make) -> None:
     transfers = [store.begin_store(512), store.begin_store(512)]
     parts = [numbers(1024)[:512], numbers(1024)[512:]]
 
-    def run(work: Callable[..., None], arena: Arena, some: list) -> None:
+    def run(work: Callable[..., None], arena: Arena, some: list[Any]) -> None:
         threads = [threading.Thread(target=work, args=(t, arena, p)) for t, p in zip(some, parts, strict=True)]
         for thread in threads:
             thread.start()

@@ -19,7 +19,7 @@ handled = []
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-def note(number, _frame):
+def note(number: int, _frame: object) -> None:
     """The handler."""
     handled.append(number)
 
@@ -32,7 +32,7 @@ for number in map(int, numbers):
         signal.signal(number, {"default": signal.SIG_DFL, "ignored": signal.SIG_IGN}.get(how, note))
 
 
-def write(fd):
+def write(fd: int) -> None:
     """The write, its own errno: Python's own would go on after EINTR."""
     print("ready", threading.get_native_id(), flush=True)
     data = text.encode()

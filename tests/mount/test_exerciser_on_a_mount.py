@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -48,7 +49,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("mount", "options"), CASES)
-def test_no_byte_is_wrong(mounted, mount: tuple[str, ...], options: tuple[str, ...]) -> None:
+def test_no_byte_is_wrong(mounted: Callable[..., Device], mount: tuple[str, ...], options: tuple[str, ...]) -> None:
     device = mounted(*SMALL_VRAM, *mount)
     _exercise(device, *options, "--max-size", "4M", seconds=10)
     if mount:
@@ -58,13 +59,15 @@ def test_no_byte_is_wrong(mounted, mount: tuple[str, ...], options: tuple[str, .
 @pytest.mark.stress
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("mount", "options"), CASES)
-def test_no_byte_is_wrong_for_long(mounted, mount: tuple[str, ...], options: tuple[str, ...]) -> None:
+def test_no_byte_is_wrong_for_long(
+    mounted: Callable[..., Device], mount: tuple[str, ...], options: tuple[str, ...]
+) -> None:
     device = mounted(*SMALL_VRAM, *mount)
     _exercise(device, *options, "--max-size", "8M", seconds=60)
 
 
 @pytest.mark.xfail(reason="Linux 6.17 and later, any FUSE file system", strict=False)
-def test_the_kernel_keeps_what_a_write_puts_behind_the_old_end(mounted) -> None:
+def test_the_kernel_keeps_what_a_write_puts_behind_the_old_end(mounted: Callable[..., Device]) -> None:
     """What this kernel does by itself: a writeback that starts after write(2) has put its bytes into a page at the old
     end of the file that was dirty through a mapping, and before the daemon has taken the WRITE, zeroes them from the
     old end on (the size in the inode moves only with the reply). The daemon can neither see nor prevent it.

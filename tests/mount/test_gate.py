@@ -5,6 +5,7 @@ Pages: each scenario touches pages that no client has cached, so that every touc
 """
 
 import contextlib
+from collections.abc import Callable
 
 import pytest
 
@@ -281,7 +282,7 @@ def test_while_bytes_move_requests_wait_only_for_that(device: Device, changes: l
 SMALL = ("--vram", "32M", "--gtt", "64M", "--memory", "128M", "--fault-timeout", "60", "--watchdog", "0")
 
 
-def test_without_r1_a_read_and_the_inval_wait_for_each_other(mounted) -> None:
+def test_without_r1_a_read_and_the_inval_wait_for_each_other(mounted: Callable[..., Device]) -> None:
     device = mounted(*SMALL, patches=("without_r1",))
     device.make("a", SIZE, fill=FILL, place="vram")
     reader = device.client("fd = opened('bo/a'); m = mapped(fd, 4 << 20); zero = m[0]")
@@ -296,7 +297,7 @@ def test_without_r1_a_read_and_the_inval_wait_for_each_other(mounted) -> None:
     device.abort()
 
 
-def test_without_the_wake_a_parked_read_and_a_later_inval_wait_for_each_other(mounted) -> None:
+def test_without_the_wake_a_parked_read_and_a_later_inval_wait_for_each_other(mounted: Callable[..., Device]) -> None:
     device = mounted(*SMALL, patches=("without_wake",))
     reader, move = _park_in_vm_reserve(device)
     device.release("validate")
@@ -323,7 +324,7 @@ WINDOW = (*SMALL, "--visible-vram", "8M")
 
 
 @pytest.mark.parametrize("touch", ["m[70 * 4096]", "os.pwrite(fd, b'A' * 10, 70 * 4096) and m[70 * 4096]"])
-def test_a_fault_moves_its_own_bo_into_the_window(mounted, touch: str) -> None:
+def test_a_fault_moves_its_own_bo_into_the_window(mounted: Callable[..., Device], touch: str) -> None:
     device = mounted(*WINDOW)
     client = _into_the_window(device, touch)
     assert client.result(AT_ONCE) == FILL
@@ -332,14 +333,14 @@ def test_a_fault_moves_its_own_bo_into_the_window(mounted, touch: str) -> None:
     assert _content(device, "a", MIB) == bytes([FILL]) * MIB
 
 
-def test_without_r2_a_fault_waits_for_the_inval_of_its_own_page(mounted) -> None:
+def test_without_r2_a_fault_waits_for_the_inval_of_its_own_page(mounted: Callable[..., Device]) -> None:
     device = mounted(*WINDOW, patches=("without_r2",))
     client = _into_the_window(device, "m[70 * 4096]")
     assert client.waits()
     device.abort()
 
 
-def test_without_r4_a_write_into_moving_bytes_is_lost(mounted) -> None:
+def test_without_r4_a_write_into_moving_bytes_is_lost(mounted: Callable[..., Device]) -> None:
     device = mounted(*SMALL, patches=("without_r4_running",))
     device.make("a", SIZE, fill=FILL, place="vram")
     client = device.client("fd = opened('bo/a')")
@@ -353,7 +354,7 @@ def test_without_r4_a_write_into_moving_bytes_is_lost(mounted) -> None:
     assert _content(device, "a", SIZE)[40 * PAGE + 7 : 40 * PAGE + 17] == bytes([FILL]) * 10
 
 
-def test_without_r4_a_write_waits_for_a_copy_that_has_not_begun(mounted) -> None:
+def test_without_r4_a_write_waits_for_a_copy_that_has_not_begun(mounted: Callable[..., Device]) -> None:
     device = mounted(*SMALL, patches=("without_r4_queued",))
     device.make("a", SIZE, fill=FILL, place="vram")
     _queue_a_move(device)
@@ -361,7 +362,7 @@ def test_without_r4_a_write_waits_for_a_copy_that_has_not_begun(mounted) -> None
     device.abort()
 
 
-def test_without_r5_a_truncate_and_the_inval_of_a_dirty_bo_wait_for_each_other(mounted) -> None:
+def test_without_r5_a_truncate_and_the_inval_of_a_dirty_bo_wait_for_each_other(mounted: Callable[..., Device]) -> None:
     device = mounted(*SMALL, patches=("without_r5",))
     device.make("a", SIZE, fill=FILL, place="vram")
     client = device.client("fd = opened('bo/a'); m = mapped(fd, 4 << 20); m[60 * 4096] = 90")

@@ -8,6 +8,7 @@ import inspect
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pyfuse3
@@ -69,7 +70,7 @@ def test_parked_readaheads_of_one_bo_do_not_starve_another(device: Device) -> No
     assert client.do(JOIN) == []
 
 
-def test_with_the_limits_of_fuse_they_would(mounted) -> None:
+def test_with_the_limits_of_fuse_they_would(mounted: Callable[..., Device]) -> None:
     device = mounted(*SMALL, patches=("without_background_limits",))
     device.make("b", MIB, fill=2, place="vram")
     _park(device, 24)
@@ -86,7 +87,7 @@ def test_many_parked_requests_leave_tasks_for_others(device: Device) -> None:
     assert client.do(JOIN) == []
 
 
-def test_with_few_tasks_they_would_not(mounted) -> None:
+def test_with_few_tasks_they_would_not(mounted: Callable[..., Device]) -> None:
     device = mounted(*SMALL, patches=("max_tasks=64",))
     _park(device, 96)
     device.until_parked(64)
@@ -161,7 +162,7 @@ def test_every_handler_is_wrapped() -> None:
     assert bare == {"read", "write", "getxattr"}, "these do it by themselves, for speed"
 
 
-def test_without_the_wrapper_the_mount_is_gone(mounted) -> None:
+def test_without_the_wrapper_the_mount_is_gone(mounted: Callable[..., Device]) -> None:
     device = mounted(*SMALL, patches=("without_guard",))
     device.allowed.append("made to fail")
     with contextlib.suppress(OSError, EOFError):
@@ -197,7 +198,7 @@ def test_reads_have_their_exact_length_at_every_size(device: Device) -> None:
     assert client.do("sizes") == []
 
 
-def test_a_short_read_would_be_seen(mounted) -> None:
+def test_a_short_read_would_be_seen(mounted: Callable[..., Device]) -> None:
     device = mounted(*SMALL, patches=("short_reads",))
     client = device.client()
     try:
@@ -227,7 +228,7 @@ def test_writing_and_looking_at_the_time_keeps_the_cache(device: Device) -> None
     assert client.do("os.stat(path('bo/a')).st_mtime_ns > before") is True
 
 
-def test_a_moving_mtime_would_drop_it(mounted) -> None:
+def test_a_moving_mtime_would_drop_it(mounted: Callable[..., Device]) -> None:
     device = mounted(*SMALL, patches=("moving_mtime",))
     device.make("a", MIB, fill=1)
     before = device.stats()["requests"]["read"]
@@ -257,7 +258,7 @@ def test_after_a_validate_every_touch_of_a_mapped_client_faults_anew(device: Dev
     assert faults == 256
 
 
-def test_a_move_without_an_inval_would_be_seen(mounted) -> None:
+def test_a_move_without_an_inval_would_be_seen(mounted: Callable[..., Device]) -> None:
     device = mounted(*SMALL, patches=("without_inval",))
     invals, faults = _touched_again(device)
     assert (invals, faults) == (0, 0)
@@ -310,7 +311,7 @@ def _all_end(clients: list[Client], seconds: float) -> None:
             client.result(max(0.1, end - time.monotonic()))
 
 
-def test_sigterm_with_waiters_ends_the_daemon_and_hangs_no_client(mounted) -> None:
+def test_sigterm_with_waiters_ends_the_daemon_and_hangs_no_client(mounted: Callable[..., Device]) -> None:
     device = mounted("--vram", "32M", "--gtt", "64M", "--memory", "128M", "--fault-timeout", "60")
     device.allowed.append("fuse_reply")
     clients = _waiters(device)
@@ -320,7 +321,7 @@ def test_sigterm_with_waiters_ends_the_daemon_and_hangs_no_client(mounted) -> No
     assert device.daemon.popen.wait(5 * PATIENCE) == 0
 
 
-def test_a_forced_umount_with_waiters_ends_the_daemon_and_hangs_no_client(mounted) -> None:
+def test_a_forced_umount_with_waiters_ends_the_daemon_and_hangs_no_client(mounted: Callable[..., Device]) -> None:
     device = mounted("--vram", "32M", "--gtt", "64M", "--memory", "128M", "--fault-timeout", "60")
     device.allowed.append("fuse_reply")
     clients = _waiters(device)
@@ -330,7 +331,7 @@ def test_a_forced_umount_with_waiters_ends_the_daemon_and_hangs_no_client(mounte
     device.daemon.popen.wait(5 * PATIENCE)
 
 
-def test_a_wedged_daemon_is_freed_by_its_watchdog(mounted) -> None:
+def test_a_wedged_daemon_is_freed_by_its_watchdog(mounted: Callable[..., Device]) -> None:
     device = mounted("--vram", "32M", "--gtt", "64M", "--memory", "128M", "--watchdog", "2")
     device.make("a", SIZE, fill=1)
     client = device.client("fd = opened('bo/a'); m = mapped(fd, 4 << 20)")

@@ -2,6 +2,7 @@
 
 import random
 import signal
+from collections.abc import Callable
 
 import pytest
 
@@ -126,7 +127,7 @@ def _nothing_left(device: Device) -> bool:
     )
 
 
-def test_after_the_last_unlink_nothing_is_left(mounted) -> None:
+def test_after_the_last_unlink_nothing_is_left(mounted: Callable[..., Device]) -> None:
     device = mounted(*MOUNT_OPTIONS)
     device.make("warm", MIB, fill=1, place="vram")
     device.remove_all()

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -69,7 +69,9 @@ def until_gone(device: Device) -> None:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("kind", "kill"), [("shmem", ()), ("zstd", ("--kill",)), ("file", ("--kill",))])
-def test_bos_of_four_times_the_page_limit_under_a_storm(mounted, store_file: Path, kind: str, kill: tuple[str]) -> None:
+def test_bos_of_four_times_the_page_limit_under_a_storm(
+    mounted: Callable[..., Device], store_file: Path, kind: str, kill: tuple[str]
+) -> None:
     """Reads, writes, mappings and truncates at random, verified byte for byte; clients are killed in the middle."""
     device = mounted(*SMALL, "--pages-limit", "2M", "--swap-store", spec(kind, store_file))
     device.shell.do("[os.close(opened('bo/e%d' % n, os.O_CREAT | os.O_RDWR)) for n in range(3)] and None")
@@ -117,7 +119,7 @@ def work(seed, pages, rounds):
 """
 
 
-def test_two_mapping_processes_over_the_page_limit(mounted) -> None:
+def test_two_mapping_processes_over_the_page_limit(mounted: Callable[..., Device]) -> None:
     device = mounted(*SMALL, "--pages-limit", "4M", "--prefault", "16")
     clients = []
     for name in ("a", "b"):
@@ -132,7 +134,7 @@ def test_two_mapping_processes_over_the_page_limit(mounted) -> None:
     assert stats["pool"]["in_use_pages"] <= 1024 + 2 * 64
 
 
-def test_the_page_limit_counts_for_nobody_who_is_killed(mounted) -> None:
+def test_the_page_limit_counts_for_nobody_who_is_killed(mounted: Callable[..., Device]) -> None:
     """Clients that die in the middle of their faults leave nothing reserved."""
     device = mounted(*SMALL, "--pages-limit", "2M")
     device.make("a", 8 * MIB)
@@ -168,13 +170,13 @@ def _unmap_a_part(device: Device, seconds: float = 5.0) -> Client:
     return reader
 
 
-def test_an_unmap_of_a_part_waits_for_no_request_outside(mounted) -> None:
+def test_an_unmap_of_a_part_waits_for_no_request_outside(mounted: Callable[..., Device]) -> None:
     """As the one that makes room for a fault of the same BO must not: it would wait for that very fault."""
     device = mounted(*MOUNT_OPTIONS)
     assert _unmap_a_part(device).result() == 5
 
 
-def test_without_that_rule_it_does(mounted) -> None:
+def test_without_that_rule_it_does(mounted: Callable[..., Device]) -> None:
     device = mounted(*MOUNT_OPTIONS, patches=("flush_in_part",))
     with pytest.raises(AssertionError, match=r"no answer within"):
         _unmap_a_part(device, 0.5)
@@ -266,7 +268,7 @@ def test_dontneed_is_dropped_first(device: Device) -> None:
     assert device.shell.do("os.pread(opened('bo/drop'), 1 << 20, 0) == bytes(1 << 20)")
 
 
-def test_faults_of_another_bo_go_on_during_a_backup(mounted, store_file: Path) -> None:
+def test_faults_of_another_bo_go_on_during_a_backup(mounted: Callable[..., Device], store_file: Path) -> None:
     device = mounted(
         *("--memory", "128M", "--swap", "128M", "--swap-store", f"file:{store_file}"), patches=("slow_store=0.2",)
     )
@@ -300,7 +302,7 @@ HALF = "b''.join(r.randbytes(1024) + bytes(3072) for _ in range(256))"
 
 
 @pytest.mark.parametrize(("kind", "how"), [("file", "r.randbytes(1 << 20)"), ("zstd", HALF), ("shmem", HALF)])
-def test_what_the_host_gets_back(mounted, store_file: Path, kind: str, how: str) -> None:
+def test_what_the_host_gets_back(mounted: Callable[..., Device], store_file: Path, kind: str, how: str) -> None:
     size = 96 * MIB
     device = mounted("--memory", "160M", "--swap", "160M", "--swap-store", spec(kind, store_file))
     filled(device, "a", size, how)
@@ -337,7 +339,7 @@ def test_what_the_host_gets_back(mounted, store_file: Path, kind: str, how: str)
 
 
 @pytest.mark.parametrize("kind", ["file", "zstd+file"])
-def test_the_daemon_ends_with_pages_everywhere(mounted, store_file: Path, kind: str) -> None:
+def test_the_daemon_ends_with_pages_everywhere(mounted: Callable[..., Device], store_file: Path, kind: str) -> None:
     """Backed up, half restored, partly backed up, and a backup under way: status 0, and nothing is left of the file."""
     device = mounted("--memory", "64M", "--swap", "64M", "--swap-store", spec(kind, store_file))
     for name in ("whole", "half", "part"):
@@ -369,7 +371,7 @@ def flip(path: Path, offset: int) -> None:
         os.close(fd)
 
 
-def test_a_wrong_byte_on_the_disk_is_eio_and_never_content(mounted, store_file: Path) -> None:
+def test_a_wrong_byte_on_the_disk_is_eio_and_never_content(mounted: Callable[..., Device], store_file: Path) -> None:
     device = mounted("--memory", "64M", "--swap", "64M", "--swap-store", f"file:{store_file}")
     filled(device, "a", MIB)
     assert device.command("objects/a/backup", "writeback") == "ok"

@@ -9,6 +9,8 @@ import errno
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -115,7 +117,7 @@ def _left(device: Device) -> dict[str, int]:
     return {name: value for name, value in left.items() if value}
 
 
-def test_sigterm_while_everything_runs(mounted, tmp_path) -> None:
+def test_sigterm_while_everything_runs(mounted: Callable[..., Device], tmp_path: Path) -> None:
     device = mounted(*OPTIONS)
     stop = tmp_path / "stop"
     crowd = Crowd(device, str(stop))
@@ -128,7 +130,7 @@ def test_sigterm_while_everything_runs(mounted, tmp_path) -> None:
         assert result == -7 or (isinstance(result, int) and result > 0) or str(result).endswith(GONE), result
 
 
-def test_a_killed_daemon_leaves_nobody_hanging(mounted, tmp_path) -> None:
+def test_a_killed_daemon_leaves_nobody_hanging(mounted: Callable[..., Device], tmp_path: Path) -> None:
     device = mounted(*OPTIONS)
     device.allowed.append("")
     stop = tmp_path / "stop"
@@ -140,7 +142,7 @@ def test_a_killed_daemon_leaves_nobody_hanging(mounted, tmp_path) -> None:
         assert result == -7 or (isinstance(result, int) and result > 0) or str(result).endswith(GONE), result
 
 
-def test_suspend_and_resume_while_everything_runs(mounted, tmp_path) -> None:
+def test_suspend_and_resume_while_everything_runs(mounted: Callable[..., Device], tmp_path: Path) -> None:
     device = mounted(*OPTIONS)
     stop = tmp_path / "stop"
     crowd = Crowd(device, str(stop), "errno.ENODEV")
@@ -162,7 +164,7 @@ def test_suspend_and_resume_while_everything_runs(mounted, tmp_path) -> None:
     assert device.stop(20) == 0
 
 
-def test_unplug_while_everything_runs(mounted, tmp_path) -> None:
+def test_unplug_while_everything_runs(mounted: Callable[..., Device], tmp_path: Path) -> None:
     device = mounted(*OPTIONS)
     stop = tmp_path / "stop"
     crowd = Crowd(device, str(stop), "errno.ENODEV")
@@ -177,7 +179,7 @@ def test_unplug_while_everything_runs(mounted, tmp_path) -> None:
     assert device.stop(20) == 0
 
 
-def test_two_devices_know_nothing_of_each_other(mounted, tmp_path) -> None:
+def test_two_devices_know_nothing_of_each_other(mounted: Callable[..., Device], tmp_path: Path) -> None:
     stop = tmp_path / "stop"
     devices = [mounted(*OPTIONS), mounted(*OPTIONS, "--swap-store", "zstd")]
     other = tmp_path / "stop too"
@@ -195,7 +197,7 @@ def test_two_devices_know_nothing_of_each_other(mounted, tmp_path) -> None:
     assert devices[0].stop(20) == 0
 
 
-def test_run_unmounts_what_its_command_leaves_in_use(tmp_path) -> None:
+def test_run_unmounts_what_its_command_leaves_in_use(tmp_path: Path) -> None:
     """`ttmfs run`: the command ends while its child has a BO mapped and dirty."""
     code = (
         "import mmap, os, sys, time\n"

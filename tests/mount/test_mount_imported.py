@@ -3,6 +3,7 @@
 import errno
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -91,7 +92,7 @@ def test_an_owner_who_cuts_the_file_all_the_time_harms_nobody(device: Device, ex
     alive(device)
 
 
-def test_an_imported_bo_belongs_to_whose_the_file_is(mounted, exporter: str) -> None:
+def test_an_imported_bo_belongs_to_whose_the_file_is(mounted: Callable[..., Device], exporter: str) -> None:
     device = mounted(*STANDARD, "--allow-other")
     os.chmod(exporter, 0o600)
     assert device.command("ctl/import", f"secret {exporter} mappable") == "ok"

@@ -4,6 +4,7 @@ who mounted; private folders; what a name that is private can be found in; jobs 
 import errno
 import json
 import os
+from collections.abc import Callable
 
 import pytest
 
@@ -241,7 +242,7 @@ def test_a_job_needs_the_rights_on_each_bo_that_it_names(device: Device) -> None
     assert stranger.do("transact('ctl/submit', 'checksum src=group')")[0] == errno.EACCES, "other groups are not known"
 
 
-def test_pins_are_for_who_mounted_unless_users_may(mounted) -> None:
+def test_pins_are_for_who_mounted_unless_users_may(mounted: Callable[..., Device]) -> None:
     device = mounted(*STANDARD, "--allow-other", "--user-pins")
     owner, other = user(device, A), user(device, B)
     make_file(owner, "bo/x", 0o644)

@@ -1,16 +1,17 @@
 """Address spaces at 9/8 of VRAM beside ordinary BOs of half of it: every word right, both kinds evict each other."""
 
 import random
+from collections.abc import Callable
 
 import pytest
 
-from tests.mount.mount_harness import MIB
+from tests.mount.mount_harness import MIB, Device
 from tests.mount.svm_exerciser import OPTIONS, Exerciser
 
 pytestmark = pytest.mark.mount
 
 
-def _exercise(mounted, seed: int, seconds: float) -> None:
+def _exercise(mounted: Callable[..., Device], seed: int, seconds: float) -> None:
     device = mounted(*OPTIONS)
     exerciser = Exerciser(device, seed)
     counts = exerciser.run(seconds=seconds)
@@ -34,12 +35,12 @@ def _exercise(mounted, seed: int, seconds: float) -> None:
     assert device.rss() < 400 * MIB
 
 
-def test_every_word_is_right(mounted) -> None:
+def test_every_word_is_right(mounted: Callable[..., Device]) -> None:
     _exercise(mounted, random.SystemRandom().randrange(1 << 32), 8)
 
 
 @pytest.mark.stress
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("seed", [None, 1])
-def test_every_word_is_right_for_long(mounted, seed: int | None) -> None:
+def test_every_word_is_right_for_long(mounted: Callable[..., Device], seed: int | None) -> None:
     _exercise(mounted, random.SystemRandom().randrange(1 << 32) if seed is None else seed, 90)

@@ -1,6 +1,7 @@
 """svm/ as files and svm_objects/ as directories: names, sizes, owners, handles, grammar; no migration needed."""
 
 import json
+from collections.abc import Callable
 
 import pytest
 
@@ -319,7 +320,7 @@ def test_each_file_of_the_device_names_the_other(device: Device, name: str, text
     assert f"into {other}, which needs" in lines[0]["error"]
 
 
-def test_another_user_with_read_permission_only(mounted) -> None:
+def test_another_user_with_read_permission_only(mounted: Callable[..., Device]) -> None:
     device = mounted("--vram", "16M", "--memory", "64M", "--allow-other")
     space(device)
     other = device.client("os.setgroups([]); os.setgid(65534); os.setuid(65534)")
@@ -335,7 +336,7 @@ def test_another_user_with_read_permission_only(mounted) -> None:
     assert other.do("transact('svm_objects/mine/gpu', 'fill 0 4 1')[0]") == 0
 
 
-def test_another_user_with_write_permission_only(mounted) -> None:
+def test_another_user_with_write_permission_only(mounted: Callable[..., Device]) -> None:
     device = mounted("--vram", "16M", "--memory", "64M", "--allow-other")
     space(device)
     assert device.command(f"{HEAP}/gpu", "fill 0 8 83") == "ok"
@@ -360,7 +361,7 @@ def test_knobs(device: Device) -> None:
     assert device.command("ctl/config", "svm_notifier_size=512M atomic_svm_timeslice_ms=5") == "ok"
 
 
-def test_umount_with_spaces_alive(mounted) -> None:
+def test_umount_with_spaces_alive(mounted: Callable[..., Device]) -> None:
     device = mounted("--vram", "16M", "--memory", "64M", "--svm-notifier-size", "16M")
     space(device)
     client = device.client("fd = opened('svm/heap'); m = mapped(fd, 64 << 20); m[5] = 1; m[9 << 20] = 1; m.flush()")

@@ -2,6 +2,7 @@
 
 import subprocess
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -164,7 +165,7 @@ def test_unlinked_while_in_vram_and_mapped(device: Device, client: Client) -> No
     device.until(lambda: vram(device) == (0, 0), why="vram is empty")
 
 
-def test_umount_in_mid_migration(mounted) -> None:
+def test_umount_in_mid_migration(mounted: Callable[..., Device]) -> None:
     device = mounted(*MOUNT_OPTIONS)
     device.shell.do(f"make('svm/heap', {SIZE})")
     client = device.client(f"fd = opened('svm/heap'); m = mapped(fd, {SIZE}); m[:4 << 20] = b'x' * (4 << 20)")
@@ -197,7 +198,7 @@ def test_a_client_killed_while_it_stores(device: Device, client: Client) -> None
     assert client.do("m[:16 << 20].count(9)", 30) == 16 * MIB
 
 
-def test_unplug(mounted) -> None:
+def test_unplug(mounted: Callable[..., Device]) -> None:
     device = mounted(*MOUNT_OPTIONS)
     device.shell.do(f"make('svm/heap', {SIZE})")
     client = device.client(f"fd = opened('svm/heap'); m = mapped(fd, {SIZE}); m[:4 << 20] = b'x' * (4 << 20)")
@@ -213,7 +214,7 @@ def test_unplug(mounted) -> None:
     assert device.stop() == 0
 
 
-def test_umount_when_nobody_has_a_space_open(mounted) -> None:
+def test_umount_when_nobody_has_a_space_open(mounted: Callable[..., Device]) -> None:
     device = mounted(*MOUNT_OPTIONS)
     device.shell.do(f"make('svm/heap', {SIZE})")
     gpu(device, "fill 8M 4M 1")

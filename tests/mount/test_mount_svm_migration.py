@@ -1,5 +1,7 @@
 """Ranges of an address space that migrate, seen by processes that map it: coherence, locality, what moves when."""
 
+from collections.abc import Callable
+
 import pytest
 
 from tests.mount.mount_harness import MIB, Client, Device
@@ -254,7 +256,7 @@ def test_the_table_of_ranges(device: Device, client: Client) -> None:
 # -- the tests above are able to fail ----------------------------------------------------------------------------------
 
 
-def test_without_inval_neither_side_sees_the_other(mounted) -> None:
+def test_without_inval_neither_side_sees_the_other(mounted: Callable[..., Device]) -> None:
     device = mounted(*MOUNT_OPTIONS, patches=("without_svm_inval",))
     device.shell.do(f"make('svm/heap', {SIZE})")
     client = device.client(f"fd = opened('svm/heap'); m = mapped(fd, {SIZE}); m[5] = 7")
@@ -263,7 +265,7 @@ def test_without_inval_neither_side_sees_the_other(mounted) -> None:
     assert client.do("m[6]") == 0
 
 
-def test_with_a_readahead_a_touch_brings_neighbours_back(mounted) -> None:
+def test_with_a_readahead_a_touch_brings_neighbours_back(mounted: Callable[..., Device]) -> None:
     device = mounted(*MOUNT_OPTIONS, patches=("svm_reads_ahead",))
     device.shell.do(f"make('svm/heap', {SIZE})")
     client = device.client(f"fd = opened('svm/heap'); m = mapped(fd, {SIZE}, advice=mmap.MADV_NORMAL)")

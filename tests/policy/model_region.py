@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 
 from ttmfs.policy import BO, PlainBO, Region, Request
+from ttmfs.policy.api import GoneWhy
 from ttmfs.policy.deadline import run, run_unwatched
 from ttmfs.policy.evict import EvictAdviser
 from ttmfs.policy.parameters import Spec, parse_spec
@@ -81,11 +82,13 @@ class ModelRegion:
     def make_room(self, request: Request) -> bool:
         """Evict one: the first that the policy names and that is not locked, else the first of the own list."""
         with self.adviser.ask(request) as answer:
-            for bo in answer:
-                assert bo in self.order
-                assert self.usable(bo, request)
-                if bo not in self.locked:
+            bo: BO | None = None
+            for named in answer:
+                assert named in self.order
+                assert self.usable(named, request)
+                if named not in self.locked:
                     self.adviser.took()
+                    bo = named
                     break
             else:
                 bo = next((bo for bo in self.order if self.usable(bo, request) and bo not in self.locked), None)
@@ -95,7 +98,7 @@ class ModelRegion:
         self.evicted.append(bo.name)
         return True
 
-    def leave(self, bo: BO, why: str) -> None:
+    def leave(self, bo: BO, why: GoneWhy) -> None:
         """Out of the region."""
         del self.order[bo]
         assert isinstance(bo, PlainBO)

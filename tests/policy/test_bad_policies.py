@@ -161,6 +161,7 @@ class Twin(PlainBO):
     """Says that it is another one."""
 
     __slots__ = ("other",)
+    other: BO
 
     def __hash__(self) -> int:
         return hash(self.other)
@@ -250,7 +251,9 @@ def run_through(region: ModelRegion) -> list[str]:
 
 
 @pytest.mark.parametrize("policy", WHY, ids=lambda policy: policy.__name__)
-def test_it_is_ejected_and_lru_is_back_within_that_request(policy: type, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_ejected_and_lru_is_back_within_that_request(
+    policy: type[Listing], monkeypatch: pytest.MonkeyPatch
+) -> None:
     # What KeepsItsGenerator raises when it is thrown away: pytest would take its time to look into that.
     monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
     region = filled(policy)

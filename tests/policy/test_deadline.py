@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from types import FrameType
 
 import pytest
 
@@ -46,11 +48,11 @@ def wait_for_a_lock() -> None:
 
 
 def sort_with_a_slow_key() -> None:
-    sorted([2, 1], key=lambda _: spin())
+    sorted([2, 1], key=lambda _: spin())  # type: ignore[arg-type, return-value]
 
 
 @pytest.mark.parametrize("function", [spin, spin_catching_exceptions, catch_three, sort_with_a_slow_key])
-def test_processor_time(function: object) -> None:
+def test_processor_time(function: Callable[[], None]) -> None:
     budget = Budget(wall_limit=60 * SECOND)
     with pytest.raises(Overrun, match="5 ms of processor time"):
         run(budget, function)
@@ -58,7 +60,7 @@ def test_processor_time(function: object) -> None:
 
 
 @pytest.mark.parametrize("function", [sleep, wait_for_a_lock])
-def test_time(function: object) -> None:
+def test_time(function: Callable[[], None]) -> None:
     with pytest.raises(Overrun, match="more than 100 ms"):
         run(Budget(cpu_limit=60 * SECOND), function)
 
@@ -136,8 +138,9 @@ def test_a_tick_interrupts_a_blocking_call_of_nobody_in_particular() -> None:
     reader, writer = os.pipe()
     deadline.start_ticks(0.01)
     handler = signal.getsignal(signal.SIGALRM)
+    assert callable(handler)
 
-    def count(number: int, frame: object) -> None:
+    def count(number: int, frame: FrameType | None) -> None:
         ticks.append(number)
         if len(ticks) == 3:
             os.write(writer, b"x")

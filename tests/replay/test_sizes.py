@@ -124,7 +124,7 @@ def test_pages_are_counted_right_whatever_is_prefetched(
     for bo, first, count in requests:
         builder.use(bo, 0, first, min(count, 16 - first))
     trace = builder.build()
-    engine = SizesEngine(trace, capacity * PAGE, SHIPPED["evict"]["fifo"](), SHIPPED["prefetch"][prefetch]())
+    engine = SizesEngine(trace, capacity * PAGE, SHIPPED["evict"]["fifo"](), SHIPPED["prefetch"][prefetch]())  # type: ignore[arg-type]
     counts = engine.run()
     held = sum(int(np.count_nonzero(bo.there)) * PAGE for bo in engine.bos if bo is not None and bo.there is not None)
     assert held == engine.held == sum(bo.held for bo in engine.bos if bo is not None)
@@ -240,7 +240,7 @@ def test_a_prefetcher_that_fails_is_left_out() -> None:
     builder = Builder("t", "test")
     builder.use("a", 9 * PAGE, 0, 1)
     builder.use("a", 9 * PAGE, 1, 1)
-    engine = SizesEngine(builder.build(), 9 * PAGE, SHIPPED["evict"]["lru"](), Bad())
+    engine = SizesEngine(builder.build(), 9 * PAGE, SHIPPED["evict"]["lru"](), Bad())  # type: ignore[arg-type]
     assert engine.run().misses == 2
     assert engine.ejected[0].startswith("prefetch: raised TypeError")
 
@@ -265,5 +265,5 @@ def test_a_file_of_one_s_own(tmp_path: Path) -> None:
 
 def test_tree_is_told_what_was_evicted() -> None:
     tree = Tree()
-    SizesEngine(sweep_over(4, 1).build(), 2 * MIB, SHIPPED["evict"]["lru"](), tree).run()
+    SizesEngine(sweep_over(4, 1).build(), 2 * MIB, SHIPPED["evict"]["lru"](), tree).run()  # type: ignore[arg-type]
     assert len(tree.blocks) == 1

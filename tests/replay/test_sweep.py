@@ -49,7 +49,7 @@ def test_several_processes_count_the_same(tmp_path: Path) -> None:
 
 def test_they_are_other_processes() -> None:
     pids = set()
-    with sweep.ProcessPoolExecutor(2, sweep.multiprocessing.get_context("spawn")) as pool:
+    with sweep.ProcessPoolExecutor(2, sweep.multiprocessing.get_context("spawn")) as pool:  # type: ignore[attr-defined]
         pids.add(pool.submit(os.getpid).result())
     assert os.getpid() not in pids
 
@@ -90,6 +90,6 @@ def test_no_dask_there(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> object:
         raise ImportError(name)
 
-    monkeypatch.setattr(sweep.importlib, "import_module", absent)
+    monkeypatch.setattr(sweep.importlib, "import_module", absent)  # type: ignore[attr-defined]
     with pytest.raises(TtmError, match=r"pip install 'ttmfs\[dask\]'"):
         list(run_on_dask(traces(), cells(), "tcp://127.0.0.1:9"))

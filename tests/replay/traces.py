@@ -4,6 +4,7 @@ import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from ttmfs.policy.api import Kind
 from ttmfs.policy.parameters import parse_spec
 from ttmfs.replay.rows import Row
 from ttmfs.replay.sweep import Cell, Engine, Written, run_cell
@@ -47,7 +48,7 @@ def scans(seed: int) -> list[int]:
     return [step * 7 % 400 if step % 3 else draw.randrange(3000) for step in range(12000)]
 
 
-def written(kind: str, text: str) -> Written:
+def written(kind: Kind, text: str) -> Written:
     """A policy as one writes it."""
     assert kind in ("evict", "prefetch")
     return Written.of(parse_spec(kind, text.split()))

@@ -13,11 +13,8 @@ from typing import Any
 
 import pytest
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-sys.path.insert(0, str(SCRIPTS))
-
-from benchlib import against, common, profiler  # noqa: E402
-from lib.device import IMPORTED_TTMFS, ROOT, Device, ScriptError  # noqa: E402
+from benchlib import against, common, profiler
+from lib.device import IMPORTED_TTMFS, ROOT, Device, ScriptError
 
 
 def until(holds: Callable[[], bool], what: str) -> None:
@@ -52,7 +49,7 @@ def test_a_spinner_a_processor_in_a_session_of_its_own_that_weighs_least(monkeyp
         started.append(popen(*arguments, **more))
         return started[-1]
 
-    monkeypatch.setattr(common.subprocess, "Popen", start)
+    monkeypatch.setattr(common.subprocess, "Popen", start)  # type: ignore[attr-defined]
     cpus = os.sched_getaffinity(0)
     with common.awake_processors():
         (leader,) = started
@@ -134,7 +131,7 @@ def test_rounds_are_compared_pair_by_pair() -> None:
 
 def test_without_a_profiler_it_says_which_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(profiler.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(profiler.sys, "executable", str(tmp_path / "python"))  # type: ignore[attr-defined]
     with pytest.raises(ScriptError, match="neither py-spy nor perf"):
         profiler.beside_every_device(tmp_path / "profile")
     assert Device.beside == []

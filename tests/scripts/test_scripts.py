@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.lib import matrix_main
+from lib import matrix_main
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").iterdir() if path.is_file() and os.access(path, os.X_OK))

@@ -8,12 +8,14 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from tests.svm.conftest import MakeDevice
+from tests.svm.conftest import MakeDevice, SvmDevice
 from ttmfs.driver.calls import validate_bo
 from ttmfs.errors import TtmError
 from ttmfs.svm import calls
 from ttmfs.svm.migrate import Tally, alloc_vram
 from ttmfs.svm.space import AddressSpace
+from ttmfs.sync.fence import Fence
+from ttmfs.sync.offload import Lane
 from ttmfs.ttm import lifetime
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.copy import CopyState
@@ -141,12 +143,12 @@ class _Hold:
     kind = "hold"
     name = ""
 
-    def __init__(self, device: object, release: trio.Event) -> None:
+    def __init__(self, device: SvmDevice, release: trio.Event) -> None:
         self.release = release
-        self.deps = ()
-        self.fence = device.vdev.compute.timeline.next_fence("hold")  # type: ignore[attr-defined]
+        self.deps: tuple[Fence, ...] = ()
+        self.fence = device.vdev.compute.timeline.next_fence("hold")
 
-    async def run(self, limiter: trio.CapacityLimiter) -> None:
+    async def run(self, lane: Lane) -> None:
         await self.release.wait()
 
 

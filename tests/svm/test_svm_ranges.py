@@ -54,8 +54,8 @@ async def test_nine_allocations_of_one_and_a_half_mib(svm_device: MakeDevice, au
                         at = low + size
                         break
         assert got == wanted
-        for start, size, where in device.locations(space):
-            assert where == ("system" if size == "4K" else "vram"), f"{start:#x}"
+        for start, label, where in device.locations(space):
+            assert where == ("system" if label == "4K" else "vram"), f"{start:#x}"
         assert {size for _start, size in got} == {"64K", "4K"}
         space.release()
         await device.check_nothing_left()

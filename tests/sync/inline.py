@@ -27,10 +27,11 @@ class Inline:
             with trio.CancelScope(shield=True):
                 self.log.append((lane.name, "begun"))
                 try:
-                    return work()
+                    result = work()
                 finally:
                     await self._others(lane, "after")
                     self.log.append((lane.name, "done"))
+        return result
 
     async def _others(self, lane: Lane, when: str) -> None:
         for _ in range(self.turns(lane.name, when)):

@@ -60,7 +60,7 @@ async def test_nothing_to_add() -> None:
 
 async def test_growth_from_one_inline_slot() -> None:
     calls: list[int] = []
-    deps = Deps(fail_grow=lambda: bool(calls.append(len(deps))))
+    deps = Deps(fail_grow=lambda: calls.append(len(deps)) is not None)  # type: ignore[func-returns-value]
     sizes = []
     for context in range(1, 18):
         await deps.add_dependency(Fence(context, 1), CTX)

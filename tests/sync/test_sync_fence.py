@@ -65,7 +65,8 @@ def test_a_callback_can_take_back_a_later_one() -> None:
 
 def test_a_callback_queued_twice_is_a_mistake() -> None:
     fence = Fence(1, 1)
-    callback = [].append
+    ran: list[Fence] = []
+    callback = ran.append
     fence.add_callback(callback)
     with pytest.raises(AssertionError):
         fence.add_callback(callback)

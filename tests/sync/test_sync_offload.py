@@ -93,7 +93,11 @@ async def test_the_schedule_says_who_runs_in_between() -> None:
     """The same two calls, in both orders."""
     for order in (("a", "b"), ("b", "a")):
         done: list[str] = []
-        inline = Inline(lambda lane, when, first=order[0]: 5 * int(lane != first and when == "before"))
+
+        def turns(lane: str, when: str, first: str = order[0]) -> int:
+            return 5 * int(lane != first and when == "before")
+
+        inline = Inline(turns)
         offload.use(inline)
         async with trio.open_nursery() as nursery:
             for name in "ab":

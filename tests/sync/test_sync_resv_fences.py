@@ -3,6 +3,7 @@
 import errno
 import gc
 import weakref
+from collections.abc import Callable
 
 import pytest
 import trio
@@ -87,12 +88,13 @@ def test_should_fail_takes_true_and_exceptions_for_failure() -> None:
 def test_the_table_needs_the_lock() -> None:
     resv = held(4)
     resv.unlock()
-    for change in (
+    changes: tuple[Callable[[], None], ...] = (
         lambda: resv.reserve_fences(1),
         lambda: resv.add_fence(Fence(1, 1), READ),
         lambda: resv.replace_fences(1, Fence(1, 1), READ),
         lambda: resv.copy_fences(Reservation()),
-    ):
+    )
+    for change in changes:
         with pytest.raises(AssertionError):
             change()
 

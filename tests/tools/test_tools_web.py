@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mount_harness import MIB, Device
 from starlette.datastructures import Headers
-from web_tools import PATIENCE, Web, until
 
+from tests.mount.mount_harness import MIB, Device
+from tests.tools.web_tools import PATIENCE, Web, until
 from ttm_tools.device import Device as Reader
 from ttm_tools.errors import CommandFailed
 from ttm_tools.web import sampler
@@ -78,7 +78,8 @@ def test_who_is_answered_and_what_is_streamed(device: Device, web: Callable[...,
     status, found = server.ask("/api/bo", {"name": "odd \udcff"})
     assert (status, found["runs"]) == (200, [["s", 256]])
     assert server.ask("/api/bo", {"name": "gone"})[0] == 404
-    for body in ({"name": "../ctl"}, {"name": 7}, [], {"name": "a\0b"}):
+    bodies: tuple[Any, ...] = ({"name": "../ctl"}, {"name": 7}, [], {"name": "a\0b"})
+    for body in bodies:
         assert server.ask("/api/bo", body)[0] == 400
     assert server.ask("/api/command", {"file": "objects/tex0/evict"})[0] == 403
 
@@ -329,7 +330,7 @@ def test_a_page_gets_what_it_has_not_seen() -> None:
 
 def test_a_source_takes_its_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(sampler.time, "monotonic", lambda: now)
+    monkeypatch.setattr(sampler.time, "monotonic", lambda: now)  # type: ignore[attr-defined]
     paced = Paced(0.5)
     assert paced.due("a")
 

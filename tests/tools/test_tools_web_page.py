@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mount_harness import MIB, Device
-from web_tools import PATIENCE, Web
+
+from tests.mount.mount_harness import MIB, Device
+from tests.tools.web_tools import PATIENCE, Web
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 common = pytest.importorskip("selenium.webdriver.common.keys", reason="selenium is not installed")
