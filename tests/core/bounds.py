@@ -116,18 +116,23 @@ CASES = [
 
 @dataclass(frozen=True)
 class Spot:
-    """How tight it is: `paused` copies do not begin, `busy` jobs do not end, `place` fails each time it is reached."""
+    """How tight it is: `paused` copies do not begin, `busy` jobs do not end, `place` fails each time it is reached,
+    and what is `held` stays reserved."""
 
     paused: bool = False
     busy: bool = False
     place: str = ""
+    held: bool = False
 
     def __str__(self) -> str:
         words = ["paused"] * self.paused + ["busy"] * self.busy + [f"fail_{self.place}"] * bool(self.place)
-        return "+".join(words) or "calm"
+        return "+".join(words + ["held"] * self.held) or "calm"
 
 
 SPOTS = [Spot(paused, busy, place) for place in ("", *PLACES) for paused in (False, True) for busy in (False, True)]
+SPOTS += [Spot(paused=paused, held=True) for paused in (False, True)]
+HELD = ("torn", "idle", "gtt", "working", "pending")
+"""All that could be evicted."""
 
 
 class Scene:
@@ -145,6 +150,7 @@ class Scene:
         self.names = Namespace(self.vdev, uid=0, gid=0)
         self.runner = Runner(Machine(self.vdev, self.names, self.svm), BOUND)
         self.bos: dict[str, BufferObject] = {}
+        self.spot = Spot()
         self.pending = ""
         """The name of a fence that was pending when everything was set up."""
 
@@ -163,7 +169,7 @@ class Scene:
 
     async def set_up(self, spot: Spot) -> None:
         """BOs everywhere; then what the spot says."""
-        vdev = self.vdev
+        vdev, self.spot = self.vdev, spot
         for name, size, place in (
             ("pending", MIB, "vram"), ("idle", MIB, "vram"), ("working", MIB, "vram"), ("torn", MIB, "gtt"),
             ("gtt", 2 * MIB, "gtt"), ("system", 2 * MIB, ""), ("stored", 2 * MIB, ""), ("fresh", MIB, ""),
@@ -195,6 +201,9 @@ class Scene:
             self.bos[name].bump()
         fences = [fence for engine in vdev.all_engines for fence in engine.pending()]
         self.pending = fences[0].name if fences else "1:1"
+        if spot.held:
+            for name in HELD:
+                assert self.bos[name].resv.trylock()
         if spot.place:
             attr = vdev.ttm.inject[spot.place]
             attr.probability, attr.times = 100, -1
@@ -228,12 +237,18 @@ class Scene:
             return error.name, trio.current_time() - started
         return "ok", trio.current_time() - started
 
+    def _let_go(self) -> None:
+        if self.spot.held:
+            for name in HELD:
+                self.bos[name].unreserve()
+
     async def settle(self, case: Case) -> None:
         """Nothing fails, nothing is paused any more: everything comes to rest, with nobody's bytes changed."""
         for place in PLACES:
             self.vdev.ttm.inject[place].probability = 0
         for engine in self.vdev.engines:
             engine.paused = False
+        self._let_go()
         for name, bo in self.bos.items():
             await bo.resv.wait(Usage.BOOKKEEP)
             assert not bo.resv.locked, f"{name} is still reserved"

@@ -70,13 +70,16 @@ async def evict_one(vdev: VirtualDevice, bo: BufferObject, ctx: OperationContext
     Evicting what cannot go anywhere is ENOMEM, or ENOSPC with `--propagate-enospc`.
     """
     check_device(vdev)
-    async with reserved(bo):
+
+    async def work() -> Result:
         if bo.pin_count:
             raise TtmError(errno.EINVAL, f"{bo.name} is pinned in {bo.mem_type}: unpin it first")
         if bo.mem_type != SYSTEM or bo.purgeable:
-            with _enospc_as_asked(vdev):
-                await evict_bo(bo, ctx)
+            await evict_bo(bo, ctx)
         return _moved(bo, ctx)
+
+    with _enospc_as_asked(vdev):
+        return await with_all_reserved([bo], ctx, work)
 
 
 @contextmanager

@@ -1,8 +1,7 @@
-"""Locking for calls: one BO, many BOs under a ticket, and again when an eviction met an older ticket.
+"""Locking for calls: one BO, many BOs under a ticket, and again when what they need is held by somebody.
 
-A walk that would have to wait for a victim which an older ticket holds gets EDEADLK. The kernel then reports ENOMEM
-although there is room to be made. Here the call gives up all it holds, waits for that victim as the ww rules ask
-(`lock_slow`), and starts over with its ticket's age, so that it becomes the oldest some day.
+Where the kernel reports ENOMEM although there is room to be made, because victims are reserved at the moment, the call
+gives up all it holds, waits for that, and starts over with its ticket's age (ttmfs.ttm.contention).
 
 A BO may be unlinked while a call waits for it, or before it came: then the call is ENOENT, and gives nothing to a BO
 that nobody would take it back from.
@@ -11,18 +10,14 @@ that nobody would take it back from.
 import errno
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Final, TypeVar
+from typing import TypeVar
 
-from ttmfs.errors import TtmError
 from ttmfs.sync.exec import Exec
-from ttmfs.sync.resv import AcquireContext
 from ttmfs.ttm.bo import BufferObject
-from ttmfs.ttm.context import Contended, OperationContext
+from ttmfs.ttm.contention import NoRoom
+from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.turn import Turn
 
-ATTEMPTS: Final = 64
-"""How often a call starts over before it fails for want of room."""
-
-_FULL: Final = (errno.ENOMEM, errno.ENOSPC)
 T = TypeVar("T")
 
 
@@ -67,30 +62,21 @@ async def reserved_all(bos: Sequence[BufferObject], stamp: int | None = None) ->
 async def with_all_reserved(
     bos: Sequence[BufferObject], ctx: OperationContext, work: Callable[[], Awaitable[T]]
 ) -> T:
-    """Run `work` with all of `bos` reserved under one ticket, again when it failed because of an older ticket.
+    """Run `work` with all of `bos` reserved under one ticket, again while it finds no room for the moment's reasons.
 
-    `work` leaves everything as it was when it fails. Raises what it raises.
+    `work` leaves everything as it was when it fails. Raises what it raises; NoRoom only where waiting is of no use, or
+    not wanted (`ctx.no_wait_gpu`). The caller bounds it.
     """
-    stamp: int | None = None
-    for attempt in range(ATTEMPTS):
-        ctx.contended = None
-        try:
-            async with reserved_all(bos, stamp) as execution:
-                stamp = execution.ticket.stamp
-                return await work()
-        except TtmError as error:
-            victim = ctx.contended
-            if victim is None or error.errno not in _FULL or attempt == ATTEMPTS - 1:
-                raise
-        assert stamp is not None
-        await _wait_for(victim, stamp)
-    raise AssertionError("the last attempt returns or raises")
-
-
-async def _wait_for(victim: Contended, stamp: int) -> None:
-    """Queue for the contended reservation, holding nothing, and let it go again."""
-    ticket = AcquireContext()
-    ticket.stamp = stamp
-    await victim.resv.lock_slow(ticket)
-    victim.unlock()
-    ticket.fini()
+    with Turn(bos[0].device, bos[0].name) as turn:
+        while True:
+            ctx.contended = None
+            try:
+                async with reserved_all(bos, turn.stamp) as execution:
+                    ctx.ticket = execution.ticket
+                    turn.stamp = execution.ticket.stamp
+                    return await work()
+            except NoRoom as error:
+                if error.contended is None or ctx.no_wait_gpu:
+                    raise
+                contended = error.contended
+            await turn.wait(contended)

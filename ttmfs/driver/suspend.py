@@ -16,10 +16,12 @@ from ttmfs.driver.hardware import Hardware
 from ttmfs.driver.locking import reserved_dead_or_alive
 from ttmfs.errors import TtmError
 from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.contention import NoRoom
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.placement import SYSTEM, Place, PlaceFlag
 from ttmfs.ttm.resource import Resource, ResourceManager
 from ttmfs.ttm.space import UNDO_SECONDS, evict_bo, mem_space, move_to, undoing
+from ttmfs.ttm.turn import Turn
 from ttmfs.ttm.unmap import unmap_virtual
 from ttmfs.ttm.validate import validate
 
@@ -152,8 +154,7 @@ class PowerState:
         self._saved.sort(key=lambda saved: not saved.bo.pin_count)
         while self._saved:
             saved = self._saved[0]
-            async with reserved_dead_or_alive(saved.bo):
-                came_back = await self._bring_one_back(saved, ctx)
+            came_back = await self._bring_one_back(saved, ctx)
             # Not before: who is interrupted goes on with it at the next resume.
             self._saved.pop(0)
             restored += came_back is True
@@ -162,6 +163,20 @@ class PowerState:
 
     async def _bring_one_back(self, saved: _Saved, ctx: OperationContext) -> bool | None:
         """Whether it is back; None when there is nothing to bring back any more."""
+        with Turn(self.vdev.ttm, saved.bo.name) as turn:
+            while True:
+                ctx.ticket = turn.ticket()
+                contended = None
+                async with reserved_dead_or_alive(saved.bo):
+                    try:
+                        return await self._try_to_bring_back(saved, ctx)
+                    except NoRoom as error:
+                        contended = error.contended
+                assert contended is not None
+                await turn.wait(contended)
+
+    async def _try_to_bring_back(self, saved: _Saved, ctx: OperationContext) -> bool | None:
+        """One attempt, with the BO reserved. NoRoom when somebody is to be waited for."""
         bo = saved.bo
         if bo.deleted or bo.resource is None or bo.mem_type != SYSTEM or not bo.size:
             return None
@@ -169,6 +184,8 @@ class PowerState:
             with _unpinned(bo):
                 await validate(bo, saved.places, ctx)
         except TtmError as error:
+            if isinstance(error, NoRoom) and error.contended is not None and not ctx.no_wait_gpu:
+                raise
             bo.last_error = f"resume: not brought back to {saved.region}: {error.message}"
             return False
         return True

@@ -16,11 +16,13 @@ EVENTS: Final[Mapping[str, str]] = {
     "(pages added beyond those), retries (the BO was reserved), waits (what for, in order), latency_us",
     "gate_wait": "a READ or WRITE was parked on its BO: why (reservation, move, clear, copy), wait_us, "
     "done (0: an unmap or its time ended the wait)",
+    "space_wait": "an allocation waited for space that others have for the moment: why (held: a victim was reserved, "
+    "claim: it is another's turn, changed), wait_us",
     "error": "a READ, a WRITE or a command failed: request errno why",
     "validate": "a BO is to satisfy a placement: placement",
     "validated": "how that ended: result (moved, compatible, gutted, error), errno, region",
     "place_tried": "a place was asked for room: place, pages, evicting (0 first pass), why "
-    "(ok, full, never_fits, busy), detail",
+    "(ok, full, never_fits, busy, claimed), detail",
     "evict": "a BO has to leave: region, dst, for_bo, position (passed over or evicted before it in this walk), "
     "priority, pages",
     "move_start": "TTM begins to move a BO: src dst bytes evict defrag",

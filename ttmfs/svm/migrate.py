@@ -21,9 +21,10 @@ from ttmfs.svm.pages import CHUNK_PAGES, index_of
 from ttmfs.svm.ranges import Range
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.contention import NoRoom
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.placement import VRAM, Place
-from ttmfs.ttm.resource import ResourceManager
+from ttmfs.ttm.turn import Turn
 from ttmfs.ttm.validate import validate
 from ttmfs.units import PAGE_SHIFT
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 ALLOC_RETRY_SECONDS: Final = 1.0
 """An allocation whose victims are all held by somebody is tried again for so long (xe_vm_validate_should_retry)."""
-_ALLOC_ATTEMPTS: Final = 64
 _GATE_ATTEMPTS: Final = 4
 """How often a range is invalidated before clients that keep touching it win."""
 
@@ -104,11 +104,13 @@ async def _migrate_to_devmem(space: "AddressSpace", found: Range, tally: Tally, 
         ttm = space.vdev.ttm
         bo = BufferObject(ttm, space.svm.funcs, name=f"svm:{space.name}@{found.first << PAGE_SHIFT:#x}")
         bo.size = found.num_pages << PAGE_SHIFT
-        bo.resv.trylock()
+        turn = Turn(ttm, bo.name)
+        bo.resv.trylock(turn.need_ticket())
         devmem = DevMem(bo, chunk, found.first & (CHUNK_PAGES - 1), found.num_pages)
         try:
             try:
-                await _allocate(space, bo, tally)
+                with turn:
+                    await _allocate(space, bo, tally, turn)
                 await _invalidate_cpu(space, found, chunk)
                 bo.resv.reserve_fences(1)
             except BaseException:
@@ -140,40 +142,29 @@ def _check(space: "AddressSpace", found: Range, chunk: Chunk) -> None:
         raise TtmError(errno.EBUSY, f"a part of the range at {found.first << PAGE_SHIFT:#x} is in VRAM already")
 
 
-async def _allocate(space: "AddressSpace", bo: BufferObject, tally: Tally) -> None:
-    """Room in VRAM, evicting as needed; tried again while victims are only held by somebody."""
+async def _allocate(space: "AddressSpace", bo: BufferObject, tally: Tally, turn: Turn) -> None:
+    """Room in VRAM, evicting as needed; tried again while victims are only held by somebody.
+
+    Nobody else knows the BO, so it stays reserved while they are waited for.
+    """
     counters = space.svm.counters
     until = trio.current_time() + ALLOC_RETRY_SECONDS
-    for attempt in range(_ALLOC_ATTEMPTS):
+    while True:
         try:
-            tally.ctx.resv = bo.resv
+            tally.ctx.resv, tally.ctx.ticket = bo.resv, bo.resv.holder
             await validate(bo, (Place(VRAM),), tally.ctx)
             break
         except TtmError as error:
             left = until - trio.current_time()
-            busy = _held_victim(space.vdev.ttm.managers[VRAM], bo)
-            if error.errno not in (errno.ENOMEM, errno.ENOSPC, errno.EBUSY) or busy is None or left <= 0:
+            contended = error.contended if isinstance(error, NoRoom) else None
+            if contended is None or left <= 0:
                 counters.alloc_failures += 1
                 raise
-            if attempt == _ALLOC_ATTEMPTS - 1:
-                counters.alloc_failures += 1
-                raise
-            counters.alloc_retries += 1
-            with trio.move_on_after(left):
-                await busy.resv.wait_unlocked()
-            await trio.lowlevel.checkpoint()
+        counters.alloc_retries += 1
+        with trio.move_on_after(left):
+            await turn.wait(contended)
     assert bo.resource is not None
     space.svm.share_numbers(bo.resource)
-
-
-def _held_victim(manager: ResourceManager, bo: BufferObject) -> BufferObject | None:
-    """Somebody who has space here that may become free, and is reserved at the moment."""
-    for resources in (manager.lru, manager.unassigned):
-        for item in resources:
-            other: BufferObject = item.bo
-            if other is not bo and other.resv.locked and not other.pin_count:
-                return other
-    return None
 
 
 async def _invalidate_cpu(space: "AddressSpace", found: Range, chunk: Chunk) -> None:

@@ -172,7 +172,7 @@ async def _read_slowly(bo: BufferObject, offset: int, size: int, request: Reques
             bo.looked |= bo.looks_only
             return _gather(bo, offset, size)
         vmf = VmFault(bo, first, count, deadline=request.deadline, flags=flags)
-        result = await serve_fault(vmf)
+        result = await serve_fault(vmf, request.turn)
         request.note(vmf)
         if result is FaultResult.OK:
             # A copy or a truncate slipped in before, or the move that was waited for failed: start over.
@@ -357,7 +357,7 @@ async def _write_slowly(bo: BufferObject, offset: int, data: bytes, request: Req
             await _prepare(bo, first, count, request)
         else:
             vmf = VmFault(bo, first, count, deadline=request.deadline, flags=flags, overwrite=overwrite)
-            result = await serve_fault(vmf)
+            result = await serve_fault(vmf, request.turn)
             request.note(vmf)
             if result in _ERRNO and end <= bo.size and not bo.has_memory(first, count):
                 raise TtmError(_ERRNO[result], f"write to {bo.name} page {first}: {vmf.message}")

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ttmfs.sync.resv import Reservation
+from ttmfs.sync.ww_mutex import AcquireContext
+from ttmfs.ttm.contention import YOUNGEST, Contended
 from ttmfs.ttm.gate import Gate
 
 
@@ -14,17 +16,6 @@ class Gated(Protocol):
     @property
     def gate(self) -> Gate:
         """Whether they wait."""
-
-
-class Contended(Protocol):
-    """A BO, as far as waiting for it is concerned."""
-
-    @property
-    def resv(self) -> Reservation:
-        """What it is held by."""
-
-    def unlock(self) -> None:
-        """Let it go again, and do what had to wait for that."""
 
 
 @dataclass(slots=True)
@@ -38,6 +29,8 @@ class OperationContext:
     allow_res_evict: bool = False
     """BOs that share `resv` may be evicted although it is held."""
     resv: Reservation | None = None
+    ticket: AcquireContext | None = None
+    """Whose age counts where several want the same space: the ww ticket of the caller's reservations."""
     defrag: bool = False
     """Re-back at the beneficial order although the resource is compatible."""
     compact: bool = False
@@ -45,8 +38,13 @@ class OperationContext:
     faulting: object = None
     """The BO whose fault this call serves. It is never unmapped: its own folio is locked by the READ (H30)."""
     contended: Contended | None = None
-    """A victim that the ticket could not wait for (EDEADLK): give everything up and wait for it, then start over."""
+    """What an allocation met that may be gone soon: give everything up, wait for it, start over (`Turn`)."""
     together: Sequence[Gated] = ()
     """BOs that one ticket holds for a common move: none of their requests waits while one of them is unmapped."""
     bytes_moved: int = 0
     evictions: int = 0
+
+    @property
+    def age(self) -> int:
+        """The smaller, the older."""
+        return YOUNGEST if self.ticket is None else self.ticket.stamp

@@ -1,24 +1,50 @@
 """Evict a region: the first of its LRU, or all of it (ttm_bo_evict_first, ttm_resource_manager_evict_all)."""
 
+from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.contention import Contended, NoRoom
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.resource import Resource, ResourceManager
 from ttmfs.ttm.space import evict_bo
+from ttmfs.ttm.turn import Turn
 
 
 async def evict_first(manager: ResourceManager, ctx: OperationContext) -> bool:
-    """ttm_bo_evict_first: the first of the LRU; False when the list is empty. Waits for its reservation."""
+    """ttm_bo_evict_first: the first of the LRU; False when the list is empty. Waits for its reservation.
+
+    Where it has to go but finds no room for the moment's reasons, who is the first then is tried again. TtmError:
+    NoRoom there is none to be had; EBUSY a wait that `ctx` forbids.
+    """
     resource = manager.lru.first()
     if resource is None:
         return False
     assert isinstance(resource, Resource)
-    bo = resource.bo
-    await bo.resv.reserve(no_wait=ctx.no_wait_gpu)
+    with Turn(resource.bo.device, resource.bo.name) as turn:
+        while (contended := await _evict(resource, ctx, turn)) is not None:
+            await turn.wait(contended)
+            first = manager.lru.first()
+            if first is None:
+                return True
+            assert isinstance(first, Resource)
+            resource = first
+    return True
+
+
+async def _evict(resource: Resource, ctx: OperationContext, turn: Turn) -> Contended | None:
+    """Evict its BO if it is still there; what to wait for before that is tried again."""
+    bo: BufferObject = resource.bo
+    ctx.contended = None
+    ctx.ticket = None if ctx.no_wait_gpu else turn.need_ticket()
+    await bo.resv.reserve(no_wait=ctx.no_wait_gpu, ticket=ctx.ticket)
     try:
         if bo.resource is resource and resource.on_lru and not bo.pin_count:
             await evict_bo(bo, ctx)
+    except NoRoom as error:
+        if error.contended is None or ctx.no_wait_gpu:
+            raise
+        return error.contended
     finally:
         bo.unlock()
-    return True
+    return None
 
 
 async def evict_all(manager: ResourceManager, ctx: OperationContext) -> None:

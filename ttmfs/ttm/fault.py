@@ -9,16 +9,19 @@ of the BO is about to be issued (`Gate.park`); what was being waited for is then
 """
 
 import errno
+from functools import partial
 from typing import Final
 
 from ttmfs.errors import TtmError
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm.bo import CONTENT_LOST, BufferObject
+from ttmfs.ttm.contention import NoRoom
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.funcs import FaultFlag, FaultResult, Protection, VmFault
 from ttmfs.ttm.park import park
 from ttmfs.ttm.placement import SYSTEM, Place
 from ttmfs.ttm.populate import populate_range
+from ttmfs.ttm.turn import Turn
 from ttmfs.ttm.validate import validate
 
 NUM_PREFAULT: Final = 16
@@ -32,7 +35,7 @@ async def vm_reserve(vmf: VmFault) -> FaultResult:
     then RETRY (with RETRY_NOWAIT at once). Without ALLOW_RETRY queue for it in arrival order.
     """
     bo: BufferObject = vmf.bo
-    if bo.resv.trylock():
+    if bo.resv.trylock(vmf.ticket):
         vmf.reserved = True
         return FaultResult.OK
     bo.reservation_retries += 1
@@ -43,7 +46,7 @@ async def vm_reserve(vmf: VmFault) -> FaultResult:
             await park(bo, "reservation", bo.resv.wait_unlocked, vmf.time_left, vmf.first, vmf.count)
         return FaultResult.RETRY
     vmf.waits += ("reservation",)
-    if not await park(bo, "reservation", bo.resv.lock, vmf.time_left, vmf.first, vmf.count):
+    if not await park(bo, "reservation", partial(bo.resv.lock, vmf.ticket), vmf.time_left, vmf.first, vmf.count):
         return FaultResult.NOPAGE
     vmf.reserved = True
     return FaultResult.OK
@@ -135,25 +138,36 @@ async def _place(vmf: VmFault) -> None:
 
 
 def _notify_failed(vmf: VmFault, error: TtmError) -> FaultResult:
+    if isinstance(error, NoRoom) and error.contended is not None:
+        vmf.contended = error.contended
+        return FaultResult.NOPAGE
     if error.errno in (errno.EBUSY, errno.EINTR):
         return FaultResult.NOPAGE
     result = FaultResult.OOM if error.errno in (errno.ENOMEM, errno.ENOSPC) else FaultResult.SIGBUS
     return vmf.fail(result, error)
 
 
-async def serve_fault(vmf: VmFault) -> FaultResult:
+async def serve_fault(vmf: VmFault, turn: Turn) -> FaultResult:
     """The BO's own handler, bounded: NOPAGE when the time is up, or when pages of the fault are about to be unmapped.
 
     Rule R1 for all that a handler may wait for, not only for its own reservation and moves: memory, and space that
     others have to be evicted from first. It is cancelled there, gives up its reservation, and the request is served
-    from where its bytes are.
+    from where its bytes are. Where it found no room because others are busy, those are waited for, without the
+    reservation, and NOPAGE is the answer: the next attempt has a ticket, and the age of `turn`.
     """
     bo: BufferObject = vmf.bo
     result = FaultResult.NOPAGE
+    vmf.ticket = turn.ticket()
 
     async def handler() -> None:
         nonlocal result
         result = await bo.funcs.fault(vmf)
+        if vmf.contended is not None:
+            vmf.unreserve()
+            vmf.waits += ("space",)
+            await turn.wait(vmf.contended)
+        else:
+            turn.end_claims()
 
     await bo.gate.park(handler, vmf.time_left, vmf.first, vmf.count)
     return result

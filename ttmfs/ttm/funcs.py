@@ -10,6 +10,8 @@ from typing import Any, Protocol, TypeVar
 
 import trio
 
+from ttmfs.sync.ww_mutex import AcquireContext
+from ttmfs.ttm.contention import Contended
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.placement import Place, Placement
 from ttmfs.ttm.resource import Resource
@@ -74,6 +76,7 @@ class VmFault:
 
     __slots__ = (
         "bo",
+        "contended",
         "count",
         "deadline",
         "first",
@@ -83,6 +86,7 @@ class VmFault:
         "prefaulted",
         "prot",
         "reserved",
+        "ticket",
         "waits",
     )
 
@@ -95,6 +99,7 @@ class VmFault:
         deadline: float,
         flags: FaultFlag = FaultFlag.ALLOW_RETRY,
         overwrite: bool = False,
+        ticket: AcquireContext | None = None,
     ) -> None:
         self.bo = bo
         self.first = first
@@ -104,12 +109,16 @@ class VmFault:
         self.overwrite = overwrite
         self.prot = Protection.READ
         self.reserved = False
+        self.ticket = ticket
+        """What it reserves the BO with; None at first. See ttmfs.ttm.contention."""
+        self.contended: Contended | None = None
+        """What it met, and waits for before it starts over, when it found no room for the moment's reasons."""
         self.message = ""
         """Why it was SIGBUS or OOM, for error_log."""
         self.prefaulted = 0
         """Pages that were populated beyond those asked."""
         self.waits: tuple[str, ...] = ()
-        """What it waited for, in order: reservation, move."""
+        """What it waited for, in order: reservation, move, space."""
 
     @property
     def time_left(self) -> float:

@@ -6,33 +6,30 @@ never spins: what is tried again without having waited is tried less and less of
 
 from collections.abc import Awaitable, Callable, Sized
 from functools import partial
-from typing import Final, TypeVar
+from typing import TypeVar
 
 import trio
 
 from ttmfs import clock
 from ttmfs.errors import TtmError
+from ttmfs.sync.attempts import Attempts
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.funcs import VmFault
+from ttmfs.ttm.turn import Turn
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT
-
-_NO_TIME: Final = 0.0005
-"""Seconds: an attempt to serve a request that takes less has waited for nothing."""
-_FREE_ATTEMPTS: Final = 4
-_LONGEST_PAUSE: Final = 0.05
 
 
 class Request:
     """A READ or WRITE (`op`) that may wait, until `deadline` on trio's clock; `expires` is when it may be failed for
     that. The rest is for the trace: what it waited for, how often it met a reserved BO, pages it got besides."""
 
-    __slots__ = ("bo", "deadline", "expires", "idle", "op", "prefaulted", "retries", "waits")
+    __slots__ = ("attempts", "bo", "deadline", "expires", "op", "prefaulted", "retries", "turn", "waits")
 
     def __init__(self, bo: BufferObject, op: str = "read") -> None:
         self.bo = bo
         self.op = op
-        self.idle = 0
-        """Attempts in a row that took no time."""
+        self.turn = Turn(bo.device, bo.name)
+        self.attempts = Attempts()
         self.waits: tuple[str, ...] = ()
         self.retries = self.prefaulted = 0
         self.deadline = self.expires = trio.current_time() + bo.device.fault_timeout
@@ -70,12 +67,8 @@ class Request:
         request never spins. An INVAL of its pages ends the pause.
         """
         await trio.lowlevel.checkpoint()
-        if trio.current_time() - begun > _NO_TIME:
-            self.idle = 0
-            return
-        self.idle += 1
-        if self.idle > _FREE_ATTEMPTS:
-            pause = min(_NO_TIME * 2.0 ** min(self.idle - _FREE_ATTEMPTS, 10), _LONGEST_PAUSE)
+        pause = self.attempts.pause(begun)
+        if pause:
             await self.bo.gate.park(partial(trio.sleep, pause), pause, first, count)
 
     def hurry(self) -> None:
@@ -121,7 +114,7 @@ async def parked(
         if isinstance(oldest, Request):
             oldest.hurry()
     try:
-        with trio.CancelScope(shield=True):
+        with trio.CancelScope(shield=True), request.turn:
             result = await serve(bo, offset, argument, request)
         if bo.device.trace.on:
             bytes_of = argument if result is None else result

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ttmfs.errors import TtmError
 from ttmfs.memory.arena import Arena
 from ttmfs.sync.fence import Fence
+from ttmfs.ttm.contention import Claims
 from ttmfs.ttm.lru import LruItem, LruList, PriorityLru
 from ttmfs.ttm.placement import Place, PlaceFlag
 from ttmfs.units import PAGE_SIZE
@@ -117,6 +118,7 @@ class ResourceManager:
         self.used = True
         """ttm_resource_manager_set_used: an unused manager hands nothing out."""
         self.eviction_fences: list[Fence] = []
+        self.claims = Claims()
 
     @property
     def num_pages(self) -> int:

@@ -7,8 +7,8 @@ A first walk over the region's LRU only trylocks. If the evictor's reservation w
 may block for one victim each, as long as the walk before freed something. After each victim the allocation is tried
 again, so never more is evicted than needed in LRU order.
 
-EDEADLK never leaves a walk. Where the kernel ends in ENOMEM then, `ctx.contended` names the victim, so that whoever
-owns the ticket can give everything up, wait for it and start over (`ttmfs.driver.locking`).
+Where the kernel ends in ENOMEM although all that was missing is held by somebody at the moment, NoRoom names that:
+whoever owns the call gives everything up, waits and starts over (ttmfs.ttm.contention, ttmfs.ttm.turn).
 """
 
 import errno
@@ -17,25 +17,24 @@ from typing import Final
 import trio
 
 from ttmfs.errors import TtmError
-from ttmfs.sync.resv import AcquireContext, Usage
+from ttmfs.sync.resv import Usage
+from ttmfs.sync.ww_mutex import AcquireContext
 from ttmfs.ttm import lifetime
 from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.contention import OLDEST, Contended, NoRoom
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.funcs import Multihop
 from ttmfs.ttm.lru_cursor import LruCursor
 from ttmfs.ttm.move import handle_move_mem, pipeline_gutting, wait_ctx
 from ttmfs.ttm.placement import SYSTEM, Place, PlaceFlag, Placement, format_placement
 from ttmfs.ttm.resource import NUM_MOVE_FENCES, Resource, ResourceManager
+from ttmfs.ttm.walk import Walk
 
 _SKIP: Final = frozenset({errno.ENOSPC, errno.EBUSY, errno.EALREADY, errno.E2BIG})
 """A victim that fails so is passed over; any other error ends the walk."""
 
 _WHY: Final = {errno.ENOSPC: "full", errno.E2BIG: "never_fits"}
 """Why a manager had no room, as the trace says it."""
-
-BUSY_RETRY_SECONDS: Final = 0.02
-"""How long an allocation waits once for victims that were only briefly locked, before it gives up."""
-
 
 UNDO_SECONDS: Final = 0.5
 """How long a call that has failed, or whose time is up, may go on to put things back. Then they stay where they are."""
@@ -48,10 +47,23 @@ def undoing(seconds: float = UNDO_SECONDS) -> trio.CancelScope:
     return trio.CancelScope(shield=True, deadline=trio.current_time() + seconds)
 
 
-def no_room(bo: BufferObject, placement: Placement) -> TtmError:
+def no_room(bo: BufferObject, placement: Placement, contended: Contended | None) -> NoRoom:
     """Full everywhere, as callers see it: ENOMEM, or ENOSPC with `--propagate-enospc`."""
     code = errno.ENOSPC if bo.device.propagate_enospc else errno.ENOMEM
-    return TtmError(code, f"no room for {bo.name or 'a BO'} ({bo.num_pages} pages) in {format_placement(placement)}")
+    what = f"no room for {bo.name or 'a BO'} ({bo.num_pages} pages) in {format_placement(placement)}"
+    return NoRoom(code, what, contended)
+
+
+def _is_claimed(
+    bo: BufferObject, manager: ResourceManager, place: Place, ctx: OperationContext, *, evicting: bool
+) -> bool:
+    """Is it somebody older's turn to be given space there?"""
+    if not manager.claims.binds(ctx.age):
+        return False
+    ctx.contended = ctx.contended or manager.claims
+    if bo.device.trace.on:
+        _trace_place(bo, place, evicting, "claimed", "it is the turn of who has waited longer")
+    return True
 
 
 async def alloc_resource(
@@ -67,9 +79,9 @@ async def alloc_resource(
     bo.resv.reserve_fences(NUM_MOVE_FENCES)
     for place in placement:
         manager = device.managers.get(place.mem_type)
-        if manager is None or not manager.used or skipped in place.flags:
+        if manager is None or not _is_there(manager) or skipped in place.flags:
             continue
-        if manager.name != SYSTEM and not manager.size:
+        if _is_claimed(bo, manager, place, ctx, evicting=evicting):
             continue
         try:
             device.inject.check("resource_alloc", errno.ENOSPC, f"allocating in {place}")
@@ -97,6 +109,11 @@ async def alloc_resource(
     return None
 
 
+def _is_there(manager: ResourceManager) -> bool:
+    """Has the device this region, and does it hand anything out?"""
+    return manager.used and (manager.name == SYSTEM or manager.size > 0)
+
+
 def _trace_place(bo: BufferObject, place: Place, evicting: bool, why: str, detail: str) -> None:
     bo.device.trace.emit(
         "place_tried", bo.name, place=str(place), pages=bo.num_pages, evicting=int(evicting), why=why, detail=detail
@@ -122,12 +139,13 @@ def _add_eviction_fences(bo: BufferObject, resource: Resource, ctx: OperationCon
 
 
 async def mem_space(bo: BufferObject, placement: Placement, ctx: OperationContext) -> Resource:
-    """ttm_bo_mem_space: both passes, without the ENOMEM conversion. TtmError(ENOSPC) when there is no room."""
+    """ttm_bo_mem_space: both passes, without the ENOMEM conversion. NoRoom(ENOSPC) when there is none."""
     for evicting in (False, True):
         resource = await alloc_resource(bo, placement, ctx, evicting=evicting)
         if resource is not None:
             return resource
-    raise TtmError(errno.ENOSPC, f"no room for {bo.name or 'a BO'} in {format_placement(placement)}")
+    what = f"no room for {bo.name or 'a BO'} in {format_placement(placement)}"
+    raise NoRoom(errno.ENOSPC, what, ctx.contended)
 
 
 async def move_to(bo: BufferObject, resource: Resource, ctx: OperationContext, *, evict: bool) -> None:
@@ -156,7 +174,7 @@ async def move_to(bo: BufferObject, resource: Resource, ctx: OperationContext, *
 
 async def _back_from_hop(bo: BufferObject, origin: str) -> None:
     """The last leg of a multihop failed: back to the region that it came from (the kernel leaves it in the hop)."""
-    ctx = OperationContext(resv=bo.resv)
+    ctx = OperationContext(resv=bo.resv, ticket=OLDEST)
     why = f"there was no time: it did not come back within {_UNHOP_SECONDS:g} s"
     with undoing(_UNHOP_SECONDS):
         try:
@@ -188,7 +206,7 @@ async def _bounce(bo: BufferObject, hop: Placement, ctx: OperationContext) -> No
     try:
         resource = await mem_space(bo, hop, ctx)
     except TtmError as error:
-        raise no_room(bo, hop) if error.errno == errno.ENOSPC else error from None
+        raise no_room(bo, hop, ctx.contended) if error.errno == errno.ENOSPC else error from None
     try:
         await handle_move_mem(bo, resource, ctx, evict=False)
     except BaseException:
@@ -196,137 +214,73 @@ async def _bounce(bo: BufferObject, hop: Placement, ctx: OperationContext) -> No
         raise
 
 
-class _Walk:
-    """One evict_alloc: who evicts, for what place, and what it met."""
-
-    __slots__ = ("bo", "busy", "ctx", "evicted", "looked", "manager", "place")
-
-    def __init__(self, bo: BufferObject, manager: ResourceManager, place: Place, ctx: OperationContext) -> None:
-        self.bo = bo
-        self.manager = manager
-        self.place = place
-        self.ctx = ctx
-        self.evicted = 0
-        self.looked = 0
-        """BOs of the LRU that this walk has come past: the position of the one it is at."""
-        self.busy: BufferObject | None = None
-        """A victim that somebody held."""
-
-
 async def evict_alloc(
     bo: BufferObject, manager: ResourceManager, place: Place, ctx: OperationContext
 ) -> Resource | None:
     """ttm_bo_evict_alloc: evict from `manager` until `bo` fits into `place`; None when that cannot be done.
 
-    TtmError for errors that end the whole validate.
+    Then `ctx.contended` says whether it might be done later. TtmError for errors that end the whole validate.
     """
-    walk = _Walk(bo, manager, place, ctx)
+    walk = Walk(bo, manager, place, ctx)
     resource = await _walk_lru(walk, None)
-    ticket = bo.resv.holder
-    while resource is None and ticket is not None and walk.busy is not None and not ctx.no_wait_gpu:
-        walk.evicted = 0
-        walk.busy = None
-        resource = await _walk_lru(walk, ticket)
-        if not walk.evicted:
-            break
-    if resource is not None or ctx.no_wait_gpu:
-        return resource
-    busy = walk.busy or _on_its_way(manager, bo)
-    if busy is None:
-        return None
-    if ticket is not None:
-        # Whoever owns the ticket may give all up, wait for that one and start over.
-        ctx.contended = ctx.contended or busy
-        return None
-    # Users of real drivers meet ENOMEM when every victim happens to be locked for a moment: try once more.
-    with trio.move_on_after(BUSY_RETRY_SECONDS):
-        await busy.resv.wait_unlocked()
-    return _try_alloc(walk) or await _walk_lru(walk, None)
+    while resource is None and not ctx.no_wait_gpu:
+        ticket, left, evicted = walk.ticket, walk.left(), walk.evicted
+        if left is None or _is_claimed(bo, manager, place, ctx, evicting=True):
+            return None
+        if ticket is None:
+            ctx.contended = left
+            return None
+        manager.claims.lay(ctx.age)
+        resource = _try_alloc(walk) or await _walk_lru(walk, ticket)
+        if resource is None and walk.evicted == evicted:
+            ctx.contended = walk.left() or left
+            return None
+    return resource
 
 
-def _on_its_way(manager: ResourceManager, bo: BufferObject) -> BufferObject | None:
-    """Somebody else's BO that has space here but has not arrived yet: nobody can evict it, for the moment."""
-    own = bo.resv.holder
-    for resource in manager.unassigned:
-        other: BufferObject = resource.bo
-        if other is not bo and other.resv.locked and (own is None or other.resv.holder is not own):
-            return other
-    return None
-
-
-async def _walk_lru(walk: _Walk, ticket: AcquireContext | None) -> Resource | None:
+async def _walk_lru(walk: Walk, ticket: AcquireContext | None) -> Resource | None:
     """One walk, oldest of the lowest priority first. With `ticket` it may block for one victim (then trylocks)."""
-    own = walk.bo.resv.holder
     walk.looked = 0
     with LruCursor(walk.manager.lru, until_now=True) as cursor:
         while (item := cursor.next()) is not None:
             assert isinstance(item, Resource)
             victim = item.bo
             position, walk.looked = walk.looked, walk.looked + 1
-            if victim is walk.bo:
+            if walk.is_own(victim):
                 continue
-            if not _trylock(victim, walk.ctx):
-                if own is not None and victim.resv.holder is own:
-                    # EALREADY: named in the same call, so never its victim.
-                    continue
-                walk.busy = victim
-                if ticket is None:
+            if not walk.trylock(victim):
+                if ticket is None or not walk.wants(item):
                     continue
                 # At most one wait a walk, whether it ends well or not.
                 waiting, ticket = ticket, None
-                if not await _ticket_lock(victim, waiting, walk.ctx):
+                if not await walk.wait_for(victim, waiting):
                     continue
             try:
-                if await _evict_candidate(walk, item, position):
+                if walk.wants(item) and await _evict_candidate(walk, item, position):
                     resource = _try_alloc(walk)
                     if resource is not None:
                         return resource
             finally:
-                if not _shares_held(victim, walk.ctx):
-                    victim.unlock()
+                walk.unlock(victim)
     return None
 
 
-def _shares_held(victim: BufferObject, ctx: OperationContext) -> bool:
-    return ctx.allow_res_evict and ctx.resv is not None and victim.resv is ctx.resv
-
-
-def _trylock(victim: BufferObject, ctx: OperationContext) -> bool:
-    return _shares_held(victim, ctx) or victim.resv.trylock()
-
-
-async def _ticket_lock(victim: BufferObject, ticket: AcquireContext, ctx: OperationContext) -> bool:
-    """Wait for a victim under the ticket. EDEADLK and EALREADY make it unusable, they never leave the walk."""
+async def _evict_candidate(walk: Walk, resource: Resource, position: int) -> bool:
+    """Evict the locked BO of `resource`; True when it went."""
     try:
-        await victim.resv.lock(ticket)
-    except TtmError as error:
-        if error.errno == errno.EDEADLK:
-            ctx.contended = victim
-            return False
-        if error.errno == errno.EALREADY:
-            return False
-        raise
-    return True
-
-
-async def _evict_candidate(walk: _Walk, resource: Resource, position: int) -> bool:
-    """Evict the locked BO of `resource` if it still is there and worth it; True when it went."""
-    victim = resource.bo
-    if victim.resource is not resource or not resource.on_lru or victim.pin_count:
-        return False
-    if not victim.funcs.eviction_valuable(victim, walk.place) or not walk.manager.intersects(resource, walk.place):
-        return False
-    try:
-        await evict_bo(victim, walk.ctx, for_bo=walk.bo.name, position=position)
+        await evict_bo(resource.bo, walk.ctx, for_bo=walk.bo.name, position=position)
     except TtmError as error:
         if error.errno in _SKIP:
+            walk.refused[resource] = None
             return False
         raise
     walk.evicted += 1
     return True
 
 
-def _try_alloc(walk: _Walk) -> Resource | None:
+def _try_alloc(walk: Walk) -> Resource | None:
+    if _is_claimed(walk.bo, walk.manager, walk.place, walk.ctx, evicting=True):
+        return None
     try:
         return walk.manager.alloc(walk.bo, walk.place)
     except TtmError as error:

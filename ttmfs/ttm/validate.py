@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from ttmfs.errors import TtmError
 from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.contention import OLDEST
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.defrag import nothing_to_gain
 from ttmfs.ttm.move import pipeline_gutting
@@ -27,6 +28,7 @@ async def validate(bo: BufferObject, placement: Placement, ctx: OperationContext
     ENOSPC) no room; EBUSY a wait was needed that ctx forbids; whatever the driver's move raises.
     """
     bo.validations += 1
+    ctx.ticket = ctx.ticket or bo.resv.holder
     trace = bo.device.trace
     _trace_validate(bo, placement)
     try:
@@ -59,6 +61,7 @@ async def _validate(bo: BufferObject, placement: Placement, ctx: OperationContex
 
 async def _allocate(bo: BufferObject, placement: Placement, ctx: OperationContext) -> Resource | None:
     """The new home of `bo` by the two passes; None when it is at home already."""
+    ctx.contended = None
     if ctx.defrag:
         _refuse_pinned(bo)
         _refuse_imported(bo)
@@ -77,7 +80,7 @@ async def _allocate(bo: BufferObject, placement: Placement, ctx: OperationContex
             return None
         if resource is not None:
             return resource
-    raise no_room(bo, placement)
+    raise no_room(bo, placement, ctx.contended)
 
 
 def _is_there(bo: BufferObject, resource: Resource) -> bool:
@@ -145,7 +148,7 @@ async def _move_back(moved: Sequence[tuple[BufferObject, Placement]]) -> None:
         while left:
             bo, place = left[-1]
             try:
-                await validate(bo, place, OperationContext(resv=bo.resv))
+                await validate(bo, place, OperationContext(resv=bo.resv, ticket=OLDEST))
             except TtmError as error:
                 bo.last_error = f"could not be moved back: {error.message}"
             left.pop()

@@ -1,0 +1,104 @@
+"""Walk: one allocation's search for victims in a region (ttm_lru_walk), as far as it evicts nobody itself.
+
+Who is a victim, how it is locked, and what is left when all have been looked at. A first walk only trylocks. With a
+ticket each further one may wait for one victim, under the rules of ttmfs.ttm.contention; EDEADLK never leaves it.
+"""
+
+import errno
+from typing import Final
+
+import trio
+
+from ttmfs.errors import TtmError
+from ttmfs.sync.ww_mutex import AcquireContext
+from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.contention import HOLD_SECONDS, Changed, Contended, Held
+from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.placement import Place
+from ttmfs.ttm.resource import Resource, ResourceManager
+
+_CHANGED: Final = Changed()
+
+
+class Walk:
+    """Who evicts, for what place, and what it met."""
+
+    __slots__ = ("bo", "ctx", "evicted", "looked", "manager", "place", "refused")
+
+    def __init__(self, bo: BufferObject, manager: ResourceManager, place: Place, ctx: OperationContext) -> None:
+        self.bo = bo
+        self.manager = manager
+        self.place = place
+        self.ctx = ctx
+        self.evicted = 0
+        """BOs that went, in all walks."""
+        self.looked = 0
+        """BOs of the LRU that this walk has come past: the position of the one it is at."""
+        self.refused: dict[Resource, None] = {}
+        """What could not go anywhere, and is not asked again."""
+
+    @property
+    def ticket(self) -> AcquireContext | None:
+        """That under which a victim may be waited for."""
+        return self.bo.resv.holder
+
+    def is_own(self, victim: BufferObject) -> bool:
+        """Is it named in the same call (EALREADY), and so never its victim, nor its victims'?"""
+        holder = victim.resv.holder
+        return victim is self.bo or (holder is not None and (holder is self.ticket or holder is self.ctx.ticket))
+
+    def shares_held(self, victim: BufferObject) -> bool:
+        """Is the victim's reservation one that the caller holds, and allows to be evicted from?"""
+        ctx = self.ctx
+        return ctx.allow_res_evict and ctx.resv is not None and victim.resv is ctx.resv
+
+    def trylock(self, victim: BufferObject) -> bool:
+        """Reserve a victim that is free."""
+        return self.shares_held(victim) or victim.resv.trylock()
+
+    async def wait_for(self, victim: BufferObject, ticket: AcquireContext) -> bool:
+        """Reserve a victim that somebody holds, waiting a while for it; False: it is not to be had so."""
+        locked = False
+        with trio.move_on_after(HOLD_SECONDS):
+            try:
+                await victim.resv.lock(ticket)
+                locked = True
+            except TtmError as error:
+                if error.errno not in (errno.EDEADLK, errno.EALREADY):
+                    raise
+        return locked
+
+    def unlock(self, victim: BufferObject) -> None:
+        """Let it go."""
+        if not self.shares_held(victim):
+            victim.unlock()
+
+    def wants(self, resource: Resource) -> bool:
+        """May its BO be evicted, and would that be of use? Asked again when it is reserved: all may have changed."""
+        victim = resource.bo
+        return (
+            victim.resource is resource
+            and resource.on_lru
+            and not victim.pin_count
+            and resource not in self.refused
+            and victim.funcs.eviction_valuable(victim, self.place)
+            and self.manager.intersects(resource, self.place)
+        )
+
+    def left(self) -> Contended | None:
+        """What might still make room, after a walk that did not: somebody who is reserved, or on his way here, or who
+        came while it was walked. None: nobody. Nothing is awaited."""
+        busy: BufferObject | None = None
+        for resource in self.manager.lru:
+            assert isinstance(resource, Resource)
+            victim = resource.bo
+            if self.is_own(victim) or not self.wants(resource):
+                continue
+            if not victim.resv.locked or self.shares_held(victim):
+                return _CHANGED
+            busy = busy or victim
+        for resource in self.manager.unassigned:
+            # Allocated, but not assigned yet: nobody can evict it, for the moment.
+            if busy is None and resource.bo.resv.locked and not self.is_own(resource.bo):
+                busy = resource.bo
+        return None if busy is None else Held(busy)
