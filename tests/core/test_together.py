@@ -44,5 +44,5 @@ def test_no_byte_is_wrong_and_nothing_is_left(first: int, faults: bool, suspends
         for what, times in trio.run(run, clock=SteppingClock()).items():
             total[what] = total.get(what, 0) + times
     print(total)
-    assert {"store", "gpu_write", "cached store", "job fill", "validate", "backed_up", "jobs"} <= total.keys()
+    assert total["backed_up"] > 0
     assert total.get("suspend", 0) > 0 or not suspends
