@@ -111,6 +111,27 @@ async def test_a_call_waits_for_the_only_victim_unless_it_may_not(autojump_clock
         await idle(bo)
 
 
+@pytest.mark.parametrize("name", CALLS)
+async def test_what_has_waited_finds_the_device_suspended(autojump_clock: object, name: str) -> None:
+    async with device() as vdev, trio.open_nursery() as nursery:
+        victim = await make(vdev, "victim", 4 * MIB, place="vram")
+        bo = fresh(vdev, "bo", MIB, "vram")
+        async with held(victim, 5.0):
+            ended: list[int] = []
+
+            async def call() -> None:
+                ended.append(await outcome(lambda: CALLS[name](vdev, bo, OperationContext())))  # type: ignore[arg-type,return-value]
+
+            nursery.start_soon(call)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(vdev.power.suspend, OperationContext())
+            await trio.sleep(6.0)
+        assert ended == [errno.ENODEV]
+        assert bo.mem_type == "system"
+        assert not vdev.ttm.managers["vram"].usage
+        await vdev.power.resume(OperationContext())
+
+
 async def test_evicting_waits_for_who_is_in_the_way_below(
     autojump_clock: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,6 +55,8 @@ async def validate_bo(vdev: VirtualDevice, bo: BufferObject, placement: Placemen
     check_device(vdev)
 
     async def work() -> Result:
+        # Again, here and below: it may have waited for long.
+        check_device(vdev)
         ctx.resv = bo.resv
         await validate(bo, placement, ctx)
         result = _moved(bo, ctx)
@@ -72,6 +74,7 @@ async def evict_one(vdev: VirtualDevice, bo: BufferObject, ctx: OperationContext
     check_device(vdev)
 
     async def work() -> Result:
+        check_device(vdev)
         if bo.pin_count:
             raise TtmError(errno.EINVAL, f"{bo.name} is pinned in {bo.mem_type}: unpin it first")
         if bo.mem_type != SYSTEM or bo.purgeable:
@@ -102,6 +105,7 @@ async def validate_many(
     each = tuple(dict.fromkeys(bos))
 
     async def work() -> Result:
+        check_device(vdev)
         moved = await validate_all(each, placement, ctx)
         result: Result = {"bytes_moved": ctx.bytes_moved, "evictions": ctx.evictions, "moved": len(moved)}
         fences = [fence.name for bo in moved if (fence := bo.moving_fence()) is not None]

@@ -33,6 +33,8 @@ async def submit_job(vdev: VirtualDevice, job: Job, ctx: OperationContext) -> Qu
     bos = job.bos
 
     async def work() -> QueuedJob:
+        # Again: it may have waited for long.
+        check_device(vdev)
         for _ in range(_ATTEMPTS):
             for bo in bos:
                 await _prepare(bo, ctx)
