@@ -7,16 +7,17 @@ from typing import Any
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.driver.conftest import MakeDevice
 from tests.driver.defrag_tools import MIB, content, hog, orders, scattered
-from ttmfs.driver import calls
+from ttmfs.driver import calls, defrag
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.knobs import set_knob
 from ttmfs.errors import TtmError
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm import access, lifetime
+from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 
 
@@ -120,6 +121,29 @@ async def test_exponential_backoff_reset_by_a_new_entry(device: MakeDevice, cloc
         await until(lambda: not len(vdev.ttm.defrag_list))
         assert not vdev.pool.reclaim_backoff
         assert orders(bo) == {9: 1}
+
+
+async def test_reclaim_backoff_ends_when_what_failed_is_deleted(
+    device: MakeDevice, clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = defrag.try_one
+
+    async def and_deleted(
+        vdev: VirtualDevice, bo: BufferObject, tally: defrag.Tally, *, wait: bool, compact: bool = False
+    ) -> bool:
+        moved = await real(vdev, bo, tally, wait=wait, compact=compact)
+        lifetime.release(bo)
+        return moved
+
+    monkeypatch.setattr(defrag, "try_one", and_deleted)
+    async with device() as vdev:
+        await scattered(vdev, "a", 2 * MIB)
+        others = hog(vdev)
+        await until(lambda: vdev.ttm.defrag_list.failed)
+        await wait_all_tasks_blocked()
+        assert not len(vdev.ttm.defrag_list)
+        assert not vdev.pool.reclaim_backoff
+        vdev.pool.free(others, to_pool=False)
 
 
 async def test_reclaim_backoff_leaves_the_pool_alone_for_the_order(device: MakeDevice, clock: MockClock) -> None:

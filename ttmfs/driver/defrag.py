@@ -192,7 +192,8 @@ class DefragWorker:
             self.delay = min(max(self.delay * 2, self.interval), self.interval_max)
         else:
             self.delay = self.interval
-        pool.reclaim_backoff = tally.failed > 0
+        # There may be no next pass to end it: what failed was deleted meanwhile.
+        pool.reclaim_backoff = tally.failed > 0 and len(self.vdev.ttm.defrag_list) > 0
 
     async def _pause(self) -> None:
         """`delay` seconds, or `interval` from when a BO joins, whichever ends first."""
