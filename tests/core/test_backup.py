@@ -2,7 +2,9 @@
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import trio
@@ -25,14 +27,18 @@ from tests.core.stores import (
 from ttmfs.driver import calls
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.errors import TtmError
+from ttmfs.sync import offload
 from ttmfs.sync.fence import Fence
+from ttmfs.sync.offload import Lane
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm import access, lifetime
+from ttmfs.ttm import backup as backup_module
 from ttmfs.ttm.backup import BackupFlags
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 
 PAGES = 64
+T = TypeVar("T")
 
 
 async def backup(vdev: VirtualDevice, bo: BufferObject, *, no_wait: bool = False, **flags: bool) -> dict[str, int]:
@@ -107,6 +113,67 @@ async def test_the_store_is_full_half_way(kind: str, tmp_path: Path) -> None:
         assert (await backup(vdev, bo))["pages_out"] >= 1
         await same(bo, noise("a", 512 * PAGE))
         await unlinked(vdev, bo)
+
+
+@pytest.mark.parametrize("by", ["name", "shrinker"])
+async def test_a_backup_in_part_goes_on_with_what_is_left(by: str) -> None:
+    async with device() as vdev:
+        bo = await make_noise(vdev, "a", PAGES)
+        fail(vdev, "store_write", 20)
+        assert (await backup(vdev, bo))["pages_out"] == 20
+        heal(vdev)
+        if by == "name":
+            result = await backup(vdev, bo)
+        else:
+            result = await calls.shrink_all(vdev, PAGES, BackupFlags(), OperationContext())
+        assert result["pages_out"] == PAGES - 20
+        assert bo.snapshot() == b"b" * PAGES
+        assert store_of(vdev).slots.stored == PAGES, "no page is backed up twice"
+        await same(bo, noise("a", PAGES * PAGE))
+        await unlinked(vdev, bo)
+
+
+class ReadingMeanwhile:
+    """A client reads the first page while pages are stored, from the second time on."""
+
+    def __init__(self, bo: BufferObject) -> None:
+        self.bo, self.begun = bo, 0
+
+    async def run(self, lane: Lane, work: Callable[[], T]) -> T:
+        del lane
+        self.begun += 1
+        if self.begun > 1:
+            await access.read(self.bo, 0, PAGE)
+        return work()
+
+
+async def test_why_is_the_reason_of_this_backup(tmp_path: Path) -> None:
+    async with device(swap_store=spec("file", tmp_path)) as vdev:
+        bo = await make_noise(vdev, "a", 1200)
+        bo.last_error = "something of long ago"
+        reading = ReadingMeanwhile(bo)
+        offload.use(reading)
+        result = await backup(vdev, bo)
+        offload.use(offload.Threads())
+        assert 0 < result["pages_out"] < 1200
+        assert result["partial"] is True
+        assert "go on reading" in str(result["why"])
+        assert bo.last_error == str(result["why"])
+        await same(bo, noise("a", 1200 * PAGE))
+        await unlinked(vdev, bo)
+
+
+async def test_a_writeback_that_fails_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def failing(_device: object) -> None:
+        raise TtmError(errno.EIO, "the medium is broken")
+
+    monkeypatch.setattr(backup_module, "flush_store", failing)
+    async with device() as vdev:
+        bo = await make_noise(vdev, "a", PAGES)
+        result = await backup(vdev, bo, writeback=True)
+        assert (result["pages_out"], result["populated_pages"]) == (PAGES, 0)
+        assert str(result["why"]) == "the medium is broken"
+        await same(bo, noise("a", PAGES * PAGE))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -172,23 +172,23 @@ async def wait_bo(vdev: VirtualDevice, bo: BufferObject, usage: Usage, timeout: 
 async def backup_one(vdev: VirtualDevice, bo: BufferObject, flags: BackupFlags, ctx: OperationContext) -> Result:
     """ttm_bo_shrink: the pages of one BO to the store, or, to purge, away. Success when it has none in memory.
 
-    A backup that fails half way is a success that says so: `partial` and `why`. EBUSY where it is not possible.
+    A backup that fails half way is a success that says so: `partial` and `why`. The next one goes on with the rest, as
+    the shrinker does. EBUSY where it is not possible.
     """
     check_plugged(vdev)
     async with reserved(bo):
         if flags.purge:
             pages = 0 if bo.external else await bo_shrink(bo, ctx, flags)
             return {"purged_pages": pages, "bytes_moved": ctx.bytes_moved}
-        if bo.tt is not None and bo.tt.backed_up and bo.tt.populated_pages:
-            raise TtmError(
-                errno.EBUSY, f"{bo.name} is backed up already, in part: restore it, or touch it, before it goes again"
-            )
         nothing = not bo.external and (bo.tt is None or not bo.tt.populated_pages) and bo.mem_type == SYSTEM
         out = 0 if nothing else await bo_shrink(bo, ctx, flags)
         left = 0 if bo.tt is None else bo.tt.populated_pages
         result: Result = {"pages_out": out, "populated_pages": left, "bytes_moved": ctx.bytes_moved}
-        if left and out:
-            result |= {"partial": True, "why": bo.last_error}
+        if out and left:
+            result |= {"partial": True, "why": ctx.why or f"{bo.name} was written while it was backed up"}
+        elif ctx.why:
+            # All of it is in the store, but not on its medium.
+            result["why"] = ctx.why
         return result
 
 

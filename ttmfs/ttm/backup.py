@@ -2,7 +2,7 @@
 
 In meaning page by page, in speed step by step: each step is stored behind a copy that keeps WRITEs away, then its
 pages are freed and their entries are handles. Higher orders are split on the way. A failure half way leaves a legal,
-partly backed-up tt, marked so that it is not backed up again before something of it has come back.
+partly backed-up tt, and the next backup, whoever asks for it, goes on with the pages that are left.
 
 A page that a client has cached keeps its memory, or its WRITE could fail (rule R4). So what is to go is unmapped
 first, and a page that was handed out again meanwhile stays.
@@ -24,6 +24,7 @@ from ttmfs.memory.frames import in_whole_frames
 from ttmfs.sync.fence import Fence
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.copy import Copy, CopyState
 from ttmfs.ttm.device import Device
 from ttmfs.ttm.page_vector import Index, are_pages
@@ -85,25 +86,24 @@ def closed_gate(bo: BufferObject, tt: TT, what: str) -> Iterator[Copy]:
         fence.signal()
 
 
-async def tt_backup(bo: BufferObject, first: int, count: int, flags: BackupFlags) -> int:
+async def tt_backup(bo: BufferObject, first: int, count: int, flags: BackupFlags, ctx: OperationContext) -> int:
     """ttm_tt_backup: the pages of [first, first + count) of a reserved, idle BO in system; how many went.
 
-    Fewer than there are when something failed half way: `bo.last_error` says what. TtmError when nothing went: EBUSY
-    clients that do not stop reading, ENOSPC no room, otherwise the medium's error. Cancelled, it has moved some.
+    Fewer than there are when something failed half way: `ctx.why` and `bo.last_error` say what. TtmError when nothing
+    went: EBUSY clients that do not stop reading, ENOSPC no room, otherwise the medium's error. Cancelled, it has moved
+    some.
     """
     assert bo.tt is not None
     tt, device = bo.tt, bo.device
     backup = _Backup(bo, tt, first, count, flags)
     try:
         await backup.run()
-        if flags.writeback and backup.out:
-            await flush_store(device)
     except TtmError as error:
         device.counters.backup.failed += 1
         bo.last_error = error.message
         if not backup.out:
             raise
-        tt.backed_up = True
+        ctx.why = error.message
     finally:
         bo.gate.unwatch()
         if backup.out and not tt.populated_pages:
@@ -143,8 +143,10 @@ class _Backup:
             await in_lanes(self._store, self._steps(), self._step)
             if self._failure is not None:
                 raise self._failure
-        if self._stayed and not self.out:
+        if self._stayed:
             raise _in_use(self._bo)
+        if self._flags.writeback and self.out:
+            await flush_store(self._bo.device)
 
     @property
     def _end(self) -> int:

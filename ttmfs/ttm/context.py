@@ -43,6 +43,8 @@ class OperationContext:
     """BOs that one ticket holds for a common move: none of their requests waits while one of them is unmapped."""
     bytes_moved: int = 0
     evictions: int = 0
+    why: str = ""
+    """Why a call that succeeded did less than was asked."""
 
     @property
     def age(self) -> int:

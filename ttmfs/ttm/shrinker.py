@@ -80,7 +80,7 @@ async def bo_shrink(
 
     TtmError: EBUSY when it is not possible (imported, pinned, in use with no_wait_gpu, no store or
     no room in it, no room to move it to system); otherwise the medium's error. Fewer pages than it has: partly backed
-    up, and `bo.last_error` says why.
+    up, and `ctx.why` says why; the next one goes on with the rest.
     """
     _check_possible(bo, flags)
     if flags.purge:
@@ -92,8 +92,8 @@ async def bo_shrink(
     if tt is None or not tt.populated_pages:
         return 0
     if tt.populated_pages <= pages:
-        return await tt_backup(bo, 0, tt.num_pages, flags)
-    return await _backup_windows(bo, tt, pages, flags, range(0))
+        return await tt_backup(bo, 0, tt.num_pages, flags, ctx)
+    return await _backup_windows(bo, tt, pages, flags, ctx, range(0))
 
 
 def _check_possible(bo: BufferObject, flags: BackupFlags) -> None:
@@ -167,17 +167,20 @@ async def shrink_self(bo: BufferObject, pages: int, keep: range) -> int:
     moved (H30).
     """
     tt = bo.tt
-    if bo.mem_type != SYSTEM or tt is None or not shrink_suitable(bo, OperationContext(no_wait_gpu=True)):
+    ctx = OperationContext(no_wait_gpu=True)
+    if bo.mem_type != SYSTEM or tt is None or not shrink_suitable(bo, ctx):
         return 0
     if not store_has_room(bo.device):
         return 0
     try:
-        return await _backup_windows(bo, tt, pages, BackupFlags(), keep)
+        return await _backup_windows(bo, tt, pages, BackupFlags(), ctx, keep)
     except TtmError:
         return 0
 
 
-async def _backup_windows(bo: BufferObject, tt: TT, pages: int, flags: BackupFlags, keep: range) -> int:
+async def _backup_windows(
+    bo: BufferObject, tt: TT, pages: int, flags: BackupFlags, ctx: OperationContext, keep: range
+) -> int:
     """Back up windows of present pages from the hand on, none that meets `keep`, until `pages` went or all were seen.
 
     TtmError when nothing went.
@@ -193,7 +196,7 @@ async def _backup_windows(bo: BufferObject, tt: TT, pages: int, flags: BackupFla
         length = _window(present, start, min(WINDOW_PAGES, pages - out), keep)
         count = int(present[start + length - 1]) + 1 - low
         try:
-            out += await tt_backup(bo, low, count, flags)
+            out += await tt_backup(bo, low, count, flags, ctx)
         except TtmError:
             if not out:
                 raise

@@ -56,7 +56,6 @@ class TT(PageVector):
     __slots__ = (
         "_cuts",
         "_loads",
-        "backed_up",
         "beneficial_order_failed",
         "caching",
         "external",
@@ -73,8 +72,6 @@ class TT(PageVector):
         self.caching = caching
         self.store = store
         """Where its pages can be backed up; the device's, attached when the tt is made (ttm_tt_setup_backup)."""
-        self.backed_up = False
-        """A backup failed half way: not again before something has come back (TTM_TT_FLAG_PRIV_BACKED_UP)."""
         self.restore: Restore | None = None
         self.hand = 0
         """Where the shrinker goes on in a BO that it backs up piece by piece."""
@@ -142,7 +139,6 @@ class TT(PageVector):
         holes = self.holes_in(low, high)
         if len(holes):
             self.adopt(holes, self.take_pages(len(holes), zero=zero, use_reserve=use_reserve))
-            self.backed_up = False
         return holes
 
     def take_pages(self, count: int, *, zero: bool, use_reserve: bool = False) -> Vector:
@@ -192,7 +188,6 @@ class TT(PageVector):
         """Free everything (ttm_tt_unpopulate, ttm_pool_drop_backed_up): all entries become holes. The pages freed."""
         self.drop_restore()
         self.forget(self.handles_in(0, self.num_pages))
-        self.backed_up = False
         return self.depopulate(self.present(), to_pool=to_pool)
 
     def resize(self, num_pages: int) -> None:
@@ -265,7 +260,6 @@ class TT(PageVector):
         self.put(index, encode_pages(taken))
         self.populated_pages += len(index)
         self.backed_up_pages -= len(index)
-        self.backed_up &= not len(index)
         self._drop(load.handles[arrived | ~waiting])
         return arrived | ~waiting, error
 
