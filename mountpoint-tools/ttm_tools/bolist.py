@@ -11,10 +11,29 @@ from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from ttm_tools.topmodel import COLUMNS, Row
+from ttm_tools.topmodel import COLUMNS, Column, Row
 
 _PLACE_STYLES: Final = {"vram": "#4fc3f7", "gtt": "#ffd54f", "system": "#a5d6a7"}
 _OTHER_PLACE: Final = "#ce93d8"
+
+PLAIN: Final = Style()
+"""What pads a line. Without a style at all, textual fails where colours are switched off (NO_COLOR)."""
+
+NAME: Final = 16
+"""The least width of a name."""
+
+_LEFT_OUT: Final = ("ORDERS", "FENCES", "PINS", "MOVES", "POP")
+"""Columns in the order in which a narrow screen does without them."""
+
+
+def columns_for(width: int) -> list[tuple[int, Column]]:
+    """The columns, with their numbers, that a screen of this width has room for: evictions and faults always."""
+    columns = list(enumerate(COLUMNS))
+    for name in ("", *_LEFT_OUT):
+        columns = [(number, column) for number, column in columns if column.name != name]
+        if sum(column.width + 1 for _, column in columns if column.width) + NAME + 3 <= width:
+            break
+    return columns
 
 
 def place_colour(place: str) -> str:
@@ -22,17 +41,20 @@ def place_colour(place: str) -> str:
     return _PLACE_STYLES.get(place, _OTHER_PLACE)
 
 
-class BoList(ScrollView, can_focus=True):
+class BoList(ScrollView, can_focus=True, inherit_bindings=False):
     """The list: only the lines on the screen are made. Line 0 is the header, and stays."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("up", "move(-1)", show=False),
-        Binding("down", "move(1)", show=False),
-        Binding("pageup", "page(-1)", show=False),
-        Binding("pagedown", "page(1)", show=False),
-        Binding("home", "jump(0)", show=False),
-        Binding("end", "jump(-1)", show=False),
+        Binding("up", "move(-1)", "up", show=False),
+        Binding("down", "move(1)", "down", show=False),
+        Binding("pageup", "page(-1)", "a page up", show=False),
+        Binding("pagedown", "page(1)", "a page down", show=False),
+        Binding("home", "jump(0)", "the first", show=False),
+        Binding("end", "jump(-1)", "the last", show=False),
     ]
+    DEFAULT_CSS = """
+    BoList { overflow-x: hidden; overflow-y: auto; scrollbar-size-vertical: 1; }
+    """
 
     class SortBy(Message):
         """The header of a column was clicked."""
@@ -103,7 +125,7 @@ class BoList(ScrollView, can_focus=True):
         """Header: sort. Line: select."""
         if event.y == 0:
             at = 0
-            for number, width in enumerate(self._widths()):
+            for number, _column, width in self._shown():
                 if at <= event.x < at + width + 1:
                     self.post_message(self.SortBy(number))
                 at += width + 1
@@ -111,9 +133,11 @@ class BoList(ScrollView, can_focus=True):
             self.cursor = line
             self.refresh()
 
-    def _widths(self) -> list[int]:
-        rest = sum(column.width + 1 for column in COLUMNS if column.width)
-        return [column.width or max(16, self.size.width - rest - 3) for column in COLUMNS]
+    def _shown(self) -> list[tuple[int, Column, int]]:
+        """The columns that there is room for: number, column, width; the name has the rest."""
+        columns = columns_for(self.size.width)
+        rest = sum(column.width + 1 for _, column in columns if column.width)
+        return [(number, column, column.width or max(NAME, self.size.width - rest - 3)) for number, column in columns]
 
     def render_line(self, y: int) -> Strip:
         """See textual."""
@@ -122,12 +146,12 @@ class BoList(ScrollView, can_focus=True):
             return self._header(width)
         number = round(self.scroll_y) + y - 1
         if number >= len(self.rows):
-            return Strip.blank(width)
+            return Strip.blank(width, PLAIN)
         row = self.rows[number]
         here = number == self.cursor
         back = Style(bgcolor="#3a4a63" if here else None, bold=here)
         segments = [Segment("▶" if here else " ", back)]
-        for column, wide in zip(COLUMNS, self._widths(), strict=True):
+        for _number, column, wide in self._shown():
             text = _fitted(column.text(row), wide, column.left)
             style = back
             if column.name == "PLACE":
@@ -139,12 +163,12 @@ class BoList(ScrollView, can_focus=True):
 
     def _header(self, width: int) -> Strip:
         segments = [Segment(" ", Style(bold=True))]
-        for number, (column, wide) in enumerate(zip(COLUMNS, self._widths(), strict=True)):
+        for number, column, wide in self._shown():
             mark = ("▼" if self.descending else "▲") if number == self.column else ""
             text = _fitted(column.name + mark, wide, column.left)
             style = Style(bold=True, color="#4fc3f7" if number == self.column else None, underline=True)
             segments.append(Segment(text + " ", style))
-        return Strip(segments).adjust_cell_length(width)
+        return Strip(segments).adjust_cell_length(width, PLAIN)
 
 
 def _fitted(text: str, width: int, left: bool) -> str:

@@ -1,19 +1,23 @@
 """ttm-top: regions, rates and BOs of a mount, live; keys steer the selected BO."""
 
 import asyncio
+import os
 import re
 import sys
 import time
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from ttm_tools.device import Device
-from ttm_tools.errors import FAILED, MountError
+from ttm_tools.errors import FAILED, NO_MOUNT, MountError
 from ttm_tools.mounts import find_mount
 from ttm_tools.options import HELP, completion_help, mount_argument, version_option, with_errors
 from ttm_tools.topmodel import COLUMNS, Model
 from ttm_tools.words import shown
+
+if TYPE_CHECKING:
+    from ttm_tools.topview import Top
 
 SORT: Final = {column.name.lower(): number for number, column in enumerate(COLUMNS)}
 READ_SECONDS: Final = 5.0
@@ -50,6 +54,18 @@ def once(device: Device, interval: float, column: int, pattern: str, most: int) 
     return "\n".join(lines)
 
 
+def is_terminal() -> bool:
+    """Whether there is a screen: a terminal, or the page of --serve."""
+    return "TEXTUAL_DRIVER" in os.environ or (sys.stdin.isatty() and sys.stdout.isatty())
+
+
+def picture_of(app: "Top") -> str:
+    """The screen as SVG."""
+    picture = app.export_screenshot(title=f"ttm-top {app.model.device.mount}")
+    # Without the fonts that it would have a viewer fetch: any monospace one does, the widths are in the text.
+    return re.sub(r"@font-face\s*\{.*?\}", "", picture, flags=re.DOTALL)
+
+
 async def screenshot(device: Device, commands: Device, size: tuple[int, int], interval: float, sort: int) -> str:
     """The screen as it is after a few refreshes, as SVG. MountError when that does not come about."""
     from ttm_tools.topview import Top  # noqa: PLC0415
@@ -61,9 +77,7 @@ async def screenshot(device: Device, commands: Device, size: tuple[int, int], in
             await pilot.pause(interval / 2)
             if app.return_value is not None or time.monotonic() > end:
                 raise MountError(str(app.return_value or f"{device.mount} is too slow for a picture"), FAILED)
-        picture = app.export_screenshot(title=f"ttm-top {device.mount}")
-    # Without the fonts that it would have a viewer fetch: any monospace one does, the widths are in the text.
-    return re.sub(r"@font-face\s*\{.*?\}", "", picture, flags=re.DOTALL)
+        return picture_of(app)
 
 
 @click.command(context_settings=HELP, epilog=completion_help("ttm-top"))
@@ -74,6 +88,8 @@ async def screenshot(device: Device, commands: Device, size: tuple[int, int], in
 @click.option("--once", "once_", is_flag=True, help="Print one screen as tab-separated lines, and end.")
 @click.option("-n", "--rows", type=click.IntRange(0), default=20, show_default=True, help="BOs with --once.")
 @click.option("--screenshot", "picture", metavar="FILE.svg", help="Write the screen into a file, and end.")
+@click.option("--serve", "serve_", is_flag=True, help="Show it in a browser, on 127.0.0.1 (needs ttm-tools[serve]).")
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Of --serve.")
 @click.option("--size", default="120x36", show_default=True, help="Of the screenshot, in characters.")
 @version_option
 @with_errors
@@ -85,6 +101,8 @@ def main(
     once_: bool,
     rows: int,
     picture: str | None,
+    serve_: bool,
+    port: int,
     size: str,
 ) -> None:
     """Watch a ttmfs mount: regions as bars, rates of faults and moves, its BOs; steer the selected one.
@@ -94,7 +112,8 @@ def main(
     N name  Z size  L place  P populated  O orders  I pins  C fences  M moves  E evictions  F faults
                 sort by that column, once more turns it around; < and > go through the columns
     /           filter (part of a name, or wildcards), Escape clears it
-    space       pause             q           quit
+    Enter       details of the BO: its pages, who goes before it, its status
+    space       pause             ?           all keys           q           quit
 
     When a command fails, the line above the keys says why in the device's words. The mark in a bar is the end of what
     the CPU can see. A `·` is not read yet: details are read for the BOs on the screen only, so tens of thousands do
@@ -105,11 +124,18 @@ def main(
     ttm-top /tmp/gpu --sort faults --filter 'tex*'
     ttm-top --once --sort moves -n 5 | grep '^bo'
     ttm-top --screenshot top.svg --size 100x30
+    ttm-top --serve --port 8001
     """
     columns, _, lines = size.partition("x")
     if not (columns.isdecimal() and lines.isdecimal() and 40 <= int(columns) <= 500 and 12 <= int(lines) <= 300):
         raise click.UsageError(f"--size {size}: say COLUMNSxLINES, as in 120x36")
     where = find_mount(mount)
+    if serve_:
+        from ttm_tools.topserve import serve  # noqa: PLC0415
+
+        options = ("--interval", str(interval), "--sort", sort, "--filter", pattern)
+        serve([sys.executable, "-m", "ttm_tools.top", where, *options], where, port)
+        return
     with Device(where, read_seconds=READ_SECONDS) as device, Device(where) as commands:
         if once_:
             click.echo(once(device, interval, SORT[sort], pattern, rows))
@@ -118,6 +144,8 @@ def main(
             with open(picture, "w", encoding="utf-8") as file:
                 file.write(text)
         else:
+            if not is_terminal():
+                raise MountError("not a terminal: --once prints one screen, --screenshot draws one", NO_MOUNT)
             # textual takes a while to import: not for --once.
             from ttm_tools.topview import Top  # noqa: PLC0415
 
@@ -125,6 +153,7 @@ def main(
             ended = app.run()
             if ended is not None:
                 click.echo(f"Error: {ended}", err=True)
+            if ended is not None or app.return_code:
                 sys.exit(app.return_code or FAILED)
 
 

@@ -8,89 +8,19 @@ from typing import Any, ClassVar, Final
 from rich.text import Text
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
+from textual.containers import Grid
 from textual.css.query import NoMatches
-from textual.widgets import Footer, Input, Static
+from textual.screen import Screen
+from textual.widgets import Footer, HelpPanel, Input, Static
 
-from ttm_tools.bolist import BoList, place_colour
+from ttm_tools.bolist import BoList
 from ttm_tools.device import Device
 from ttm_tools.errors import CommandFailed, MountError
 from ttm_tools.threads import in_thread
-from ttm_tools.topmodel import COLUMNS, Model, Rate, Reading
-from ttm_tools.words import shown, size_text
-
-_BLOCKS: Final = " ▏▎▍▌▋▊▉█"
-_SPARKS: Final = "▁▂▃▄▅▆▇█"
-
-
-def bar(part: float, width: int) -> str:
-    """A bar of `width` characters, in eighths of one."""
-    eighths = round(min(1.0, max(0.0, part)) * width * 8)
-    if part > 0:
-        eighths = max(1, eighths)
-    full, rest = divmod(eighths, 8)
-    return ("█" * full + (_BLOCKS[rest] if rest else "")).ljust(width)
-
-
-def sparkline(values: list[float], width: int) -> str:
-    """The last values as a line of blocks; the highest is full."""
-    recent = values[-width:]
-    top = max(recent, default=0.0)
-    marks = "".join(_SPARKS[min(7, int(8 * value / top))] if top and value else "▁" for value in recent)
-    return marks.rjust(width, " ")
-
-
-def region_line(name: str, region: dict[str, int], width: int) -> Text:
-    """`vram  █████     │        48M of 64M  75%   12 BOs  CPU sees 20M of 32M`; the mark is where its view ends."""
-    size, used = region["size"], region["used"]
-    visible, visible_used = region.get("visible_size", size), region.get("visible_used", used)
-    wide = max(10, width - 68)
-    share = used / size if size else 0.0
-    text = Text(no_wrap=True)
-    text.append(f" {name:<8.8} ", f"bold {place_colour(name)}")
-    drawn = bar(share, wide)
-    cut = round(wide * visible / size) if size and visible < size else -1
-    background = "on #2a2f3a"
-    if 0 <= cut < wide:
-        text.append(drawn[:cut], f"{place_colour(name)} {background}")
-        text.append("│", f"bold white {background}")
-        text.append(drawn[cut + 1 :], f"{place_colour(name)} {background}")
-    else:
-        text.append(drawn, f"{place_colour(name)} {background}")
-    text.append(f" {size_text(used):>6} of {size_text(size):<6} {100 * share:3.0f}%")
-    text.append(f"  {region.get('bos', 0):>6} BOs")
-    if visible < size:
-        text.append(f"  CPU sees {size_text(visible_used)} of {size_text(visible)}", "dim")
-    return text
-
-
-def rates_line(rates: list[Rate]) -> Text:
-    """Two lines of live rates."""
-    text = Text(no_wrap=True)
-    for number, rate in enumerate(rates):
-        if number == 3:
-            text.append("\n")
-        text.append(f" {rate.name:<9}", "bold")
-        text.append(f"{rate.text(rate.now):>6}/s ")
-        text.append(sparkline(list(rate.history), 16), "#4fc3f7")
-        text.append("   ")
-    return text
-
-
-def header_line(mount: str, stats: dict[str, Any]) -> Text:
-    """Which mount, and what is pending."""
-    bos, fences, requests = (stats.get(key, {}) for key in ("bos", "fences", "requests"))
-    text = Text(no_wrap=True, overflow="ellipsis")
-    text.append(f" ttm-top  {mount}", "bold")
-    text.append(f"   {bos.get('count', 0)} BOs")
-    for key, value in (
-        ("ghosts", bos.get("ghosts", 0)),
-        ("fences pending", fences.get("pending", 0)),
-        ("requests waiting", requests.get("waiting", 0)),
-        ("failed moves", stats.get("moves", {}).get("failed", 0)),
-    ):
-        text.append(f"   {value} {key}", "" if value else "dim")
-    return text
-
+from ttm_tools.topdetail import Detail
+from ttm_tools.topmodel import COLUMNS, Model, Reading
+from ttm_tools.topparts import RateBox, header_line, region_lines
+from ttm_tools.words import shown
 
 _COMMANDS: Final = {
     "e": ("evict", "", "evict"),
@@ -106,29 +36,43 @@ _COMMANDS: Final = {
 """Key → command of the selected BO, its words, what the footer says."""
 
 
+class Main(Screen[None], inherit_bindings=False):
+    """The first screen: Tab and what copies text are no keys of it, so that the list of keys is short."""
+
+
 class Top(App[str]):
     """The program. Its result is a sentence when it had to end because the mount is gone."""
 
     CSS = """
     #head { height: 1; background: $panel; }
     #regions { height: auto; padding: 1 0 0 0; }
-    #rates { height: 3; padding: 1 0 0 0; }
+    #rates { height: 3; padding: 1 0 0 0; grid-size: 3 2; grid-gutter: 0 2; }
     BoList { height: 1fr; margin: 1 0 0 0; background: $surface; }
+    .-short #regions, .-short #rates { padding: 0; }
+    .-short #rates { height: 2; }
     #message { height: 1; }
+    HelpPanel { width: 38; }
     Input { height: 1; border: none; display: none; }
     Input.shown { display: block; }
     """
     ENABLE_COMMAND_PALETTE = False
     TITLE = "ttm-top"
+    VERTICAL_BREAKPOINTS: list[tuple[int, str]] | None = [(0, "-short"), (30, "-tall")]
     BINDINGS: ClassVar[list[BindingType]] = [
-        *(Binding(key, f"command('{key}')", label) for key, (_, _, label) in _COMMANDS.items()),
-        *(Binding(column.shift, f"sort({n})", column.name, show=False) for n, column in enumerate(COLUMNS)),
-        Binding("less_than_sign", "sort_next(-1)", show=False),
-        Binding("greater_than_sign", "sort_next(1)", "sort", key_display="< >"),
+        # What a narrow footer must show comes first.
+        Binding("q", "quit", "quit"),
+        Binding("question_mark", "keys", "keys", key_display="?"),
+        Binding("enter", "detail", "details", key_display="Enter"),
         Binding("slash", "filter", "filter", key_display="/"),
         Binding("space", "pause", "pause"),
-        Binding("escape", "clear", show=False),
-        Binding("q", "quit", "quit"),
+        *(Binding(key, f"command('{key}')", label) for key, (_, _, label) in _COMMANDS.items()),
+        *(
+            Binding(column.shift, f"sort({n})", f"sort by {column.name}", show=False)
+            for n, column in enumerate(COLUMNS)
+        ),
+        Binding("less_than_sign", "sort_next(-1)", "sort by the column before", show=False),
+        Binding("greater_than_sign", "sort_next(1)", "sort", key_display="< >"),
+        Binding("escape", "clear", "no filter", show=False),
     ]
 
     def __init__(self, device: Device, commands: Device, interval: float, sort: int, pattern: str = "") -> None:
@@ -146,11 +90,17 @@ class Top(App[str]):
 
     # -- parts -------------------------------------------------------------------------------------------------------
 
+    def get_default_screen(self) -> Screen[Any]:
+        """See textual."""
+        return Main(id="_default")
+
     def compose(self) -> ComposeResult:
         """See textual."""
         yield Static(id="head")
         yield Static(id="regions")
-        yield Static(id="rates")
+        with Grid(id="rates"):
+            for rate in self.model.rates:
+                yield RateBox(rate)
         yield BoList()
         yield Static(id="message", markup=False)
         yield Input(placeholder="part of a name, or wildcards; Enter keeps it, Escape clears it", compact=True)
@@ -191,13 +141,18 @@ class Top(App[str]):
         self.model.take(reading)
         self.draw()
 
+    def on_resize(self) -> None:
+        """Lines are made for a width."""
+        if self.model.samples:
+            self.draw()
+
     def draw(self) -> None:
         """Everything anew from the model."""
-        stats, width = self.model.stats, self.size.width
+        stats, width = self.model.stats, self.query_one("#regions").size.width or self.size.width
         self.query_one("#head", Static).update(header_line(self.model.device.mount, stats))
-        lines = [region_line(name, region, width) for name, region in stats.get("regions", {}).items()]
-        self.query_one("#regions", Static).update(Text("\n").join(lines))
-        self.query_one("#rates", Static).update(rates_line(self.model.rates))
+        self.query_one("#regions", Static).update(region_lines(stats.get("regions", {}), width))
+        for box in self.query(RateBox):
+            box.draw()
         self.draw_list()
 
     def draw_list(self) -> None:
@@ -263,6 +218,21 @@ class Top(App[str]):
     def _leave_filter(self) -> None:
         self.query_one(Input).remove_class("shown")
         self.query_one(BoList).focus()
+
+    def action_keys(self) -> None:
+        """Show all keys, or not any more."""
+        if self.screen.query(HelpPanel):
+            self.action_hide_help_panel()
+        else:
+            self.action_show_help_panel()
+
+    def action_detail(self) -> None:
+        """The selected BO alone."""
+        name = self.query_one(BoList).selected
+        if name is None:
+            self.say("no BO is selected")
+        else:
+            self.push_screen(Detail(self.model.device, name, self.interval))
 
     def action_command(self, key: str) -> None:
         """A command on the selected BO."""

@@ -19,7 +19,8 @@ from tests.mount.mount_harness import Device as Mounted
 from ttm_tools.bolist import BoList, place_colour
 from ttm_tools.device import Device
 from ttm_tools.topmodel import COLUMNS, Model, Rate, Reading, Row, fits
-from ttm_tools.topview import Top, bar, sparkline
+from ttm_tools.topparts import bar
+from ttm_tools.topview import Top
 
 pytestmark = pytest.mark.mount
 
@@ -211,13 +212,11 @@ def test_a_picture(device: Mounted, run: Run, tmp_path: Path) -> None:
 # -- parts -----------------------------------------------------------------------------------------------------------
 
 
-def test_bars_and_lines() -> None:
+def test_bars() -> None:
     assert bar(0.5, 4) == "██  "
     assert bar(0.0, 4) == "    "
     assert bar(1e-9, 4) == "▏   "
     assert bar(7.0, 4) == "████"
-    assert sparkline([0, 1, 2, 4], 4) == "▁▃▅█"
-    assert sparkline([], 3) == "   "
     assert place_colour("vram") != place_colour("stolen")
 
 

@@ -7,7 +7,7 @@ that is made to point here is refused), and its Origin, when it says one, this v
 
 import ipaddress
 import os
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, Final
 
 from starlette.datastructures import Headers
@@ -54,7 +54,7 @@ def is_ours(client: tuple[str, int] | None) -> bool:
     return client is not None and peer_uid(table, client[0], client[1]) in (os.geteuid(), 0)
 
 
-def refusal(headers: Headers) -> str:
+def refusal(headers: Mapping[str, str]) -> str:
     """Why a request is not answered; "" when it is."""
     host = headers.get("host", "")
     if host.rpartition(":")[0] not in HOSTS and host not in HOSTS:

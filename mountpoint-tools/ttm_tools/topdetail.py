@@ -1,0 +1,148 @@
+"""ttm-top's screen of one BO: its pages, when it is its turn to go, its status."""
+
+import itertools
+from typing import Any, ClassVar, Final
+
+from rich.style import Style
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import VerticalScroll
+from textual.screen import ModalScreen
+from textual.widgets import Footer, Static
+
+from ttm_tools.bolist import place_colour
+from ttm_tools.device import Device
+from ttm_tools.errors import MountError
+from ttm_tools.threads import in_thread
+from ttm_tools.words import shown, size_text
+
+LETTERS: Final = {"s": "system", "g": "gtt", "v": "vram", "b": "in the store", "m": "moving", ".": "hole"}
+_DARK: Final = {"b": "#ce93d8", "m": "#fff176", ".": "#546e7a"}
+
+LRU_BOS: Final = 1000
+"""A daemon makes the text of an LRU without a pause: of a longer one it is not asked for."""
+
+Turn = tuple[int, int, str]
+"""How many go before it, how many there are, who is the first."""
+
+
+def strip(letters: str, width: int) -> Text:
+    """A BO's pages in order as `width` letters or fewer: each the most frequent of its pages."""
+    text = Text(no_wrap=True)
+    cells = min(width, len(letters))
+    for cell in range(cells):
+        part = letters[cell * len(letters) // cells : (cell + 1) * len(letters) // cells]
+        letter = max(set(part), key=lambda one: (part.count(one), one))
+        colour = _DARK.get(letter) or place_colour(LETTERS.get(letter, ""))
+        text.append(letter, Style(color="black", bgcolor=colour))
+    return text
+
+
+def turn_text(status: dict[str, Any], turn: Turn | None) -> str:
+    """When it is its turn to be evicted."""
+    place = status["mem_type"]
+    if status["pin_count"]:
+        return f"pinned {status['pin_count']} times: nothing moves it"
+    if turn is None:
+        return f"{place} has too many BOs to ask which goes next" if place != "none" else "it is nowhere"
+    before, count, first = turn
+    if before < 0:
+        return f"not on the LRU of {place}"
+    who = "it goes next" if before == 0 else f"{before} of {count} go before it, {shown(first)} first"
+    return f"from {place}: {who} (priority {status['priority']})"
+
+
+def detail_text(status: dict[str, Any], letters: str, turn: Turn | None, width: int) -> Text:
+    """The whole screen."""
+    text = Text()
+    text.append(f"{shown(str(status['name']))}\n", "bold")
+    text.append_text(strip(letters, width))
+    counts = ", ".join(
+        f"{LETTERS.get(letter, letter)} {len(list(same))}" for letter, same in itertools.groupby(sorted(letters))
+    )
+    text.append(f"\n{counts or 'no pages'}\n\n")
+    text.append("who goes next  ", "bold")
+    text.append(f"{turn_text(status, turn)}\n\n")
+    known = {**status, "size": f"{size_text(status['size'])} ({status['size']})"}
+    lines = [f"{key:<22} {shown(_plain(value))}" for key, value in known.items() if key != "name"]
+    if width >= 90:
+        half = -(-len(lines) // 2)
+        pairs = itertools.zip_longest(lines[:half], lines[half:], fillvalue="")
+        lines = [f"{one:<{width // 2}.{width // 2 - 1}}{other}" for one, other in pairs]
+    text.append("\n".join(lines))
+    return text
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{key}:{count}" for key, count in value.items()) or "-"
+    if isinstance(value, list):
+        return " ".join(map(str, value)) or "-"
+    return "-" if value in ("", None) else str(value)
+
+
+def read(device: Device, name: str) -> tuple[dict[str, Any], str, Turn | None]:
+    """A BO's status.json, its snapshot, and its turn. MountError, or OSError when it is gone."""
+    status = device.json(f"objects/{name}/status.json")
+    letters = device.text(f"objects/{name}/snapshot").rstrip("\n")
+    region = status["mem_type"]
+    bos = device.stats().get("regions", {}).get(region, {}).get("bos", LRU_BOS + 1)
+    turn = None
+    if bos <= LRU_BOS:
+        names = [bo for _priority, bo, _size in device.lru(region)]
+        turn = (names.index(name) if name in names else -1, len(names), names[0] if names else "")
+    return status, letters, turn
+
+
+class Detail(ModalScreen[None]):
+    """One BO, read anew every interval."""
+
+    DEFAULT_CSS = """
+    Detail { background: $surface; }
+    Detail VerticalScroll { padding: 0 1; background: $surface; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,enter", "dismiss", "back", key_display="Escape"),
+        Binding("q", "app.quit", "quit"),
+    ]
+
+    def __init__(self, device: Device, name: str, interval: float) -> None:
+        super().__init__()
+        self.device = device
+        self.bo = name
+        self.interval = interval
+        self._reading = False
+
+    def compose(self) -> ComposeResult:
+        """See textual."""
+        with VerticalScroll():
+            yield Static(f"{shown(self.bo)} …", id="detail", markup=False)
+        yield Footer(compact=True)
+
+    def on_mount(self) -> None:
+        """See textual."""
+        self.set_interval(self.interval, self.tick)
+        self.tick()
+
+    def tick(self) -> None:
+        """Read it, unless that is under way."""
+        if not self._reading:
+            self._reading = True
+            self.run_worker(self._refresh())
+
+    async def _refresh(self) -> None:
+        try:
+            status, letters, turn = await in_thread(lambda: read(self.device, self.bo))
+        except MountError as error:
+            self._show(Text(error.message, "bold white on #b71c1c"))
+        except OSError:
+            self._show(Text(f"{shown(self.bo)} is gone: Escape goes back", "bold white on #b71c1c"))
+        else:
+            self._show(detail_text(status, letters, turn, max(20, self.size.width - 4)))
+        finally:
+            self._reading = False
+
+    def _show(self, text: Text) -> None:
+        if self.is_mounted and self.is_attached:
+            self.query_one("#detail", Static).update(text)
