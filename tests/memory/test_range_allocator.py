@@ -2,6 +2,8 @@
 
 import errno
 import random
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -9,10 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from ttmfs.errors import TtmError
-from ttmfs.memory.range_allocator import RangeAllocator, RangeNode
+from ttmfs.memory.range_allocator import Mode, RangeAllocator, RangeNode
 
 
-def with_holes(total, *holes):
+def with_holes(total: int, *holes: tuple[int, int]) -> RangeAllocator:
     """Everything used but `holes`, each (start, pages)."""
     mm = RangeAllocator(total)
     position = 0
@@ -26,14 +28,14 @@ def with_holes(total, *holes):
     return mm
 
 
-def fails(code, call, *args, **kwargs):
+def fails(code: int, call: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
     with pytest.raises(TtmError) as caught:
         call(*args, **kwargs)
     assert caught.value.errno == code
     return caught.value.message
 
 
-def test_best_fit_lowest_of_equals():
+def test_best_fit_lowest_of_equals() -> None:
     mm = with_holes(100, (10, 8), (30, 4), (50, 4), (70, 6))
     assert mm.insert(4).start == 30
     assert mm.insert(4).start == 50
@@ -43,7 +45,7 @@ def test_best_fit_lowest_of_equals():
     assert mm.check() == []
 
 
-def test_high_and_low():
+def test_high_and_low() -> None:
     mm = with_holes(100, (10, 8), (30, 4), (50, 4), (70, 6))
     assert mm.insert(2, mode="high").start == 74
     assert mm.insert(5, mode="high").start == 13
@@ -52,7 +54,7 @@ def test_high_and_low():
     assert mm.check() == []
 
 
-def test_windows():
+def test_windows() -> None:
     mm = RangeAllocator(100)
     assert mm.insert(10, first=20, last=50).start == 20
     assert mm.insert(10, first=20, last=50, mode="high").start == 40
@@ -64,7 +66,7 @@ def test_windows():
     assert mm.check() == []
 
 
-def test_last_is_exclusive_and_first_inclusive():
+def test_last_is_exclusive_and_first_inclusive() -> None:
     mm = RangeAllocator(10)
     fails(errno.ENOSPC, mm.insert, 4, first=3, last=6)
     node = mm.insert(3, first=3, last=6)
@@ -73,7 +75,7 @@ def test_last_is_exclusive_and_first_inclusive():
     fails(errno.ENOSPC, mm.insert, 1, first=5, last=5)
 
 
-def test_alignment():
+def test_alignment() -> None:
     mm = with_holes(100, (3, 20), (50, 14))
     assert mm.insert(4, alignment=16).start == 16
     mm = with_holes(100, (3, 20), (50, 17))
@@ -84,7 +86,7 @@ def test_alignment():
     assert mm.check() == []
 
 
-def test_out_of_space_says_so_and_changes_nothing():
+def test_out_of_space_says_so_and_changes_nothing() -> None:
     mm = with_holes(100, (10, 8), (30, 4))
     before = mm.dump()
     assert "12 of 100 are free" in fails(errno.ENOSPC, mm.insert, 9)
@@ -96,7 +98,7 @@ def test_out_of_space_says_so_and_changes_nothing():
     assert mm.dump() == before
 
 
-def test_silly_arguments():
+def test_silly_arguments() -> None:
     mm = RangeAllocator(10)
     for kwargs in (
         {"pages": 0},
@@ -114,14 +116,14 @@ def test_silly_arguments():
     assert (mm.used_pages, list(mm.holes())) == (0, [(0, 10)])
 
 
-def test_nothing_fits_in_nothing():
+def test_nothing_fits_in_nothing() -> None:
     mm = RangeAllocator(0)
     fails(errno.ENOSPC, mm.insert, 1)
     assert mm.dump() == "total: 0, used 0 free 0\n"
     assert mm.check() == []
 
 
-def test_remove_merges_and_only_once():
+def test_remove_merges_and_only_once() -> None:
     mm = RangeAllocator(30)
     a, b, c = (mm.insert(10, mode="low") for _ in range(3))
     mm.remove(a)
@@ -137,7 +139,7 @@ def test_remove_merges_and_only_once():
     assert mm.check() == []
 
 
-def test_dump_is_drm_mm_print():
+def test_dump_is_drm_mm_print() -> None:
     mm = with_holes(0x30, (0x10, 8))
     assert mm.dump() == (
         "0x0000000000000000-0x0000000000000010: 16: used\n"
@@ -147,7 +149,7 @@ def test_dump_is_drm_mm_print():
     )
 
 
-def test_check_sees_damage():
+def test_check_sees_damage() -> None:
     mm = with_holes(100, (10, 8))
     mm.used_pages += 1
     assert mm.check()
@@ -158,7 +160,7 @@ def test_check_sees_damage():
 
 
 @pytest.fixture(scope="module")
-def crowded():
+def crowded() -> tuple[RangeAllocator, int]:
     """100 000 ranges of 2, 1, 2, 1 … pages, those of 1 page free again, and one hole of 4 in the middle."""
     count = 100_000
     mm = RangeAllocator(count * 3 // 2)
@@ -172,12 +174,12 @@ def crowded():
 
 
 @pytest.mark.parametrize("mode", ["best", "low", "high"])
-def test_steps_stay_logarithmic_with_many_nodes(crowded, mode):
+def test_steps_stay_logarithmic_with_many_nodes(crowded: tuple[RangeAllocator, int], mode: Mode) -> None:
     # A plain walk for two pages would pass 25 000 holes of one page, whatever end it begins at.
     mm, hole = crowded
-    costs = []
+    costs: list[int] = []
 
-    def measured(call, *args, **kwargs):
+    def measured(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         before = mm.steps
         try:
             return call(*args, **kwargs)
@@ -200,7 +202,7 @@ def test_steps_stay_logarithmic_with_many_nodes(crowded, mode):
     assert mm.check() == []
 
 
-def test_best_in_a_small_window_looks_only_there():
+def test_best_in_a_small_window_looks_only_there() -> None:
     count = 20_000
     mm = RangeAllocator(2 * count)
     for i in range(count):
@@ -210,10 +212,10 @@ def test_best_in_a_small_window_looks_only_there():
     assert mm.steps - before < 200
 
 
-def test_random_load_stays_sound():
+def test_random_load_stays_sound() -> None:
     rng = random.Random(5)
     mm = RangeAllocator(1 << 16)
-    nodes = []
+    nodes: list[RangeNode] = []
     for _ in range(5000):
         if nodes and rng.random() < 0.45:
             mm.remove(nodes.pop(rng.randrange(len(nodes))))
@@ -233,14 +235,15 @@ TOTAL = 70
 class RangeMachine(RuleBasedStateMachine):
     """Against one flag for each page."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.mm = RangeAllocator(TOTAL)
         self.used = [False] * TOTAL
-        self.nodes = []
+        self.nodes: list[RangeNode] = []
 
-    def hole_list(self):
-        out, start = [], None
+    def hole_list(self) -> list[tuple[int, int]]:
+        out: list[tuple[int, int]] = []
+        start: int | None = None
         for page in range(TOTAL + 1):
             free = page < TOTAL and not self.used[page]
             if free and start is None:
@@ -250,7 +253,7 @@ class RangeMachine(RuleBasedStateMachine):
                 start = None
         return out
 
-    def expected(self, pages, alignment, first, last, mode):
+    def expected(self, pages: int, alignment: int, first: int, last: int, mode: Mode) -> int | None:
         """The start by looking at every page of every hole."""
         step = max(alignment, 1)
         found = []
@@ -264,7 +267,7 @@ class RangeMachine(RuleBasedStateMachine):
             return min(found)[2][0]
         return found[0][2][0] if mode == "low" else found[-1][2][-1]
 
-    def took(self, node):
+    def took(self, node: RangeNode) -> None:
         pages = range(node.start, node.end)
         assert not any(self.used[page] for page in pages)
         for page in pages:
@@ -277,10 +280,10 @@ class RangeMachine(RuleBasedStateMachine):
         window=st.one_of(st.none(), st.tuples(st.integers(0, TOTAL), st.integers(0, TOTAL + 5))),
         mode=st.sampled_from(["best", "high", "low"]),
     )
-    def insert(self, pages, alignment, window, mode):
+    def insert(self, pages: int, alignment: int, window: tuple[int, int] | None, mode: Mode) -> None:
         first, last = (0, TOTAL) if window is None else sorted(window)
         expected = self.expected(pages, alignment, first, min(last, TOTAL), mode)
-        kwargs = {} if window is None else {"first": first, "last": last}
+        kwargs: dict[str, Any] = {} if window is None else {"first": first, "last": last}
         kwargs |= {"alignment": alignment, "mode": mode}
         if expected is None:
             fails(errno.ENOSPC, self.mm.insert, pages, **kwargs)
@@ -290,7 +293,7 @@ class RangeMachine(RuleBasedStateMachine):
             self.took(node)
 
     @rule(start=st.integers(0, TOTAL - 1), pages=st.integers(1, 12))
-    def reserve(self, start, pages):
+    def reserve(self, start: int, pages: int) -> None:
         inside = start + pages <= TOTAL
         if not inside:
             fails(errno.EINVAL, self.mm.reserve_exact, start, pages)
@@ -301,7 +304,7 @@ class RangeMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.nodes)
     @rule(which=st.integers(0, TOTAL))
-    def remove(self, which):
+    def remove(self, which: int) -> None:
         node = self.nodes.pop(which % len(self.nodes))
         self.mm.remove(node)
         for page in range(node.start, node.end):
@@ -309,7 +312,7 @@ class RangeMachine(RuleBasedStateMachine):
         fails(errno.EINVAL, self.mm.remove, node)
 
     @invariant()
-    def agree(self):
+    def agree(self) -> None:
         assert [(start, start + size) for start, size in self.mm.holes()] == self.hole_list()
         assert self.mm.used_pages == sum(self.used)
         assert [node.start for node in self.mm.nodes()] == sorted(node.start for node in self.nodes)

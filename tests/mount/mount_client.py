@@ -14,17 +14,18 @@ import sys
 import threading
 import time
 import traceback
+from typing import Any
 
 MNT = sys.argv[1]
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def path(name):
+def path(name: str) -> Any:
     """Absolute path of a name below the mount; bytes stay bytes."""
     return os.path.join(os.fsencode(MNT), name) if isinstance(name, bytes) else os.path.join(MNT, name)
 
 
-def command(name, text):
+def command(name: Any, text: str | bytes) -> int | None:
     """Write `text` into a command file in one write; the errno, or 0."""
     data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
     fd = os.open(path(name), os.O_WRONLY | os.O_TRUNC)
@@ -37,7 +38,7 @@ def command(name, text):
     return 0
 
 
-def transact(name, text):
+def transact(name: Any, text: str | bytes) -> list[Any]:
     """Write `text` into a command file opened O_RDWR; (errno or 0, [JSON lines read back])."""
     data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
     fd = os.open(path(name), os.O_RDWR)
@@ -55,13 +56,13 @@ def transact(name, text):
         os.close(fd)
 
 
-def slurp(name):
+def slurp(name: Any) -> str:
     """All of a small text file."""
     with open(path(name), encoding="utf-8", errors="surrogateescape") as file:
         return file.read()
 
 
-def make(name, size, fill=None):
+def make(name: Any, size: int, fill: int | None = None) -> None:
     """A BO of `size` bytes, all of them `fill` if that is given."""
     fd = os.open(path(name), os.O_CREAT | os.O_RDWR, 0o644)
     os.ftruncate(fd, size)
@@ -71,50 +72,50 @@ def make(name, size, fill=None):
     os.close(fd)
 
 
-def opened(name, flags=os.O_RDWR):
+def opened(name: Any, flags: int = os.O_RDWR) -> int:
     """A descriptor."""
     return os.open(path(name), flags, 0o644)
 
 
-def mapped(fd, size, flags=mmap.MAP_SHARED, advice=mmap.MADV_RANDOM):
+def mapped(fd: int, size: int, flags: int = mmap.MAP_SHARED, advice: int = mmap.MADV_RANDOM) -> mmap.mmap:
     """A mapping; MADV_RANDOM, so that one touch is one READ of one page."""
     area = mmap.mmap(fd, size, flags)
     area.madvise(advice)
     return area
 
 
-def direct(fd, offset, size):
+def direct(fd: int, offset: int, size: int) -> bytes:
     """pread into page-aligned memory, as O_DIRECT wants it."""
     buffer = mmap.mmap(-1, (size + 4095) & ~4095)
     count = os.preadv(fd, [memoryview(buffer)[:size]], offset)
     return buffer[:count]
 
 
-def sync_mapping(area):
+def sync_mapping(area: mmap.mmap) -> int:
     """msync(MS_SYNC) of all of a mapping."""
     area.flush()
     return 0
 
 
-def renameat2(old, new, flags):
+def renameat2(old: Any, new: Any, flags: int) -> int:
     """renameat2; the errno, or 0."""
     here = -100
     done = _libc.renameat2(here, os.fsencode(path(old)), here, os.fsencode(path(new)), flags)
     return ctypes.get_errno() if done else 0
 
 
-def digest(data):
+def digest(data: bytes) -> str:
     """A short name of some bytes."""
     return hashlib.sha1(data).hexdigest()
 
 
-def _encode(value):
+def _encode(value: Any) -> Any:
     if isinstance(value, (bytes, bytearray)):
         return {"bytes": value.decode("latin-1")}
     return str(value)
 
 
-def _run(code, names):
+def _run(code: str, names: dict[str, Any]) -> Any:
     started = time.monotonic()
     try:
         try:
@@ -132,7 +133,7 @@ def _run(code, names):
     return answer
 
 
-def main():
+def main() -> None:
     """Until the input ends."""
     names = dict(globals())
     names["threading"] = threading

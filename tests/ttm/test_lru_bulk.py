@@ -1,7 +1,9 @@
 """Bulk moves: members move as one and keep their order; cursors inside."""
 
 import gc
+from collections.abc import Iterable
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -12,20 +14,20 @@ from ttmfs.ttm.lru_cursor import LruCursor
 class Item(LruItem):
     __slots__ = ("bo", "name")
 
-    def __init__(self, name, resv=None):
+    def __init__(self, name: str, resv: object = None) -> None:
         super().__init__()
         self.name = name
         self.bo = SimpleNamespace(resv=resv)
 
 
-def names(iterable):
+def names(iterable: Iterable[Any]) -> str:
     return "".join(item.name for item in iterable)
 
 
 class Setup:
     """Items a..f in priority 0; the named ones in one bulk."""
 
-    def __init__(self, members="bc", letters="abcdef"):
+    def __init__(self, members: str = "bc", letters: str = "abcdef") -> None:
         self.lru = PriorityLru()
         self.bulk = LruBulkMove()
         self.items = {letter: Item(letter) for letter in letters}
@@ -34,15 +36,15 @@ class Setup:
         for letter in members:
             self.bulk.add(self.items[letter])
 
-    def __getitem__(self, letter):
+    def __getitem__(self, letter: str) -> Item:
         return self.items[letter]
 
-    def check(self):
+    def check(self) -> None:
         assert self.lru.check() == []
         assert self.bulk.check() == []
 
 
-def test_bulk_moves_as_a_block_and_keeps_order():
+def test_bulk_moves_as_a_block_and_keeps_order() -> None:
     s = Setup()
     assert names(s.lru) == "adefbc"  # the first member brought the marker to the tail
     s.lru.move_to_tail(s["a"], 0)
@@ -54,7 +56,7 @@ def test_bulk_moves_as_a_block_and_keeps_order():
     s.check()
 
 
-def test_bump_of_a_member_stays_inside():
+def test_bump_of_a_member_stays_inside() -> None:
     s = Setup("bcd")
     s.lru.move_to_tail(s["a"], 0)
     assert names(s.lru) == "efbcda"
@@ -64,7 +66,7 @@ def test_bump_of_a_member_stays_inside():
     s.check()
 
 
-def test_bump_of_the_only_member_does_not_move_the_bulk():
+def test_bump_of_the_only_member_does_not_move_the_bulk() -> None:
     s = Setup("b")
     s.lru.move_to_tail(s["a"], 0)
     s.lru.move_to_tail(s["b"], 0)
@@ -72,7 +74,7 @@ def test_bump_of_the_only_member_does_not_move_the_bulk():
     s.check()
 
 
-def test_an_empty_group_comes_back_at_the_tail():
+def test_an_empty_group_comes_back_at_the_tail() -> None:
     s = Setup("b")
     s.lru.move_to_tail(s["a"], 0)
     assert names(s.lru) == "cdefba"
@@ -84,7 +86,7 @@ def test_an_empty_group_comes_back_at_the_tail():
     s.check()
 
 
-def test_pinned_member_leaves_and_comes_back_last():
+def test_pinned_member_leaves_and_comes_back_last() -> None:
     s = Setup("bcd")
     unevictable = LruList()
     unevictable.move_to_tail(s["b"])
@@ -102,7 +104,7 @@ def test_pinned_member_leaves_and_comes_back_last():
     s.check()
 
 
-def test_add_twice_is_a_no_op_and_another_bulk_takes_over():
+def test_add_twice_is_a_no_op_and_another_bulk_takes_over() -> None:
     s = Setup("bc")
     s.bulk.add(s["b"])
     assert names(s.lru) == "adefbc"
@@ -115,7 +117,7 @@ def test_add_twice_is_a_no_op_and_another_bulk_takes_over():
     assert other.check() == []
 
 
-def test_remove_makes_a_member_ordinary_again():
+def test_remove_makes_a_member_ordinary_again() -> None:
     s = Setup("bc")
     s.lru.move_to_tail(s["a"], 0)
     s.bulk.remove(s["b"])
@@ -125,7 +127,7 @@ def test_remove_makes_a_member_ordinary_again():
     s.check()
 
 
-def test_priority_change_stays_in_the_bulk():
+def test_priority_change_stays_in_the_bulk() -> None:
     s = Setup("b")
     s.lru.move_to_tail(s["b"], 2)
     assert s["b"].bulk is s.bulk
@@ -137,7 +139,7 @@ def test_priority_change_stays_in_the_bulk():
     s.check()
 
 
-def test_groups_of_several_managers_and_priorities_move_together():
+def test_groups_of_several_managers_and_priorities_move_together() -> None:
     s = Setup("bc")
     vram = PriorityLru()
     for letter, priority in (("u", 0), ("v", 0), ("w", 3), ("x", 3)):
@@ -155,7 +157,7 @@ def test_groups_of_several_managers_and_priorities_move_together():
     s.check()
 
 
-def test_members_share_one_reservation():
+def test_members_share_one_reservation() -> None:
     s = Setup("b")
     stranger = Item("z", resv=object())
     s.lru.add_tail(stranger, 0)
@@ -169,7 +171,7 @@ def test_members_share_one_reservation():
     s.check()
 
 
-def test_priority_change_of_the_only_member_keeps_the_reservation():
+def test_priority_change_of_the_only_member_keeps_the_reservation() -> None:
     s = Setup("")
     stranger = Item("z", resv=object())
     s.lru.add_tail(stranger, 0)
@@ -180,12 +182,12 @@ def test_priority_change_of_the_only_member_keeps_the_reservation():
     s.check()
 
 
-def test_item_on_no_list_cannot_join():
+def test_item_on_no_list_cannot_join() -> None:
     with pytest.raises(AssertionError):
         LruBulkMove().add(Item("x"))
 
 
-def test_fini_asserts_emptiness():
+def test_fini_asserts_emptiness() -> None:
     s = Setup("b")
     with pytest.raises(AssertionError):
         s.bulk.fini()
@@ -194,7 +196,7 @@ def test_fini_asserts_emptiness():
     s.check()
 
 
-def test_first_looks_into_the_bulk():
+def test_first_looks_into_the_bulk() -> None:
     s = Setup("abcdef")
     assert s.lru.first() is s["a"]
     cursor = LruCursor(s.lru)
@@ -204,14 +206,14 @@ def test_first_looks_into_the_bulk():
     cursor.fini()
 
 
-def test_walk_descends_and_comes_back_up():
+def test_walk_descends_and_comes_back_up() -> None:
     s = Setup("bc")
     s.lru.move_to_tail(s["a"], 0)
     with LruCursor(s.lru) as cursor:
         assert names(cursor) == "defbca"
 
 
-def test_cursor_survives_a_bulk_move_while_parked_inside():
+def test_cursor_survives_a_bulk_move_while_parked_inside() -> None:
     s = Setup("bcd", "abcdefg")
     s.lru.move_to_tail(s["a"], 0)  # efg (bcd) a
     with LruCursor(s.lru) as cursor, LruCursor(s.lru, until_now=True) as bounded:
@@ -223,7 +225,7 @@ def test_cursor_survives_a_bulk_move_while_parked_inside():
     s.check()
 
 
-def test_several_cursors_inside_one_bulk():
+def test_several_cursors_inside_one_bulk() -> None:
     s = Setup("bcd", "abcd")
     cursors = [LruCursor(s.lru) for _ in range(3)]
     for cursor in cursors:
@@ -232,7 +234,7 @@ def test_several_cursors_inside_one_bulk():
     assert [names(cursor) for cursor in reversed(cursors)] == ["cd", "cd", "cd"]
 
 
-def test_fini_inside_a_bulk_leaves_nothing():
+def test_fini_inside_a_bulk_leaves_nothing() -> None:
     s = Setup("bc")
     cursor = LruCursor(s.lru)
     assert names(cursor.next() for _ in range(4)) == "adef"
@@ -245,7 +247,7 @@ def test_fini_inside_a_bulk_leaves_nothing():
     assert s.lru.steps - before == 2  # the marker and the item
 
 
-def test_cursor_inside_a_bulk_whose_members_change():
+def test_cursor_inside_a_bulk_whose_members_change() -> None:
     s = Setup("bcd")  # a e f (b c d)
     cursor = LruCursor(s.lru)
     assert names(cursor.next() for _ in range(4)) == "aefb"
@@ -258,7 +260,7 @@ def test_cursor_inside_a_bulk_whose_members_change():
     s.check()
 
 
-def test_cursor_inside_a_bulk_that_empties_and_fills_again():
+def test_cursor_inside_a_bulk_that_empties_and_fills_again() -> None:
     s = Setup("bc")
     s.lru.move_to_tail(s["a"], 0)  # d e f (b c) a
     with LruCursor(s.lru) as cursor:
@@ -271,7 +273,7 @@ def test_cursor_inside_a_bulk_that_empties_and_fills_again():
     s.check()
 
 
-def test_cursor_outlives_the_bulk():
+def test_cursor_outlives_the_bulk() -> None:
     s = Setup("bc")
     with LruCursor(s.lru) as cursor:
         assert names(cursor.next() for _ in range(5)) == "adefb"
@@ -285,12 +287,12 @@ def test_cursor_outlives_the_bulk():
     s.check()
 
 
-def test_a_walk_that_bumps_the_bulk_ends_with_until_now():
+def test_a_walk_that_bumps_the_bulk_ends_with_until_now() -> None:
     s = Setup("bcd")
     with LruCursor(s.lru, until_now=True) as cursor:
         seen = ""
         for item in cursor:
-            seen += item.name
+            seen += cast("Item", item).name
             assert len(seen) < 20
             s.lru.move_to_tail(item, 0)
     assert seen == "aefbcd"
@@ -298,13 +300,13 @@ def test_a_walk_that_bumps_the_bulk_ends_with_until_now():
     with LruCursor(s.lru, until_now=True) as cursor:
         seen = ""
         for item in cursor:
-            seen += item.name
+            seen += cast("Item", item).name
             assert len(seen) < 20
             s.bulk.move_tail()
     assert seen == "baef"
 
 
-def test_moving_a_large_bulk_costs_a_step_for_each_group():
+def test_moving_a_large_bulk_costs_a_step_for_each_group() -> None:
     lru = PriorityLru()
     bulk = LruBulkMove()
     items = [Item(str(i)) for i in range(100_000)]

@@ -1,6 +1,7 @@
 """LRU, bulk moves and cursors against plain lists: any changes, any number of cursors held across them."""
 
 from types import SimpleNamespace
+from typing import Any, cast
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -19,7 +20,7 @@ BULKS = st.integers(0, 1)
 class Item(LruItem):
     __slots__ = ("bo", "number")
 
-    def __init__(self, number):
+    def __init__(self, number: int) -> None:
         super().__init__()
         self.number = number
         self.bo = SimpleNamespace(resv=RESVS[number % 2])
@@ -28,19 +29,19 @@ class Item(LruItem):
 class Walk:
     """A cursor and what it must keep: the order of its birth, what moved since, what it has returned."""
 
-    def __init__(self, machine, manager, until_now):
+    def __init__(self, machine: "LruMachine", manager: int, until_now: bool) -> None:
         self.machine = machine
         self.manager = manager
         self.until_now = until_now
         self.cursor = LruCursor(machine.lrus[manager], until_now=until_now)
         self.birth = machine.order(manager)
-        self.moved = set()
+        self.moved: set[int] = set()
         self.owed = set(self.birth)  # unmoved and not returned yet
-        self.due = set()  # bumped to a place ahead, and not returned yet
-        self.returned = []  # since its last move
+        self.due: set[int] = set()  # bumped to a place ahead, and not returned yet
+        self.returned: list[int] = []  # since its last move
         self.priority = 0
 
-    def touch(self, number, ahead):
+    def touch(self, number: int, ahead: bool) -> None:
         self.moved.add(number)
         self.owed.discard(number)
         manager, priority, _ = self.machine.where[number]
@@ -51,8 +52,8 @@ class Walk:
         if number in self.returned:
             self.returned.remove(number)
 
-    def next(self):
-        item = self.cursor.next()
+    def next(self) -> Item | None:
+        item = cast("Item | None", self.cursor.next())
         machine = self.machine
         if item is None:
             assert not self.owed, "items that did not move were skipped"
@@ -76,19 +77,21 @@ class Walk:
 
 
 class LruMachine(RuleBasedStateMachine):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.lrus = PriorityLru(), PriorityLru()
-        self.unevictable = LruList()
+        self.lrus: Any = (PriorityLru(), PriorityLru())
+        self.unevictable: Any = LruList()
         self.bulks = LruBulkMove(), LruBulkMove()
         self.items = [Item(i) for i in range(12)]
         # number -> (manager, priority, bulk or None), ("pinned", 0, None) or (None, 0, None)
-        self.where = dict.fromkeys(range(12), (None, 0, None))
+        self.where: dict[int, tuple[Any, int, int | None]] = dict.fromkeys(range(12), (None, 0, None))
         # The model: for each (manager, priority) a list of ("item", number) and ("bulk", which).
-        self.lists = {(m, p): [] for m in range(2) for p in range(4)}
-        self.groups = {(b, m, p): [] for b in range(2) for m in range(2) for p in range(4)}
-        self.pinned = []
-        self.walks = []
+        self.lists: dict[tuple[int, int], list[tuple[str, int]]] = {(m, p): [] for m in range(2) for p in range(4)}
+        self.groups: dict[tuple[int, int, int], list[int]] = {
+            (b, m, p): [] for b in range(2) for m in range(2) for p in range(4)
+        }
+        self.pinned: list[int] = []
+        self.walks: list[Walk] = []
         # Begin where it is interesting: 1 (0 2 4 6) 3 (5 7 9), 8 10 11 nowhere.
         for number in (1, 0, 2, 4, 6, 3, 5, 7, 9):
             self.bump_or_add(number, 0, 0)
@@ -97,19 +100,19 @@ class LruMachine(RuleBasedStateMachine):
 
     # The model's own operations
 
-    def order(self, manager):
+    def order(self, manager: int) -> list[int]:
         out = []
         for priority in range(4):
             for kind, which in self.lists[manager, priority]:
                 out += [which] if kind == "item" else self.groups[which, manager, priority]
         return out
 
-    def touch(self, number, ahead):
+    def touch(self, number: int, ahead: bool) -> None:
         """The item moved; `ahead` when to the tail of a list (and not inside a group that a walk may have left)."""
         for walk in self.walks:
             walk.touch(number, ahead)
 
-    def take_off(self, number):
+    def take_off(self, number: int) -> None:
         manager, priority, bulk = self.where[number]
         if manager == "pinned":
             self.pinned.remove(number)
@@ -123,7 +126,7 @@ class LruMachine(RuleBasedStateMachine):
         self.where[number] = (None, 0, None)
         self.touch(number, ahead=False)
 
-    def put(self, number, manager, priority, bulk=None):
+    def put(self, number: int, manager: int, priority: int, bulk: int | None = None) -> None:
         ahead = True
         if bulk is None:
             self.lists[manager, priority].append(("item", number))
@@ -139,7 +142,7 @@ class LruMachine(RuleBasedStateMachine):
     # Rules
 
     @rule(number=NUMBERS, manager=MANAGERS, priority=PRIORITIES)
-    def bump_or_add(self, number, manager, priority):
+    def bump_or_add(self, number: int, manager: int, priority: int) -> None:
         was, was_priority, bulk = self.where[number]
         if was is None:
             self.lrus[manager].add_tail(self.items[number], priority)
@@ -156,21 +159,21 @@ class LruMachine(RuleBasedStateMachine):
             self.put(number, manager, priority, bulk)
 
     @rule(number=NUMBERS)
-    def remove(self, number):
+    def remove(self, number: int) -> None:
         manager = self.where[number][0]
         owner = self.unevictable if manager == "pinned" else self.lrus[manager or 0]
         owner.remove(self.items[number])
         self.take_off(number)
 
     @rule(number=NUMBERS)
-    def pin(self, number):
+    def pin(self, number: int) -> None:
         self.unevictable.move_to_tail(self.items[number])
         self.take_off(number)
         self.pinned.append(number)
         self.where[number] = ("pinned", 0, None)
 
     @rule(number=NUMBERS, bulk=BULKS)
-    def bulk_add(self, number, bulk):
+    def bulk_add(self, number: int, bulk: int) -> None:
         manager, priority, was = self.where[number]
         allowed = manager in (0, 1) and all(other % 2 == number % 2 for other in self.items_of(bulk) if other != number)
         if not allowed:
@@ -184,11 +187,11 @@ class LruMachine(RuleBasedStateMachine):
             self.take_off(number)
             self.put(number, manager, priority, bulk)
 
-    def items_of(self, bulk):
+    def items_of(self, bulk: int) -> list[int]:
         return [number for number, where in self.where.items() if where[2] == bulk]
 
     @rule(number=NUMBERS, bulk=BULKS)
-    def bulk_remove(self, number, bulk):
+    def bulk_remove(self, number: int, bulk: int) -> None:
         self.bulks[bulk].remove(self.items[number])
         manager, priority, was = self.where[number]
         if was == bulk:
@@ -196,7 +199,7 @@ class LruMachine(RuleBasedStateMachine):
             self.put(number, manager, priority)
 
     @rule(bulk=BULKS)
-    def bulk_move(self, bulk):
+    def bulk_move(self, bulk: int) -> None:
         self.bulks[bulk].move_tail()
         for (which, manager, priority), group in self.groups.items():
             if which == bulk and group:
@@ -207,7 +210,7 @@ class LruMachine(RuleBasedStateMachine):
                     self.touch(number, ahead=True)
 
     @rule(manager=MANAGERS, priority=PRIORITIES, numbers=st.permutations(range(12)))
-    def empty_and_refill(self, manager, priority, numbers):
+    def empty_and_refill(self, manager: int, priority: int, numbers: list[int]) -> None:
         present = self.order(manager)
         for number in present:
             self.lrus[manager].remove(self.items[number])
@@ -220,12 +223,12 @@ class LruMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: len(self.walks) < 4)
     @rule(manager=MANAGERS, until_now=st.booleans())
-    def start_walk(self, manager, until_now):
+    def start_walk(self, manager: int, until_now: bool) -> None:
         self.walks.append(Walk(self, manager, until_now))
 
     @precondition(lambda self: self.walks)
     @rule(which=NUMBERS, times=st.integers(1, 6))
-    def step_walk(self, which, times):
+    def step_walk(self, which: int, times: int) -> None:
         walk = self.walks[which % len(self.walks)]
         for _ in range(times):
             if walk.next() is None:
@@ -234,7 +237,7 @@ class LruMachine(RuleBasedStateMachine):
                 break
 
     @rule(times=st.integers(1, 8), bulk=BULKS, refill=st.booleans(), until_now=st.booleans())
-    def walk_across_bulk_move(self, times, bulk, refill, until_now):
+    def walk_across_bulk_move(self, times: int, bulk: int, refill: bool, until_now: bool) -> None:
         """One whole walk with a change to a bulk on the way, which other rules seldom catch parked inside."""
         walk = Walk(self, 0, until_now)
         self.walks.append(walk)
@@ -258,14 +261,14 @@ class LruMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.walks)
     @rule(which=NUMBERS)
-    def end_walk(self, which):
+    def end_walk(self, which: int) -> None:
         walk = self.walks.pop(which % len(self.walks))
         walk.cursor.fini()
         walk.cursor.fini()
         assert walk.cursor.next() is None
 
     @invariant()
-    def agree(self):
+    def agree(self) -> None:
         for manager, lru in enumerate(self.lrus):
             order = self.order(manager)
             assert [item.number for item in lru] == order
@@ -278,7 +281,7 @@ class LruMachine(RuleBasedStateMachine):
             assert bulk.count == len(self.items_of(which))
             assert bulk.check() == []
 
-    def teardown(self):
+    def teardown(self) -> None:
         # A bounded walk ends however its items are bumped; an unbounded one when nothing is.
         for walk in list(self.walks):
             for _ in range(13):
