@@ -46,11 +46,13 @@ def orders(bo: BufferObject) -> dict[int, int]:
 
 
 def pages_of_bo(bo: BufferObject) -> np.ndarray:
+    assert bo.tt is not None
     return bo.tt.pages_at(bo.tt.present())
 
 
 def entries_of(bo: BufferObject) -> np.ndarray:
     """The page vector as it is now."""
+    assert bo.tt is not None
     return bo.tt.entries(0, bo.tt.num_pages).copy()
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import random
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ class CountingUnmapper:
 
     def __init__(self) -> None:
         self.calls = 0
-        self.during = None
+        self.during: Callable[[BufferObject], Awaitable[None]] | None = None
 
     async def invalidate(self, bo: BufferObject, first_page: int, num_pages: int) -> None:
         self.calls += 1
@@ -50,6 +51,7 @@ async def test_scattered_pages_become_blocks_of_the_beneficial_order(device: Mak
     async with device() as vdev:
         bo, data = await scattered(vdev, "a", 6 * MIB, place)
         assert orders(bo) == {0: 1536}
+        assert bo.tt is not None
         assert bo.tt.beneficial_order_failed
         assert bo in vdev.ttm.defrag_list
         result = await defrag(vdev, bo)
@@ -58,6 +60,7 @@ async def test_scattered_pages_become_blocks_of_the_beneficial_order(device: Mak
         assert result["mem_type"] == bo.mem_type == place
         await bo.resv.wait(Usage.BOOKKEEP)
         assert sum(count << order for order, count in orders(bo).items() if order >= 9) == 1536
+        assert bo.tt is not None
         assert not bo.tt.beneficial_order_failed
         assert bo not in vdev.ttm.defrag_list
         assert await content(bo) == data
@@ -125,7 +128,7 @@ AFTER_UNMAP = ("move",)
 
 @pytest.mark.parametrize("place", ["system", "gtt"])
 @pytest.mark.parametrize("where", [*BEFORE_UNMAP, "unmap", *AFTER_UNMAP, "order"])
-async def test_every_failure_leaves_tt_placement_and_content(device: MakeDevice, where: str | None, place: str) -> None:
+async def test_every_failure_leaves_tt_placement_and_content(device: MakeDevice, where: str, place: str) -> None:
     async with device() as vdev:
         bo, data = await scattered(vdev, "a", 4 * MIB, place)
         await content(bo)
@@ -173,6 +176,7 @@ async def test_a_failed_order_is_enomem_at_once_and_reclaims_nothing(device: Mak
             await defrag(vdev, bo)
         assert failure.value.errno == errno.ENOMEM
         assert vdev.pool.pooled_pages == pooled
+        assert victim.tt is not None
         assert victim.tt.populated_pages == 256, "reclaim would have dropped its zero pages"
         vdev.pool.free(others, to_pool=False)
 
@@ -373,6 +377,7 @@ async def test_nothing_to_gain_is_success_with_nothing_moved(device: MakeDevice)
 async def test_the_beneficial_order_off_moves_nothing(device: MakeDevice) -> None:
     async with device(beneficial_order=0) as vdev:
         bo, _ = await scattered(vdev, "a", 4 * MIB)
+        assert bo.tt is not None
         assert not bo.tt.beneficial_order_failed
         assert (await defrag(vdev, bo))["moved"] == 0
 
@@ -419,6 +424,7 @@ async def test_a_scattered_vram_bo_becomes_one_run(device: MakeDevice) -> None:
         data = random.Random(5).randbytes(4 * MIB)
         await access.write(bo, 0, data)
         await calls.validate_bo(vdev, bo, vdev.parse_placement(["vram"]), OperationContext())
+        assert bo.resource is not None
         assert bo.resource.start < 0, "it is scattered"
         for spacer in spacers[8:]:
             lifetime.release(spacer)
@@ -427,6 +433,7 @@ async def test_a_scattered_vram_bo_becomes_one_run(device: MakeDevice) -> None:
         result = await defrag(vdev, bo)
         assert result["moved"] == 1
         assert bo.mem_type == "vram"
+        assert bo.resource is not None
         assert bo.resource.start >= 0
         assert await content(bo) == data
         assert (await defrag(vdev, bo))["moved"] == 0

@@ -24,7 +24,7 @@ SIZES = (4096, 16 << 10, 64 << 10, 256 << 10, MIB, 2 * MIB, 4 * MIB, 4 * MIB + 1
 async def aged(vdev: VirtualDevice, seed: int, keep: float, rounds: int = 4) -> dict[BufferObject, bytes]:
     """Fill the arena with BOs of mixed sizes and free some at random, a few times; the BOs with their fill bytes."""
     rng = random.Random(seed)
-    bos = {}
+    bos: dict[BufferObject, bytes] = {}
     while rounds:
         rounds -= 1
         while vdev.pool.free_pages > vdev.pool.num_pages // 32:
@@ -54,7 +54,7 @@ async def run_all(seed: int, keep: float) -> tuple[int, int]:
         async with trio.open_nursery() as nursery:
             await nursery.start(vdev.run)
             bos = await aged(vdev, seed, keep)
-            eligible = [bo for bo in bos if len(whole_pieces(bo.tt))]
+            eligible = [bo for bo in bos if bo.tt is not None and len(whole_pieces(bo.tt))]
             vdev.pool.shrink(vdev.pool.pooled_pages)
             before = obtainable(vdev.pool.free_by_order())
             result = await defrag_pass(vdev, list(bos), planned=True, limit=None)
@@ -92,7 +92,7 @@ async def test_frames_kept_by_small_bos_are_emptied_for_the_large(device: MakeDe
         vdev.defrag.interval = 1e6
         large, data = await scattered(vdev, "large", 8 * MIB)
         pool = vdev.pool
-        smalls = []
+        smalls: list[tuple[BufferObject, np.ndarray]] = []
         while pool.free_by_order()[9] or pool.free_by_order()[10]:
             block = pool.alloc(512, max_order=9, zero=False).pages
             bo = vdev.create_bo(f"s{len(smalls)}")

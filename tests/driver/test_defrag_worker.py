@@ -26,7 +26,7 @@ def clock() -> MockClock:
     return MockClock(autojump_threshold=0.02)
 
 
-def watch_runs(vdev: VirtualDevice, times: int) -> None:
+def watch_runs(vdev: VirtualDevice, times: list[float]) -> None:
     """Note the time of every pass."""
     real = vdev.defrag.one_pass
 
@@ -34,7 +34,7 @@ def watch_runs(vdev: VirtualDevice, times: int) -> None:
         times.append(round(trio.current_time(), 3))
         await real()
 
-    vdev.defrag.one_pass = one_pass
+    vdev.defrag.one_pass = one_pass  # type: ignore[method-assign]
 
 
 async def until(condition: Callable[[], object], seconds: float = 100) -> None:
@@ -50,9 +50,11 @@ async def test_what_is_listed(device: MakeDevice) -> None:
         fine = vdev.create_bo("fine")
         await access.write(fine, 0, random.Random(1).randbytes(4 * MIB))
         assert fine not in listed
+        assert fine.tt is not None
         assert not fine.tt.beneficial_order_failed
         small, _ = await scattered(vdev, "small", MIB)
         assert small not in listed
+        assert small.tt is not None
         assert not small.tt.beneficial_order_failed, "there was no attempt at the beneficial order"
         others = hog(vdev)
         whole = vdev.create_bo("whole")
@@ -70,7 +72,7 @@ async def test_what_is_listed(device: MakeDevice) -> None:
 
 async def test_the_worker_moves_what_is_listed_and_stops(device: MakeDevice, clock: MockClock) -> None:
     async with device() as vdev:
-        runs = []
+        runs: list[float] = []
         watch_runs(vdev, runs)
         made = [await scattered(vdev, f"b{n}", 2 * MIB, seed=n) for n in range(3)]
         assert len(vdev.ttm.defrag_list) == 3
@@ -86,7 +88,7 @@ async def test_the_worker_moves_what_is_listed_and_stops(device: MakeDevice, clo
 async def test_a_pass_is_capped(device: MakeDevice, clock: MockClock) -> None:
     async with device() as vdev:
         set_knob(vdev, "defrag_limit", "2")
-        runs = []
+        runs: list[float] = []
         watch_runs(vdev, runs)
         for n in range(5):
             await scattered(vdev, f"b{n}", 2 * MIB, seed=n)
@@ -99,7 +101,7 @@ async def test_exponential_backoff_reset_by_a_new_entry(device: MakeDevice, cloc
     async with device() as vdev:
         set_knob(vdev, "defrag_interval", "1")
         set_knob(vdev, "defrag_interval_max", "8")
-        runs = []
+        runs: list[float] = []
         watch_runs(vdev, runs)
         bo, data = await scattered(vdev, "a", 2 * MIB)
         others = hog(vdev)

@@ -4,6 +4,7 @@ import errno
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import hypothesis.strategies as st
 import pytest
@@ -239,7 +240,7 @@ class NamesMachine(RuleBasedStateMachine):
                     assert self.names.find(path) is thing.entry
                 else:
                     code = errno.ENOENT if isinstance(thing.entry, Symlink) else errno.EISDIR
-                    self.attempt(code, lambda path=path: self.names.find(path))
+                    self.attempt(code, partial(self.names.find, path))
 
 
 TestNames = NamesMachine.TestCase

@@ -113,9 +113,9 @@ def test_no_spin_twice_for_one_idle_time(pipe: tuple[int, int]) -> None:
 
 
 def test_stock_loop_stays_when_the_descriptor_is_no_session(pipe: tuple[int, int]) -> None:
-    stock = pyfuse3._wait_fuse_readable
+    stock = pyfuse3._wait_fuse_readable  # type: ignore[attr-defined]
     assert session_loop.install(pipe[0]) is False
-    assert pyfuse3._wait_fuse_readable is stock
+    assert pyfuse3._wait_fuse_readable is stock  # type: ignore[attr-defined]
     assert "not /dev/fuse" in session_loop.statistics().reason
     assert session_loop.install(987654) is False
     assert "not open" in session_loop.statistics().reason
@@ -130,7 +130,7 @@ def device() -> Iterator[int]:
 
 
 async def _calls_it(nursery: object, min_tasks: int, max_tasks: int) -> None:
-    await pyfuse3._wait_fuse_readable()
+    await pyfuse3._wait_fuse_readable()  # type: ignore[attr-defined]
 
 
 async def _ignores_it(nursery: object, min_tasks: int, max_tasks: int) -> None:
@@ -148,24 +148,24 @@ async def _breaks(nursery: object, min_tasks: int, max_tasks: int) -> None:
 def test_stock_loop_stays_with_an_unknown_pyfuse3(
     monkeypatch: pytest.MonkeyPatch, device: int, loop: object, reason: str
 ) -> None:
-    stock = pyfuse3._wait_fuse_readable
+    stock = pyfuse3._wait_fuse_readable  # type: ignore[attr-defined]
     monkeypatch.setattr(pyfuse3, "_session_loop", loop)
     assert session_loop.install(device) is False
-    assert pyfuse3._wait_fuse_readable is stock
+    assert pyfuse3._wait_fuse_readable is stock  # type: ignore[attr-defined]
     statistics = session_loop.statistics()
     assert not statistics.fast
     assert reason in statistics.reason
 
 
 def test_install_and_uninstall(monkeypatch: pytest.MonkeyPatch, device: int) -> None:
-    stock = pyfuse3._wait_fuse_readable
+    stock = pyfuse3._wait_fuse_readable  # type: ignore[attr-defined]
     monkeypatch.setattr(pyfuse3, "_session_loop", _calls_it)
     assert session_loop.install(device)
     assert session_loop.install(device)  # twice: still the stock wait beneath
     assert session_loop.statistics().fast
-    assert pyfuse3._wait_fuse_readable is not stock
+    assert pyfuse3._wait_fuse_readable is not stock  # type: ignore[attr-defined]
     session_loop.uninstall()
-    assert pyfuse3._wait_fuse_readable is stock
+    assert pyfuse3._wait_fuse_readable is stock  # type: ignore[attr-defined]
 
 
 async def test_install_within_trio(monkeypatch: pytest.MonkeyPatch, device: int) -> None:
@@ -174,10 +174,10 @@ async def test_install_within_trio(monkeypatch: pytest.MonkeyPatch, device: int)
 
 
 def test_the_timer_interrupts_a_blocking_read(pipe: tuple[int, int]) -> None:
-    interrupted = []
+    interrupted: list[int] = []
     session_loop.start_freeze_timer(0.02)
     try:
-        signal.signal(signal.SIGALRM, lambda *_: (interrupted.append(1), os.write(pipe[1], b"x")))
+        signal.signal(signal.SIGALRM, lambda *_: interrupted.append(os.write(pipe[1], b"x")))
         assert os.read(pipe[0], 1) == b"x"
     finally:
         session_loop.stop_freeze_timer()

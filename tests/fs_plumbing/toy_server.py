@@ -51,7 +51,7 @@ class Toy(pyfuse3.Operations):
         self.max_write = 0
         self.aliases = True
 
-    async def getattr(self, inode, ctx=None):
+    async def getattr(self, inode: int, ctx: Any = None) -> pyfuse3.EntryAttributes:
         self.counts["getattr"] += 1
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = inode
@@ -63,19 +63,19 @@ class Toy(pyfuse3.Operations):
             entry.st_size = self.size
         return entry
 
-    async def lookup(self, parent, name, ctx=None):
+    async def lookup(self, parent: int, name: bytes, ctx: Any = None) -> pyfuse3.EntryAttributes:
         if name not in NAMES or (name.startswith(b".ino") and not self.aliases):
             raise pyfuse3.FUSEError(errno.ENOENT)
         return await self.getattr(NAMES[name])
 
-    async def setattr(self, inode, attr, fields, fh, ctx):
+    async def setattr(self, inode: int, attr: Any, fields: Any, fh: Any, ctx: Any) -> pyfuse3.EntryAttributes:
         return await self.getattr(inode)
 
-    async def open(self, inode, flags, ctx):
+    async def open(self, inode: int, flags: int, ctx: Any) -> pyfuse3.FileInfo:
         self.counts["open"] += 1
         return pyfuse3.FileInfo(fh=inode)
 
-    async def read(self, fh, off, size):
+    async def read(self, fh: Any, off: int, size: int) -> Any:
         self.counts["read"] += 1
         if fh == 3:
             self.parked += 1
@@ -84,16 +84,16 @@ class Toy(pyfuse3.Operations):
             self.parked -= 1
         return self.view[off : min(off + size, self.size)]
 
-    async def write(self, fh, off, buf):
+    async def write(self, fh: Any, off: int, buf: bytes) -> int:
         self.counts["write"] += 1
         self.max_write = max(self.max_write, len(buf))
         self.view[off : off + len(buf)] = buf
         return len(buf)
 
-    async def flush(self, fh):
+    async def flush(self, fh: Any) -> None:
         pass
 
-    async def release(self, fh):
+    async def release(self, fh: Any) -> None:
         pass
 
 

@@ -23,6 +23,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from tests.mount.mount_harness import MIB, REPOSITORY, Client, ClientError, Device
 from tests.mount.svm_exerciser import Exerciser
@@ -342,7 +343,7 @@ while os.read(fd, 65536): pass
 """
 
 
-def left(stats: dict) -> dict[str, int]:
+def left(stats: dict[str, Any]) -> dict[str, int]:
     """What is still in use, by name."""
     used = {name: region["used"] for name, region in stats["regions"].items()}
     used |= {"in_use_pages": stats["pool"]["in_use_pages"], "swap": stats["swap"].get("pages", 0)}

@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def _serve_control(control: Control, token: trio.lowlevel.TrioToken, connection:
         try:
             method = getattr(control, name)
             runner = trio.from_thread.run if inspect.iscoroutinefunction(method) else trio.from_thread.run_sync
-            value = runner(lambda method=method, arguments=arguments: method(**arguments), trio_token=token)
+            value = runner(partial(method, **arguments), trio_token=token)
             _say({"id": number, "value": value})
         except BaseException:
             _say({"id": number, "error": traceback.format_exc()})

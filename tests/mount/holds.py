@@ -81,9 +81,9 @@ def _log_svm() -> None:
         await real_invalidate(self, space, first_byte, num_bytes)
         await HOLDS["svm_invalled"].here(space.name)
 
-    SpaceHandle.read = read  # type: ignore[method-assign]
-    SpaceHandle.write = write  # type: ignore[method-assign]
-    SpacePageCache.invalidate = invalidate  # type: ignore[method-assign]
+    SpaceHandle.read = read
+    SpaceHandle.write = write
+    SpacePageCache.invalidate = invalidate
 
 
 def install_holds() -> None:
@@ -96,14 +96,14 @@ def install_holds() -> None:
         await real_invalidate(self, bo, first_page, num_pages)
         await HOLDS["invalled"].here(bo.name)
 
-    BoPageCache.invalidate = invalidate  # type: ignore[method-assign]
+    BoPageCache.invalidate = invalidate
     real_validate = calls.validate
 
     async def validate(bo: BufferObject, placement: Placement, ctx: OperationContext) -> None:
         await HOLDS["validate"].here(bo.name)
         await real_validate(bo, placement, ctx)
 
-    calls.validate = validate  # type: ignore[attr-defined]
+    calls.validate = validate
     real_open = operations.TtmOperations.open
 
     async def open_(self: operations.TtmOperations, inode: int, flags: int, ctx: Any) -> Any:
@@ -112,15 +112,15 @@ def install_holds() -> None:
             await HOLDS["open"].here(node.path)
         return await real_open(self, inode, flags, ctx)
 
-    operations.TtmOperations.open = functools.wraps(real_open)(open_)  # type: ignore[method-assign]
+    operations.TtmOperations.open = functools.wraps(real_open)(open_)
     real_create = operations.TtmOperations.create
 
     async def create(self: operations.TtmOperations, parent_inode: int, name: bytes, *rest: Any) -> Any:
         await HOLDS["create"].here(os.fsdecode(name))
         return await real_create(self, parent_inode, name, *rest)
 
-    operations.TtmOperations.create = functools.wraps(real_create)(create)  # type: ignore[method-assign]
-    engine.trio = _HeldTrio()  # type: ignore[assignment]
+    operations.TtmOperations.create = functools.wraps(real_create)(create)
+    engine.trio = _HeldTrio()
 
 
 class _HeldLowlevel:

@@ -43,7 +43,7 @@ def transact(name: Any, text: str | bytes) -> list[Any]:
     data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
     fd = os.open(path(name), os.O_RDWR)
     try:
-        code = 0
+        code: int | None = 0
         try:
             os.write(fd, data)
         except OSError as error:
@@ -68,7 +68,7 @@ def make(name: Any, size: int, fill: int | None = None) -> None:
     os.ftruncate(fd, size)
     step = 1 << 20
     for start in range(0, size if fill is not None else 0, step):
-        os.pwrite(fd, bytes([fill]) * min(step, size - start), start)
+        os.pwrite(fd, bytes([fill or 0]) * min(step, size - start), start)
     os.close(fd)
 
 
@@ -122,7 +122,7 @@ def _run(code: str, names: dict[str, Any]) -> Any:
             compiled = compile(code, "<client>", "eval")
         except SyntaxError:
             exec(code, names)
-            answer = {"value": None}
+            answer: dict[str, Any] = {"value": None}
         else:
             answer = {"value": eval(compiled, names)}
     except OSError as error:

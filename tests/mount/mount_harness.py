@@ -200,7 +200,7 @@ class Device:
             time.sleep(0.005)
         return value
 
-    def hold(self, name: str, **how: object) -> None:
+    def hold(self, name: str, **how: Any) -> None:
         """Arm a hold."""
         self.control("hold", name=name, **how)
 

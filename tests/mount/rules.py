@@ -27,14 +27,14 @@ from ttmfs.ttm.gate import Gate
 
 def without_r1() -> None:
     """Requests wait for reservation and fences also while an INVAL of their BO is outstanding."""
-    Gate.unmapping = property(lambda self: False)  # type: ignore[method-assign,assignment]
-    Gate.unmaps = lambda self, first, count: False  # type: ignore[method-assign]
-    Gate.wake = lambda self, pages=None: None  # type: ignore[method-assign]
+    Gate.unmapping = property(lambda self: False)
+    Gate.unmaps = lambda self, first, count: False
+    Gate.wake = lambda self, pages=None: None
 
 
 def without_wake() -> None:
     """R1, the half about requests that were parked before the INVAL began."""
-    Gate.wake = lambda self, pages=None: None  # type: ignore[method-assign]
+    Gate.wake = lambda self, pages=None: None
 
 
 def without_r2() -> None:
@@ -44,8 +44,8 @@ def without_r2() -> None:
         del faulting
         return OperationContext(**more)
 
-    policy.OperationContext = context  # type: ignore[misc,assignment]
-    fault.OperationContext = context  # type: ignore[misc,assignment]
+    policy.OperationContext = context
+    fault.OperationContext = context
 
 
 def without_r4_running() -> None:
@@ -80,7 +80,7 @@ def without_r5() -> None:
             node.bo.resv.unlock()
         return await real(self, inode, *rest)
 
-    TtmOperations.setattr = guarded(setattr_)  # type: ignore[method-assign,assignment]
+    TtmOperations.setattr = guarded(setattr_)
 
 
 def without_background_limits() -> None:
@@ -94,12 +94,12 @@ def without_background_limits() -> None:
                 file.write(str(value))
         return result
 
-    mount_module.tuning.raise_background_limits = nothing  # type: ignore[attr-defined]
+    mount_module.tuning.raise_background_limits = nothing
 
 
 def max_tasks(count: str) -> None:
     """H8: so many requests under way at once and no more."""
-    mount_module.MAX_TASKS = int(count)  # type: ignore[misc]
+    mount_module.MAX_TASKS = int(count)
 
 
 def moving_mtime() -> None:
@@ -113,7 +113,7 @@ def moving_mtime() -> None:
             handle.file.mtime += 1_000_000
         return written
 
-    TtmOperations.write = write  # type: ignore[method-assign]
+    TtmOperations.write = write
 
 
 def short_reads() -> None:
@@ -124,7 +124,7 @@ def short_reads() -> None:
         data = await real(self, fh, off, size)
         return data[: len(data) // 2] if len(data) > 4096 else data
 
-    TtmOperations.read = read  # type: ignore[method-assign]
+    TtmOperations.read = read
 
 
 def without_guard() -> None:
@@ -133,7 +133,7 @@ def without_guard() -> None:
     async def bare(self: TtmOperations, ctx: pyfuse3.RequestContext) -> Any:
         raise ValueError("made to fail")
 
-    TtmOperations.statfs = bare  # type: ignore[method-assign]
+    TtmOperations.statfs = bare
 
 
 def without_inval() -> None:
@@ -143,7 +143,7 @@ def without_inval() -> None:
     async def invalidate(self: BoPageCache, bo: BufferObject, first_page: int, num_pages: int) -> None:
         """Nothing."""
 
-    BoPageCache.invalidate = invalidate  # type: ignore[method-assign]
+    BoPageCache.invalidate = invalidate
 
 
 def without_svm_inval() -> None:
@@ -153,13 +153,13 @@ def without_svm_inval() -> None:
     async def invalidate(self: SpacePageCache, space: object, first_byte: int, num_bytes: int) -> None:
         """Nothing."""
 
-    SpacePageCache.invalidate = invalidate  # type: ignore[method-assign,assignment]
+    SpacePageCache.invalidate = invalidate
 
 
 def svm_reads_ahead() -> None:
     """Files of address spaces are opened with the readahead of the others."""
     real = tuning.ReadAhead.set_read_ahead
-    tuning.ReadAhead.set_read_ahead = lambda self, kb: real(self, kb or 1024)  # type: ignore[method-assign]
+    tuning.ReadAhead.set_read_ahead = lambda self, kb: real(self, kb or 1024)
 
 
 def stall_before_write() -> None:
@@ -182,8 +182,8 @@ def stall_before_write() -> None:
             time.sleep(1.0)  # noqa: ASYNC251 - the point of it
         return await real_wait(self)
 
-    TtmOperations.getxattr = getxattr  # type: ignore[method-assign]
-    session_loop._FastWait.wait = wait  # type: ignore[method-assign]
+    TtmOperations.getxattr = getxattr
+    session_loop._FastWait.wait = wait
 
 
 def slow_store(seconds: str) -> None:
@@ -194,7 +194,7 @@ def slow_store(seconds: str) -> None:
         time.sleep(float(seconds))
         real(self, *arguments)
 
-    FileStore._write = write  # type: ignore[method-assign]
+    FileStore._write = write
 
 
 def flush_in_part() -> None:
@@ -205,7 +205,7 @@ def flush_in_part() -> None:
         assert isinstance(file, BoFile)
         await self._page_cache.invalidate(file.ino, first_page << 12, num_pages << 12, flush=True)
 
-    BoPageCache.invalidate = invalidate  # type: ignore[method-assign]
+    BoPageCache.invalidate = invalidate
 
 
 PATCHES: dict[str, Callable[..., None]] = {

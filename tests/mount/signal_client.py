@@ -15,7 +15,7 @@ import threading
 
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 name, text, how, *numbers = sys.argv[1:]
-handled = []
+handled: list[int] = []
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -40,7 +40,7 @@ def write(fd: int) -> None:
     answer.append(code)
 
 
-answer = []
+answer: list[int] = []
 if how in ("worker", "handed"):
     fd = os.open(name, os.O_WRONLY) if how == "handed" else -1
     worker = threading.Thread(target=lambda: write(os.open(name, os.O_WRONLY) if fd < 0 else fd))

@@ -189,7 +189,7 @@ class Exerciser:
                     value = None if nowait else ("value", old)
                 elif what == "checksum":
                     lines.append(f"checksum {start} {length}")
-                    value = ("value", zlib.crc32(view[start : start + length]))
+                    value = ("value", zlib.crc32(view[start : start + length].data))
                 else:
                     lines.append(f"read {start} {min(length, 64)}")
                     value = ("data", view[start : start + min(length, 64)].tobytes().hex())
@@ -275,7 +275,7 @@ class Exerciser:
         """Every word of the space, by the device and then by a client; every byte of the BOs."""
         self._count("full comparisons")
         _, results = self.device.transact("svm_objects/heap/gpu_read", f"checksum 0 {SIZE}", 60)
-        if results[0].get("value") != zlib.crc32(self.model.view(np.uint8)):
+        if results[0].get("value") != zlib.crc32(self.model.view(np.uint8).data):
             self._find_wrong(f"the device's checksum is wrong: {results}")
         if self.clients[0].do("digest(m)", 60) != self.clients[0].do(_digest_of(self.model), 60):
             self._find_wrong("a client sees wrong bytes")
@@ -321,7 +321,7 @@ def _digest_of(model: np.ndarray) -> str:
     """An expression for the digest that the client makes of equal bytes."""
     import hashlib  # noqa: PLC0415
 
-    return repr(hashlib.sha1(model.view(np.uint8)).hexdigest())
+    return repr(hashlib.sha1(model.view(np.uint8).data).hexdigest())
 
 
 def main() -> int:

@@ -257,7 +257,7 @@ def test_files_that_are_only_read_can_be_copied(device: Device, tmp_path: Path) 
     device.make("a", 4096)
     for name in ("stats", "trace", "README", "regions/vram/lru", "objects/a/status"):
         target = tmp_path / "copy"
-        command = ["cp", f"{device.mountpoint}/{name}", target]
+        command = ["cp", f"{device.mountpoint}/{name}", str(target)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
         assert (done.returncode, done.stderr) == (0, ""), name
         assert target.stat().st_size > 0, name

@@ -143,7 +143,11 @@ def test_the_page_limit_counts_for_nobody_who_is_killed(mounted: Callable[..., D
         client.do(f"r = random.Random({seed})")
         client.begin(f"[m.__setitem__(r.randrange({8 * MIB}), {seed}) for _ in range(9999999)]")
         before = device.stats()["backup"]["pages_out"]
-        device.until(lambda before=before: device.stats()["backup"]["pages_out"] > before + 50, 20, "nothing went out")
+
+        def went_out(more_than: int = before + 50) -> bool:
+            return bool(device.stats()["backup"]["pages_out"] > more_than)
+
+        device.until(went_out, 20, "nothing went out")
         client.end()
     assert device.command("objects/a/restore", "\n") == "ok"
     assert device.command("objects/a/backup", "\n") == "ok"

@@ -1,5 +1,7 @@
 """A BO lives while it has a name, an open file, or is known to the kernel; then all of it goes, at once."""
 
+from functools import partial
+
 import pytest
 
 from tests.mount.mount_harness import HERE, MIB, Client, Device
@@ -130,6 +132,10 @@ def test_what_stands_in_objects_goes_with_the_name(device: Device, how: str) -> 
     device.until(lambda: device.control("nodes") == nodes + left, why=f"{nodes + left} nodes")
 
 
+def _is_gone(shell: Client, opening: str) -> bool:
+    return shell.errno(opening) == "ENOENT"
+
+
 def test_where_somebody_stood_goes_when_he_leaves(device: Device) -> None:
     """What he asked for in there, in vain, keeps the folder in the kernel's cache for nobody."""
     shell = device.client(HELPERS)
@@ -137,7 +143,8 @@ def test_where_somebody_stood_goes_when_he_leaves(device: Device) -> None:
     nodes = device.control("nodes")
     shell.do("make('bo/a', 4096, 1); os.chdir(path('objects/a')); open('status').read(); os.unlink(path('bo/a'))")
     for name in ("validate", "status", "placement"):
-        device.until(lambda name=name: shell.errno(f"open({name!r}, 'r')") == "ENOENT", why="the BO is gone")
+        opening = f"open({name!r}, 'r')"
+        device.until(partial(_is_gone, shell, opening), why="the BO is gone")
     assert device.stats()["bos"]["count"] == 0
     assert device.control("nodes") > nodes
     shell.do("os.chdir('/')")

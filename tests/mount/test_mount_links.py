@@ -191,7 +191,7 @@ def test_copies_of_trees_need_no_exception(device: Device, tmp_path: Path, comma
 
 
 def described(top: Path) -> list[tuple[object, ...]]:
-    rows = []
+    rows: list[tuple[object, ...]] = []
     for path in sorted(top.rglob("*")):
         found = path.lstat()
         links = found.st_nlink if not path.is_dir() or path.is_symlink() else 0

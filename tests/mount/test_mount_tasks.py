@@ -11,7 +11,7 @@ def test_who_waits_for_what(device: Device) -> None:
     assert device.command("debug/pause_engine", "1") == "ok"
     assert device.command("objects/tex0/evict", "\n") == "ok"
     waiter = device.begin_command("objects/tex0/wait", "kernel 60")
-    text = []
+    text: list[str] = []
 
     def told() -> bool:
         text[:] = [device.shell.do("open(path('debug/tasks')).read()")]

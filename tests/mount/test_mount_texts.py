@@ -35,7 +35,7 @@ def read(device: Device, name: str) -> bytes:
 def run(*command: object, status: int = 0, **more: Any) -> bytes:
     done = subprocess.run([str(word) for word in command], capture_output=True, timeout=60, check=False, **more)
     assert (done.returncode, done.stderr) == (status, b"")
-    return done.stdout
+    return bytes(done.stdout)
 
 
 def needs(program: str) -> None:
@@ -151,7 +151,7 @@ def test_writers_of_one_command_file_do_not_wait_for_each_other(one: Device, nam
         if look == "ls -l":
             run("ls", "-li", Path(one.mountpoint, name).parent)
         waiting = [one.begin_command(name, words) for _ in range(3)]
-        one.until(lambda waiting=waiting: one.control("commands") == len(waiting), why="all of them run at once")
+        one.until(lambda: one.control("commands") == 3, why="all of them run at once")
         for client in waiting:
             client.popen.kill()
         one.until(lambda: one.control("commands") == 0, why="they have ended")
@@ -297,7 +297,7 @@ def everything(device: Device) -> dict[str, Any]:
     for status in state["statuses"].values():
         for counted in ("faults", "fault_pages", "prefault_pages", "reservation_retries"):
             del status[counted]
-    return state
+    return dict(state)
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ def samples(device: Device) -> dict[tuple[str, str], float]:
     assert text.endswith("# EOF\n")
     return {
         (sample.name, ",".join(sample.labels.values())): sample.value
-        for family in text_string_to_metric_families(text)
+        for family in text_string_to_metric_families(text)  # type: ignore[no-untyped-call]
         for sample in family.samples
     }
 
