@@ -26,14 +26,15 @@ LAYERS = (
     ("svm",),
     ("fs", "replay"),
     ("batch", "doctor"),
+    ("device_words",),
     ("cli",),
     ("__main__",),
 )
 """From the ground up: what a row names imports only from the rows above it here, and its own package."""
 
 KNOW_FUSE = ("batch", "cli", "doctor", "fs")
-ENTRIES = ("ttmfs.__main__", "ttmfs.policy.prefetch", "ttmfs.policy.promote")
-"""Modules that are run, not imported; and the seats of policies, which the core does not offer yet."""
+ENTRIES = ("ttmfs.__main__",)
+"""Modules that are run, not imported."""
 
 INSIDE = {
     # The other commands need no FUSE library, no numpy and no tables.

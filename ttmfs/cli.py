@@ -16,33 +16,15 @@ from typing import Any, Final, NoReturn
 import click
 
 import ttmfs
-from ttmfs.driver.config import Config, Region
+from ttmfs.device_words import PolicyType, RegionType
+from ttmfs.driver.config import Config
 from ttmfs.errors import TtmError
 from ttmfs.option_types import SECONDS, SIZE
 from ttmfs.replay.command import replay
-from ttmfs.units import PAGE_SIZE, format_size, parse_size
+from ttmfs.units import PAGE_SIZE, format_size
 
 MAY_BE_NONE: Final = ("vram", "gtt")
 """Regions that a device may lack: size 0, and validating there is ENOMEM."""
-
-
-class RegionType(click.ParamType[Region]):
-    """`NAME=SIZE:buddy|range`."""
-
-    name = "region"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Region:
-        """A Region."""
-        if isinstance(value, Region):
-            return value
-        name, _, rest = str(value).partition("=")
-        size, _, manager = rest.partition(":")
-        if not (name.isidentifier() and size and manager in ("", "buddy", "range")):
-            self.fail(f"{value!r}: say NAME=SIZE:buddy or NAME=SIZE:range, as in stolen=16M:range", param, ctx)
-        try:
-            return Region(name, parse_size(size), manager or "buddy")
-        except TtmError as error:
-            self.fail(error.message, param, ctx)
 
 
 def _option(*names: str, **how: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -66,6 +48,7 @@ _DEVICE_OPTIONS = [
     _option("--sync-moves", is_flag=True, help="Wait for every copy inside the move (for comparison)."),
     _option("--placement", default="system", help="Where a new BO goes at its first use, as in 'vram gtt'."),
     _option("--driver", type=click.Choice(["default", "vmwgfx"]), default="default", help="Whose policy it has."),
+    _option("--policy", "policies", type=PolicyType(), multiple=True, help="evict:REGION=NAME, prefetch=NAME, …"),
     _option("--prefault", type=click.IntRange(0, 1 << 20), default=256, help="Pages served around a fault."),
     _option("--fault-timeout", type=SECONDS, default=15.0, help="Seconds that a fault may wait."),
     _option("--command-timeout", type=SECONDS, default=60.0, help="Seconds that a command may take."),
@@ -126,6 +109,9 @@ def _check(config: Config) -> None:
         config.swap_store = check_spec(config.swap_store)
     except TtmError as error:
         raise click.UsageError(f"--swap-store: {error.message}") from None
+    for kind, words in config.policies:
+        if kind == "evict" and words[0] not in names:
+            raise click.UsageError(f"--policy evict:{words[0]}: no such region: say one of {' '.join(names[1:])}")
     if config.visible_vram is not None and config.visible_vram > config.vram:
         raise click.UsageError(
             f"--visible-vram {format_size(config.visible_vram)} is more than --vram {format_size(config.vram)}: "
@@ -146,7 +132,7 @@ def _merge_file(ctx: click.Context, path: str, table: dict[str, Any], options: d
     parameters = {param.name: param for param in ctx.command.params}
     for key, value in table.items():
         name = key.replace("-", "_")
-        name = "regions" if name == "region" else name
+        name = {"region": "regions", "policy": "policies"}.get(name, name)
         param = parameters.get(name)
         if param is None or name not in options:
             known = " ".join(sorted(options))

@@ -40,6 +40,13 @@ FILES: Final[Mapping[str, str]] = {
     "ctl/config": "`KEY=VALUE` lines; written, one or more of them",
     "ctl/selfcheck": "reading walks all structures: `ok`, or a sentence for each thing that is wrong",
     "ctl/trace": "which events are recorded; written: `all`, `EVENT… [bo=NAME…]` or `off`",
+    "policies/available": "policies to be had: kind, name, parameters with defaults, a sentence, between tabs "
+    "([policies](policies.md))",
+    "policies/evict": "who is in office for each region; write REGION NAME [KEY=VALUE…], answered as a command is",
+    "policies/prefetch": "who says what comes along with a fault; write NAME [KEY=VALUE…]",
+    "policies/promote": "who says which displaced BO comes home; write NAME [KEY=VALUE…]",
+    "policies/stats": "JSON: evict by region, prefetch, promote, each with `name args asked taken rejected ejected "
+    "last_error us_mean us_max`; promote also `displaced`",
     "regions/REGION/size": "bytes; of system all memory",
     "regions/REGION/used": "bytes that its manager has given out",
     "regions/REGION/visible_size": "bytes that the CPU can reach",

@@ -13,6 +13,7 @@ from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.locking import reserved, with_all_reserved
 from ttmfs.errors import TtmError
 from ttmfs.sync.resv import Usage
+from ttmfs.ttm.advice import trace_use, used, want
 from ttmfs.ttm.backup import BackupFlags
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
@@ -53,17 +54,29 @@ def _moved(bo: BufferObject, ctx: OperationContext) -> Result:
 async def validate_bo(vdev: VirtualDevice, bo: BufferObject, placement: Placement, ctx: OperationContext) -> Result:
     """ttm_bo_validate on one BO."""
     check_device(vdev)
+    used(bo, "validate")
 
     async def work() -> Result:
         # Again, here and below: it may have waited for long.
         check_device(vdev)
         ctx.resv = bo.resv
         await validate(bo, placement, ctx)
+        _validated((bo,), placement)
         result = _moved(bo, ctx)
         result["dirty_pages"] = await vdev.funcs.take_dirty(bo)
         return result
 
     return await with_all_reserved([bo], ctx, work)
+
+
+def _validated(bos: Sequence[BufferObject], placement: Placement) -> None:
+    """Somebody who asked for that has them there, or the next best."""
+    for bo in bos:
+        want(bo, placement)
+    if bos[0].device.trace.on:
+        call = bos[0].device.uses
+        for bo in bos:
+            trace_use(bo, "validate", call)
 
 
 async def evict_one(vdev: VirtualDevice, bo: BufferObject, ctx: OperationContext) -> Result:
@@ -103,10 +116,13 @@ async def validate_many(
     check_device(vdev)
     # Not what the ticket has locked: of BOs that share a reservation that would be one only.
     each = tuple(dict.fromkeys(bos))
+    for bo in each:
+        used(bo, "validate")
 
     async def work() -> Result:
         check_device(vdev)
         moved = await validate_all(each, placement, ctx)
+        _validated(each, placement)
         result: Result = {"bytes_moved": ctx.bytes_moved, "evictions": ctx.evictions, "moved": len(moved)}
         fences = [fence.name for bo in moved if (fence := bo.moving_fence()) is not None]
         if fences:

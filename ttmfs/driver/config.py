@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from ttmfs.policy.api import Kind
+
 MIB = 1 << 20
 
 
@@ -43,3 +45,5 @@ class Config:
     svm_notifier_size: int = 512 * MIB
     stock_loop: bool = False
     watchdog: float = 30.0
+    policies: tuple[tuple[Kind, tuple[str, ...]], ...] = ()
+    """Kind and words, as Policies.choose takes them."""

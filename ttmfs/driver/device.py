@@ -10,6 +10,7 @@ import trio
 from ttmfs.driver.config import Config
 from ttmfs.driver.defrag import DefragWorker
 from ttmfs.driver.hardware import Hardware
+from ttmfs.driver.policies import Policies
 from ttmfs.driver.policy import DefaultDriver
 from ttmfs.driver.suspend import PowerState
 from ttmfs.driver.vmwgfx import VmwgfxDriver
@@ -36,6 +37,7 @@ class VirtualDevice(Hardware):
         self.ttm.shrinkers.append(partial(shrink_for, self.ttm))
         self.power = PowerState(self)
         self.defrag = DefragWorker(self)
+        self.policies = Policies(self)
         if config.driver not in DRIVERS:
             raise TtmError(errno.EINVAL, f"--driver {config.driver!r}: say one of {' '.join(DRIVERS)}")
         self.funcs = DRIVERS[config.driver](self)
@@ -54,9 +56,15 @@ class VirtualDevice(Hardware):
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """The engines and the housekeeping; runs until cancelled."""
+        try:
+            await self._run(task_status)
+        finally:
+            self.policies.close()
+
+    async def _run(self, task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as nursery:
             tasks: list[Callable[[], Awaitable[None]]] = [engine.run for engine in self.all_engines]
-            for task in (*tasks, self._trim_pool, self.defrag.run):
+            for task in (*tasks, self._trim_pool, self.defrag.run, self.policies.promoter.run):
                 nursery.start_soon(task)
             nursery.start_soon(kswapd.watermark, self.ttm)
             nursery.start_soon(kswapd.upkeep, self.ttm)

@@ -32,6 +32,11 @@ class BoFile(File):
         self.client: Client | None = None
         """To whom it is accounted."""
 
+    @property
+    def owner(self) -> str:
+        """The client's name in clients/."""
+        return "" if self.client is None else self.client.file_name
+
     def unlocked(self) -> None:
         """The reservation of the BO was released: st_blocks may be others."""
         if self.shown not in (NOT_SHOWN, self.bo.held_pages):

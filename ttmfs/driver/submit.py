@@ -10,6 +10,7 @@ from ttmfs.errors import TtmError
 from ttmfs.observe.trace import bo_word
 from ttmfs.sync.fence import Fence
 from ttmfs.sync.resv import Usage
+from ttmfs.ttm.advice import trace_use, used, want
 from ttmfs.ttm.bo import CONTENT_LOST, BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.external import ExternalTT
@@ -31,10 +32,13 @@ async def submit_job(vdev: VirtualDevice, job: Job, ctx: OperationContext) -> Qu
     check_device(vdev)
     check(job)
     bos = job.bos
+    for bo in bos:
+        used(bo, "job")
 
     async def work() -> QueuedJob:
         # Again: it may have waited for long.
         check_device(vdev)
+        await vdev.policies.promoter.submitted(bos, ctx)
         for _ in range(_ATTEMPTS):
             for bo in bos:
                 await _prepare(bo, ctx)
@@ -57,6 +61,7 @@ async def _prepare(bo: BufferObject, ctx: OperationContext) -> None:
     ctx.resv = bo.resv
     if any(place.mem_type != SYSTEM for place in bo.placement):
         await validate(bo, bo.placement, ctx)
+        want(bo, bo.placement)
     bo.placed = True
     added = await _populate(bo, ctx)
     if added and bo.device.trace.on:
@@ -103,4 +108,7 @@ def _queue(vdev: VirtualDevice, job: Job, size: int) -> QueuedJob:
         names = ",".join(bo_word(bo.name) for bo in job.bos)
         first = job.bos[0].name if job.bos else ""
         vdev.ttm.trace.emit("job", first, fence=queued.fence.name, kind=job.kind, bytes=size, bos=names)
+        call = vdev.ttm.uses
+        for bo in job.bos:
+            trace_use(bo, "job", call)
     return queued

@@ -40,6 +40,8 @@ def readme(regions: Sequence[str]) -> str:
         "  config KEY=VALUE (reading lists the keys), trace EVENT… [bo=NAME] | all | off, selfcheck (read)\n"
         "\nregions/NAME/{size,used,visible_size,visible_used,lru,debug,fences,map}  regions/system/fragmentation\n"
         "pool/{pages,fragmentation}  swap/{store,size,used,pages,ratio}\n"
+        "policies/evict REGION NAME [KEY=VALUE…], policies/{prefetch,promote} NAME [KEY=VALUE…], policies/stats\n"
+        "  NAME is one of policies/available, module:Class or /PATH.py:Class\n"
         "fences/{timelines,pending}  stats (JSON)  metrics (OpenMetrics)  error_log\n"
         "trace  trace.json  trace_pipe (consuming, blocks, can be polled): what ctl/trace asked for\n"
         "clients/{PID,uid-N,kernel} (drm fdinfo)  mem_info_{vram,vis_vram,gtt}_{total,used}\n"

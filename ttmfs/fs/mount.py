@@ -107,6 +107,8 @@ class Mount:
         self.spaces = SpaceNames(self.svm, names.new_ino, uid=uid, gid=gid, mode=mode)
         self.runner = Runner(self.machine, config.command_timeout, uid)
         self.tree = Tree(self.machine, self.runner, self.spaces, Owner(uid, gid))
+        for kind, words in config.policies:
+            self.vdev.policies.choose_now(kind, list(words))
         self.operations = TtmOperations(self.tree, lambda kb: None)
         self.handshake: Handshake | None = None
         self.report: list[str] = []

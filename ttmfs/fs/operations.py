@@ -17,6 +17,7 @@ from ttmfs.fs.served import BoHandle
 from ttmfs.fs.svmhandle import SpaceHandle
 from ttmfs.fs.tree import Tree
 from ttmfs.ttm import access
+from ttmfs.ttm.advice import used
 from ttmfs.ttm.request import trace_fault
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT
 
@@ -50,6 +51,8 @@ class TtmOperations(ListRequests):
                     if off + length >= bo.size:
                         bo.eof_page_read = True
                     counters.read_bytes += length
+                    if bo.adviser is not None and bo.adviser.wants_uses:
+                        used(bo, "read")
                     return data
                 slow = await access.read(bo, off, size)
                 counters.read_bytes += len(slow)
@@ -79,6 +82,7 @@ class TtmOperations(ListRequests):
                 if view is not None and end <= bo.size:
                     view[off:end] = buf
                     bo.handed_out = True
+                    used(bo, "write")
                     if bo.dirty is not None:
                         bo.dirty.wrote(off >> PAGE_SHIFT, (end + PAGE_MASK) >> PAGE_SHIFT)
                 else:

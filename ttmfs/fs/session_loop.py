@@ -20,15 +20,15 @@ pyfuse3 really calls the replacement, and otherwise leaves the stock loop alone 
 import inspect
 import os
 import select
-import signal
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any, Final, cast
 
 import pyfuse3
 import trio
+
+from ttmfs.policy import deadline
 
 _WAIT: Final = "_wait_fuse_readable"
 _LOOP: Final = "_session_loop"
@@ -210,14 +210,9 @@ def start_freeze_timer(interval: float = 0.25) -> None:
     pyfuse3 takes as "go on". Must be called from the main thread (ValueError otherwise), which must be the loop's.
     Blocking system calls elsewhere in the process are restarted by Python; ones made through ctypes can see EINTR.
     """
-    signal.signal(signal.SIGALRM, _on_timer)
-    signal.setitimer(signal.ITIMER_REAL, interval, interval)
+    deadline.start_ticks(interval)
 
 
 def stop_freeze_timer() -> None:
-    """Stop the timer. The no-op handler stays: a SIGALRM already on its way must not end the process."""
-    signal.setitimer(signal.ITIMER_REAL, 0.0)
-
-
-def _on_timer(_signum: int, _frame: FrameType | None) -> None:
-    """Nothing: that the call was interrupted is all that is wanted."""
+    """Stop the timer. The handler stays: a SIGALRM already on its way must not end the process."""
+    deadline.stop_ticks()

@@ -105,6 +105,7 @@ KEYS: Final[Mapping[str, Key]] = {
         bytes=("bytes", COUNTER, "What they moved."),
         evictions=("BOs", COUNTER, "BOs evicted."),
         failed=("moves", COUNTER, "Moves that failed."),
+        promotions=("BOs", COUNTER, "BOs that came home by themselves (policies/promote)."),
         unmaps=("calls", COUNTER, "Times that a BO's cached pages were dropped."),
     ),
     **_section(

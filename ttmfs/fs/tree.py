@@ -24,6 +24,7 @@ from ttmfs.fs.nodes import Handle, Lengths, NameTable, Node, VirtualDir, Virtual
 from ttmfs.fs.notify import PageCache
 from ttmfs.fs.observetree import REGION_FILES, ObserveTree
 from ttmfs.fs.opening import Opening
+from ttmfs.fs.policytree import POLICIES, PolicyTree
 from ttmfs.fs.rights import AttributeOf, CommandOf, FolderOf, ObjectOf, Owner, QuestionOf, ReadersOf, Rights
 from ttmfs.fs.runner import Runner
 from ttmfs.fs.snapshot import SnapshotHandle
@@ -87,6 +88,7 @@ class Tree:
             "swap": self._dir("swap", self._find_swap, FixedNames(_SWAP_FILES)),
             "fences": self._dir("fences", self._find_fences, FixedNames(("pending", "timelines"))),
             "debug": VirtualDir("debug", self._find_debug, debug, owner.only(0o500)),
+            POLICIES: PolicyTree(machine, runner, self.lengths, owner).root,
         }
         root_names = (*self._dirs, *self._root_files, *self.observe.files)
         self.root = self._dir("", self._find_root, FixedNames(root_names, folders=len(self._dirs)))

@@ -52,10 +52,11 @@ class FaultCounters:
 class MoveCounters:
     """Moves that TTM made; `bytes` as `ctx.bytes_moved` counts them."""
 
-    __slots__ = ("bytes", "count", "evictions", "failed", "unmaps")
+    __slots__ = ("bytes", "count", "evictions", "failed", "promotions", "unmaps")
 
     def __init__(self) -> None:
         self.count = self.bytes = self.evictions = self.failed = self.unmaps = 0
+        self.promotions = 0
 
     def as_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}

@@ -31,6 +31,10 @@ EVENTS: Final[Mapping[str, str]] = {
     "populate": "pages got memory: pages, why (fault, move, job)",
     "copy_start": "a copy engine begins: engine fence pages",
     "copy_end": "it is done: engine fence pages errno",
+    "use": "a BO was used, and TTM knows it, not by a READ or WRITE that was answered at once: why (fault, write, "
+    "job, validate), region (where it is then), bytes, first, pages, call (the same for all BOs of one call)",
+    "promote": "a BO came home: src dst bytes why (tick, job)",
+    "policy_ejected": "a policy failed and is asked no more: kind region why",
     "job": "a job was submitted: fence kind bytes bos",
     "job_start": "the compute engine begins a job: engine fence kind",
     "job_end": "it is done: engine fence kind errno",

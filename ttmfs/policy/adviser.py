@@ -25,6 +25,11 @@ class Adviser(Generic[S]):
         self._seat: S | None = None
 
     @property
+    def active(self) -> bool:
+        """Is there somebody to be asked?"""
+        return self._seat is not None
+
+    @property
     def name(self) -> str:
         """The policy in office with its arguments, as it was written."""
         return self.nobody if self._seat is None else str(self._seat.spec)

@@ -36,6 +36,10 @@ class PromoteAdviser(Adviser[Seat]):
         """Who is not at home, whether there is a policy or not."""
         return self._homes.keys()
 
+    def home_of(self, bo: BO) -> str:
+        """Where a BO that is displaced belongs; "" of one that is not."""
+        return self._homes.get(bo, (bo, ""))[1]
+
     def install(self, prepared: Prepared) -> None:
         """Ask this policy from now on; it is told who is displaced. TtmError(EINVAL) where it cannot be made."""
         seat = Seat.fill(prepared, self._run)

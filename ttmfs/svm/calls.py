@@ -16,7 +16,8 @@ import trio
 
 from ttmfs.driver.calls import check_device, check_plugged
 from ttmfs.errors import TtmError
-from ttmfs.svm.fault import bind_prefetched, find_or_insert, handle_fault
+from ttmfs.svm.fault import bind_prefetched, handle_fault
+from ttmfs.svm.find import find_or_insert
 from ttmfs.svm.jobs import Operation, queue
 from ttmfs.svm.migrate import Tally, alloc_vram, range_evict
 from ttmfs.svm.ranges import MIGRATE_PAGES

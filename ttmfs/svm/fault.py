@@ -15,8 +15,9 @@ from ttmfs.errors import TtmError
 from ttmfs.svm.chunk import Chunk
 from ttmfs.svm.cpu import fill_holes
 from ttmfs.svm.devmem import DevMem
+from ttmfs.svm.find import find_or_insert
 from ttmfs.svm.migrate import Tally, alloc_vram, inside_one, range_evict
-from ttmfs.svm.pages import CHUNK_PAGES
+from ttmfs.svm.prefetch import prefetch
 from ttmfs.svm.ranges import MIGRATE_PAGES, Range
 from ttmfs.units import PAGE_SHIFT
 
@@ -42,26 +43,6 @@ class Bound:
         """The job is queued (or there is none): unreserve, which bumps the allocation on its LRU."""
         if self.devmem is not None:
             self.devmem.bo.unreserve()
-
-
-def find_or_insert(space: "AddressSpace", page: int, *, write: bool) -> Range:
-    """drm_gpusvm_range_find_or_insert. TtmError: EFAULT outside, ENOENT unmapped, EPERM a write to a ro mapping."""
-    address = page << PAGE_SHIFT
-    if page >= space.num_pages:
-        raise TtmError(errno.EFAULT, f"{address:#x} is outside the address space {space.name}")
-    first, end, mode = space.mapping.interval(page, space.num_pages)
-    if mode == "none":
-        raise TtmError(errno.ENOENT, f"{address:#x} is not mapped in {space.name}")
-    if write and mode == "ro":
-        raise TtmError(errno.EPERM, f"{address:#x} is mapped read-only in {space.name}")
-    found = space.table.find(page)
-    if found is None:
-        low, high, _advice = space.advice.interval(page, space.num_pages)
-        found = space.table.insert(page, max(first, low), min(end, high), space.held(page // CHUNK_PAGES))
-        trace = space.vdev.ttm.trace
-        if trace.on:
-            trace.emit("svm_range", space.name, first=found.first, pages=found.num_pages)
-    return found
 
 
 class _Turn:
@@ -201,6 +182,8 @@ async def _try_vram(
             raise
         _vram_failed(space, found, error)
         return error
+    if space.vdev.ttm.prefetcher is not None and not turn.taken:
+        await prefetch(space, found, space.vdev.ttm.prefetcher, tally)
     return None
 
 

@@ -19,6 +19,7 @@ from ttmfs.svm.pages import CHUNK_PAGES, mask_of
 from ttmfs.sync.fence import Fence
 from ttmfs.sync.offload import Lane
 from ttmfs.sync.resv import Usage
+from ttmfs.ttm.advice import used
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ def queue(space: "AddressSpace", operation: Operation, bound: Bound, address: in
     """Queue one part; nothing can fail and nothing waits from here on. Ends the hold on what was bound."""
     job = SvmJob(space, operation, bound, address, size, done)
     if bound.devmem is not None:
+        used(bound.devmem.bo, "job", came=not bound.devmem.bo.uses)
         bound.devmem.bo.resv.add_fence(job.fence, Usage.WRITE if operation.writes else Usage.READ)
     else:
         chunk = bound.chunk

@@ -29,6 +29,8 @@ from ttmfs.svm.intervals import IntervalMap
 from ttmfs.svm.looked import LookedAt
 from ttmfs.svm.pages import CHUNK_PAGES, CHUNK_SHIFT, index_of, lowest, mask_of
 from ttmfs.svm.ranges import Range, RangeTable
+from ttmfs.svm.views import SpaceView
+from ttmfs.ttm.advice import pages_gone
 from ttmfs.ttm.copy import CopyState
 from ttmfs.ttm.growth import Growth
 from ttmfs.ttm.watcher import Watcher
@@ -85,6 +87,7 @@ class AddressSpace:
         "unlinked",
         "unmapping",
         "vdev",
+        "view",
         "watcher",
     )
 
@@ -95,6 +98,7 @@ class AddressSpace:
         self.size = 0
         self.growth: Growth | None = None
         self.private: object = None
+        self.view = SpaceView(self)
         self.watcher: Watcher | None = None
         self.chunks: SortedDict[int, Chunk] = SortedDict()
         self.reclaim_hand = 0
@@ -365,6 +369,7 @@ class AddressSpace:
             self.migrations_out += 1
             counters.migrations_out += 1
             counters.bytes_out += moved << PAGE_SHIFT
+            pages_gone(self.vdev.ttm.prefetcher, self.view, first, num_pages)
         trace = self.vdev.ttm.trace
         if trace.on:
             trace.emit("svm_migrate", self.name, first=first, dir=direction, bytes=moved << PAGE_SHIFT, why=why)

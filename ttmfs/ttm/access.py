@@ -21,6 +21,7 @@ from ttmfs import clock
 from ttmfs.errors import TtmError
 from ttmfs.memory.copy import gather
 from ttmfs.ttm import lifetime
+from ttmfs.ttm.advice import trace_use, used
 from ttmfs.ttm.bo import CONTENT_LOST, BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.copy import Backing, Copy, CopyState
@@ -133,9 +134,16 @@ async def read(bo: BufferObject, offset: int, size: int) -> Buffer:
     if data is None and bo.looks_only:
         data = _try_look(bo, offset, size)
     if data is None:
+        used(bo, "fault")
         data = await parked(bo, read_external if bo.external else _read_slowly, offset, size)
-    elif started:
-        trace_fault(bo, offset, len(data), started)
+        if started:
+            first = offset >> PAGE_SHIFT
+            trace_use(bo, "fault", bo.last_use, first, pages_of(offset + len(data)) - first)
+    else:
+        if bo.adviser is not None and bo.adviser.wants_uses:
+            used(bo, "read")
+        if started:
+            trace_fault(bo, offset, len(data), started)
     faults = bo.device.counters.faults
     pages = (len(data) + PAGE_SIZE - 1) >> PAGE_SHIFT
     faults.count += 1
@@ -273,8 +281,12 @@ async def write(bo: BufferObject, offset: int, data: bytes) -> int:
 
 
 async def _write(bo: BufferObject, offset: int, data: bytes) -> None:
+    used(bo, "write")
     if not _try_write(bo, offset, data):
         await parked(bo, write_external if bo.external else _write_slowly, offset, data)
+        if bo.device.trace.on:
+            first = offset >> PAGE_SHIFT
+            trace_use(bo, "write", bo.last_use, first, pages_of(offset + len(data)) - first)
 
 
 def _try_write(bo: BufferObject, offset: int, data: bytes) -> bool:

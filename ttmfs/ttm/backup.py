@@ -23,6 +23,7 @@ from ttmfs.errors import TtmError
 from ttmfs.memory.frames import in_whole_frames
 from ttmfs.sync.fence import Fence
 from ttmfs.sync.resv import Usage
+from ttmfs.ttm.advice import pages_gone
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.copy import Copy, CopyState
@@ -106,6 +107,8 @@ async def tt_backup(bo: BufferObject, first: int, count: int, flags: BackupFlags
         ctx.why = error.message
     finally:
         bo.gate.unwatch()
+        if backup.out:
+            pages_gone(bo.device.prefetcher, bo, first, count)
         if backup.out and not tt.populated_pages:
             # Off the LRU: these were all of its pages.
             bo.relist()

@@ -21,6 +21,7 @@ from ttmfs.errors import TtmError
 from ttmfs.memory.pool_types import Caching
 from ttmfs.sync.fence import Fence
 from ttmfs.sync.resv import Reservation, Usage
+from ttmfs.ttm.advice import Adviser, compare_home, tell
 from ttmfs.ttm.copy import Backing, Copy, CopyState
 from ttmfs.ttm.device import Device
 from ttmfs.ttm.funcs import DriverFuncs
@@ -64,6 +65,7 @@ class BufferObject:
 
     __slots__ = (
         "_copies",
+        "adviser",
         "bulk",
         "bytes_moved",
         "caching",
@@ -72,6 +74,7 @@ class BufferObject:
         "device",
         "dirty",
         "eof_page_read",
+        "evicting",
         "evictions",
         "fast",
         "fault_pages",
@@ -81,7 +84,9 @@ class BufferObject:
         "ghost",
         "growth",
         "handed_out",
+        "home",
         "last_error",
+        "last_use",
         "looked",
         "looks_only",
         "madvise",
@@ -103,7 +108,9 @@ class BufferObject:
         "size",
         "tt",
         "unknown_state",
+        "uses",
         "validations",
+        "view",
         "view_known",
         "watcher",
         "when_unlocked",
@@ -169,6 +176,15 @@ class BufferObject:
         device.num_bos += 1
         self.private: object = None
         """What the driver or the file system hangs on to a BO."""
+        self.adviser: Adviser | None = None
+        """Who knows that it is in its region."""
+        self.view: object = None
+        """What advisers know it by."""
+        self.evicting = False
+        self.home = ""
+        """The region that it is wanted in; "" when nobody has said."""
+        self.uses = self.last_use = 0
+        """How often, and when on the clock of Device.uses."""
         self.watcher: Watcher | None = None
         self.dirty: WriteObserver | None = None
         """The driver's dirty tracking: hears of every WRITE."""
@@ -394,10 +410,16 @@ class BufferObject:
         """Take `resource` (already allocated) as the BO's place and put it on the LRU; the old one is the caller's."""
         self.drop_view()
         self.resource = resource
-        if resource is not None:
-            resource.bo = self
-            resource.manager.unassigned.pop(resource, None)
-            resource.manager.lru_add(resource)
+        if resource is None:
+            return
+        resource.bo = self
+        manager = resource.manager
+        manager.unassigned.pop(resource, None)
+        manager.lru_add(resource)
+        if manager.adviser is not self.adviser:
+            tell(self, manager.adviser)
+        if self.home:
+            compare_home(self)
 
     def bump(self) -> None:
         """ttm_bo_move_to_lru_tail: it was used just now."""

@@ -17,6 +17,7 @@ from ttmfs.observe.counters import Counters
 from ttmfs.observe.inject import Injection
 from ttmfs.observe.trace import Trace
 from ttmfs.sync.ww_mutex import WwClass
+from ttmfs.ttm.advice import Homes, Prefetcher
 from ttmfs.ttm.defrag_list import DefragList
 from ttmfs.ttm.funcs import NoUnmapper, Unmapper
 from ttmfs.ttm.lru import LruList
@@ -59,8 +60,7 @@ class Device:
         self.default_placement: Placement = (Place(SYSTEM),)
         self.num_bos = 0
         """Live BOs, ghosts and zombies included (ttm_glob.bo_count)."""
-        self.num_ghosts = 0
-        self.num_zombies = 0
+        self.num_ghosts = self.num_zombies = 0
         self.ghost_gone = trio.Event()
         """Set, and replaced, when a ghost gives its memory back."""
         self.prefault = 256
@@ -88,6 +88,11 @@ class Device:
         """Who makes BOs give memory up without waiting for anything: they say how many pages left it."""
         self.reclaimers: list[Callable[[int], Awaitable[int]]] = []
         """Who else has system pages: asked to free so many, they say how many they did."""
+        self.uses = 0
+        """The clock of uses: it ticks once for every use of any BO."""
+        self.homes: Homes | None = None
+        self.prefetcher: Prefetcher | None = None
+        """None: the BO's own `prefault` is what comes along with a fault."""
         self.unfinished_restores: dict[Any, None] = {}
         """BOs whose restore failed or was interrupted, and that hold the pages it was going on with."""
 

@@ -1,5 +1,6 @@
 """Evict a region: the first of its LRU, or all of it (ttm_bo_evict_first, ttm_resource_manager_evict_all)."""
 
+from ttmfs.ttm.advised import first_named
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.contention import Contended, NoRoom
 from ttmfs.ttm.context import OperationContext
@@ -14,19 +15,27 @@ async def evict_first(manager: ResourceManager, ctx: OperationContext) -> bool:
     Where it has to go but finds no room for the moment's reasons, who is the first then is tried again. TtmError:
     NoRoom there is none to be had; EBUSY a wait that `ctx` forbids.
     """
-    resource = manager.lru.first()
+    resource = _first(manager)
     if resource is None:
         return False
-    assert isinstance(resource, Resource)
     with Turn(resource.bo.device, resource.bo.name) as turn:
         while (contended := await _evict(resource, ctx, turn)) is not None:
             await turn.wait(contended)
-            first = manager.lru.first()
+            first = _first(manager)
             if first is None:
                 return True
-            assert isinstance(first, Resource)
             resource = first
+    if manager.adviser is not None:
+        manager.adviser.took()
     return True
+
+
+def _first(manager: ResourceManager) -> Resource | None:
+    """Who goes first: whom its adviser names, if it has one, else the first of the LRU."""
+    named = None if manager.adviser is None else first_named(manager, manager.adviser)
+    first = manager.lru.first() if named is None else named
+    assert first is None or isinstance(first, Resource)
+    return first
 
 
 async def _evict(resource: Resource, ctx: OperationContext, turn: Turn) -> Contended | None:

@@ -14,6 +14,7 @@ from typing import Final
 
 from ttmfs.errors import TtmError
 from ttmfs.sync.resv import Usage
+from ttmfs.ttm.advice import want
 from ttmfs.ttm.bo import CONTENT_LOST, BufferObject
 from ttmfs.ttm.contention import NoRoom
 from ttmfs.ttm.context import OperationContext
@@ -21,6 +22,7 @@ from ttmfs.ttm.funcs import FaultFlag, FaultResult, Protection, VmFault
 from ttmfs.ttm.park import park
 from ttmfs.ttm.placement import SYSTEM, Place
 from ttmfs.ttm.populate import populate_range
+from ttmfs.ttm.prefetch import prefetch
 from ttmfs.ttm.turn import Turn
 from ttmfs.ttm.validate import validate
 
@@ -102,10 +104,14 @@ async def fault_reserved(vmf: VmFault, prot: Protection, num_prefault: int) -> F
         return result
     ctx = OperationContext(resv=bo.resv, faulting=bo)
     count = min(vmf.count, bo.num_pages - vmf.first)
+    advised = bo.device.prefetcher is not None and not looking
+    prefault = 0 if advised else num_prefault
     try:
         added = await populate_range(
-            bo, vmf.first, count, ctx, prefault=num_prefault, zero=not vmf.overwrite, holes=not looking
+            bo, vmf.first, count, ctx, prefault=prefault, zero=not vmf.overwrite, holes=not looking
         )
+        if added and advised:
+            added += await prefetch(bo, vmf.first, count)
     except TtmError as error:
         if error.errno in (errno.EINTR, errno.EAGAIN):
             return FaultResult.NOPAGE
@@ -133,7 +139,9 @@ async def _place(vmf: VmFault) -> None:
         return
     pinned = bo.pin_count > 0 and bo.resource is not None
     if not pinned and (bo.placement or bo.resource is None):
-        await validate(bo, bo.placement or bo.device.default_placement, OperationContext(faulting=bo))
+        placement = bo.placement or bo.device.default_placement
+        await validate(bo, placement, OperationContext(faulting=bo))
+        want(bo, placement)
     bo.placed = True
 
 

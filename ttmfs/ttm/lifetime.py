@@ -10,6 +10,7 @@ import trio
 
 from ttmfs.errors import TtmError
 from ttmfs.sync.resv import Reservation, Usage
+from ttmfs.ttm.advice import pages_gone, tell, want
 from ttmfs.ttm.bo import MAX_SIZE, BufferObject
 from ttmfs.ttm.copy import CopyState, zero_bytes
 from ttmfs.ttm.placement import SYSTEM, Place
@@ -91,6 +92,8 @@ def apply_resize(bo: BufferObject) -> None:
     bo.drop_view()
     pages = bo.num_pages
     resource = bo.resource
+    if bo.tt is not None:
+        pages_gone(bo.device.prefetcher, bo, pages, bo.tt.num_pages - pages)
     if resource is not None and (resource.mem_type == SYSTEM or pages < resource.num_pages):
         resource.manager.trim(resource, pages)
     if bo.tt is not None:
@@ -101,6 +104,7 @@ def apply_resize(bo: BufferObject) -> None:
         resource.manager.free(resource)
         bo.assign(bo.device.managers[SYSTEM].alloc(bo, Place(SYSTEM)))
         bo.placed = False
+        want(bo, ())
 
 
 def release(bo: BufferObject) -> None:
@@ -113,6 +117,9 @@ def release(bo: BufferObject) -> None:
         zombie = int(not bo.resv.test_signaled(Usage.BOOKKEEP))
         device.trace.emit("bo_destroy", bo.name, bytes=bo.size, region=bo.mem_type, zombie=zombie)
     bo.deleted = bo.zombie = True
+    tell(bo)
+    want(bo, ())
+    bo.view = None
     bo.when_unlocked = (cleanup_when_idle,)
     device.placed_in_suspend.pop(bo, None)
     device.defrag_list.leave(bo)

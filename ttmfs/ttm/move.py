@@ -16,6 +16,7 @@ from ttmfs.errors import TtmError
 from ttmfs.sync.fence import Fence, get_stub
 from ttmfs.sync.resv import Reservation, Usage
 from ttmfs.ttm import lifetime
+from ttmfs.ttm.advice import pages_gone, tell, want
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.defrag import commit, fresh_tt, is_defrag, restore
@@ -291,6 +292,9 @@ async def pipeline_gutting(bo: BufferObject, ctx: OperationContext) -> None:
     else:
         move_to_ghost(bo, take_tt=True)
         bo.forget_copies()
+    tell(bo)
+    want(bo, ())
+    pages_gone(bo.device.prefetcher, bo, 0, bo.num_pages)
     bo.placed = False
     bo.unknown_state = False
     # Published; whoever cached old bytes meanwhile must see the zeros.

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ttmfs.errors import TtmError
 from ttmfs.memory.arena import Arena
 from ttmfs.sync.fence import Fence
+from ttmfs.ttm.advice import Adviser
 from ttmfs.ttm.contention import Claims
 from ttmfs.ttm.lru import LruItem, LruList, PriorityLru
 from ttmfs.ttm.placement import Place, PlaceFlag
@@ -118,6 +119,8 @@ class ResourceManager:
         self.used = True
         """ttm_resource_manager_set_used: an unused manager hands nothing out."""
         self.eviction_fences: list[Fence] = []
+        self.adviser: Adviser | None = None
+        """Who says which BO goes first; None: the LRU alone."""
         self.claims = Claims()
 
     @property

@@ -16,6 +16,7 @@ import trio
 
 from ttmfs.errors import TtmError
 from ttmfs.sync.resv import Usage
+from ttmfs.ttm.advice import pages_gone
 from ttmfs.ttm.backup import BackupFlags, tt_backup
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
@@ -139,6 +140,7 @@ async def purge(bo: BufferObject, ctx: OperationContext) -> int:
         await unmap_virtual(bo)
         bo.drop_view()
         bo.tt.unpopulate(to_pool=False)
+        pages_gone(bo.device.prefetcher, bo, 0, bo.tt.num_pages)
         if pages:
             bo.content_changed()
         # Published; whoever read old bytes meanwhile must see the zeros.

@@ -20,6 +20,8 @@ from ttmfs.errors import TtmError
 from ttmfs.sync.resv import Usage
 from ttmfs.sync.ww_mutex import AcquireContext
 from ttmfs.ttm import lifetime
+from ttmfs.ttm.advice import Adviser
+from ttmfs.ttm.advised import named_victim
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.contention import OLDEST, Contended, NoRoom
 from ttmfs.ttm.context import OperationContext
@@ -239,8 +241,15 @@ async def evict_alloc(
 
 
 async def _walk_lru(walk: Walk, ticket: AcquireContext | None) -> Resource | None:
-    """One walk, oldest of the lowest priority first. With `ticket` it may block for one victim (then trylocks)."""
+    """One walk, oldest of the lowest priority first. With `ticket` it may block for one victim (then trylocks).
+
+    Where the region has an adviser, those whom it names come before.
+    """
     walk.looked = 0
+    if walk.manager.adviser is not None:
+        resource, ticket = await _walk_named(walk, walk.manager.adviser, ticket)
+        if resource is not None:
+            return resource
     with LruCursor(walk.manager.lru, until_now=True) as cursor:
         while (item := cursor.next()) is not None:
             assert isinstance(item, Resource)
@@ -263,6 +272,36 @@ async def _walk_lru(walk: Walk, ticket: AcquireContext | None) -> Resource | Non
             finally:
                 walk.unlock(victim)
     return None
+
+
+async def _walk_named(
+    walk: Walk, adviser: Adviser, ticket: AcquireContext | None
+) -> tuple[Resource | None, AcquireContext | None]:
+    """The part of a walk that an adviser leads: the space, if there is some, and the ticket, if it was not used.
+
+    As many as there were in the region at most, or newcomers could make it endless.
+    """
+    for _ in range(walk.manager.lru.count):
+        named = named_victim(walk, adviser, may_wait=ticket is not None)
+        if named is None:
+            break
+        item, locked = named
+        victim = item.bo
+        position, walk.looked = walk.looked, walk.looked + 1
+        if not locked:
+            assert ticket is not None
+            waiting, ticket = ticket, None
+            if not await walk.wait_for(victim, waiting):
+                continue
+        try:
+            if walk.wants(item) and await _evict_candidate(walk, item, position):
+                adviser.took()
+                resource = _try_alloc(walk)
+                if resource is not None:
+                    return resource, ticket
+        finally:
+            walk.unlock(victim)
+    return None, ticket
 
 
 async def _evict_candidate(walk: Walk, resource: Resource, position: int) -> bool:
@@ -307,9 +346,11 @@ async def evict_bo(bo: BufferObject, ctx: OperationContext, *, for_bo: str = "",
     if bo.external:
         raise TtmError(errno.EINVAL, f"{bo.name} is imported: it is never moved, and its content never dropped")
     defrag, ctx.defrag = ctx.defrag, False
+    bo.evicting = True
     try:
         await _evict_live(bo, ctx)
     finally:
+        bo.evicting = False
         # What the target of a defrag asked for is not for its victims.
         ctx.defrag = defrag
 

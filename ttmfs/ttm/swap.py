@@ -17,6 +17,7 @@ import trio
 
 from ttmfs.errors import TtmError
 from ttmfs.ttm import lifetime
+from ttmfs.ttm.advice import pages_gone
 from ttmfs.ttm.backup import closed_gate, unmap_for_backup
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
@@ -75,6 +76,7 @@ async def swapout(bo: BufferObject, ctx: OperationContext) -> int:
     finally:
         bo.gate.unwatch()
     bo.relist()
+    pages_gone(bo.device.prefetcher, bo, 0, bo.num_pages)
     bo.device.counters.swap.out += 1
     if bo.device.trace.on:
         bo.device.trace.emit("swapout", bo.name, pages=pages)

@@ -1,0 +1,222 @@
+"""policies/ of a mount: put into office, watched, changed while programs run, thrown out for what they do."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.mount.mount_harness import MIB, Device
+
+pytestmark = pytest.mark.mount
+
+MOUNT_OPTIONS = ("--vram", "4M", "--gtt", "32M", "--memory", "64M", "--placement", "vram gtt")
+
+YOUNGEST = """
+from ttmfs.policy import Evict
+
+class Youngest(Evict):
+    \"\"\"The one that came last goes first. No more.\"\"\"
+
+    def __init__(self, fail: bool = False) -> None:
+        self.here = []
+        self.fail = fail
+
+    def added(self, bo):
+        self.here.append(bo)
+
+    def removed(self, bo, why):
+        self.here.remove(bo)
+
+    def victims(self, request):
+        if self.fail:
+            return self.hare
+        return self.here[::-1]
+"""
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A place for policy files."""
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
+@pytest.fixture(autouse=True)
+def nobody_in_office(device: Device) -> Iterator[None]:
+    yield
+    for name, words in (("evict", "vram lru"), ("evict", "gtt lru"), ("prefetch", "none"), ("promote", "none")):
+        assert device.command(f"policies/{name}", words) == "ok"
+
+
+def text(device: Device, name: str) -> str:
+    found = device.shell.do(f"open(path({name!r})).read()")
+    assert isinstance(found, str)
+    return found
+
+
+def policy_stats(device: Device, kind: str, region: str = "") -> dict[str, object]:
+    found = json.loads(text(device, "policies/stats"))[kind]
+    return dict(found[region] if region else found)
+
+
+def last_error(device: Device) -> str:
+    return text(device, "error_log").splitlines()[-1].split("\t")[-1]
+
+
+def fill(device: Device, count: int, start: int = 0) -> None:
+    for number in range(start, start + count):
+        device.make(f"b{number}", MIB, number, "vram")
+
+
+def where(device: Device, count: int) -> str:
+    """A letter for each BO: v vram, g gtt, s system."""
+    return "".join(device.status(f"b{number}")["mem_type"][0] for number in range(count))
+
+
+def test_a_policy_is_chosen_asked_and_watched(device: Device) -> None:
+    assert text(device, "policies/evict") == "gtt lru\nvram lru\n"
+    assert text(device, "policies/prefetch") == text(device, "policies/promote") == "none\n"
+    lines = text(device, "policies/available").splitlines()
+    assert [line.split("\t")[:3] for line in lines if "s3fifo" in line] == [
+        ["evict", "s3fifo", "small=0.1 ghost=0.9 promote_at=2"]
+    ]
+    assert {line.split("\t")[0] for line in lines} == {"evict", "prefetch", "promote"}
+    fill(device, 4)
+    assert device.transact("policies/evict", "vram mru") == ("ok", [{"ok": True, "policy": "mru"}])
+    fill(device, 1, 4)
+    assert where(device, 5) == "vvvgv"
+    found = policy_stats(device, "evict", "vram")
+    assert (found["name"], found["asked"], found["taken"], found["ejected"]) == ("mru", 1, 1, 0)
+    # While programs run: the next victim is another policy's.
+    assert device.command("policies/evict", "vram fifo") == "ok"
+    assert text(device, "policies/evict") == "gtt lru\nvram fifo\n"
+    fill(device, 1, 5)
+    assert where(device, 6) == "gvvgvv"
+    for number in range(6):
+        assert device.shell.do(f"sorted(set(open(path('bo/b{number}'), 'rb').read()))") == [number]
+
+
+REFUSED = (
+    ("evict", "vram nope", "there is no evict policy 'nope'"),
+    ("evict", "vram tree", "there is no evict policy 'tree'"),
+    ("evict", "vram", "say REGION NAME"),
+    ("evict", "\n", "say REGION NAME"),
+    ("evict", "nowhere fifo", "is no region"),
+    ("evict", "system fifo", "nothing is evicted from system"),
+    ("evict", "vram s3fifo small", "key=value"),
+    ("evict", "vram s3fifo big=1", "has no parameter 'big'"),
+    ("evict", "vram s3fifo small=much", "say a number"),
+    ("evict", "vram lru size=1", "has no parameter 'size'"),
+    ("evict", "vram mine.py:Mine", "say the whole path"),
+    ("evict", "vram os:path", "is no evict policy"),
+    ("prefetch", "vram", "there is no prefetch policy 'vram'"),
+    ("prefetch", "vram tree", "key=value"),
+    ("prefetch", "\n", "say which prefetch policy"),
+    ("promote", "moverate rate=-1", "whole number of bytes a second"),
+)
+
+
+def test_what_cannot_be_says_why_and_changes_nothing(device: Device) -> None:
+    assert device.command("policies/evict", "vram sieve") == "ok"
+    for name, words, why in REFUSED:
+        assert device.command(f"policies/{name}", words) == "EINVAL"
+        assert why in last_error(device)
+    assert text(device, "policies/evict") == "gtt lru\nvram sieve\n"
+    assert text(device, "policies/prefetch") == text(device, "policies/promote") == "none\n"
+
+
+def test_a_file_is_read_anew_breaks_and_is_mended(device: Device, folder: Path) -> None:
+    mine = folder / "mine.py"
+    mine.write_text(YOUNGEST)
+    fill(device, 4)
+    assert device.command("policies/evict", f"vram {mine}:Youngest") == "ok"
+    fill(device, 1, 4)
+    assert where(device, 5) == "vvvgv"
+    # What it says does not change until it is written again.
+    mine.write_text(YOUNGEST.replace("[::-1]", ""))
+    fill(device, 1, 5)
+    assert where(device, 6) == "vvvggv"
+    assert device.command("policies/evict", f"vram {mine}:Youngest fail=yes") == "ok"
+    assert device.command("objects/b4/validate", "vram") == "ok"
+    # Ejected; the oldest of TTM's list went for that very request.
+    assert where(device, 6) == "gvvgvv"
+    assert text(device, "policies/evict") == "gtt lru\nvram lru\n"
+    why = last_error(device)
+    assert "Youngest fail=yes is ejected: raised AttributeError: 'Youngest' object has no attribute 'hare'" in why
+    assert f"at {mine}:19 in victims; lru is back" in why
+    assert policy_stats(device, "evict", "vram")["last_error"] == why
+    mine.write_text("class Youngest:\n    pass\n")
+    assert device.command("policies/evict", f"vram {mine}:Youngest") == "EINVAL"
+    mine.write_text("def broken(:\n")
+    assert device.command("policies/evict", f"vram {mine}:Youngest") == "EINVAL"
+    assert f"{mine}:1" in last_error(device)
+    assert device.command("policies/evict", f"vram {mine}x.py:Youngest") == "ENOENT"
+
+
+def test_a_file_that_others_may_write_is_not_run(device: Device, folder: Path) -> None:
+    mine = folder / "mine.py"
+    mine.write_text(YOUNGEST)
+    mine.chmod(0o666)
+    assert device.command("policies/evict", f"vram {mine}:Youngest") == "EACCES"
+    assert "chmod go-w" in last_error(device)
+    if os.geteuid() == 0:
+        mine.chmod(0o600)
+        os.chown(mine, 1234, 1234)
+        assert device.command("policies/evict", f"vram {mine}:Youngest") == "EACCES"
+
+
+def test_the_files_are_the_owner_s(device: Device) -> None:
+    device.shell.do("top = path(b'policies')")
+    device.shell.do("mode = lambda name: os.stat(top + b'/' + os.fsencode(name)).st_mode & 0o777")
+    modes = device.shell.do("{os.fsdecode(name): mode(name) for name in os.listdir(top)}")
+    assert modes == {"available": 0o444, "evict": 0o600, "prefetch": 0o600, "promote": 0o600, "stats": 0o400}
+
+
+def test_one_that_hangs_while_it_is_loaded_or_asked_holds_nobody(device: Device, folder: Path) -> None:
+    mine = folder / "mine.py"
+    mine.write_text("while True:\n    pass\n")
+    assert device.command("policies/evict", f"vram {mine}:Youngest") == "EINVAL"
+    assert "took more than" in last_error(device)
+    mine.write_text(YOUNGEST.replace("return self.here", "import time; time.sleep(60)"))
+    assert device.command("policies/evict", f"vram {mine}:Youngest") == "ok"
+    fill(device, 5)
+    assert where(device, 5) == "gvvvv"
+    assert "took more than" in last_error(device)
+
+
+def test_who_was_evicted_comes_home(device: Device) -> None:
+    fill(device, 6)
+    assert where(device, 6) == "ggvvvv"
+    assert policy_stats(device, "promote")["displaced"] == 2
+    assert device.command("policies/promote", "moverate rate=0") == "ok"
+    device.shell.do("[os.unlink(path('bo/b%d' % n)) for n in (2, 3)]")
+    device.until(lambda: where(device, 2) == "vv")
+    assert policy_stats(device, "promote")["taken"] == 2
+    assert device.stats()["moves"]["promotions"] >= 2
+    for number in (0, 1):
+        assert device.shell.do(f"open(path('bo/b{number}'), 'rb').read() == bytes([{number}]) * {MIB}")
+
+
+def test_a_fault_takes_along_what_the_policy_says(device: Device) -> None:
+    assert device.command("policies/prefetch", "window pages=64") == "ok"
+    device.shell.do("fd = os.open(path('bo/sparse'), os.O_RDWR | os.O_CREAT); os.ftruncate(fd, 1 << 20)")
+    assert device.command("objects/sparse/placement", "system") == "ok"
+    device.shell.do("os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)")
+    assert device.shell.do("os.pread(fd, 1, 200 * 4096)") == b"\0"
+    assert device.status("sparse")["populated_pages"] == 64
+    assert policy_stats(device, "prefetch")["asked"] == 1
+
+
+def test_policies_from_the_command_line(mounted: object, folder: Path) -> None:
+    mine = folder / "mine.py"
+    mine.write_text(YOUNGEST)
+    options = (f"evict:vram={mine}:Youngest", "evict:gtt=s3fifo,small=0.2", "prefetch=tree", "promote=moverate")
+    words = [word for option in options for word in ("--policy", option)]
+    device = mounted("--vram", "4M", "--gtt", "32M", "--memory", "64M", *words)  # type: ignore[operator]
+    assert text(device, "policies/evict") == f"gtt s3fifo small=0.2\nvram {mine}:Youngest\n"
+    assert text(device, "policies/prefetch") + text(device, "policies/promote") == "tree\nmoverate\n"
+    fill(device, 5)
+    assert where(device, 5) == "vvvgv"

@@ -1,0 +1,136 @@
+"""Policies: who is in office on a device for eviction, prefetch and promotion, and how one comes there.
+
+What a policy file does is foreign code: it is found and read in a thread, and run within a deadline. What fails is
+ejected, `report` is told of it, and the device goes on as it does without policies.
+"""
+
+import errno
+from collections.abc import Callable, Generator
+from contextlib import closing
+from typing import Any
+
+import trio
+
+from ttmfs.driver.advisers import FaultAdviser, HomeKeeper, RegionAdviser
+from ttmfs.driver.hardware import Hardware
+from ttmfs.driver.promotion import Promoter
+from ttmfs.errors import TtmError
+from ttmfs.policy import deadline
+from ttmfs.policy.api import Kind
+from ttmfs.policy.choice import NOBODY
+from ttmfs.policy.parameters import Spec, parse_spec
+from ttmfs.policy.promote import PromoteAdviser
+from ttmfs.policy.registry import Prepared, available, prepare
+from ttmfs.policy.seat import Ejection
+from ttmfs.ttm.placement import SYSTEM
+
+
+class Policies:
+    """The policies of one device."""
+
+    def __init__(self, vdev: Hardware) -> None:
+        self.owner: int | None = None
+        """A policy file must be this user's or root's; None: whoever's it is."""
+        self.report: Callable[[Ejection], None] = lambda ejection: None
+        self._trace = vdev.ttm.trace
+        self.evict = {
+            name: RegionAdviser(manager, self._ejected)
+            for name, manager in vdev.ttm.managers.items()
+            if name != SYSTEM
+        }
+        self.prefetch = FaultAdviser(vdev.ttm, self._ejected)
+        self.promote = PromoteAdviser(self._ejected)
+        self.promoter = Promoter(vdev, self.promote)
+        vdev.ttm.homes = HomeKeeper(self.promote)
+        self._installing = trio.Lock()
+
+    def _ejected(self, ejection: Ejection) -> None:
+        if self._trace.on:
+            self._trace.emit("policy_ejected", kind=ejection.kind, region=ejection.region, why=str(ejection))
+        self.report(ejection)
+
+    # -- changing ------------------------------------------------------------------------------------------------
+
+    async def choose(self, kind: Kind, region: str, prepared: Prepared | None) -> None:
+        """This policy from now on. TtmError(EINVAL) where it cannot come into office; the former one stays then.
+
+        Residents are handed over in slices, the former policy being asked until then.
+        """
+        # One after the other: the later one of two writes has the last word.
+        async with self._installing:
+            with closing(self._steps(kind, region, prepared)) as steps:
+                for _ in steps:
+                    await trio.lowlevel.checkpoint()
+
+    def choose_now(self, kind: Kind, words: list[str]) -> None:
+        """All of it, where nothing runs yet. TtmError as `parse`, `prepare` and `choose`."""
+        region, spec = self.parse(kind, words)
+        for _ in self._steps(kind, region, self.prepare(spec)):
+            pass
+
+    def prepare(self, spec: Spec) -> Prepared | None:
+        """Find it, a file being read anew each time; None for nobody. May block: it belongs into a thread.
+
+        TtmError: EINVAL for what cannot be, EACCES a file of somebody else's, or what reading it says.
+        """
+        return prepare(spec, self.owner) if spec.name != NOBODY[spec.kind] or spec.args else None
+
+    def parse(self, kind: Kind, words: list[str]) -> tuple[str, Spec]:
+        """`[REGION] NAME [key=value…]`: the region ("" for what is the device's) and the policy. TtmError(EINVAL)."""
+        region = ""
+        if kind == "evict":
+            regions = " ".join(self.evict)
+            if len(words) < 2:
+                raise TtmError(errno.EINVAL, f"say REGION NAME [key=value…], REGION one of {regions}")
+            region, *words = words
+            if region == SYSTEM:
+                raise TtmError(errno.EINVAL, f"nothing is evicted from system, the shrinker backs up: say {regions}")
+            if region not in self.evict:
+                raise TtmError(errno.EINVAL, f"{region[:80]!r} is no region: say one of {regions}")
+        spec = parse_spec(kind, words)
+        if spec.where is not None and spec.where[0].endswith(".py") and not spec.where[0].startswith("/"):
+            raise TtmError(errno.EINVAL, f"{spec.name[:300]!r}: say the whole path: the daemon is elsewhere")
+        return region, spec
+
+    def _steps(self, kind: Kind, region: str, prepared: Prepared | None) -> Generator[int]:
+        """Do it; a generator with a step after each slice of residents."""
+        if kind == "evict":
+            adviser = self.evict[region]
+            if prepared is None:
+                adviser.retire()
+            else:
+                yield from adviser.install(prepared)
+        elif prepared is None:
+            (self.prefetch if kind == "prefetch" else self.promote).retire()
+        else:
+            (self.prefetch if kind == "prefetch" else self.promote).install(prepared)
+
+    def close(self) -> None:
+        """The device stops: nobody is asked any more."""
+        for adviser in self.evict.values():
+            adviser.retire()
+        self.prefetch.retire()
+        self.promote.retire()
+        deadline.stand_down()
+
+    # -- showing -------------------------------------------------------------------------------------------------
+
+    def text(self, kind: Kind) -> str:
+        """Who is in office: a line for each region, or one."""
+        if kind == "evict":
+            return "".join(f"{region} {adviser.policy.name}\n" for region, adviser in self.evict.items())
+        return f"{(self.prefetch.policy if kind == 'prefetch' else self.promote).name}\n"
+
+    def stats(self) -> dict[str, Any]:
+        """What each has been asked, what came of it, and how long it took."""
+        return {
+            "evict": {region: adviser.policy.as_dict() for region, adviser in self.evict.items()},
+            "prefetch": self.prefetch.policy.as_dict(),
+            "promote": {**self.promote.as_dict(), "displaced": len(self.promote.displaced_bos)},
+        }
+
+
+def available_text() -> str:
+    """`policies/available`: a line each, and what of the installed packages cannot be loaded. May take time."""
+    entries, problems = available()
+    return "".join([*(f"{entry.line()}\n" for entry in entries), *(f"# {problem}\n" for problem in problems)])

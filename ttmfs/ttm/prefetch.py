@@ -1,0 +1,34 @@
+"""Prefetch: memory for pages of a BO that a fault did not ask for, as whoever is registered for that says.
+
+They are worth nothing that others have: only free pages below the limit are taken, and where there are too few, or the
+store does not give something back, nothing is prefetched. The fault is served all the same.
+"""
+
+from ttmfs.errors import TtmError
+from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.restore import restore_range
+
+
+async def prefetch(bo: BufferObject, first: int, count: int) -> int:
+    """After a fault of pages [first, first + count) that had no memory, of a reserved BO: the pages added besides."""
+    device = bo.device
+    if device.prefetcher is None:
+        return 0
+    start, pages = device.prefetcher.around(bo, first, count, "fault")
+    end = min(start + pages, bo.num_pages)
+    start = max(start, bo.own_pages)
+    tt = bo.need_tt()
+    missing = end - start - len(tt.present_in(start, end - start)) if start < end else 0
+    if missing <= 0 or device.over_limit(missing) > 0 or missing > device.pool.free_pages:
+        return 0
+    bo.drop_view()
+    added = 0
+    try:
+        if len(tt.handles_in(start, end)):
+            added = await restore_range(bo, tt, start, end - start)
+        added += tt.populate_range(start, end - start)
+    except TtmError:
+        # What came until then is there.
+        return added
+    device.note_pressure()
+    return added
