@@ -36,6 +36,8 @@ from ttm_tools.words import as_word, shown
 
 SAMPLE_SECONDS: Final = 0.25
 DRAIN_SECONDS: Final = 5.0
+REPLAY_EVENTS: Final = ("bo_create", "bo_destroy", "move_end", "use")
+"""What `ttmfs replay` reads of a trace."""
 
 
 class Stop:
@@ -214,6 +216,7 @@ class WithCommand(click.Command):
 @click.option("-o", "--output", default="ttmfs.trace", show_default=True, metavar="FILE", help="Where to; - is stdout.")
 @click.option("--seconds", type=click.FloatRange(0), help="So long. [default: until ^C, or CMD ends]")
 @click.option("--perfetto", metavar="OUT.json", help="Write this too, for ui.perfetto.dev.")
+@click.option("--replay", is_flag=True, help="Record what `ttmfs replay` reads: uses, moves, ends of BOs.")
 @click.pass_context
 @with_errors
 def record(
@@ -224,6 +227,7 @@ def record(
     output: str,
     seconds: float | None,
     perfetto: str | None,
+    replay: bool,
 ) -> None:
     """Record events into a file, until ^C or as long as CMD runs.
 
@@ -235,10 +239,13 @@ def record(
     ttm-trace record -o run.trace -- fio job.fio
     ttm-trace record --seconds 10 --perfetto run.json
     ttm-trace record fault gate_wait --bo 'textures/wall 1'
+    ttm-trace record --replay -o day.trace -- ./train && ttmfs replay day.trace --size 256M
     """
     command: tuple[str, ...] = ctx.meta.get("command", ())
     if perfetto is not None and output == "-":
         raise click.UsageError("--perfetto needs a file: say -o FILE")
+    if replay:
+        events = tuple(dict.fromkeys((*events, *REPLAY_EVENTS)))
     stop = Stop()
     with Device(find_mount(mount)) as device, contextlib.ExitStack() as cleanup:
         if output == "-":

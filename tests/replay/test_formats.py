@@ -281,3 +281,24 @@ def test_no_such_file(tmp_path: Path) -> None:
     with pytest.raises(TtmError) as caught:
         read_trace(str(tmp_path / "none"), BLOCK)
     assert caught.value.name == "ENOENT"
+
+
+def test_ttmfs_uses_outside_of_system_memory_are_of_whole_bos_and_calls(tmp_path: Path) -> None:
+    trace = read(
+        tmp_path,
+        lines(
+            "move_end: bo=a src=system dst=gtt bytes=40960 evict=0 fence=- errno=multihop",
+            "move_end: bo=a src=gtt dst=vram bytes=40960 evict=0 fence=1:1 errno=0",
+            "use: bo=a why=validate region=vram bytes=40960 first=0 pages=10 call=3",
+            "use: bo=b why=validate region=vram bytes=4096 first=0 pages=1 call=3",
+            "use: bo=c why=fault region=gtt bytes=4096 first=0 pages=1 call=4",
+            "use: bo=a why=fault region=vram bytes=40960 first=2 pages=1 call=5",
+            "use: bo=a why=job region=vram bytes=40960 first=0 pages=10 call=6",
+            "bo_destroy: bo=b bytes=4096 region=vram zombie=0",
+        ),
+    )
+    assert uses(trace) == [("a", 40960), ("b", PAGE), ("a", 40960), ("a", 40960), ("-b", PAGE)]
+    assert trace.first is None
+    assert trace.calls is not None
+    assert trace.calls.tolist() == [3, 3, 5, -6, 0]
+    assert trace.moves == ["a gtt vram"]

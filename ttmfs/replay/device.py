@@ -1,66 +1,66 @@
 """The engine `device`: the real core, with memory, moves, fences and holes, without a mount.
 
-A virtual device is made whose vram is the region. Each request is a validate of its BO into vram. Under `lru` the core
-chooses its victims itself; another policy is asked before the validate and what it names is evicted as `ctl/evict` of
-one BO would, so that the core finds room. What is counted is what the core counts.
+A virtual device is made whose vram is the region. Each request is a validate of its BO into vram, those of one call
+under one ticket. Under `lru` the core chooses its victims by its own list; another policy is asked as in a mount. What
+is counted is what the core counts. A trace that says which moves there were is compared with those made here.
 
 Faults of single pages are uses of whole BOs here: vram holds BOs whole. There is no prefetch.
 """
 
 import errno
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import repeat
 from time import perf_counter_ns
 from typing import Any, Final
 
 import trio
 
 from ttmfs.driver import calls
+from ttmfs.driver.advisers import RegionAdviser
 from ttmfs.driver.config import Config
 from ttmfs.driver.device import VirtualDevice
+from ttmfs.driver.locking import with_all_reserved
 from ttmfs.errors import TtmError
-from ttmfs.policy import BO, Region, Request
 from ttmfs.policy.deadline import Budget
-from ttmfs.policy.evict import EvictAdviser
-from ttmfs.policy.plain import PlainBO
 from ttmfs.policy.registry import Prepared
 from ttmfs.policy.seat import Ejection
 from ttmfs.replay.rows import Counts, Row
 from ttmfs.replay.trace import Trace
 from ttmfs.sync.resv import Usage
+from ttmfs.ttm.advice import used
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.lifetime import release, set_size
 from ttmfs.ttm.placement import VRAM, Place
+from ttmfs.ttm.validate import validate
 from ttmfs.units import PAGE_SIZE, format_size, pages_of
 
 SLACK: Final = 64 << 20
 """Memory of the device beside what its BOs need."""
 
 
-class DeviceBO(PlainBO):
-    """A BO of the trace: its view, and the core's object."""
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """What a BO of the trace is called, and whose it is."""
 
-    __slots__ = ("bo",)
-
-    def __init__(self, bo: BufferObject, size: int, client: str) -> None:
-        super().__init__(bo.name, size, client=client)
-        self.bo = bo
+    path: str
+    owner: str
 
 
 class _Run:
-    """One run: the device, and the BOs in vram in the order of their last use."""
+    """One run."""
 
     def __init__(self, vdev: VirtualDevice, trace: Trace) -> None:
         self.vdev = vdev
         self.trace = trace
         self.manager = vdev.ttm.managers[VRAM]
-        self.region = Region(VRAM, self.manager.size)
-        self.order: OrderedDict[BO, None] = OrderedDict()
-        self.bos: list[DeviceBO | None] = [None] * len(trace.names)
+        self.bos: list[BufferObject | None] = [None] * len(trace.names)
         self.ejected: list[str] = []
         self.counts = Counts()
-        self.adviser = EvictAdviser(self, self._ejected, self._timed)
+        self.moves: list[str] = []
+        self.adviser = RegionAdviser(self.manager, self._ejected, self._timed)
 
     def _ejected(self, ejection: Ejection) -> None:
         self.ejected.append(f"{ejection} (request {self.counts.requests})")
@@ -74,92 +74,103 @@ class _Run:
         finally:
             self.counts.policy_ns += perf_counter_ns() - began
 
-    # -- what the adviser asks ---------------------------------------------------------------------------------------
-
-    def residents(self) -> Iterator[BO]:
-        """See ttmfs.policy.evict.Residents."""
-        return iter(list(self.order))
-
-    def a_victim(self, request: Request) -> BO | None:
-        """See ttmfs.policy.evict.Residents."""
-        return next((bo for bo in self.order if bo is not request.for_bo), None)
-
-    # -- requests ----------------------------------------------------------------------------------------------------
-
     async def run(self) -> None:
-        """All of them."""
-        gone = None if self.trace.gone is None else self.trace.gone.tolist()
-        for number, index in enumerate(self.trace.objects.tolist()):
-            view = self.bos[index] or self._new(index)
-            if gone is not None and gone[number]:
-                await self._destroy(index, view)
-            else:
-                await self._use(view)
+        """All requests."""
+        trace = self.trace
+        if trace.moves is not None:
+            self.vdev.ttm.trace.start(["move_end"])
+        gone = repeat(0) if trace.gone is None else trace.gone.tolist()
+        calls_ = repeat(0) if trace.calls is None else trace.calls.tolist()
+        together: list[BufferObject] = []
+        last = 0
+        for index, is_gone, call in zip(trace.objects.tolist(), gone, calls_, strict=False):
+            if together and (not call or call != last or is_gone):
+                await self._use(together, one_by_one=last < 0)
+                together = []
+            if is_gone:
+                await self._destroy(index)
+                continue
+            bo = self.bos[index] or self._new(index)
+            if self._fits(bo):
+                together.append(bo)
+            last = call
+        if together:
+            await self._use(together, one_by_one=last < 0)
 
-    def _new(self, index: int) -> DeviceBO:
+    def _new(self, index: int) -> BufferObject:
         trace = self.trace
         bo = self.vdev.create_bo(trace.names[index])
-        size = int(trace.sizes[index])
-        set_size(bo, size)
-        view = self.bos[index] = DeviceBO(bo, size, "" if trace.clients is None else trace.clients[index])
-        return view
+        bo.named = _Named(trace.names[index], "" if trace.clients is None else trace.clients[index])
+        set_size(bo, int(trace.sizes[index]))
+        self.bos[index] = bo
+        return bo
 
-    async def _use(self, view: DeviceBO) -> None:
+    def _fits(self, bo: BufferObject) -> bool:
+        """Count a request, and say whether the region could ever hold its BO."""
         counts = self.counts
         counts.requests += 1
-        view._uses += 1
-        view._last_use = counts.requests
-        counts.bytes_requested += view.size
-        hit = view.bo.mem_type == VRAM
-        if not hit:
+        counts.bytes_requested += bo.size
+        if bo.mem_type != VRAM:
             counts.misses += 1
-            counts.bytes_missed += view.size
-            if view.size > self.manager.size:
-                counts.too_large += 1
-                return
-            if self.adviser.active:
-                await self._make_room(view)
-        await calls.validate_bo(self.vdev, view.bo, (Place(VRAM),), OperationContext())
-        if not hit:
+            counts.bytes_missed += bo.size
+        if bo.size <= self.manager.size:
+            return True
+        counts.too_large += 1
+        used(bo, "validate")
+        return False
+
+    async def _use(self, bos: list[BufferObject], *, one_by_one: bool) -> None:
+        missed = [bo for bo in bos if bo.mem_type != VRAM]
+        place = (Place(VRAM),)
+        if len(bos) == 1:
+            await calls.validate_bo(self.vdev, bos[0], place, OperationContext())
+        elif one_by_one:
+            await self._place_each(bos)
+        else:
+            await calls.validate_many(self.vdev, bos, place, OperationContext())
+        for bo in missed:
             # Until its copies are done, and those of what went for it, which it inherits: what is counted must not
             # depend on how far the engines are.
-            await view.bo.resv.wait(Usage.BOOKKEEP)
-        if self.adviser.active:
-            self._note(view, hit=hit)
+            await bo.resv.wait(Usage.BOOKKEEP)
+        for event in self.vdev.ttm.trace.ring:
+            places = event.facts["src"], event.facts["dst"]
+            if event.facts["errno"] == 0 and VRAM in places:
+                self.moves.append(f"{event.bo} {places[0]} {places[1]}")
+        self.vdev.ttm.trace.ring.clear()
 
-    def _note(self, view: DeviceBO, *, hit: bool) -> None:
-        self.order[view] = None
-        self.order.move_to_end(view)
-        view._region = VRAM
-        if hit:
-            self.adviser.used(view, "validate")
-        else:
-            self.adviser.added(view)
+    async def _place_each(self, bos: list[BufferObject]) -> None:
+        """As a job does."""
+        for bo in bos:
+            used(bo, "job")
+        ctx = OperationContext()
 
-    async def _make_room(self, view: DeviceBO) -> None:
-        """Evict what the policy names until there is room. What it does not bring about, the core does."""
-        pages = pages_of(view.size)
-        while self.manager.size - self.manager.usage < pages * PAGE_SIZE:
-            with self.adviser.ask(Request(pages, view)) as answer:
-                victim = next(answer, None)
-            if not isinstance(victim, DeviceBO):
-                return
-            await calls.evict_one(self.vdev, victim.bo, OperationContext())
-            self.adviser.took()
-            self._left(victim, "evicted")
+        async def work() -> None:
+            for bo in bos:
+                ctx.resv = bo.resv
+                await validate(bo, (Place(VRAM),), ctx)
 
-    def _left(self, view: DeviceBO, why: Any) -> None:
-        if view in self.order:
-            del self.order[view]
-            view._region = ""
-            self.adviser.removed(view, why)
+        await with_all_reserved(bos, ctx, work)
 
-    async def _destroy(self, index: int, view: DeviceBO) -> None:
-        # A busy one would keep its space until it is idle, and how long that is must not change what is counted.
-        await view.bo.resv.wait(Usage.BOOKKEEP)
-        self._left(view, "destroyed")
-        self.bos[index] = None
-        release(view.bo)
+    async def _destroy(self, index: int) -> None:
+        bo, self.bos[index] = self.bos[index], None
+        if bo is not None:
+            # A busy one would keep its space until it is idle, and how long that is must not change what is counted.
+            await bo.resv.wait(Usage.BOOKKEEP)
+            release(bo)
+
+    def differs(self) -> str:
+        """What is to be said of the moves that were recorded."""
+        recorded = self.trace.moves
+        if recorded is None or recorded == self.moves:
+            return ""
+        common = sum((Counter(recorded) & Counter(self.moves)).values())
+        at = next((n for n, (one, other) in enumerate(zip(recorded, self.moves, strict=False)) if one != other), None)
+        at = min(len(recorded), len(self.moves)) if at is None else at
+        was, now = (moves[at] if at < len(moves) else "nothing more" for moves in (recorded, self.moves))
+        return (
+            f"{len(recorded)} moves were recorded, {len(self.moves)} are made here, {common} of them the same; "
+            f"the first that differs is number {at + 1}: {was} there, {now} here"
+        )
 
 
 def run_device(trace: Trace, size: int, evict: Prepared, prefetch: Prepared) -> Row:
@@ -188,14 +199,16 @@ async def _run(trace: Trace, config: Config, evict: Prepared, prefetch: Prepared
         async with trio.open_nursery() as nursery:
             await nursery.start(vdev.run)
             run = _Run(vdev, trace)
-            if evict.spec.name != run.adviser.nobody:
+            if evict.spec.name != run.adviser.policy.nobody:
                 for _ in run.adviser.install(evict):
                     pass
             await run.run()
             nursery.cancel_scope.cancel()
         moves = vdev.ttm.counters.moves
         run.counts.bytes_moved, run.counts.evictions = moves.bytes, moves.evictions
-        return Row.of(trace.name, evict.spec, prefetch.spec, config.vram, "device", run.counts, run.ejected)
+        row = Row.of(trace.name, evict.spec, prefetch.spec, config.vram, "device", run.counts, run.ejected)
+        row.differs = run.differs()
+        return row
     finally:
         vdev.close()
 

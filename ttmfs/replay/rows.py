@@ -30,6 +30,7 @@ class Row:
     `bytes_requested`, `bytes_missed` are what the requests named, and what of it was not there. `bytes_moved` is what
     went into the region, prefetched or not, and out of it. `us` is the mean time a request spends in the policies'
     code, in microseconds. `too_large`: requests that can never fit. `ejected`: policies that failed, and why.
+    `differs`: where the moves are others than those that were recorded, in words.
     """
 
     trace: str
@@ -47,6 +48,7 @@ class Row:
     us: float
     too_large: int
     ejected: str
+    differs: str = ""
 
     @classmethod
     def of(

@@ -93,6 +93,8 @@ class Study:
             of = f"{row.evict} with {row.prefetch} in {format_size(row.size)} of {row.trace}"
             if row.ejected:
                 found.append(f"{of}: ejected, {row.ejected}: the row is of what came after it too")
+            if row.differs and row.evict == "lru":
+                found.append(f"{of}: {row.differs}")
             if row.too_large:
                 found.append(f"{of}: {row.too_large} requests are for more than the region can hold")
         return found

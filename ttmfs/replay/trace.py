@@ -30,6 +30,10 @@ class Trace:
 
     `first` and `count` are pages of the BO, None where every request names a whole one. `gone` is None where no BO is
     destroyed. `clients` (by BO) says who made it. `skipped` lines of the file were no requests.
+
+    `calls` is None where each request is a call of its own; else those with the same number (not 0) in a row are one
+    call, negative where it places its BOs one after the other, as a job does. `moves` are those that were recorded, but
+    within system memory, in order, as `BO FROM TO`; None where none were.
     """
 
     name: str
@@ -41,6 +45,8 @@ class Trace:
     count: npt.NDArray[np.int64] | None = None
     gone: npt.NDArray[np.bool_] | None = None
     clients: list[str] | None = None
+    calls: npt.NDArray[np.int64] | None = None
+    moves: list[str] | None = None
     skipped: int = 0
 
     @property
@@ -81,6 +87,8 @@ class Builder:
         self._first = array("q")
         self._count = array("q")
         self._gone = array("b")
+        self._calls = array("q")
+        self._moves: list[str] = []
 
     def bo(self, key: Hashable, size: int = 0, client: str = "") -> int:
         """The number of a BO, which has at least `size` bytes."""
@@ -94,21 +102,36 @@ class Builder:
             self._sizes[index] = size
         return index
 
-    def use(self, key: Hashable, size: int = 0, first: int = 0, count: int = 0) -> None:
-        """It is used; `count` pages from `first` on, or (0) all of it."""
-        self._request(self.bo(key, max(size, (first + count) * PAGE_SIZE if count else 0)), first, count, USE)
+    def use(
+        self,
+        key: Hashable,
+        size: int = 0,
+        first: int = 0,
+        count: int = 0,
+        *,
+        call: int = 0,
+        one_by_one: bool = False,
+    ) -> None:
+        """It is used; `count` pages from `first` on, or (0) all of it. See Trace for `calls`."""
+        index = self.bo(key, max(size, (first + count) * PAGE_SIZE if count else 0))
+        self._request(index, first, count, USE, -call if one_by_one else call)
+
+    def move(self, text: str) -> None:
+        """`BO FROM TO` was recorded."""
+        self._moves.append(text)
 
     def destroy(self, key: Hashable, size: int = 0) -> None:
         """It is gone. What comes under the same name later is another one."""
         if key in self._index:
-            self._request(self.bo(key, size), 0, 0, GONE)
+            self._request(self.bo(key, size), 0, 0, GONE, 0)
             del self._index[key]
 
-    def _request(self, index: int, first: int, count: int, what: int) -> None:
+    def _request(self, index: int, first: int, count: int, what: int, call: int) -> None:
         self._objects.append(index)
         self._first.append(first)
         self._count.append(count)
         self._gone.append(what)
+        self._calls.append(call)
 
     def build(self) -> Trace:
         """The trace. TtmError(EINVAL) when it has no request."""
@@ -133,5 +156,7 @@ class Builder:
             None if whole.all() else count,
             gone if gone.any() else None,
             self._clients if any(self._clients) else None,
+            np.array(self._calls, dtype=np.int64) if any(self._calls) else None,
+            self._moves or None,
             self.skipped,
         )

@@ -2,7 +2,9 @@
 
     TASK-PID   [CPU] flags  SECONDS: event: facts
 
-**ttmfs** (`trace`, `trace_pipe`, `ttm-trace record`). If there are `use` events, these are the requests. Else uses of
+**ttmfs** (`trace`, `trace_pipe`, `ttm-trace record`). If there are `use` events, these are the requests: of whole BOs
+outside of system memory, if there are such, else the pages that they name. Of one call they belong together, and the
+moves that it made are read too, so that another run can be compared with them. Else uses of
 whole BOs outside of system memory are taken from `validated` and `job` (a job and the validations before it are one
 use of each BO); else, where only faults were recorded, pages from `fault` and `svm_fault`.
 
@@ -68,27 +70,62 @@ def read_ttmfs(path: str, data: bytes, block_bytes: int) -> Trace:
         wanted = frozenset({"validated", "job"})
     else:
         wanted = frozenset({"fault", "svm_fault"})
-    validated: set[str] = set()
-    elsewhere: set[str] = set()
+    outside = any(name == "use" and facts.get("region", "") not in ("", *_RAM) for name, facts in events)
+    reader = _Uses(builder) if outside else _Reader(builder, wanted)
     for name, facts in events:
-        bo = facts["bo"]
         _note(builder, name, facts)
-        if name in ("validated", "move_end") and facts.get("errno") == "0":
-            (elsewhere.add if facts.get("region", facts.get("dst")) in _RAM else elsewhere.discard)(bo)
         if name == "bo_destroy":
-            builder.destroy(bo, _number(facts, "bytes"))
-        elif name == "validated" and name in wanted:
-            if facts.get("errno") == "0" and bo not in elsewhere:
-                validated.add(bo)
-                builder.use(bo)
-        elif name == "job" and name in wanted:
-            for used in facts.get("bos", "").split(","):
-                if used and used not in validated and used not in elsewhere:
-                    builder.use(used)
-            validated.clear()
-        elif name in wanted:
-            _use_pages(builder, name, facts)
+            builder.destroy(facts["bo"], _number(facts, "bytes"))
+        else:
+            reader.read(name, facts)
     return builder.build()
+
+
+class _Uses:
+    """Of whole BOs, as `use` events say them, and the moves."""
+
+    def __init__(self, builder: Builder) -> None:
+        self._builder = builder
+
+    def read(self, name: str, facts: dict[str, str]) -> None:
+        """One event."""
+        bo = facts["bo"]
+        if name == "use" and facts.get("region") not in _RAM:
+            self._builder.use(bo, call=_number(facts, "call"), one_by_one=facts.get("why") == "job")
+        elif name == "move_end" and facts.get("errno") == "0":
+            src, dst = facts.get("src", "-"), facts.get("dst", "-")
+            if src not in _RAM or dst not in _RAM:
+                self._builder.move(f"{bo} {src} {dst}")
+
+
+class _Reader:
+    """Uses as the other events `wanted` let one know of them."""
+
+    def __init__(self, builder: Builder, wanted: frozenset[str]) -> None:
+        self._builder = builder
+        self._wanted = wanted
+        self._validated: set[str] = set()
+        self._elsewhere: set[str] = set()
+
+    def read(self, name: str, facts: dict[str, str]) -> None:
+        """One event."""
+        bo, builder = facts["bo"], self._builder
+        if name in ("validated", "move_end") and facts.get("errno") == "0":
+            there = facts.get("region", facts.get("dst")) in _RAM
+            (self._elsewhere.add if there else self._elsewhere.discard)(bo)
+        if name not in self._wanted:
+            return
+        if name == "validated":
+            if facts.get("errno") == "0" and bo not in self._elsewhere:
+                self._validated.add(bo)
+                builder.use(bo)
+        elif name == "job":
+            for used in facts.get("bos", "").split(","):
+                if used and used not in self._validated and used not in self._elsewhere:
+                    builder.use(used)
+            self._validated.clear()
+        else:
+            _use_pages(builder, name, facts)
 
 
 def _facts(text: str) -> dict[str, str]:
