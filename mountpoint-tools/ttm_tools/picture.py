@@ -37,15 +37,15 @@ def facts(region: Region) -> str:
     return " · ".join(parts)
 
 
-def legend(regions: list[Region]) -> tuple[list[str], int]:
-    """The owners worth naming, most pages first, ghosts and the pool last; and how many are not named."""
+def legend(regions: list[Region], most: int = LEGEND) -> tuple[list[str], int]:
+    """The `most` owners worth naming, most pages first, ghosts and the pool last; and how many are not named."""
     sums: dict[str, int] = {}
     for region in regions:
         for name, pages in region.pages_of().items():
             sums[name] = sums.get(name, 0) + pages
     special = [name for name in (GHOST, POOL) if sums.pop(name, 0)]
     ranked = sorted(sums, key=lambda name: (-sums[name], name))
-    return ranked[:LEGEND] + special, max(0, len(ranked) - LEGEND)
+    return ranked[:most] + special, max(0, len(ranked) - most)
 
 
 def orders_present(regions: list[Region]) -> list[int]:

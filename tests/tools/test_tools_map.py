@@ -2,9 +2,10 @@
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
 import matplotlib.image
 import numpy as np
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from tests.mount.mount_harness import MIB, Device
-from ttm_tools import colours
+from ttm_tools import colours, mapdiff, mapletters
 from ttm_tools.errors import MountError
+from ttm_tools.map import as_json, drawn, watch
 from ttm_tools.pagemap import FREE, POOL, Region, fragmentation, parse_map
 from ttm_tools.picture import draw, legend, terminal
 
@@ -172,6 +174,113 @@ def test_on_a_mount(device: Device, run: Callable[..., Run], tmp_path: Path) -> 
     done = run("map", device.mountpoint, "-r", "vram")
     assert "tex0" in done.stdout
     assert "frame" in done.stdout
+
+
+def test_letters_stand_for_most_of_a_cell() -> None:
+    found = region("0\t600\t9\ta", "600\t8\t3\t(ghost)", "608\t300\t0\tb", "1024\t4\t2\t(pool)", visible=1024)
+    letters = mapletters.letters_of([found])
+    assert letters == {"a": "A", "b": "B", "(ghost)": "#", "(pool)": "%"}
+    assert mapletters.cells(found, "bo", 2048, letters)[0][598:610] == "AA########BB"
+    assert mapletters.cells(found, "bo", 8, letters) == ("AABB....", 256)
+    assert mapletters.cells(found, "order", 2048, letters)[0][598:610] == "99########00"
+    assert mapletters.cells(found, "order", 8, letters) == ("9900....", 256)
+    text = mapletters.lines([found], "bo", 34, 8)
+    # 2048 pages in 8 lines of 32 letters: 8 pages a letter, and the CPU sees half of them.
+    assert text[1:4] == ["A" * 32, "A" * 32, "A" * 11 + "#" + "B" * 20]
+    assert text[5] == "-- the CPU sees no further than this line --"
+    assert text[10:] == ["one letter is 32K, a line 1M", "", "A a   B b   # (ghost)   % (pool)   . free"]
+    assert mapletters.lines([found], "order", 34, 8)[-1].startswith("9 order 9   3 order 3   2 order 2   0 ")
+
+
+@settings(deadline=None, max_examples=30)
+@given(maps(), st.integers(1, 300))
+def test_a_letter_is_that_of_no_fewer_pages_than_any_other(made: tuple[list[str], int], most: int) -> None:
+    rows, pages = made
+    found = region(*rows, pages=pages)
+    letters = mapletters.letters_of([found])
+    fine, one = mapletters.cells(found, "bo", pages, letters)
+    coarse, per_cell = mapletters.cells(found, "bo", most, letters)
+    assert (one, len(fine)) == (1, pages)
+    assert len(coarse) == -(-pages // per_cell) <= most
+    for number, letter in enumerate(coarse):
+        part = fine[number * per_cell : (number + 1) * per_cell]
+        assert part.count(letter) == max(map(part.count, set(part)))
+
+
+def test_many_bos_share_a_letter() -> None:
+    found = region(*(f"{number}\t1\t0\tb{number:03}" for number in range(100)))
+    text = mapletters.lines([found], "bo", 80, 99)
+    assert "* others" in text[-1]
+    assert "z b051" in text[-1]
+
+
+def test_what_has_changed(tmp_path: Path) -> None:
+    before = {"vram": as_json(region("0\t512\t9\ta", "512\t8\t3\tb"))}
+    after = {
+        "vram": as_json(region("0\t512\t9\ta", "600\t24\t3\tc")),
+        "gtt": {**as_json(region("0\t1\t0\ta")), "region": "gtt"},
+    }
+    assert mapdiff.compare(before, before) == []
+    rows = mapdiff.rows(mapdiff.compare(before, {"vram": after["vram"]}))
+    assert ("vram", "bo", "c", "0", "24", "+24") in rows
+    assert ("vram", "bo", "b", "8", "0", "-8") in rows
+    assert ("vram", "order", "3", "8", "24", "+16") in rows
+    assert ("vram", "figure", "free_pages", "1528", "1512", "-16") in rows
+    assert not [row for row in rows if row[2] in ("a", "9")]
+    assert [each for each in mapdiff.compare(before, after) if each.region == "gtt" and each.name == "a"]
+    path = tmp_path / "before.json"
+    path.write_text("".join(json.dumps(value) + "\n" for value in after.values()))
+    assert mapdiff.compare(mapdiff.read(str(path)), after) == []
+    for text in ("", "no json", "[]", '{"region": "vram"}', "7"):
+        path.write_text(text)
+        with pytest.raises(MountError, match="is not what `ttm-map --json"):
+            mapdiff.read(str(path))
+
+
+def test_watching_goes_on_while_a_mount_hangs_and_ends_when_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ttm_tools.map.time.sleep", lambda seconds: None)
+    out = io.StringIO()
+    console = Console(width=80, height=40, color_system="truecolor", force_terminal=True, file=out)
+    answers: Iterator[Any] = iter(
+        [[region("0\t512\t9\ta")], MountError("it hangs", hung=True), MountError("it has ended")]
+    )
+
+    def read() -> list[Region]:
+        answer = next(answers)
+        if isinstance(answer, MountError):
+            raise answer
+        return [*answer]
+
+    with pytest.raises(MountError, match="has ended"):
+        watch(read, lambda found, rows: drawn(found, "bo", console, rows, False), console, 1.0)
+    text = out.getvalue()
+    assert "it hangs" in text
+    assert text.count("one cell is") >= 2
+
+
+@pytest.mark.mount
+def test_letters_and_changes_on_a_mount(device: Device, run: Callable[..., Run], tmp_path: Path) -> None:
+    device.make("tex0", 4 * MIB, 1, "vram")
+    path = tmp_path / "before.json"
+    path.write_text(run("map", device.mountpoint, "--json").stdout)
+    done = run("map", device.mountpoint, "-r", "vram")
+    assert "A tex0" in done.stdout
+    assert done.stdout.count("A") > 100
+    assert "▀" not in done.stdout
+    assert run("map", device.mountpoint, "--diff", str(path)).stdout == "region\twhat\tname\tbefore\tafter\tchange\n"
+    device.make("tex1", 2 * MIB, 1, "vram")
+    done = run("map", device.mountpoint, "--diff", str(path))
+    assert "vram\tbo\ttex1\t0\t512\t+512" in done.stdout.splitlines()
+    lines = run("map", device.mountpoint, "--diff", str(path), "--json").stdout.splitlines()
+    assert {"region": "vram", "what": "bo", "name": "tex1", "before": 0, "after": 512} in map(json.loads, lines)
+    for words, why in (
+        (("--watch",), "not a terminal"),
+        (("--diff", "/dev/null"), "is not what"),
+        (("--diff", str(path), "--watch"), "say one of"),
+    ):
+        done = run("map", device.mountpoint, *words)
+        assert done.returncode == 2
+        assert why in done.stderr
 
 
 @pytest.mark.mount
