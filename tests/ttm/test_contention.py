@@ -11,7 +11,7 @@ import trio.testing
 
 from tests.core.contention import KIB, MIB, Plan, contend
 from tests.core.harness import check, device, idle, make, move, outcome
-from tests.core.test_first_touch import HeldUnmapper, fresh
+from tests.ttm.test_first_touch import HeldUnmapper, fresh
 from ttmfs.driver import calls
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.jobs import Job
