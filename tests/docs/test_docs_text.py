@@ -11,7 +11,8 @@ import pytest
 from tests.docs.docs_console import REPOSITORY
 
 DOCS = REPOSITORY / "docs"
-DOCUMENTS = sorted([*DOCS.glob("*.md"), *REPOSITORY.glob("*.md"), REPOSITORY / "mountpoint-tools" / "README.md"])
+READMES = [REPOSITORY / folder / "README.md" for folder in ("mountpoint-tools", "tests")]
+DOCUMENTS = sorted([*DOCS.glob("*.md"), *REPOSITORY.glob("*.md"), *READMES])
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
