@@ -10,8 +10,8 @@ from ttmfs.cli import main
 from ttmfs.fs.command import Command
 from ttmfs.fs.commands import CTL_COMMANDS, OBJECT_COMMANDS
 from ttmfs.fs.svmcommands import GPU_OPERATIONS, SPACE_COMMANDS
-from ttmfs.observe.events import EVENTS
 from ttmfs.observe.inject import PLACES
+from ttmfs.observe.points import EVENTS
 
 _HEAD = """\
 # The mount, complete

@@ -2,9 +2,11 @@
 
 import ast
 import errno
+import inspect
 import json
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,13 @@ from ttmfs.driver.submit import submit_job
 from ttmfs.errors import TtmError
 from ttmfs.fs.tracectl import set_trace, trace_state
 from ttmfs.fs.words import escape, split_words, unescape
-from ttmfs.observe.events import EVENTS
+from ttmfs.observe import points
+from ttmfs.observe.points import EVENTS
 from ttmfs.observe.trace import Event, Trace
 from ttmfs.ttm import access, lifetime
 from ttmfs.ttm.context import OperationContext
 
+FACT = inspect.Parameter.KEYWORD_ONLY
 LINE = re.compile(
     # The layout that ftrace's own readers take apart: comm-pid, processor, flags, seconds.micros, name, the rest.
     r"^\s*(?P<comm>\S+)-(?P<pid>\d+)\s+\[(?P<cpu>\d{3})\] (?P<flags>\S{5})\s+"
@@ -159,23 +163,57 @@ def test_words_with_any_character_are_split_and_joined(text: str) -> None:
 # -- the call sites --------------------------------------------------------------------------------------------------
 
 
-def emitted_names() -> dict[str, str]:
-    """Every name that some call of emit (or a helper that hands it on) in the package has as a literal."""
-    names_found: dict[str, str] = {}
+class Something:
+    name = "something"
+
+
+def arguments(point: Callable[..., None]) -> dict[str, Any]:
+    """By keyword, of any values that its types allow: those of other kinds than facts are what has a name."""
+    given: dict[str, Any] = {}
+    for name, parameter in list(inspect.signature(point).parameters.items())[1:]:
+        kind = str(parameter.annotation)
+        values: dict[str, Any] = {"int": 7, "bool": True, "str": "a word"}
+        if "Iterable" in kind:
+            given[name] = [Something()] if "Named" in kind else ["b"]
+        else:
+            given[name] = next((value for key, value in values.items() if f"{key}'" in kind), Something())
+    return given
+
+
+@pytest.mark.parametrize("name", EVENTS)
+def test_each_point_records_the_event_of_its_name_with_the_facts_of_its_row(name: str) -> None:
+    point = getattr(points, name)
+    trace = Trace()
+    trace.start()
+    point(trace, **arguments(point))
+    (event,) = trace.ring
+    facts = [fact for fact, parameter in inspect.signature(point).parameters.items() if parameter.kind is FACT]
+    assert (event.name, list(event.facts)) == (name, facts)
+    parse(event.line(1).rstrip())
+    row = EVENTS[name]
+    assert all(re.search(rf"\b{fact}\b", row) for fact in facts)
+    assert row[0].isupper()
+    trace.stop()
+    if name != "fault":
+        # The caller has looked: it takes the time.
+        point(trace, **arguments(point))
+        assert len(trace.ring) == 1
+
+
+def test_nobody_records_an_event_but_a_point() -> None:
+    """And every point is called by something."""
+    called, past = set(), []
     for path in Path(ttmfs.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if not isinstance(node, ast.Call) or not node.args or not isinstance(node.args[0], ast.Constant):
-                continue
-            function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if function in ("emit", "_trace", "_trace_move"):
-                names_found[str(node.args[0].value)] = f"{path.name}:{node.lineno}"
-    return names_found
-
-
-def test_every_event_that_is_emitted_is_in_the_table() -> None:
-    emitted = emitted_names()
-    assert len(emitted) > 20
-    assert not {name: where for name, where in emitted.items() if name not in EVENTS}
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                owner = ast.unparse(node.func.value)
+                if owner == "points":
+                    called.add(node.func.attr)
+                if owner.endswith("trace") and node.func.attr in ("emit", "record") and path.name != "points.py":
+                    past.append(f"{path.name}:{node.lineno}")
+    still = {"runner.py", "served.py", "move.py", "park.py", "space.py"}
+    assert [where for where in past if where.split(":")[0] not in still] == []
+    assert set(EVENTS) - called <= {"error", "move_start", "move_end", "gate_wait", "place_tried", "evict", "populate"}
 
 
 async def test_off_records_nothing_and_wakes_nobody() -> None:

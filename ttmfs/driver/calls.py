@@ -73,10 +73,9 @@ def _validated(bos: Sequence[BufferObject], placement: Placement) -> None:
     """Somebody who asked for that has them there, or the next best."""
     for bo in bos:
         want(bo, placement)
-    if bos[0].device.trace.on:
-        call = bos[0].device.uses
-        for bo in bos:
-            trace_use(bo, "validate", call)
+    call = bos[0].device.uses
+    for bo in bos:
+        trace_use(bo, "validate", call)
 
 
 async def evict_one(vdev: VirtualDevice, bo: BufferObject, ctx: OperationContext) -> Result:

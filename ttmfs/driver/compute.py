@@ -9,6 +9,7 @@ import trio
 
 from ttmfs.driver.engine import FenceErrors
 from ttmfs.errors import TtmError
+from ttmfs.observe import points
 from ttmfs.sync.fence import Fence, FenceCounters, Timeline
 from ttmfs.sync.offload import Lane
 
@@ -39,6 +40,7 @@ class ComputeEngine:
     def __init__(self, name: str, counters: FenceCounters, errors: FenceErrors) -> None:
         self.name = name
         self.timeline = Timeline(name, counters)
+        self._trace = counters.trace
         self._queue: deque[QueuedWork] = deque()
         self._errors = errors
         self._work = trio.Event()
@@ -61,20 +63,17 @@ class ComputeEngine:
                 queued = self._queue[0]
                 for fence in queued.deps:
                     await fence.wait()
-                self._trace("job_start", queued)
+                points.job_start(self._trace, queued, engine=self.name, fence=queued.fence, kind=queued.kind)
                 error = await self._execute(queued)
-                self._trace("job_end", queued, errno=error)
+                points.job_end(
+                    self._trace, queued, engine=self.name, fence=queued.fence, kind=queued.kind, errno=error
+                )
                 self._queue.popleft()
                 if error:
                     self._errors.add(queued.fence, error)
                 queued.fence.signal(error)
             self._work = trio.Event()
             await self._work.wait()
-
-    def _trace(self, event: str, queued: QueuedWork, **facts: object) -> None:
-        trace = self.timeline.counters.trace if self.timeline.counters is not None else None
-        if trace is not None and trace.on:
-            trace.emit(event, queued.name, engine=self.name, fence=queued.fence.name, kind=queued.kind, **facts)
 
     async def _execute(self, queued: QueuedWork) -> int:
         """0 or the errno that the job's fence carries."""

@@ -15,6 +15,7 @@ import trio
 from ttmfs.driver.hardware import Hardware
 from ttmfs.driver.locking import reserved, with_all_reserved
 from ttmfs.errors import TtmError
+from ttmfs.observe import points
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
@@ -78,12 +79,11 @@ async def re_back(vdev: Hardware, bo: BufferObject, ctx: OperationContext, *, ev
         await validate(bo, _placement(bo, evicting=evicting), ctx)
     except BaseException as error:
         listed.failed += 1
-        if trace.on:
-            trace.emit("defrag", bo.name, result="error", errno=getattr(error, "errno", None) or 0, listed=len(listed))
+        code = getattr(error, "errno", None) or 0
+        points.defrag(trace, bo, result="error", errno=code, listed=len(listed))
         raise
     moved = bo.moves > before
-    if trace.on:
-        trace.emit("defrag", bo.name, result="moved" if moved else "nothing", errno=0, listed=len(listed))
+    points.defrag(trace, bo, result="moved" if moved else "nothing", errno=0, listed=len(listed))
     listed.moved += moved
     if not improvable(bo):
         listed.leave(bo)

@@ -16,6 +16,7 @@ from ttmfs.driver.suspend import PowerState
 from ttmfs.driver.vmwgfx import VmwgfxDriver
 from ttmfs.errors import TtmError
 from ttmfs.memory.warm import MAX_DROP_PAGES
+from ttmfs.observe import points
 from ttmfs.ttm import kswapd
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.placement import SYSTEM, Place
@@ -50,8 +51,8 @@ class VirtualDevice(Hardware):
         bo.assign(self.ttm.managers[SYSTEM].alloc(bo, Place(SYSTEM)))
         bo.placed = bo.placement == (Place(SYSTEM),)
         self.funcs.bo_created(bo)
-        if name and self.ttm.trace.on:
-            self.ttm.trace.emit("bo_create", name, ino=0, uid=0)
+        if name:
+            points.bo_create(self.ttm.trace, bo, ino=0, uid=0)
         return bo
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

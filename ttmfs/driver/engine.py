@@ -15,6 +15,7 @@ from typing import Final
 import trio
 
 from ttmfs import clock
+from ttmfs.observe import points
 from ttmfs.observe.inject import Injection
 from ttmfs.sync.fence import Fence, FenceCounters, Timeline
 from ttmfs.ttm.bo import BufferObject
@@ -121,6 +122,7 @@ class CopyEngine:
     ) -> None:
         self.name = name
         self.timeline = Timeline(name, counters)
+        self._trace = counters.trace
         self.link = link
         self.cpu_copies = 0
         """Copies that the CPU did for a failed engine."""
@@ -190,7 +192,7 @@ class CopyEngine:
             await trio.sleep(seconds)
         await self._resumed.wait()
         copy.state = CopyState.RUNNING
-        self._trace("copy_start", queued)
+        points.copy_start(self._trace, queued.bo, engine=self.name, fence=copy.fence, pages=copy.num_pages)
         error = 0
         try:
             await self._move_bytes(queued, fail=self._inject["engine"].should_fail(copy.num_pages))
@@ -199,16 +201,12 @@ class CopyEngine:
                 log.exception("%s", copy.fence.what)
             error = await self._intercept(queued)
         copy.finish()
-        self._trace("copy_end", queued, errno=error)
+        points.copy_end(
+            self._trace, queued.bo, engine=self.name, fence=copy.fence, pages=copy.num_pages, errno=error
+        )
         if error:
             self._errors.add(copy.fence, error)
         copy.fence.signal(error)
-
-    def _trace(self, event: str, queued: _Queued, **facts: object) -> None:
-        trace = self.timeline.counters.trace if self.timeline.counters is not None else None
-        if trace is not None and trace.on:
-            fence, pages = queued.copy.fence.name, queued.copy.num_pages
-            trace.emit(event, queued.bo.name, engine=self.name, fence=fence, pages=pages, **facts)
 
     async def _move_bytes(self, queued: _Queued, *, fail: bool = False) -> None:
         copy = queued.copy

@@ -14,6 +14,7 @@ from ttmfs.driver.entries import FIRST_INO, Entry, File, Folder, Symlink
 from ttmfs.driver.names import Names
 from ttmfs.driver.shown import NOT_SHOWN
 from ttmfs.errors import TtmError
+from ttmfs.observe import points
 from ttmfs.ttm import lifetime
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.looking import after_stores
@@ -107,8 +108,7 @@ class Namespace(Names[BoFile]):
         self.add(parent, name, file)
         self.files[file.ino] = file
         self.clients.adopt(file)
-        if self.vdev.ttm.trace.on:
-            self.vdev.ttm.trace.emit("bo_create", bo.name, ino=file.ino, uid=uid)
+        points.bo_create(self.vdev.ttm.trace, bo, ino=file.ino, uid=uid)
         return file
 
     def mkdir(self, parent: Folder, name: bytes, mode: int, uid: int, gid: int) -> Folder:

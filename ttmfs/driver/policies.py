@@ -15,6 +15,7 @@ from ttmfs.driver.advisers import FaultAdviser, HomeKeeper, RegionAdviser
 from ttmfs.driver.hardware import Hardware
 from ttmfs.driver.promotion import Promoter
 from ttmfs.errors import TtmError
+from ttmfs.observe import points
 from ttmfs.policy import deadline
 from ttmfs.policy.api import Kind
 from ttmfs.policy.choice import NOBODY
@@ -45,8 +46,7 @@ class Policies:
         self._installing = trio.Lock()
 
     def _ejected(self, ejection: Ejection) -> None:
-        if self._trace.on:
-            self._trace.emit("policy_ejected", kind=ejection.kind, region=ejection.region, why=str(ejection))
+        points.policy_ejected(self._trace, kind=ejection.kind, region=ejection.region, why=ejection)
         self.report(ejection)
 
     # -- changing ------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import trio
 from ttmfs.driver.hardware import Hardware
 from ttmfs.driver.views import View, view_of
 from ttmfs.errors import TtmError
+from ttmfs.observe import points
 from ttmfs.policy.api import BO
 from ttmfs.policy.promote import PromoteAdviser
 from ttmfs.ttm.bo import BufferObject
@@ -91,8 +92,7 @@ class Promoter:
         if bo.mem_type == home.name:
             self.policy.spent(bo.size)
             ttm.counters.moves.promotions += 1
-            if ttm.trace.on:
-                ttm.trace.emit("promote", bo.name, src=before, dst=home.name, bytes=bo.size, why=why)
+            points.promote(ttm.trace, bo, src=before, dst=home.name, bytes=bo.size, why=why)
 
     def _has_room(self, bo: BufferObject, home: ResourceManager) -> bool:
         """There, on the way, and for what has to come back from the store."""

@@ -7,7 +7,7 @@ from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.jobs import Job, QueuedJob, capture, check
 from ttmfs.driver.locking import with_all_reserved
 from ttmfs.errors import TtmError
-from ttmfs.observe.trace import bo_word
+from ttmfs.observe import points
 from ttmfs.sync.fence import Fence
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm.advice import trace_use, used, want
@@ -64,8 +64,7 @@ async def _prepare(bo: BufferObject, ctx: OperationContext) -> None:
         want(bo, bo.placement)
     bo.placed = True
     added = await _populate(bo, ctx)
-    if added and bo.device.trace.on:
-        bo.device.trace.emit("populate", bo.name, pages=added, why="job")
+    points.populate(bo.device.trace, bo, pages=added, why="job")
     bo.resv.reserve_fences(1)
 
 
@@ -104,11 +103,9 @@ def _queue(vdev: VirtualDevice, job: Job, size: int) -> QueuedJob:
     for bo in job.bos:
         bo.resv.add_fence(queued.fence, Usage.WRITE if bo in writes else Usage.READ)
     vdev.compute.submit(queued)
-    if vdev.ttm.trace.on:
-        names = ",".join(bo_word(bo.name) for bo in job.bos)
-        first = job.bos[0].name if job.bos else ""
-        vdev.ttm.trace.emit("job", first, fence=queued.fence.name, kind=job.kind, bytes=size, bos=names)
-        call = vdev.ttm.uses
-        for bo in job.bos:
-            trace_use(bo, "job", call)
+    first = job.bos[0].name if job.bos else ""
+    points.job(vdev.ttm.trace, first, fence=queued.fence, kind=job.kind, bytes=size, bos=job.bos)
+    call = vdev.ttm.uses
+    for bo in job.bos:
+        trace_use(bo, "job", call)
     return queued

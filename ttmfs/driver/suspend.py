@@ -15,6 +15,7 @@ from typing import Any
 from ttmfs.driver.hardware import Hardware
 from ttmfs.driver.locking import reserved_dead_or_alive
 from ttmfs.errors import TtmError
+from ttmfs.observe import points
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.contention import NoRoom
 from ttmfs.ttm.context import OperationContext
@@ -61,12 +62,10 @@ class PowerState:
                     await self._bring_back(OperationContext())
                 self._give_up()
                 self._back_to_work()
-                if ttm.trace.on:
-                    code = getattr(error, "errno", None) or errno.EINTR
-                    ttm.trace.emit("suspend", moved=0, bytes=ctx.bytes_moved, errno=code)
+                code = getattr(error, "errno", None) or errno.EINTR
+                points.suspend(ttm.trace, moved=0, bytes=ctx.bytes_moved, errno=code)
                 raise
-        if ttm.trace.on:
-            ttm.trace.emit("suspend", moved=len(self._saved), bytes=ctx.bytes_moved, errno=0)
+        points.suspend(ttm.trace, moved=len(self._saved), bytes=ctx.bytes_moved, errno=0)
         return {"suspended": len(self._saved), "bytes_moved": ctx.bytes_moved}
 
     async def resume(self, ctx: OperationContext) -> Result:
@@ -80,8 +79,7 @@ class PowerState:
         with self._exclusive():
             restored, failed = await self._bring_back(ctx)
             self._back_to_work()
-        if ttm.trace.on:
-            ttm.trace.emit("resume", restored=restored, failed=failed, bytes=ctx.bytes_moved)
+        points.resume(ttm.trace, restored=restored, failed=failed, bytes=ctx.bytes_moved)
         return {"restored": restored, "failed": failed, "bytes_moved": ctx.bytes_moved}
 
     def _give_up(self) -> None:
@@ -208,8 +206,7 @@ async def unplug(vdev: Hardware, bos: Iterable[BufferObject]) -> Result:
     `bos` are all that have a file. One zero page that all of a mapping shares, as in the kernel, is not emulated.
     """
     vdev.ttm.unplugged = True
-    if vdev.ttm.trace.on:
-        vdev.ttm.trace.emit("unplug")
+    points.unplug(vdev.ttm.trace)
     listed = list(bos)
     for bo in listed:
         bo.drop_view()

@@ -15,6 +15,7 @@ from ttmfs.driver.shown import NOT_SHOWN
 from ttmfs.errors import TtmError
 from ttmfs.fs.notify import PageCache
 from ttmfs.fs.svmnames import SpaceFile
+from ttmfs.observe import points
 from ttmfs.observe.counters import RequestCounters
 from ttmfs.ttm.access import Buffer
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
@@ -61,11 +62,9 @@ class SpaceHandle:
         if offset + len(data) >= space.size:
             self.file.eof_page_read = True
         counters.read_bytes += len(data)
-        trace = space.vdev.ttm.trace
-        if trace.on:
-            pages = (len(data) + PAGE_MASK) >> PAGE_SHIFT
-            spent = (time.monotonic_ns() - started) // 1000
-            trace.emit("svm_fault", space.name, cpu=1, offset=offset, pages=pages, latency_us=spent)
+        pages = (len(data) + PAGE_MASK) >> PAGE_SHIFT
+        spent = (time.monotonic_ns() - started) // 1000
+        points.svm_cpu_fault(space.vdev.ttm.trace, space, offset=offset, pages=pages, latency_us=spent)
         return data
 
     async def write(self, offset: int, data: bytes) -> int:

@@ -4,7 +4,7 @@ import errno
 
 from ttmfs.errors import TtmError
 from ttmfs.fs.words import escape, split_words, unescape
-from ttmfs.observe.events import EVENTS
+from ttmfs.observe.points import EVENTS
 from ttmfs.observe.trace import Trace
 
 

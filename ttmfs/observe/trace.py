@@ -1,7 +1,7 @@
 """Trace: a bounded ring of events, and its lines in the text format of ftrace.
 
-Off by default. A call site asks `if trace.on:` first, so that tracing that is off costs one attribute read; who serves
-a path where even that is too much is told by `watch` when tracing is switched. Everything happens on the loop's thread.
+Off by default. What happens is told by the functions in points.py, which look at `on` first; a path for which even that
+call is too much looks itself, or is told by `watch` when tracing is switched. Everything happens on the loop's thread.
 
 A line is `TASK-PID [CPU] flags seconds.micros: event: bo=NAME key=value …`, seconds on the monotonic clock. A value
 that is empty or holds a blank, a quote, a backslash or an unprintable character stands in double quotes, within which
@@ -89,12 +89,12 @@ class Trace:
     def emit(self, name: str, bo: str = "", /, **facts: object) -> None:
         """Record one event if it is asked for; the oldest falls out of a full ring and is counted.
 
-        `name` is one of ttmfs.observe.events.EVENTS. `facts` are plain values: they are formatted when they are read.
+        Called by points.py, which has a function for each name. `facts` are plain values, formatted when they are read.
         """
         self.record(clock.monotonic(), name, bo, facts)
 
     def record(self, when: float, name: str, bo: str, facts: dict[str, object]) -> None:
-        """As `emit`, for who has the time and the facts at hand; `facts` becomes the trace's own."""
+        """As `emit`, for one that has the time and the facts at hand; `facts` becomes the trace's own."""
         if (self.events and name not in self.events) or (self.bos and bo not in self.bos):
             return
         ring = self.ring

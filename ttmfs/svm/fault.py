@@ -12,6 +12,7 @@ import trio
 from ttmfs import clock
 from ttmfs.driver.calls import check_device
 from ttmfs.errors import TtmError
+from ttmfs.observe import points
 from ttmfs.svm.chunk import Chunk
 from ttmfs.svm.cpu import fill_holes
 from ttmfs.svm.devmem import DevMem
@@ -164,10 +165,7 @@ def _count_fault(space: "AddressSpace", found: Range, tally: Tally, write: bool,
     space.stats.add("svm_pagefault_count")
     space.stats.add_sized(found.num_pages, "pagefault_count")
     trace = space.vdev.ttm.trace
-    if trace.on:
-        trace.emit(
-            "svm_fault", space.name, first=found.first, pages=found.num_pages, write=int(write), atomic=int(atomic)
-        )
+    points.svm_fault(trace, space, first=found.first, pages=found.num_pages, write=write, atomic=atomic)
 
 
 async def _try_vram(
@@ -189,9 +187,8 @@ async def _try_vram(
 
 def _vram_failed(space: "AddressSpace", found: Range, error: TtmError) -> None:
     space.last_error = f"no VRAM for the range at {found.first << PAGE_SHIFT:#x}: {error.message}"
-    trace = space.vdev.ttm.trace
-    if trace.on:
-        trace.emit("svm_migrate", space.name, first=found.first, dir="in", bytes=0, why=f"failed: {error.name}")
+    why = f"failed: {error.name}"
+    points.svm_migrate(space.vdev.ttm.trace, space, first=found.first, dir="in", bytes=0, why=why)
 
 
 def _in_vram(space: "AddressSpace", found: Range) -> bool:

@@ -4,6 +4,7 @@ import errno
 from typing import TYPE_CHECKING
 
 from ttmfs.errors import TtmError
+from ttmfs.observe import points
 from ttmfs.svm.pages import CHUNK_PAGES
 from ttmfs.svm.ranges import Range
 from ttmfs.units import PAGE_SHIFT
@@ -26,7 +27,5 @@ def find_or_insert(space: "AddressSpace", page: int, *, write: bool) -> Range:
     if found is None:
         low, high, _advice = space.advice.interval(page, space.num_pages)
         found = space.table.insert(page, max(first, low), min(end, high), space.held(page // CHUNK_PAGES))
-        trace = space.vdev.ttm.trace
-        if trace.on:
-            trace.emit("svm_range", space.name, first=found.first, pages=found.num_pages)
+        points.svm_range(space.vdev.ttm.trace, space, first=found.first, pages=found.num_pages)
     return found

@@ -20,6 +20,7 @@ from ttmfs import clock
 from ttmfs.errors import TtmError
 from ttmfs.memory.arena import Arena
 from ttmfs.memory.pool import PagePool
+from ttmfs.observe import points
 from ttmfs.svm import cpu
 from ttmfs.svm.chunk import Chunk, Move
 from ttmfs.svm.counters import SIZES, SpaceStats
@@ -275,9 +276,7 @@ class AddressSpace:
             counters.invalidations += zapped
             self.stats.add("svm_tlb_inval_count")
             self.stats.add("svm_tlb_inval_us", (clock.monotonic_ns() - started) // 1000)
-            trace = self.vdev.ttm.trace
-            if trace.on:
-                trace.emit("svm_invalidate", self.name, first=first, pages=end - first, ranges=zapped, why=why)
+            points.svm_invalidate(self.vdev.ttm.trace, self, first=first, pages=end - first, ranges=zapped, why=why)
         if self.table.garbage:
             self.svm.garbage_listed()
         return zapped
@@ -370,9 +369,8 @@ class AddressSpace:
             counters.migrations_out += 1
             counters.bytes_out += moved << PAGE_SHIFT
             pages_gone(self.vdev.ttm.prefetcher, self.view, first, num_pages)
-        trace = self.vdev.ttm.trace
-        if trace.on:
-            trace.emit("svm_migrate", self.name, first=first, dir=direction, bytes=moved << PAGE_SHIFT, why=why)
+        size = moved << PAGE_SHIFT
+        points.svm_migrate(self.vdev.ttm.trace, self, first=first, dir=direction, bytes=size, why=why)
 
     def unlink(self) -> None:
         """No name any more: the device side answers EFAULT from now on, also calls in flight."""

@@ -13,6 +13,7 @@ from typing import Final
 
 import trio
 
+from ttmfs.observe import points
 from ttmfs.observe.trace import Trace
 
 FenceCallback = Callable[["Fence"], None]
@@ -131,12 +132,9 @@ class Fence:
         self.deps = ()
         if self._counters is not None:
             self._counters.signaled += 1
-            trace = self._counters.trace
-            if trace.on:
-                timeline_name = "-" if timeline is None else timeline.name
-                trace.emit(
-                    "fence_signal", fence=self.name, timeline=timeline_name, what=self.what, errno=self.error
-                )
+            points.fence_signal(
+                self._counters.trace, fence=self, timeline=timeline, what=self.what, errno=self.error
+            )
             self._counters = None
         if self._callbacks is not None:
             self._run_callbacks(self._callbacks)
@@ -237,8 +235,8 @@ class Timeline:
         fence = Fence(self.context, self.last_emitted, what, deps, self.counters)
         fence._timeline = self
         self.pending.append(fence)
-        if self.counters is not None and self.counters.trace.on:
-            self.counters.trace.emit("fence_emit", fence=fence.name, timeline=self.name, what=what)
+        if self.counters is not None:
+            points.fence_emit(self.counters.trace, fence=fence, timeline=self, what=what)
         return fence
 
     def find(self, seqno: int) -> Fence | None:

@@ -284,9 +284,8 @@ async def _write(bo: BufferObject, offset: int, data: bytes) -> None:
     used(bo, "write")
     if not _try_write(bo, offset, data):
         await parked(bo, write_external if bo.external else _write_slowly, offset, data)
-        if bo.device.trace.on:
-            first = offset >> PAGE_SHIFT
-            trace_use(bo, "write", bo.last_use, first, pages_of(offset + len(data)) - first)
+        first = offset >> PAGE_SHIFT
+        trace_use(bo, "write", bo.last_use, first, pages_of(offset + len(data)) - first)
 
 
 def _try_write(bo: BufferObject, offset: int, data: bytes) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Literal, Protocol
 
+from ttmfs.observe import points
 from ttmfs.ttm.placement import PlaceFlag, Placement
 
 UseWhy = Literal["fault", "write", "read", "job", "validate"]
@@ -107,9 +108,8 @@ def used(bo: Any, why: UseWhy, *, came: bool = False) -> None:
 
 def trace_use(bo: Any, why: UseWhy, call: int, first: int = 0, pages: int = 0) -> None:
     """Record a use, when it is over: where the BO is then. All uses of one call have its number. No pages: all."""
-    bo.device.trace.emit(
-        "use", bo.name, why=why, region=bo.mem_type, bytes=bo.size, first=first, pages=pages or bo.num_pages, call=call
-    )
+    trace, pages = bo.device.trace, pages or bo.num_pages
+    points.use(trace, bo, why=why, region=bo.mem_type, bytes=bo.size, first=first, pages=pages, call=call)
 
 
 def pages_gone(prefetcher: Prefetcher | None, bo: Any, first: int, count: int) -> None:

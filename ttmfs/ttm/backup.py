@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ttmfs.errors import TtmError
 from ttmfs.memory.frames import in_whole_frames
+from ttmfs.observe import points
 from ttmfs.sync.fence import Fence
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm.advice import pages_gone
@@ -112,8 +113,7 @@ async def tt_backup(bo: BufferObject, first: int, count: int, flags: BackupFlags
         if backup.out and not tt.populated_pages:
             # Off the LRU: these were all of its pages.
             bo.relist()
-    if device.trace.on:
-        device.trace.emit("backup", bo.name, first=first, pages=backup.out, left=tt.populated_pages)
+    points.backup(device.trace, bo, first=first, pages=backup.out, left=tt.populated_pages)
     return backup.out
 
 

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Final
 
 from ttmfs.errors import TtmError
+from ttmfs.observe import points
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm.advice import want
 from ttmfs.ttm.bo import CONTENT_LOST, BufferObject
@@ -118,8 +119,7 @@ async def fault_reserved(vmf: VmFault, prot: Protection, num_prefault: int) -> F
         return vmf.fail(FaultResult.OOM if error.errno == errno.ENOMEM else FaultResult.SIGBUS, error)
     extra = max(0, added - count)
     vmf.prefaulted += extra
-    if added and bo.device.trace.on:
-        bo.device.trace.emit("populate", bo.name, pages=added, why="fault")
+    points.populate(bo.device.trace, bo, pages=added, why="fault")
     bo.prefault_pages += extra
     bo.device.counters.faults.prefault_pages += extra
     return FaultResult.OK

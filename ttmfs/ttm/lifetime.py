@@ -9,6 +9,7 @@ import errno
 import trio
 
 from ttmfs.errors import TtmError
+from ttmfs.observe import points
 from ttmfs.sync.resv import Reservation, Usage
 from ttmfs.ttm.advice import pages_gone, tell, want
 from ttmfs.ttm.bo import MAX_SIZE, BufferObject
@@ -113,9 +114,9 @@ def release(bo: BufferObject) -> None:
     A busy BO becomes a zombie: it keeps its space, stays on its LRU and can be reclaimed by eviction.
     """
     device = bo.device
-    if device.trace.on and not bo.ghost:
-        zombie = int(not bo.resv.test_signaled(Usage.BOOKKEEP))
-        device.trace.emit("bo_destroy", bo.name, bytes=bo.size, region=bo.mem_type, zombie=zombie)
+    if not bo.ghost:
+        zombie = not bo.resv.test_signaled(Usage.BOOKKEEP)
+        points.bo_destroy(device.trace, bo, bytes=bo.size, region=bo.mem_type, zombie=zombie)
     bo.deleted = bo.zombie = True
     tell(bo)
     want(bo, ())

@@ -12,6 +12,7 @@ import trio
 
 from ttmfs import clock
 from ttmfs.errors import TtmError
+from ttmfs.observe import points
 from ttmfs.sync.attempts import Attempts
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.funcs import VmFault
@@ -80,19 +81,18 @@ class Request:
 def trace_fault(bo: BufferObject, offset: int, size: int, started: int, request: Request | None = None) -> None:
     """Event `fault`: a READ of `size` bytes, or a WRITE that had to wait, was answered. `started` is monotonic ns."""
     now = clock.monotonic_ns()
-    facts: dict[str, object] = {
-        "op": "read",
-        "offset": offset,
-        "pages": ((offset + size + PAGE_MASK) >> PAGE_SHIFT) - (offset >> PAGE_SHIFT) if size else 0,
-        "prefault": 0,
-        "retries": 0,
-        "waits": "-",
-        "latency_us": (now - started) // 1000,
-    }
-    if request is not None:
-        facts |= {"op": request.op, "prefault": request.prefaulted, "retries": request.retries}
-        facts["waits"] = ",".join(request.waits) or "-"
-    bo.device.trace.record(now / 1e9, "fault", bo.name, facts)
+    points.fault(
+        bo.device.trace,
+        bo,
+        now,
+        op="read" if request is None else request.op,
+        offset=offset,
+        pages=((offset + size + PAGE_MASK) >> PAGE_SHIFT) - (offset >> PAGE_SHIFT) if size else 0,
+        prefault=0 if request is None else request.prefaulted,
+        retries=0 if request is None else request.retries,
+        waits=() if request is None else request.waits,
+        latency_us=(now - started) // 1000,
+    )
 
 
 _A = TypeVar("_A")

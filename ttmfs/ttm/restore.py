@@ -14,6 +14,7 @@ import trio
 
 from ttmfs.errors import TtmError
 from ttmfs.memory.copy import copy_pages, zero_pages
+from ttmfs.observe import points
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.page_vector import HOLE, Index, Vector, are_handles, decode_pages, encode_pages
 from ttmfs.ttm.swap_io import LONG_STEP_PAGES, StepSize, in_lanes, load_pages
@@ -80,8 +81,7 @@ def _came_back(bo: BufferObject, tt: TT, before: int) -> int:
     if came > 0:
         bo.device.counters.backup.pages_in += came
         bo.bump()
-        if bo.device.trace.on:
-            bo.device.trace.emit("restore", bo.name, pages=came, left=tt.backed_up_pages)
+        points.restore(bo.device.trace, bo, pages=came, left=tt.backed_up_pages)
     return max(came, 0)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import trio
 
 from ttmfs.errors import TtmError
+from ttmfs.observe import points
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm.advice import pages_gone
 from ttmfs.ttm.backup import BackupFlags, tt_backup
@@ -148,8 +149,7 @@ async def purge(bo: BufferObject, ctx: OperationContext) -> int:
     bo.unknown_state = False
     bo.purged = True
     bo.device.counters.backup.purged_pages += pages
-    if bo.device.trace.on:
-        bo.device.trace.emit("purge", bo.name, pages=pages)
+    points.purge(bo.device.trace, bo, pages=pages)
     return pages
 
 
@@ -246,8 +246,7 @@ async def shrink(
             await _backup_pass(device, pages, how, done, but)
     if writeback and not purge_only:
         await flush_store(device)
-    if device.trace.on:
-        device.trace.emit("shrink", pages=pages, stored=done.stored, purged=done.purged, failed=done.failed)
+    points.shrink(device.trace, pages=pages, stored=done.stored, purged=done.purged, failed=done.failed)
     return done
 
 

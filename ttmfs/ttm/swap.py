@@ -16,6 +16,7 @@ import numpy as np
 import trio
 
 from ttmfs.errors import TtmError
+from ttmfs.observe import points
 from ttmfs.ttm import lifetime
 from ttmfs.ttm.advice import pages_gone
 from ttmfs.ttm.backup import closed_gate, unmap_for_backup
@@ -78,8 +79,7 @@ async def swapout(bo: BufferObject, ctx: OperationContext) -> int:
     bo.relist()
     pages_gone(bo.device.prefetcher, bo, 0, bo.num_pages)
     bo.device.counters.swap.out += 1
-    if bo.device.trace.on:
-        bo.device.trace.emit("swapout", bo.name, pages=pages)
+    points.swapout(bo.device.trace, bo, pages=pages)
     return pages
 
 

@@ -6,6 +6,7 @@ from typing import Self
 import trio
 
 from ttmfs import clock
+from ttmfs.observe import points
 from ttmfs.sync.attempts import Attempts
 from ttmfs.sync.ww_mutex import AcquireContext
 from ttmfs.ttm.contention import Contended
@@ -52,13 +53,11 @@ class Turn:
     async def wait(self, contended: Contended) -> None:
         """For what the last attempt met; the caller holds nothing."""
         stamp = self.need_ticket().stamp
-        trace = self._device.trace
         started, begun = clock.monotonic_ns(), trio.current_time()
         await contended.wait(stamp)
         await trio.sleep(self._attempts.pause(begun))
-        if trace.on:
-            wait_us = (clock.monotonic_ns() - started) // 1000
-            trace.emit("space_wait", self._name, why=contended.why, wait_us=wait_us)
+        wait_us = (clock.monotonic_ns() - started) // 1000
+        points.space_wait(self._device.trace, self._name, why=contended.why, wait_us=wait_us)
 
     def end_claims(self) -> None:
         """It has its space, or needs none any more."""

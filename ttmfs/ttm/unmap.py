@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import trio
 
 from ttmfs import clock
+from ttmfs.observe import points
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import Gated
 from ttmfs.ttm.gate import ALL_PAGES
@@ -44,4 +45,4 @@ async def unmap_virtual(
             gate.end_unmapping(unmapped)
     if started:
         unmap_us = (clock.monotonic_ns() - started) // 1000
-        device.trace.emit("unmap", bo.name, first=first_page, pages=num_pages, unmap_us=unmap_us)
+        points.unmap(device.trace, bo, first=first_page, pages=num_pages, unmap_us=unmap_us)

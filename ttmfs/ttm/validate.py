@@ -9,12 +9,13 @@ import errno
 from collections.abc import Sequence
 
 from ttmfs.errors import TtmError
+from ttmfs.observe import points
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.contention import OLDEST
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.defrag import nothing_to_gain
 from ttmfs.ttm.move import pipeline_gutting
-from ttmfs.ttm.placement import Place, Placement, format_placement
+from ttmfs.ttm.placement import Place, Placement
 from ttmfs.ttm.resource import Resource, resource_compatible
 from ttmfs.ttm.space import UNDO_SECONDS, alloc_resource, move_to, no_room, undoing
 
@@ -30,20 +31,13 @@ async def validate(bo: BufferObject, placement: Placement, ctx: OperationContext
     bo.validations += 1
     ctx.ticket = ctx.ticket or bo.resv.holder
     trace = bo.device.trace
-    _trace_validate(bo, placement)
+    points.validate(trace, bo, placement=placement)
     try:
         result = await _validate(bo, placement, ctx)
     except OSError as error:
-        if trace.on:
-            trace.emit("validated", bo.name, result="error", errno=error.errno, region=bo.mem_type)
+        points.validated(trace, bo, result="error", errno=error.errno, region=bo.mem_type)
         raise
-    if trace.on:
-        trace.emit("validated", bo.name, result=result, errno=0, region=bo.mem_type)
-
-
-def _trace_validate(bo: BufferObject, placement: Placement) -> None:
-    if bo.device.trace.on:
-        bo.device.trace.emit("validate", bo.name, placement=format_placement(placement) or "none")
+    points.validated(trace, bo, result=result, errno=0, region=bo.mem_type)
 
 
 async def _validate(bo: BufferObject, placement: Placement, ctx: OperationContext) -> str:
@@ -119,7 +113,7 @@ async def validate_all(
     allocated: list[tuple[BufferObject, Resource]] = []
     try:
         for bo in bos:
-            _trace_validate(bo, placement)
+            points.validate(bo.device.trace, bo, placement=placement)
             resource = await _allocate(bo, placement, ctx)
             if resource is not None:
                 allocated.append((bo, resource))
