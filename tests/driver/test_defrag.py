@@ -165,22 +165,6 @@ async def test_every_failure_leaves_tt_placement_and_content(device: MakeDevice,
         assert vdev.selfcheck() == []
 
 
-async def test_a_failed_order_is_enomem_at_once_and_reclaims_nothing(device: MakeDevice) -> None:
-    async with device(pool_limit=64 * MIB) as vdev:
-        bo, _data = await scattered(vdev, "a", 2 * MIB)
-        others = hog(vdev)
-        victim = vdev.create_bo("zeros")
-        await access.write(victim, 0, bytes(MIB))
-        pooled = vdev.pool.pooled_pages
-        with pytest.raises(TtmError) as failure:
-            await defrag(vdev, bo)
-        assert failure.value.errno == errno.ENOMEM
-        assert vdev.pool.pooled_pages == pooled
-        assert victim.tt is not None
-        assert victim.tt.populated_pages == 256, "reclaim would have dropped its zero pages"
-        vdev.pool.free(others, to_pool=False)
-
-
 class HopsOnce(DefaultDriver):
     hops = 1
 

@@ -19,7 +19,7 @@ from ttmfs.observe import points
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
-from ttmfs.ttm.defrag import improvable
+from ttmfs.ttm.defrag import improvable, nothing_to_gain
 from ttmfs.ttm.placement import Place, PlaceFlag, Placement
 from ttmfs.ttm.validate import validate
 
@@ -95,9 +95,13 @@ async def defrag_bo(vdev: Hardware, bo: BufferObject, ctx: OperationContext) -> 
 
     Success with nothing moved when fresh pages cannot be better: unpopulated, partly in the store, no whole piece of
     the beneficial order; or, in vram, one run already. TtmError as `re_back`.
+
+    The pool is emptied first: what it keeps is free memory that cannot merge.
     """
 
     async def work() -> Result:
+        if not nothing_to_gain(bo):
+            vdev.pool.shrink(vdev.pool.pooled_pages)
         moved = await re_back(vdev, bo, ctx, evicting=True)
         result: Result = {"moved": int(moved), "bytes_moved": ctx.bytes_moved, "mem_type": bo.mem_type}
         fence = bo.moving_fence()
