@@ -1,6 +1,8 @@
 """Whatever is written into a command file: a result or a sentence, never an internal error."""
 
+import itertools
 import json
+import os
 import string
 from collections.abc import Callable
 
@@ -11,12 +13,15 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from tests.core.harness import MIB, device
+from tests.svm.page_cache import PageCache
 from ttmfs.driver.namespace import Namespace
 from ttmfs.errors import TtmError
 from ttmfs.fs.command import Machine
 from ttmfs.fs.commands import CTL_COMMANDS, OBJECT_COMMANDS
 from ttmfs.fs.opening import Opening
 from ttmfs.fs.runner import Runner
+from ttmfs.fs.svmcommands import SPACE_COMMANDS, OpenedSpace
+from ttmfs.fs.svmnames import SpaceNames
 from ttmfs.svm.svm import Svm
 from ttmfs.ttm import access
 from ttmfs.ttm.placement import parse_placement
@@ -62,6 +67,65 @@ def test_no_line_is_an_internal_error(lines: list[tuple[str, str]]) -> None:
                 )
                 for result in map(json.loads, outcome.text.splitlines()):
                     assert result["ok"] or "internal error" not in result["error"], (name, line, result)
+
+    trio.run(run, clock=MockClock(autojump_threshold=0.01))
+
+
+SPACE_VOCABULARY = """
+fill write read atomic_add checksum nowait 0 1 7 255 256 -1 8 4K 4095 4096 4097 64K 1M 2M 2097151 3M 4M 0x1000 1G 128T
+16E 17179869184G 0xffffffffffffffff 18446744073709551616 -9223372036854775808 00ff10 0 f 0x 00ff1 vram system preferred
+ro rw preferred=vram preferred=system preferred=fault preferred= atomic=device atomic=global atomic=cpu atomic=x
+migration=all migration=system_only migration =
+"""
+SPACE_WORD = st.sampled_from([*SPACE_VOCABULARY.split(), *LONG]) | JUNK
+NUMBER = st.sampled_from(["0", "1", "8", "4K", "64K", "1M", "2M", "3M", "0x1001", "4M", "128T"])
+SHAPES = {
+    "gpu": ("fill N N 7", "fill N N 7 nowait", "write N 00ff10", "atomic_add N N", "fill N N W"),
+    "gpu_read": ("read N N", "checksum N N", "read N W"),
+    "prefetch": ("N N vram", "N N system", "N N preferred", "N N W"),
+    "madvise": ("N N preferred=vram", "N N atomic=device migration=all", "N N preferred=system W"),
+    "map": ("N N", "N N ro", "N W"),
+    "unmap": ("N N", "N W"),
+}
+"""Lines that are right, or nearly: N is a number, W any word."""
+SPACE_LINE = st.sampled_from([*SPACE_COMMANDS]).flatmap(
+    lambda command: st.tuples(
+        st.just(command),
+        st.lists(SPACE_WORD, max_size=6).map(" ".join)
+        | st.sampled_from(SHAPES[command]).flatmap(
+            lambda shape: st.tuples(
+                *({"N": NUMBER, "W": SPACE_WORD}.get(word, st.just(word)) for word in shape.split())
+            ).map(" ".join)
+        ),
+    )
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(SPACE_LINE, min_size=1, max_size=12), st.booleans())
+def test_no_line_for_a_space_is_an_internal_error(lines: list[tuple[str, str]], may_read: bool) -> None:
+    async def run() -> None:
+        async with device(vram=2 * MIB, gtt=MIB, memory=16 * MIB, swap=MIB) as vdev, trio.open_nursery() as nursery:
+            svm = Svm(vdev)
+            svm.unmapper = PageCache()
+            nursery.start_soon(svm.run)
+            runner = Runner(Machine(vdev, Namespace(vdev, uid=0, gid=0), svm), 5.0)
+            spaces = SpaceNames(svm, itertools.count(100).__next__, uid=0, gid=0)
+            file = spaces.create(spaces.root, b"a", 0o644, 0, 0)
+            file.space.set_size(4 * MIB)
+            await file.space.write(0, b"x" * 10000)
+            opened = OpenedSpace(file, None, may_read=may_read)
+            for name, line in lines:
+                data = line.encode("utf-8", "surrogateescape")
+                started = trio.current_time()
+                outcome = await runner.run(SPACE_COMMANDS[name], "a", opened, data, Opening(0, 0, 0, os.O_RDWR))
+                assert trio.current_time() - started < 6.0, (name, line)
+                for result in map(json.loads, outcome.text.splitlines()):
+                    assert result["ok"] or "internal error" not in result["error"], (name, line, result)
+                    assert len(result.get("error", "")) < 400, (name, line, result)
+            assert vdev.selfcheck() + svm.check() == []
+            svm.close()
+            nursery.cancel_scope.cancel()
 
     trio.run(run, clock=MockClock(autojump_threshold=0.01))
 
