@@ -5,6 +5,7 @@ may be busy for ever, a client with dirty pages in its cache, and places that fa
 of waiting take no time and are seen all the same. It waits for no thread, so nothing here uses one: no `writeback`.
 """
 
+import itertools
 import os
 import random
 from collections.abc import AsyncIterator
@@ -16,6 +17,7 @@ import trio
 from tests.core.harness import MIB, PAGE, pattern
 from tests.core.together_machine import CachedBo, Unmapper
 from tests.svm.page_cache import PageCache
+from tests.sync.inline import Inline
 from ttmfs.driver import calls
 from ttmfs.driver.config import Config
 from ttmfs.driver.device import VirtualDevice
@@ -28,9 +30,10 @@ from ttmfs.fs.commands import CTL_COMMANDS, OBJECT_COMMANDS
 from ttmfs.fs.opening import Opening
 from ttmfs.fs.runner import Runner
 from ttmfs.fs.svmcommands import SPACE_COMMANDS, OpenedSpace
-from ttmfs.fs.svmnames import SpaceFile
+from ttmfs.fs.svmnames import SpaceNames
 from ttmfs.observe.inject import PLACES
 from ttmfs.svm.svm import Svm
+from ttmfs.sync import offload
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm import access
 from ttmfs.ttm.backup import BackupFlags
@@ -183,8 +186,9 @@ class Scene:
         file = self.file = CachedBo(self.bos["cached"])
         self.unmapper.cached[self.bos["cached"]] = file
         await self.unmapper.cache.store(file, 0, b"dirty" * 1000)  # type: ignore[arg-type]
-        space = self.svm.create("a")
-        self.space_file = SpaceFile(1, 0o100644, 0, 0, space)
+        spaces = SpaceNames(self.svm, itertools.count(1 << 20).__next__, uid=0, gid=0)
+        self.space_file = spaces.create(spaces.root, b"a", 0o644, 0, 0)
+        space = self.space_file.space
         space.set_size(4 * MIB)
         await space.write(0, bytes(range(256)) * 1024)
         if spot.paused:
@@ -271,6 +275,8 @@ class Scene:
 async def scene(spot: Spot) -> AsyncIterator[Scene]:
     """A scene that is set up and runs; checked at the end."""
     here = Scene()
+    # The clock that jumps does not wait for threads.
+    offload.use(Inline(lambda _lane, _when: 1))
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(here.vdev.run)

@@ -24,6 +24,13 @@ def test_every_command_is_in_the_table() -> None:
     assert {(case.kind, case.name) for case in CASES} == every
 
 
+@pytest.mark.parametrize("case", [case for case in CASES if case.kind == "svm"], ids=str)
+async def test_what_is_in_the_table_works_where_it_is_calm(case: Case, autojump_clock: object) -> None:
+    async with scene(Spot()) as here:
+        assert (await here.run(case))[0] == "ok"
+        await here.settle(case)
+
+
 async def _ends_in_time(spot: Spot, case: Case) -> None:
     async with scene(spot) as here:
         with trio.move_on_after(FOREVER):
