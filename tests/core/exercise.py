@@ -6,6 +6,7 @@ from functools import partial
 
 import trio
 
+from tests.core.advised import let_take_long
 from tests.core.sparse_bytes import SparseBytes
 from ttmfs.driver import calls
 from ttmfs.driver.config import Config
@@ -266,6 +267,9 @@ async def exercise(
     trio._core._run._r.seed(seed)
     config = config or Config(vram=4 << 20, gtt=16 << 20, memory=64 << 20, swap=64 << 20)
     vdev = VirtualDevice(config)
+    let_take_long(vdev)
+    for kind, words in config.policies:
+        vdev.policies.choose_now(kind, list(words))
     vdev.ttm.unmapper = SlowUnmapper(rng)
     clients = [Client(vdev, f"bo{n}", rng, max_size, islands) for n in range(CLIENTS)]
     counts: dict[str, int] = {}
@@ -284,6 +288,10 @@ async def exercise(
                     lines = "\n".join(f"{c.bo.name}: " + "; ".join(c.log[-8:]) for c in clients)
                     raise AssertionError(f"seed {seed}\n{lines}") from failure
                 background.cancel_scope.cancel()
+            for sort in vdev.policies.stats().values():
+                for found in [sort] if "name" in sort else sort.values():
+                    assert not found["ejected"], f"seed {seed}: {found}"
+                    counts["advised"] = counts.get("advised", 0) + found["taken"]
             counts["failures"] = sum(client.failures for client in clients)
             counts["operations"] = sum(client.ops for client in clients)
             for client in clients:

@@ -256,7 +256,7 @@ async def test_a_bad_policy_is_ejected_and_lru_is_back_for_that_request(policy: 
         ejections: list[Ejection] = []
         vdev.policies.report = ejections.append
         vdev.ttm.trace.start(["policy_ejected"], [])
-        await install(vdev, policy())
+        await install(vdev, policy(), watched=True)
         result = await move(vdev, await make(vdev, "new"), "vram")
         assert result["evictions"] == 1
         gone = "b3" if policy is BadNews else "b0"

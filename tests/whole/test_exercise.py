@@ -8,6 +8,7 @@ import pytest
 from tests.core.exercise import exercise
 from tests.memory.moved import count_moves, host_moves
 from ttmfs.driver.config import Config
+from ttmfs.policy.api import Kind
 
 MIB = 1 << 20
 CONFIGS = {
@@ -51,6 +52,31 @@ async def test_no_byte_is_wrong_where_the_store_fails(name: str, tmp_path: Path)
             total[what] = total.get(what, 0) + times
     assert total["backed_up"] > 0
     assert total["restore"] > 0
+
+
+POLICIES: tuple[tuple[tuple[Kind, tuple[str, ...]], ...], ...] = tuple(
+    (
+        ("evict", ("vram", vram)),
+        ("evict", ("gtt", gtt)),
+        ("prefetch", tuple(prefetch.split())),
+        ("promote", ("moverate", "rate=0")),
+    )
+    for vram, gtt, prefetch in (
+        ("random", "lirs", "window pages=7"),
+        ("s3fifo", "mru", "sequential"),
+        ("quota", "arc", "tree"),
+        ("gdsf", "slru", "stride"),
+    )
+)
+
+
+async def test_no_byte_is_wrong_whatever_policies_say() -> None:
+    total: dict[str, int] = {}
+    for seed in range(20):
+        config = replace(list(CONFIGS.values())[seed % len(CONFIGS)], policies=POLICIES[seed % len(POLICIES)])
+        for what, times in (await exercise(seed, steps=60, config=config)).items():
+            total[what] = total.get(what, 0) + times
+    assert total["advised"] > 100
 
 
 FRAMES = {
