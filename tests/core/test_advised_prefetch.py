@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.core.advised import install
-from tests.core.harness import MIB, PAGE, check, device, make
+from tests.core.harness import MIB, PAGE, check, device, make, pattern
 from ttmfs.driver import calls
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.policy import BO, Prefetch, deadline
@@ -111,6 +111,19 @@ async def test_what_is_in_the_store_comes_back_with_it_and_going_there_is_told()
         says.gone.clear()
         set_size(bo, 10 * PAGE)
         assert says.gone == [("a", 10, 54)]
+
+
+async def test_who_only_looks_gets_what_is_in_the_store_and_no_memory_for_holes() -> None:
+    async with device() as vdev:
+        says = Says((0, 64))
+        await install(vdev, says, kind="prefetch")
+        bo = await make(vdev, "a", 16 * PAGE)
+        set_size(bo, 64 * PAGE)
+        await calls.swapout_one(vdev, bo, OperationContext())
+        bo.looks_only = True
+        assert bytes(await access.read(bo, 3 * PAGE, PAGE)) == pattern("a", 16 * PAGE)[3 * PAGE : 4 * PAGE]
+        assert says.asked == [("a", 0, 16, "fault"), ("a", 3, 1, "fault")]
+        assert pages_there(bo) == list(range(16))
 
 
 async def test_without_a_policy_the_bo_s_own_prefault_counts_and_comes_back() -> None:

@@ -105,14 +105,14 @@ async def fault_reserved(vmf: VmFault, prot: Protection, num_prefault: int) -> F
         return result
     ctx = OperationContext(resv=bo.resv, faulting=bo)
     count = min(vmf.count, bo.num_pages - vmf.first)
-    advised = bo.device.prefetcher is not None and not looking
+    advised = bo.device.prefetcher is not None
     prefault = 0 if advised else num_prefault
     try:
         added = await populate_range(
             bo, vmf.first, count, ctx, prefault=prefault, zero=not vmf.overwrite, holes=not looking
         )
         if added and advised:
-            added += await prefetch(bo, vmf.first, count)
+            added += await prefetch(bo, vmf.first, count, holes=not looking)
     except TtmError as error:
         if error.errno in (errno.EINTR, errno.EAGAIN):
             return FaultResult.NOPAGE

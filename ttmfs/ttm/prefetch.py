@@ -9,8 +9,11 @@ from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.restore import restore_range
 
 
-async def prefetch(bo: BufferObject, first: int, count: int) -> int:
-    """After a fault of pages [first, first + count) that had no memory, of a reserved BO: the pages added besides."""
+async def prefetch(bo: BufferObject, first: int, count: int, *, holes: bool) -> int:
+    """After a fault of pages [first, first + count) that had no memory, of a reserved BO: the pages added besides.
+
+    Without `holes` only what is in the store comes (see ttmfs.ttm.looking).
+    """
     device = bo.device
     if device.prefetcher is None:
         return 0
@@ -18,7 +21,9 @@ async def prefetch(bo: BufferObject, first: int, count: int) -> int:
     end = min(start + pages, bo.num_pages)
     start = max(start, bo.own_pages)
     tt = bo.need_tt()
-    missing = end - start - len(tt.present_in(start, end - start)) if start < end else 0
+    if start >= end:
+        return 0
+    missing = end - start - len(tt.present_in(start, end - start)) if holes else len(tt.handles_in(start, end))
     if missing <= 0 or device.over_limit(missing) > 0 or missing > device.pool.free_pages:
         return 0
     bo.drop_view()
@@ -26,7 +31,8 @@ async def prefetch(bo: BufferObject, first: int, count: int) -> int:
     try:
         if len(tt.handles_in(start, end)):
             added = await restore_range(bo, tt, start, end - start)
-        added += tt.populate_range(start, end - start)
+        if holes:
+            added += tt.populate_range(start, end - start)
     except TtmError:
         # What came until then is there.
         return added
