@@ -32,6 +32,7 @@ from ttmfs.fs.runner import Runner
 from ttmfs.fs.svmcommands import SPACE_COMMANDS, OpenedSpace
 from ttmfs.fs.svmnames import SpaceNames
 from ttmfs.observe.inject import PLACES
+from ttmfs.svm.audit import check_svm
 from ttmfs.svm.svm import Svm
 from ttmfs.sync import offload
 from ttmfs.sync.resv import Usage
@@ -267,7 +268,7 @@ class Scene:
                 assert got == wanted, f"wrong bytes in {name}"
         if self.vdev.ttm.suspended and not self.vdev.ttm.unplugged:
             await self.vdev.power.resume(OperationContext())
-        wrong = self.vdev.selfcheck() + self.svm.check()
+        wrong = self.vdev.selfcheck() + check_svm(self.svm)
         assert not wrong, wrong
 
 

@@ -27,11 +27,29 @@ from ttmfs.driver.jobs import Job
 from ttmfs.driver.submit import submit_job
 from ttmfs.errors import TtmError
 from ttmfs.svm import calls as svm_calls
+from ttmfs.svm.audit import check_svm
 from ttmfs.svm.space import AddressSpace
 from ttmfs.sync import offload
 from ttmfs.ttm import lifetime
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
+
+
+async def auditor(machine: Machine) -> None:
+    """Selfcheck, now in one go, now bit by bit beside everything else: it finds nothing. Until cancelled."""
+    rng = random.Random(f"auditor {machine.seed}")
+    while True:
+        patient = rng.random() < 0.5
+        for sentence in machine.vdev.selfcheck_steps():
+            assert sentence is None, f"selfcheck, {'bit by bit' if patient else 'in one go'}: {sentence}"
+            if patient:
+                for _ in range(rng.randrange(3)):
+                    await trio.lowlevel.checkpoint()
+        wrong = check_svm(machine.svm)
+        assert not wrong, wrong
+        machine.count("selfcheck")
+        for _ in range(rng.randrange(20, 200)):
+            await trio.lowlevel.checkpoint()
 
 
 async def workers(machine: Machine, bos: list[BufferObject]) -> None:
@@ -169,6 +187,7 @@ async def _run(
             )
             background.start_soon(mover, machine, space)
             background.start_soon(workers, machine, bos)
+            background.start_soon(auditor, machine)
             if suspends:
                 background.start_soon(power, machine)
             if machine.faults:
@@ -190,7 +209,7 @@ async def _run(
             vdev.ttm.inject[place].probability = 0
         for verify in (*[c.verify for c in clients], *[owner.verify for owner in owners], *[c.verify for c in cached]):
             await verify()
-        wrong = vdev.selfcheck() + machine.svm.check()
+        wrong = vdev.selfcheck() + check_svm(machine.svm)
         assert not wrong, wrong
         for bo in bos:
             lifetime.release(bo)
@@ -203,4 +222,4 @@ async def _run(
     assert not left, f"regions in use: {left}, {vdev.ttm.num_zombies} zombies, {vdev.ttm.num_ghosts} ghosts"
     store = vdev.ttm.swap_store
     assert store is None or not store.slots.stored, f"{store.slots.stored} pages left in swap"
-    assert not vdev.selfcheck() + machine.svm.check()
+    assert not vdev.selfcheck() + check_svm(machine.svm)

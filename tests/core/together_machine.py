@@ -89,6 +89,7 @@ class Machine:
     """The device of one run and what all actors share."""
 
     def __init__(self, config: Config, seed: int, *, faults: bool) -> None:
+        self.seed = seed
         self.rng = random.Random(seed)
         self.faults = faults
         self.vdev = VirtualDevice(config)

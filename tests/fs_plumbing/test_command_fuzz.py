@@ -22,6 +22,7 @@ from ttmfs.fs.opening import Opening
 from ttmfs.fs.runner import Runner
 from ttmfs.fs.svmcommands import SPACE_COMMANDS, OpenedSpace
 from ttmfs.fs.svmnames import SpaceNames
+from ttmfs.svm.audit import check_svm
 from ttmfs.svm.svm import Svm
 from ttmfs.ttm import access
 from ttmfs.ttm.placement import parse_placement
@@ -123,7 +124,7 @@ def test_no_line_for_a_space_is_an_internal_error(lines: list[tuple[str, str]], 
                 for result in map(json.loads, outcome.text.splitlines()):
                     assert result["ok"] or "internal error" not in result["error"], (name, line, result)
                     assert len(result.get("error", "")) < 400, (name, line, result)
-            assert vdev.selfcheck() + svm.check() == []
+            assert vdev.selfcheck() + check_svm(svm) == []
             svm.close()
             nursery.cancel_scope.cancel()
 

@@ -11,6 +11,7 @@ from tests.svm.page_cache import PageCache
 from tests.sync.inline import Inline
 from ttmfs.driver.config import Config
 from ttmfs.driver.device import VirtualDevice
+from ttmfs.svm.audit import check_svm
 from ttmfs.svm.space import AddressSpace
 from ttmfs.svm.svm import Svm
 from ttmfs.sync import offload
@@ -66,7 +67,7 @@ async def running(config: Config) -> AsyncIterator[SvmDevice]:
             await nursery.start(device.vdev.run)
             nursery.start_soon(device.svm.run)
             yield device
-            assert device.svm.check() == []
+            assert check_svm(device.svm) == []
             assert device.vdev.selfcheck() == []
             nursery.cancel_scope.cancel()
     finally:

@@ -20,6 +20,7 @@ from ttmfs.driver.jobs import Job
 from ttmfs.driver.submit import submit_job
 from ttmfs.errors import TtmError
 from ttmfs.svm import calls
+from ttmfs.svm.audit import check_svm
 from ttmfs.svm.space import AddressSpace
 from ttmfs.ttm import lifetime
 from ttmfs.ttm.bo import BufferObject
@@ -180,7 +181,7 @@ class Exercise:
             else:
                 result = await calls.gpu_checksum(self.space, at, length)
                 assert result["value"] == zlib.crc32(wanted[at : at + length]), f"the device, near {at:#x}"
-        assert self.device.svm.check() == []
+        assert check_svm(self.device.svm) == []
 
 
 @pytest.mark.parametrize("seed", [pytest.param(seed, id=f"seed-{seed}") for seed in range(6)])

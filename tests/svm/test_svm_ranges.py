@@ -9,6 +9,7 @@ from tests.svm.conftest import MakeDevice, SvmDevice
 from ttmfs.driver.calls import pin, validate_bo
 from ttmfs.errors import TtmError
 from ttmfs.svm import calls
+from ttmfs.svm.audit import check_svm
 from ttmfs.svm.space import AddressSpace
 from ttmfs.ttm import lifetime
 from ttmfs.ttm.context import OperationContext
@@ -299,7 +300,7 @@ async def test_truncate_waits_for_nobody_and_loses_nothing(svm_device: MakeDevic
         assert bytes(await space.read(4 * MIB, 8)) == bytes(8)
         assert bytes(await space.read(0, 8)) == b"\5" * 8
         space.set_size(0)
-        assert device.svm.check() == []
+        assert check_svm(device.svm) == []
         space.release()
         await device.check_nothing_left()
 

@@ -8,6 +8,7 @@ from trio.testing import MockClock
 
 from tests.svm.conftest import MakeDevice
 from ttmfs.svm import calls
+from ttmfs.svm.audit import check_svm
 from ttmfs.ttm import access, lifetime
 
 MIB = 1 << 20
@@ -26,7 +27,7 @@ async def test_reading_through_a_space_leaves_room_for_bos(svm_device: MakeDevic
         assert bytes(await access.read(bo, 0, len(data))) == data
         assert await device.cache.load(space, 5 * MIB, 4000) == b"mine" * 1000
         assert await device.cache.load(space, 40 * MIB, 3 * PAGE) == bytes(3 * PAGE)
-        assert device.svm.check() == []
+        assert check_svm(device.svm) == []
         lifetime.release(bo)
         space.release()
         await device.check_nothing_left()
@@ -66,6 +67,6 @@ async def test_stores_while_pages_are_reclaimed(
             assert await device.cache.load(space, page * PAGE, 16) == bytes(8) + bytes([value]) + bytes(7), page
         for number in range(6):
             assert await device.cache.load(space, 20 * MIB + number * 2 * MIB, PAGE) == bytes([number + 1]) * PAGE
-        assert device.svm.check() == []
+        assert check_svm(device.svm) == []
         space.release()
         await device.check_nothing_left()

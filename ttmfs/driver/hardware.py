@@ -6,6 +6,7 @@ device that puts all of them together is `ttmfs.driver.device.VirtualDevice`.
 
 import errno
 import re
+from collections.abc import Iterator
 from itertools import count
 from typing import Final
 
@@ -16,7 +17,10 @@ from ttmfs.errors import TtmError
 from ttmfs.memory.arena import Arena
 from ttmfs.memory.pool import PagePool
 from ttmfs.memory.stores import make_store
+from ttmfs.sync.containers import unwrap
 from ttmfs.sync.fence import Fence, FenceCounters
+from ttmfs.sync.resv import Usage
+from ttmfs.ttm.audit import audit
 from ttmfs.ttm.device import Device
 from ttmfs.ttm.managers import BuddyManager, RangeManager, SystemManager
 from ttmfs.ttm.placement import GTT, VRAM, Placement, parse_placement
@@ -142,7 +146,10 @@ class Hardware:
 
     def selfcheck(self) -> list[str]:
         """Walk all structures; sentences that say what is wrong, none when all is well."""
-        wrong: list[str] = []
+        return [sentence for sentence in self.selfcheck_steps() if sentence is not None]
+
+    def selfcheck_steps(self) -> Iterator[str | None]:
+        """As `selfcheck`, with a None wherever others may run before it goes on."""
         for name, check in (
             ("pool", self.pool.check),
             *((manager.name, manager.check) for manager in self.ttm.managers.values()),
@@ -151,8 +158,27 @@ class Hardware:
             try:
                 check()
             except AssertionError as error:
-                wrong.append(f"{name}: {error}")
-        return wrong
+                yield f"{name}: {error}"
+            yield None
+        yield from self._check_fences()
+        yield from audit(self.ttm)
+
+    def _check_fences(self) -> Iterator[str]:
+        """Every fence that is pending will be signaled by somebody."""
+        timelines = {engine.timeline for engine in self.all_engines}
+        for engine in self.all_engines:
+            queued = set(engine.pending())
+            for fence in engine.timeline.pending:
+                if fence not in queued:
+                    yield f"fences: {fence.name} ({fence.what}) is pending, and no engine is going to signal it"
+        pending = sum(len(timeline.pending) for timeline in timelines)
+        if pending != self.fence_counters.pending:
+            yield f"fences: {self.fence_counters.pending} are counted as pending, and timelines have {pending}"
+        for bo in self.ttm.bos:
+            for fence in bo.resv.fences(Usage.BOOKKEEP):
+                for plain in unwrap(fence):
+                    if not plain.signaled and plain.context and plain.timeline not in timelines:
+                        yield f"fences: {bo.name} waits for {plain.name} ({plain.what}), which is of no engine"
 
     def close(self) -> None:
         """Give all memory back to the host."""

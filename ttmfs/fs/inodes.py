@@ -7,6 +7,7 @@ Numbers are never reused.
 """
 
 import errno
+from collections.abc import Iterator
 from hashlib import blake2b
 from itertools import count
 from typing import Final
@@ -83,6 +84,20 @@ class Inodes:
         if isinstance(node, Entry):
             node.known = False
         return node
+
+    def knows(self, entry: Entry) -> bool:
+        """Was the kernel told of it, and has it not forgotten it?"""
+        return self._nodes.get(entry.ino) is entry
+
+    def check(self) -> Iterator[str]:
+        """Sentences about what is wrong with the table."""
+        for ino in self._nodes.keys() ^ self._lookups.keys():
+            yield f"inode {ino} is known, or is counted as known: not both"
+        for ino, node in self._nodes.items():
+            if self._lookups.get(ino, 1) <= 0:
+                yield f"inode {ino} is known, and was looked up {self._lookups[ino]} times"
+            if isinstance(node, Entry) and (node.ino != ino or not node.known):
+                yield f"inode {ino} means inode {node.ino} ({node.path}), which does not say that it is known"
 
 
 def _key(node: Node) -> str:

@@ -39,8 +39,6 @@ class OpenRequests(InodeRequests):
         own = is_own(ctx.pid)
         file.opens += 1
         file.write_opens += writes
-        if writes:
-            await self._before_stores(file)
         handle: BoHandle | SpaceHandle
         if isinstance(file, SpaceFile):
             handle = SpaceHandle(file, self.counters, self._failed, self.tree.page_cache, writes=writes, own=own)
@@ -50,9 +48,12 @@ class OpenRequests(InodeRequests):
         else:
             handle = BoHandle(file, writes=writes, own=own)
             read_ahead = max(file.bo.prefault, 1) * PAGE_SIZE >> 10
+        fh = self._new_handle(handle)
+        if writes:
+            await self._before_stores(file)
         if not own:
             self.set_read_ahead(read_ahead)
-        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(self._new_handle(handle)))
+        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(fh))
 
     @staticmethod
     async def _before_stores(file: BoFile | SpaceFile) -> None:
@@ -109,9 +110,11 @@ class OpenRequests(InodeRequests):
     @guarded
     async def release(self, fh: int) -> None:
         """The last descriptor and the last mapping are gone."""
-        handle = self._handles.pop(fh, None)
+        handle = self._handles.get(fh)
         if isinstance(handle, (BoHandle, SpaceHandle)):
             await self._touch(handle)
+        self._handles.pop(fh, None)
+        if isinstance(handle, (BoHandle, SpaceHandle)):
             handle.file.opens -= 1
             handle.file.write_opens -= handle.writes
             if handle.writes and not handle.file.write_opens:

@@ -6,13 +6,14 @@ WRITE in TtmOperations.
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import count
 
 import pyfuse3
 
 from ttmfs.driver.namespace import BoFile
 from ttmfs.errors import TtmError
+from ttmfs.fs.inodecheck import check_inodes, check_opens
 from ttmfs.fs.inodes import Inodes
 from ttmfs.fs.listing import Listing
 from ttmfs.fs.nodes import Handle
@@ -58,6 +59,14 @@ class Served(pyfuse3.Operations):
         self.closing = False
         self._handles: dict[int, BoHandle | SpaceHandle | Handle | Listing] = {}
         self._next_handle = count(1)
+        tree.checks.append(self._check)
+
+    def _check(self) -> Iterator[str | None]:
+        """Its part of selfcheck."""
+        files = [*self.names.files.values(), *self.spaces.files.values()]
+        yield from check_inodes(self.inodes, files)
+        handles = [handle for handle in self._handles.values() if isinstance(handle, BoHandle | SpaceHandle)]
+        yield from check_opens(files, ((handle.file, handle.writes) for handle in handles))
 
     def _failed(self, name: str, what: str, error: OSError) -> None:
         self.tree.runner.error_log.add(f"{what} {name}", error)

@@ -4,13 +4,14 @@ import errno
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import trio
 
 from ttmfs.driver.entries import Folder
 from ttmfs.driver.knobs import knobs, set_knob
+from ttmfs.driver.namecheck import check_bos, check_names
 from ttmfs.driver.namespace import BoFile
 from ttmfs.errors import TtmError
 from ttmfs.fs import attributes
@@ -27,6 +28,7 @@ from ttmfs.fs.opening import Opening
 from ttmfs.fs.policytree import POLICIES, PolicyTree
 from ttmfs.fs.rights import AttributeOf, CommandOf, FolderOf, ObjectOf, Owner, QuestionOf, ReadersOf, Rights
 from ttmfs.fs.runner import Runner
+from ttmfs.fs.slowtext import slow_file
 from ttmfs.fs.snapshot import SnapshotHandle
 from ttmfs.fs.stats import region_stats, stats, swap_stats
 from ttmfs.fs.svmconfig import set_svm_knob, svm_knobs
@@ -37,6 +39,8 @@ from ttmfs.fs.tracectl import set_trace, trace_state
 from ttmfs.fs.words import cell, escape, for_shell
 from ttmfs.observe.inject import KEYS as INJECTION_KEYS
 from ttmfs.observe.inject import PLACES as INJECTION_PLACES
+from ttmfs.svm.audit import svm_check_steps
+from ttmfs.sync.pace import Pace
 from ttmfs.ttm.lru_cursor import LruCursor
 from ttmfs.ttm.placement import SYSTEM
 from ttmfs.ttm.resource import Resource, ResourceManager
@@ -64,6 +68,8 @@ class Tree:
         self.svm = SvmTree(spaces, runner)
         self.loop_status: Callable[[], str] = lambda: ""
         self.lengths = Lengths()
+        self.checks: list[Callable[[], Iterator[str | None]]] = []
+        """What others have to say in selfcheck: sentences, and None where it may pause."""
         self._root_files: dict[str, Callable[[], VirtualFile]] = {
             "README": lambda: self._text(lambda: readme(machine.vdev.region_names)),
             "stats": lambda: self._text(lambda: json.dumps(self.stats()) + "\n"),
@@ -217,7 +223,7 @@ class Tree:
         if command is not None:
             return self._command(command, None)
         if name == "selfcheck":
-            return self._dear(lambda: "".join(f"{line}\n" for line in self.selfcheck()) or "ok\n")
+            return slow_file(self._selfcheck_text, self.owner.only(0o400), self.lengths)
         if name == "trace":
             trace = self.machine.vdev.ttm.trace
             return self._value(lambda: trace_state(trace), lambda text: set_trace(trace, text), "ctl/trace")
@@ -226,8 +232,28 @@ class Tree:
         return None
 
     def selfcheck(self) -> list[str]:
-        """What is wrong with the structures of the device and of its address spaces, as sentences."""
-        return [*self.machine.vdev.selfcheck(), *self.spaces.svm.check()]
+        """What is wrong with the structures of the device, its address spaces, names and inodes, as sentences."""
+        return [sentence for sentence in self._selfcheck_steps() if sentence is not None]
+
+    def _selfcheck_steps(self) -> Iterator[str | None]:
+        yield from self.machine.vdev.selfcheck_steps()
+        yield from svm_check_steps(self.spaces.svm)
+        yield from check_names(self.machine.names)
+        yield from check_names(self.spaces)
+        yield from check_bos(self.machine.names)
+        for check in self.checks:
+            yield None
+            yield from check()
+
+    async def _selfcheck_text(self) -> bytes:
+        pace = Pace()
+        wrong = ""
+        for sentence in self._selfcheck_steps():
+            if sentence is None:
+                await pace.step()
+            else:
+                wrong += f"{sentence}\n"
+        return (wrong or "ok\n").encode("utf-8", "surrogateescape")
 
     def _knobs(self) -> dict[str, str]:
         return {**knobs(self.machine.vdev), **svm_knobs(self.spaces.svm)}

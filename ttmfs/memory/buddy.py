@@ -371,6 +371,11 @@ class Buddy:
         """Per page, the order + 1 of the allocated block that it is in, 0 when it is free; uint8, a copy."""
         return self._owned.order_map()
 
+    def allocated_map(self) -> BoolArray:
+        """Per page, whether it is in an allocated block: bool, a copy."""
+        result: BoolArray = self._owned.order_map() != 0
+        return result
+
     def free_map(self) -> Uint8Array:
         """Per page, 1 when it is free, uint8; a copy."""
         return self._free.map_of(0, self.num_pages)

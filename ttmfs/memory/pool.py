@@ -17,6 +17,7 @@ import numpy as np
 
 from ttmfs import clock
 from ttmfs.errors import TtmError
+from ttmfs.memory.account import Account
 from ttmfs.memory.arena import Arena
 from ttmfs.memory.blocks import Blocks
 from ttmfs.memory.buddy import Buddy
@@ -62,6 +63,10 @@ class PagePool:
         self.reclaim_backoff = False
         """Defrag failed a moment ago: who populates passes this on, so that nothing is reclaimed for a high order."""
         self.in_use_pages = 0
+        self.accounts: list[Account] = []
+        """Whoever finds out just now whose the pages are: hears of each that is handed out."""
+        self.detached: dict[object, PageArray] = {}
+        """Pages that nobody has any more and that a fence will free, by what frees them."""
         self._limit_pages = limit_pages
         self._now = now
         self._last_use = now()
@@ -127,6 +132,10 @@ class PagePool:
     def pooled_map(self) -> BoolArray:
         """Per page of the arena, whether it is pooled: bool, the caller's own."""
         return self._types.pooled_map(self._buddy)
+
+    def in_use_map(self) -> BoolArray:
+        """Per page of the arena, whether it was allocated and not given back: bool, the caller's own."""
+        return self._buddy.allocated_map() & ~self.pooled_map()
 
     def page_orders(self, pages: PageArray) -> Uint8Array:
         """Per page, the order of the block that it belongs to, uint8. TtmError(EINVAL) for one not allocated."""
@@ -196,6 +205,7 @@ class PagePool:
         self._counts["beneficial_order_failed"] += failed
         self._counts["pool_hit_pages"] += state.pool_hit_pages
         pages, unzeroed, zeroed = state.finish(self.arena, self._warm, zero=zero)
+        self._excuse(pages)
         self._counts["zeroed_pages"] += zeroed
         return PoolAlloc(pages, failed, unzeroed)
 
@@ -220,7 +230,12 @@ class PagePool:
             unzeroed = NO_PAGES
         self.in_use_pages += size
         self._counts["allocs"] += 1
+        self._excuse(pages)
         return PoolAlloc(pages, False, unzeroed)
+
+    def _excuse(self, pages: PageArray) -> None:
+        for account in self.accounts:
+            account.excuse(pages)
 
     def _no_memory(self, num_pages: int, how: str = "") -> TtmError:
         message = f"{self.arena.name}: no {num_pages} pages{how}: {self.free_pages} of {self.num_pages} are free"

@@ -24,12 +24,14 @@ if TYPE_CHECKING:
     from ttmfs.svm.space import AddressSpace
 
 HOLE: Final = -1
+_COUNTS: Final = tuple(range(CHUNK_PAGES + 1))
+"""One object for each number, however many chunks count so many pages."""
 
 
 class Chunk:
     """Chunk `number` of a space: its pages are [number * 512, number * 512 + 512). All masks are of these 512 pages."""
 
-    __slots__ = ("allocs", "fences", "handed", "moves", "number", "pages", "space", "users")
+    __slots__ = ("allocs", "counted", "fences", "handed", "moves", "number", "pages", "space", "users")
 
     def __init__(self, space: "AddressSpace", number: int) -> None:
         self.space = space
@@ -37,6 +39,8 @@ class Chunk:
         self.pages = CpuPages()
         self.allocs: tuple[DevMem, ...] = ()
         self.moves: tuple[Move, ...] = ()
+        self.counted = 0
+        """Pages that it holds, as far as the space counts them; -1 while it is `uncounted` there."""
         self.handed = 0
         """Pages that a READ or WRITE was answered with since they were last invalidated: clients may cache them."""
         self.fences: tuple[tuple[int, Fence], ...] = ()
@@ -77,6 +81,18 @@ class Chunk:
                 mask |= move.has_ram & move.live
         return mask
 
+    def changed(self) -> None:
+        """It has other pages than before, or has them elsewhere."""
+        if self.counted >= 0:
+            self.space.blocks -= self.counted
+            self.counted = -1
+            self.space.uncounted.append(self)
+
+    def count(self) -> int:
+        """Pages that hold something, wherever."""
+        self.counted = _COUNTS[self.populated().bit_count()]
+        return self.counted
+
     def move_of(self, mask: int) -> "Move | None":
         """A move, in either direction, that has one of these pages on its way."""
         for move in self.moves:
@@ -98,6 +114,16 @@ class Chunk:
             return ()
         self.fences = tuple(entry for entry in self.fences if not entry[1].signaled)
         return tuple(fence for used, fence in self.fences if used & mask)
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"svm:{self.space.name} chunk {self.number}"
+
+    def system_pages(self) -> Pages:
+        """All system pages that it has, those of its moves included."""
+        parts = [self.pages.numbers(self.pages.present), *(move.system_pages() for move in self.moves)]
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
     # -- bytes -----------------------------------------------------------------------------------------------------
 
@@ -147,6 +173,7 @@ class Chunk:
 
     def drop(self, mask: int) -> None:
         """These pages become holes, at once. What the device still uses of them is freed when it is done."""
+        self.changed()
         gone = self.pages.present & mask
         if gone:
             fences = self.busy(gone)
@@ -207,9 +234,15 @@ class Move:
         length = len(part) if bool(follows.all()) else int(np.argmin(follows)) + 1
         return self.chunk.space.arena, first - 1, length
 
+    def system_pages(self) -> Pages:
+        """Its source, or its target, in system."""
+        found: Pages = self.ram[self.ram != 0] - np.uint32(1)
+        return found
+
     def fill_holes(self, mask: int, pages: Pages) -> None:
         """Into VRAM, before the copy begins: memory for these holes, so that they can be written."""
         self.ram[index_of(mask) - self.devmem.first] = pages + np.uint32(1)
+        self.chunk.changed()
 
     def step(self, index: int, count: int) -> None:
         """Copy `count` pages from page `index` of the allocation on; synchronous."""
@@ -251,6 +284,7 @@ class Move:
     def done(self, fence: Fence) -> None:
         """The copy's fence has signaled: the pages are in their new place, or, if it failed, still in the old one."""
         chunk, devmem = self.chunk, self.devmem
+        chunk.changed()
         chunk.moves = tuple(move for move in chunk.moves if move is not self)
         failed = fence.error != 0
         pool = chunk.space.pool

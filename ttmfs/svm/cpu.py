@@ -95,7 +95,9 @@ def _first_touch(space: "AddressSpace", offset: int, size: int) -> bool:
         pages = ttm.pool.alloc(count).pages
     except TtmError:
         return False
-    space.need_chunk(number).pages.put(holes, pages)
+    chunk = space.need_chunk(number)
+    chunk.pages.put(holes, pages)
+    chunk.changed()
     return True
 
 
@@ -256,6 +258,7 @@ def _put(space: "AddressSpace", number: int, holes: int, pages: Pages) -> None:
             still &= ~part
     if still:
         chunk.pages.put(still, pages[np.searchsorted(order, index_of(still))])
+        chunk.changed()
 
 
 async def write(space: "AddressSpace", offset: int, data: bytes) -> None:

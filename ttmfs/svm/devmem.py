@@ -51,7 +51,12 @@ class DevMem:
         self.expires = 0.0
         """Until then, on trio's clock, CPU faults leave it where it is (the timeslice of atomics)."""
         self.dead = False
-        bo.private = self
+        bo.private = bo.named = self
+
+    @property
+    def path(self) -> str:
+        """The name of the BO, made when somebody asks for it."""
+        return f"svm:{self.chunk.space.name}@{(self.chunk.first_page + self.first) << PAGE_SHIFT:#x}"
 
     @property
     def resource(self) -> Resource:
@@ -65,6 +70,7 @@ class DevMem:
             self.release()
             return
         self.present = live
+        self.chunk.changed()
         self.chunk.allocs = (*self.chunk.allocs, self)
 
     def drop(self, mask: int) -> None:
@@ -72,6 +78,7 @@ class DevMem:
         if self.dead or not self.present & mask:
             return
         self.present &= ~mask
+        self.chunk.changed()
         if not self.present:
             self.release()
 
@@ -81,6 +88,7 @@ class DevMem:
             return
         self.dead = True
         self.present = 0
+        self.chunk.changed()
         self.chunk.allocs = tuple(other for other in self.chunk.allocs if other is not self)
         lifetime.release(self.bo)
 
@@ -99,6 +107,7 @@ def submit_move(vdev: "VirtualDevice", move: Move, deps: "tuple[Fence, ...]") ->
         make=lambda fence: SvmCopy(move, fence),
     )
     move.chunk.moves = (*move.chunk.moves, move)
+    move.chunk.changed()
     fence.add_callback(move.done)
     devmem.bo.resv.add_fence(fence, Usage.KERNEL)
     return fence

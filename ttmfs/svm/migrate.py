@@ -102,7 +102,7 @@ async def _migrate_to_devmem(space: "AddressSpace", found: Range, tally: Tally, 
             await move.copy.fence.wait()
         _check(space, found, chunk)
         ttm = space.vdev.ttm
-        bo = BufferObject(ttm, space.svm.funcs, name=f"svm:{space.name}@{found.first << PAGE_SHIFT:#x}")
+        bo = BufferObject(ttm, space.svm.funcs)
         bo.size = found.num_pages << PAGE_SHIFT
         turn = Turn(ttm, bo.name)
         bo.resv.trylock(turn.need_ticket())

@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator
 
-import numpy as np
-
 from ttmfs.svm.pages import Pages
 from ttmfs.svm.svm import Svm
 
@@ -16,4 +14,4 @@ def owned_pages(svm: Svm) -> Iterator[tuple[str, Pages]]:
             if chunk.pages.present:
                 yield label, chunk.pages.numbers(chunk.pages.present)
             for move in chunk.moves:
-                yield label, move.ram[move.ram != 0] - np.uint32(1)
+                yield label, move.system_pages()

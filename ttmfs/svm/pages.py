@@ -147,7 +147,10 @@ def free_pages(pool: PagePool, pages: NDArray[np.generic], fences: tuple[Fence, 
     waited_for = merge(*fences)
 
     def free(_fence: Fence | None = None) -> None:
+        pool.detached.pop(free, None)
         pool.free(pages, split=True)
 
-    if not waited_for.add_callback(free):
+    if waited_for.add_callback(free):
+        pool.detached[free] = pages
+    else:
         free()

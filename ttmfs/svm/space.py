@@ -58,12 +58,16 @@ class Advice:
 
 NO_ADVICE: Final = Advice()
 
+_UNCOUNTED = 64
+"""Chunks that may be uncounted though they are gone."""
+
 
 class AddressSpace:
     """One space. `private` is what the file system hangs on to it. All offsets and sizes are bytes."""
 
     __slots__ = (
         "advice",
+        "blocks",
         "bytes_moved",
         "chunks",
         "cpu_faults",
@@ -85,6 +89,7 @@ class AddressSpace:
         "stats",
         "svm",
         "table",
+        "uncounted",
         "unlinked",
         "unmapping",
         "vdev",
@@ -112,6 +117,10 @@ class AddressSpace:
         """Nobody can store into what READs hand out: see ttmfs.ttm.looking."""
         self.looked = False
         self.looked_at = LookedAt()
+        self.blocks = 0
+        """Pages that the chunks hold that are not `uncounted`."""
+        self.uncounted: list[Chunk] = []
+        """Those whose content has changed since `num_blocks` counted it."""
         self.unlinked = False
         self.released = False
         self.unmapping: list[tuple[int, int]] = []
@@ -151,6 +160,8 @@ class AddressSpace:
         """Forget a chunk that has nothing to remember."""
         if chunk.empty and self.chunks.get(chunk.number) is chunk:
             del self.chunks[chunk.number]
+            if len(self.uncounted) > _UNCOUNTED + 2 * len(self.chunks):
+                self.num_blocks()
 
     @staticmethod
     def masks(first: int, end: int) -> Iterator[tuple[int, int]]:
@@ -407,8 +418,11 @@ class AddressSpace:
         return letters.tobytes()
 
     def num_blocks(self) -> int:
-        """Pages that hold something, wherever."""
-        return sum(chunk.populated().bit_count() for chunk in self.chunks.values())
+        """Pages that hold something, wherever: counted anew only where that has changed since it was last asked."""
+        for chunk in self.uncounted:
+            self.blocks += chunk.count()
+        self.uncounted.clear()
+        return self.blocks
 
     def status(self) -> dict[str, int]:
         """What svm_objects/NAME/status says besides name and size; `*_pages` are pages."""
@@ -457,25 +471,6 @@ class AddressSpace:
     def stats_text(self) -> str:
         """`name: value` lines with the names of xe's gt stats."""
         return self.stats.text()
-
-    def check(self) -> list[str]:
-        """Selfcheck: sentences about what is wrong."""
-        wrong = [f"svm {self.name}: {sentence}" for sentence in self.table.check()]
-        for number, chunk in self.chunks.items():
-            seen = 0
-            for mask in (chunk.pages.present, chunk.moving_in(), *(devmem.present for devmem in chunk.allocs)):
-                if mask & seen:
-                    wrong.append(f"svm {self.name}: chunk {number} has a page in two places")
-                seen |= mask
-            wrong += [
-                f"svm {self.name}: {devmem.bo.name} is listed, but dead or empty"
-                for devmem in chunk.allocs
-                if devmem.dead or not devmem.present
-            ]
-        for found in self.table.ranges.values():
-            if found.bound and self.location(found)[0] == "mixed":
-                wrong.append(f"svm {self.name}: the range at page {found.first} is bound, but not in one place")
-        return wrong
 
 
 assert PAGE_SIZE << CHUNK_SHIFT == 2 << 20

@@ -1,6 +1,7 @@
 """Svm: all shared virtual address spaces of one device, and what they have in common."""
 
 import errno
+from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -9,6 +10,8 @@ import trio
 from numpy.typing import NDArray
 
 from ttmfs.errors import TtmError
+from ttmfs.memory.account import Held
+from ttmfs.svm.chunk import Chunk
 from ttmfs.svm.counters import SvmCounters
 from ttmfs.svm.devmem import DevMemFuncs
 from ttmfs.svm.reclaim import reclaim_zero_pages
@@ -54,6 +57,8 @@ class Svm:
         self.funcs = DevMemFuncs(vdev)
         self.migrate_lock = trio.Lock()
         vdev.ttm.reclaimers.append(partial(reclaim_zero_pages, self))
+        vdev.ttm.holders.append(self._holders)
+        self._leaving: list[AddressSpace] = []
         self._garbage = trio.Event()
         self._numbers: dict[str, NDArray[np.uint32]] = {}
 
@@ -73,9 +78,25 @@ class Svm:
         if resource.start >= 0:
             resource.pages = numbers[resource.start : resource.start + resource.num_pages]
 
+    def _holders(self) -> Iterator[tuple[Chunk, Held]]:
+        """The chunks, for the device's audit of its pages."""
+        for space in list(self.spaces):
+            for chunk in list(space.chunks.values()):
+                yield chunk, Chunk.system_pages
+        for space in self._leave():
+            for chunk in list(space.chunks.values()):
+                yield chunk, Chunk.system_pages
+
+    def _leave(self) -> list[AddressSpace]:
+        """Those that were released and have copies under way still."""
+        self._leaving = [space for space in self._leaving if any(chunk.moves for chunk in space.chunks.values())]
+        return self._leaving
+
     def forget(self, space: AddressSpace) -> None:
         """It was released."""
         self.spaces.pop(space, None)
+        self._leaving.append(space)
+        self._leave()
 
     def garbage_listed(self) -> None:
         """A range waits for the garbage collector."""
@@ -103,10 +124,6 @@ class Svm:
         counters["spaces"] = len(self.spaces)
         counters["ranges"] = sum(len(space.table) for space in self.spaces)
         return counters
-
-    def check(self) -> list[str]:
-        """Selfcheck: sentences about what is wrong, none when all is well."""
-        return [sentence for space in self.spaces for sentence in space.check()]
 
     def wake(self) -> None:
         """Every request that waits looks again at what to do: the mount is going down."""

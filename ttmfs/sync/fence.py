@@ -89,6 +89,11 @@ class Fence:
         """`CONTEXT:SEQNO`, the name under which people wait for it."""
         return f"{self.context}:{self.seqno}"
 
+    @property
+    def timeline(self) -> "Timeline | None":
+        """The timeline that it is pending on; None once it is signaled, and for one of no timeline."""
+        return self._timeline
+
     def __repr__(self) -> str:
         state = (f"error {self.error}" if self.error else "signaled") if self.signaled else "pending"
         return f"<{type(self).__name__} {self.name} {state}{' ' + self.what if self.what else ''}>"

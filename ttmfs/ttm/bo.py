@@ -79,6 +79,7 @@ class BufferObject:
         "fast",
         "fault_pages",
         "faults",
+        "fresh_tt",
         "funcs",
         "gate",
         "ghost",
@@ -136,6 +137,7 @@ class BufferObject:
         self.tt: TT | None = None
         self.defrag_old_tt: TT | None = None
         """The source of a defrag move while the driver makes it; `tt` is the fresh one then."""
+        self.fresh_tt: TT | None = None  # what a defrag move is to go to, until it is `tt`
         self.resv = Reservation(device.ww_class) if resv is None else resv
         self.shares_resv = resv is not None
         """The reservation was given: others may have the same one."""
@@ -147,17 +149,15 @@ class BufferObject:
         """Has `fast` been worked out since the last change?"""
         self.handed_out = False
         """A READ or WRITE was answered since the last INVAL: clients may have pages cached."""
-        self.looks_only = False
+        self.looks_only = self.looked = False
         """Nobody can store into what READs hand out: see ttmfs.ttm.looking. Whoever counts the openers says so."""
-        self.looked = False
         self.eof_page_read = False
         """A client may have the page with the end of the file cached and up to date; see ttmfs.ttm.eof."""
         self.placed = False
         """False until the first validate, fault, WRITE or job; gutting resets it."""
         self.placement = placement
         self.pin_count = 0
-        self.priority = 1
-        self.page_alignment = 1
+        self.priority = self.page_alignment = 1
         self.caching = Caching.cached
         self.prefault = device.prefault
         self.madvise = "normal"
@@ -173,7 +173,7 @@ class BufferObject:
         """Likewise, when it is held no more."""
         self.unknown_state = False
         self.bulk: LruBulkMove | None = None
-        device.num_bos += 1
+        device.bos[self] = None
         self.private: object = None
         """What the driver or the file system hangs on to a BO."""
         self.adviser: Adviser | None = None

@@ -5,12 +5,13 @@ that somebody is to look at. It lies below the BO, which knows its device: what 
 here. What happens to one as a whole is in `ttmfs.ttm.lifetime`.
 """
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 import trio
 
+from ttmfs.memory.account import Held
 from ttmfs.memory.pool import PagePool
 from ttmfs.memory.stores import SwapStore
 from ttmfs.observe.counters import Counters
@@ -43,7 +44,9 @@ class Need:
 class Device:
     """One device. `pool` is the memory of system and gtt; `managers` are the regions by name, system first."""
 
-    def __init__(self, pool: PagePool, managers: Iterable[ResourceManager]) -> None:
+    def __init__(  # noqa: PLR0915 - a statement a field
+        self, pool: PagePool, managers: Iterable[ResourceManager]
+    ) -> None:
         self.pool = pool
         self.managers = {manager.name: manager for manager in managers}
         assert SYSTEM in self.managers
@@ -58,8 +61,8 @@ class Device:
             manager.unevictable = self.unevictable
         self.unmapper: Unmapper[Any] = NoUnmapper()
         self.default_placement: Placement = (Place(SYSTEM),)
-        self.num_bos = 0
-        """Live BOs, ghosts and zombies included (ttm_glob.bo_count)."""
+        self.bos: dict[Any, None] = {}
+        """Live BOs, ghosts and zombies included, oldest first."""
         self.num_ghosts = self.num_zombies = 0
         self.ghost_gone = trio.Event()
         """Set, and replaced, when a ghost gives its memory back."""
@@ -93,8 +96,15 @@ class Device:
         self.homes: Homes | None = None
         self.prefetcher: Prefetcher | None = None
         """None: the BO's own `prefault` is what comes along with a fault."""
+        self.holders: list[Callable[[], Iterator[tuple[Any, Held]]]] = []
+        """Who has system pages without a BO: they yield owners, which have a name, and what says their pages."""
         self.unfinished_restores: dict[Any, None] = {}
         """BOs whose restore failed or was interrupted, and that hold the pages it was going on with."""
+
+    @property
+    def num_bos(self) -> int:
+        """How many live BOs there are (ttm_glob.bo_count)."""
+        return len(self.bos)
 
     # -- page accounting -----------------------------------------------------------------------------------------
 

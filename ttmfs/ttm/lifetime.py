@@ -184,7 +184,7 @@ def cleanup(bo: BufferObject) -> None:
     bo.zombie = False
     bo.when_unlocked = ()
     device = bo.device
-    device.num_bos -= 1
+    device.bos.pop(bo, None)
     if bo.ghost:
         device.num_ghosts -= 1
         device.ghost_gone.set()

@@ -96,13 +96,14 @@ async def handle_move_mem(bo: BufferObject, resource: Resource, ctx: OperationCo
     _trace_move("move_start", bo, old, resource, evict=int(evict), defrag=int(ctx.defrag))
     try:
         if is_defrag(bo, resource, ctx, evict=evict):
-            fresh = fresh_tt(bo)
+            fresh = bo.fresh_tt = fresh_tt(bo)
             bo.resv.reserve_fences(1)
         inject.check("unmap", errno.EIO, f"unmapping {bo.name}")
         if ctx.faulting is not bo:
             await unmap_virtual(bo, together=ctx.together)
         if fresh is not None:
             commit(bo, fresh)
+            bo.fresh_tt = None
         elif resource.manager.use_tt:
             inject.check("tt_create", errno.ENOMEM, f"making a tt for {bo.name}")
             tt = bo.need_tt()
@@ -116,6 +117,7 @@ async def handle_move_mem(bo: BufferObject, resource: Resource, ctx: OperationCo
         await bo.funcs.move(bo, resource, ctx, evict=evict)
     except BaseException as error:
         if fresh is not None:
+            bo.fresh_tt = None
             restore(bo, fresh)
         _undo_populate(bo, old)
         if not isinstance(error, Multihop):

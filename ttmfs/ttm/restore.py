@@ -8,6 +8,7 @@ also by a resume that completes it (the kernel kept it until 2026).
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import trio
@@ -114,10 +115,21 @@ async def _piece(bo: BufferObject, tt: TT, index: Index, first: int, end: int, s
     if kept:
         tt.restore = state
     try:
-        await _fill_asked(bo, tt, state, first, end, size)
+        with _listed(tt, state):
+            await _fill_asked(bo, tt, state, first, end, size)
     finally:
         if not kept:
             tt.give_pages(state.pages)
+
+
+@contextmanager
+def _listed(tt: TT, state: Restore) -> Iterator[None]:
+    """Its pages are accounted for meanwhile."""
+    tt.restoring = (*tt.restoring, state)
+    try:
+        yield
+    finally:
+        tt.restoring = tuple(other for other in tt.restoring if other is not state)
 
 
 async def _fill_asked(bo: BufferObject, tt: TT, state: Restore, first: int, end: int, size: StepSize) -> None:
@@ -135,7 +147,8 @@ async def _fill_asked(bo: BufferObject, tt: TT, state: Restore, first: int, end:
         own = Restore(state.index[asked], state.pages[asked])
         state.index, state.pages = state.index[~asked], state.pages[~asked]
         try:
-            await _fill(bo, tt, own, size)
+            with _listed(tt, own):
+                await _fill(bo, tt, own, size)
         finally:
             index, pages = np.concatenate((state.index, own.index)), np.concatenate((state.pages, own.pages))
             order = np.argsort(index)

@@ -105,7 +105,7 @@ async def _store(bo: BufferObject) -> int:
                 start = len(handles)
                 part = index[start : start + size.next_to(start)]
                 stored = await store_pages(device, tt.arena, tt.pages_at(part))
-                handles = np.concatenate((handles, stored))
+                handles = tt.storing = np.concatenate((handles, stored))
                 if len(stored) < len(part):
                     raise TtmError(errno.ENOSPC, f"{bo.name} is not swapped out: {tt.store.full_because}")
                 await trio.lowlevel.checkpoint()
@@ -116,6 +116,7 @@ async def _store(bo: BufferObject) -> int:
             went = len(index) if gate.zero_from is None else int((index < gate.zero_from >> PAGE_SHIFT).sum())
             tt.mark_backed_up(index[:went], handles[:went])
     finally:
+        tt.storing = None
         if went < len(handles):
             tt.store.drop(handles[went:], upkeep=False)
     device.counters.backup.pages_out += went

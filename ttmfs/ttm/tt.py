@@ -62,7 +62,9 @@ class TT(PageVector):
         "hand",
         "past_pool",
         "restore",
+        "restoring",
         "store",
+        "storing",
     )
 
     def __init__(
@@ -73,6 +75,10 @@ class TT(PageVector):
         self.store = store
         """Where its pages can be backed up; the device's, attached when the tt is made (ttm_tt_setup_backup)."""
         self.restore: Restore | None = None
+        self.restoring: tuple[Restore, ...] = ()
+        """Others that are under way, with pages of their own."""
+        self.storing: Vector | None = None
+        """Handles of pages that are in the store while it is not certain that all of them get there (swapout)."""
         self.hand = 0
         """Where the shrinker goes on in a BO that it backs up piece by piece."""
         self.beneficial_order_failed = False
@@ -307,6 +313,15 @@ class TT(PageVector):
             return 0
         self.give_pages(restore.pages)
         return len(restore.pages)
+
+    def handles(self) -> Vector:
+        """The handles that the vector has."""
+        return decode_handles(self.at(self.handles_in(0, self.num_pages)))
+
+    def handles_on_their_way(self) -> Vector:
+        """Those that the vector has not, not yet or no more, while somebody stores or loads their pages."""
+        parts = [load.handles for load in self._loads]
+        return np.concatenate([*parts, np.zeros(0, np.uint32) if self.storing is None else self.storing])
 
     # -- truncated while it is away ------------------------------------------------------------------------------
 

@@ -68,6 +68,8 @@ class SwapStore(ABC):
         self.wake: Callable[[], object] | None = None
         """Called when there may be upkeep to do that nobody does."""
         self.pages_out = self.pages_in = 0
+        self._storing: dict[int, StoreTransfer] = {}
+        """Transfers that have begun and not ended, by their id()."""
         self._write_number = self._read_number = 0
         self._closed = False
 
@@ -145,6 +147,7 @@ class SwapStore(ABC):
             raise self._full()
         slots = self.slots.take(count)
         transfer = StoreTransfer(slots, np.empty(slots.size, np.uint32), gives=gives)
+        self._storing[id(transfer)] = transfer
         transfer.fail_at, transfer.fail_errno = self._injected(self.fail_write, self._write_number, slots.size)
         self._write_number += slots.size if transfer.fail_at < 0 else transfer.fail_at + 1
         return transfer
@@ -183,6 +186,7 @@ class SwapStore(ABC):
         """
         assert not transfer.ended, "a store is ended once"
         transfer.ended = True
+        del self._storing[id(transfer)]
         transfer.unchanged = unchanged
         error = transfer.error
         partial = error is None or (isinstance(error, OSError) and error.errno in FULL)
@@ -205,6 +209,7 @@ class SwapStore(ABC):
         """Free all slots of a transfer that is not ended, written or not."""
         assert not transfer.ended, "a store is ended once"
         transfer.ended = True
+        del self._storing[id(transfer)]
         self.slots.put(transfer.slots)
 
     # Loading.
@@ -330,8 +335,11 @@ class SwapStore(ABC):
             self._close()
 
     def check(self) -> None:
-        """Raise AssertionError naming what is wrong with the books. Only while no transfer is under way."""
+        """Raise AssertionError naming what is wrong with the books."""
         self.slots.check()
+        reserved = self.slots.used - self.slots.stored - self.slots.held
+        known = sum(len(transfer.slots) for transfer in self._storing.values())
+        assert reserved == known, f"{reserved} slots are taken and hold no page; transfers under way have {known}"
         assert self.used <= self.size, f"{self.name}: {self.used} bytes are used of {self.size}"
 
     # What a kind of store does.

@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from ttmfs.errors import TtmError
+from ttmfs.memory.account import Account
 from ttmfs.memory.arena import FRAME_PAGES, MAP_NORESERVE
 from ttmfs.memory.runs import Int64Array, PageArray, Uint8Array, Uint32Array, ascending, expand, runs
 
@@ -48,11 +49,17 @@ def lazy_array(count: int, dtype: Any) -> np.ndarray[tuple[int], Any]:
 class SlotMap:
     """`num_slots` free slots. `used`: taken slots, `stored`: those with a page in them, `waste`: free but touched."""
 
-    __slots__ = ("_free", "_low", "_slabs", "_state", "_waste", "num_slots", "stored", "used", "waste")
+    __slots__ = (
+        "_free", "_low", "_slabs", "_state", "_waste", "accounts", "held", "num_slots", "stored", "used", "waste",
+    )  # fmt: skip
 
     def __init__(self, num_slots: int) -> None:
         self.num_slots = num_slots
         self.used = self.stored = self.waste = 0
+        self.held = 0
+        """Taken by `hold_waste`, and not released yet."""
+        self.accounts: list[Account] = []
+        """Whoever finds out just now whose the stored pages are: hears of each that is stored."""
         self._state: Uint8Array = lazy_array(num_slots, np.uint8)
         self._slabs = self._state[: num_slots & -SLAB].reshape(-1, SLAB)
         slabs = -(-num_slots >> SLAB_SHIFT)
@@ -139,6 +146,8 @@ class SlotMap:
         """These taken slots hold a page now."""
         self._state[slots] |= STORED
         self.stored += len(slots)
+        for account in self.accounts:
+            account.excuse(slots)
 
     def put(self, slots: PageArray) -> None:
         """These taken slots, ascending or not, each named once, are free again."""
@@ -182,6 +191,11 @@ class SlotMap:
         result: np.ndarray[tuple[int], np.dtype[np.bool_]] = (self._state[slots] & STORED) != 0
         return result
 
+    def stored_map(self) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+        """Per slot, whether it holds a page."""
+        result: np.ndarray[tuple[int], np.dtype[np.bool_]] = (self._state & STORED) != 0
+        return result
+
     def hold_waste(self, limit: int, keep: int, most: int) -> tuple[Int64Array, Int64Array]:
         """Take free slots that are to be given back: `(first, count)` of their runs, ascending.
 
@@ -207,11 +221,13 @@ class SlotMap:
         by_first = np.argsort(first)
         first, count = first[by_first], count[by_first]
         self._taken(expand(first, count))
+        self.held += int(count.sum())
         return first, count
 
     def release(self, first: Int64Array, count: Int64Array, given_back: bool) -> None:
         """What `hold_waste` took is free again, and with `given_back` no longer touched."""
         slots = expand(first, count)
+        self.held -= slots.size
         if given_back:
             self._state[slots] &= ~TOUCHED & 0xFF
         self.put(slots)
