@@ -246,3 +246,21 @@ async def test_what_is_in_the_store_does_not_make_others_give_memory_up() -> Non
         assert bos[0].swapped
         assert vdev.ttm.counters.backup.pages_out == out
         assert held.num_pages == 1280
+
+
+async def test_a_job_that_may_not_wait_takes_nobody_to_space_that_is_still_copied_out() -> None:
+    async with device() as vdev:
+        bos = await crowded(vdev)
+        await install(vdev, Keeps(), kind="promote")
+        for engine in vdev.engines:
+            engine.paused = True
+        await calls.evict_one(vdev, bos[5], OperationContext())
+        job = Job("checksum", srcs=(bos[0],))
+        await submit_job(vdev, job, OperationContext(no_wait_gpu=True))
+        assert bos[0].mem_type == "gtt"
+        await submit_job(vdev, job, OperationContext())
+        assert bos[0].mem_type == "vram"
+        for engine in vdev.engines:
+            engine.paused = False
+        await idle(*bos)
+        await check(bos[0])

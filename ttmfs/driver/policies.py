@@ -102,8 +102,11 @@ class Policies:
                 yield from adviser.install(prepared)
         elif prepared is None:
             (self.prefetch if kind == "prefetch" else self.promote).retire()
+        elif kind == "prefetch":
+            self.prefetch.install(prepared)
         else:
-            (self.prefetch if kind == "prefetch" else self.promote).install(prepared)
+            self.promote.install(prepared)
+            self.promoter.begin()
 
     def close(self) -> None:
         """The device stops: nobody is asked any more."""

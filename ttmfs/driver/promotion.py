@@ -35,10 +35,18 @@ class Promoter:
     def __init__(self, vdev: Hardware, policy: PromoteAdviser) -> None:
         self.vdev = vdev
         self.policy = policy
+        self._in_office = trio.Event()
+
+    def begin(self) -> None:
+        """A policy is in office."""
+        self._in_office.set()
 
     async def run(self) -> None:
         """Background; runs until cancelled."""
         while True:
+            if not self.policy.active:
+                self._in_office = trio.Event()
+            await self._in_office.wait()
             await trio.sleep(TICK_SECONDS)
             if self.policy.active and self.policy.displaced_bos and self._works:
                 for view, home in self.policy.tick(trio.current_time()):
@@ -79,7 +87,9 @@ class Promoter:
         home = ttm.managers.get(bo.home)
         if home is None or not self._has_room(bo, home):
             return
-        own = OperationContext(resv=bo.resv, ticket=None if ctx is None else ctx.ticket)
+        own = OperationContext(resv=bo.resv)
+        if ctx is not None:
+            own.ticket, own.no_wait_gpu = ctx.ticket, ctx.no_wait_gpu
         before = bo.mem_type
         # Only idle space of its home, or it stays.
         wanted = (Place(home.name, flags=PlaceFlag.DESIRED), Place(before, flags=PlaceFlag.FALLBACK))
