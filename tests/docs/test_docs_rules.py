@@ -80,6 +80,21 @@ def test_a_row_names_code_and_tests_that_exist(number: str) -> None:
     assert [name for name in shown_by if name not in shown()] == []
 
 
+def test_where_to_look_names_files_functions_and_tests_that_exist() -> None:
+    table = (REPOSITORY / "docs" / "architecture.md").read_text().split("## Where to look")[1].split("\n## ")[0]
+    rows_found = [line.split("|")[1:-1] for line in table.splitlines() if line.startswith("| ")][1:]
+    assert len(rows_found) > 5
+    for question, where, test in rows_found:
+        words = NAME.findall(where)
+        files = [word for word in words if word.endswith(".py")]
+        assert files, question
+        text = "".join((REPOSITORY / "ttmfs" / file).read_text() for file in files)
+        events = ("place_tried", "evict")
+        missing = [word for word in words if word not in files + list(events) and f"def {word}(" not in text]
+        assert missing == [], question
+        assert [name for name in NAME.findall(test) if name not in shown()] == [], question
+
+
 def test_only_two_notifications_are_ever_sent() -> None:
     """H10, H15: neither pyfuse3's notifications that change pages or names, nor ours beside the two INVALs."""
     ours = r"_NOTIFY_(?!INVAL_INODE|INVAL_ENTRY)\w+"

@@ -1,4 +1,4 @@
-"""Buddy: each behaviour of drm_buddy that ttm.md 1.15 and probes 31 and 32 name."""
+"""Buddy: each behaviour of drm_buddy, one at a time."""
 
 import errno
 

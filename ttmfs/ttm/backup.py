@@ -1,4 +1,4 @@
-"""Backup: pages of a tt to the swap store, and away (ttm_tt_backup, ttm_pool_backup). Seed: pool backup.
+"""Backup: pages of a tt to the swap store, and away (ttm_tt_backup, ttm_pool_backup).
 
 In meaning page by page, in speed step by step: each step is stored behind a copy that keeps WRITEs away, then its
 pages are freed and their entries are handles. Higher orders are split on the way. A failure half way leaves a legal,

@@ -1,7 +1,7 @@
 """The fault helpers and the default handler (ttm_bo_vm_reserve, ttm_bo_vm_fault_idle, ttm_bo_vm_fault_reserved).
 
-Seed: "TTM fault handler helpers". A driver builds its own handler from these three; `default_fault` is the one that
-everybody else uses. A READ of the page cache is a fault of every page it names.
+A driver builds its own handler from these three; `default_fault` is the one that everybody else uses. A READ of the
+page cache is a fault of every page it names.
 
 A handler answers with a FaultResult. OK: the bytes may be handed out right now, with no await in between. NOPAGE and
 RETRY: start over. `vmf.reserved` says whether the reservation is still held. The waits inside end early when an INVAL

@@ -1,4 +1,4 @@
-"""Restore: pages of a tt back from the swap store (ttm_tt_restore, ttm_pool_restore_and_alloc). Seed: pool backup.
+"""Restore: pages of a tt back from the swap store (ttm_tt_restore, ttm_pool_restore_and_alloc).
 
 Piece by piece: fresh pages, the largest blocks first, then step by step the bytes of the handles, which are dropped as
 they are copied. A restore of the whole also copies the pages that were never stored and frees them, so that what was
