@@ -38,7 +38,10 @@ ENTRIES = ("ttmfs.__main__",)
 
 INSIDE = {
     # The other commands need no FUSE library, no numpy and no tables.
-    "ttmfs.cli": ("ttmfs.batch", "ttmfs.fs", "ttmfs.doctor", "ttmfs.memory.stores", "ttmfs.ttm.placement", "rich"),
+    "ttmfs.cli": (
+        "ttmfs.batch", "ttmfs.fs", "ttmfs.doctor", "ttmfs.driver.limits", "ttmfs.memory.stores",
+        "ttmfs.ttm.placement", "rich",
+    ),
     # It is needed when somebody reads `metrics`, and takes long to load.
     "ttmfs.fs.metrics": ("prometheus_client",),
     # The other commands need neither numpy nor a core; `--engine sizes` needs no core.

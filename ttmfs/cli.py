@@ -56,6 +56,12 @@ _DEVICE_OPTIONS = [
     _option("--propagate-enospc", is_flag=True, help="A full region is ENOSPC, not ENOMEM."),
     _option("--allow-other", is_flag=True, help="Let other users in (file modes decide)."),
     _option("--user-pins", is_flag=True, help="Who may write a BO may pin it; else root and who mounts may."),
+    _option(
+        "--user-limit",
+        default="",
+        metavar="LIMITS",
+        help="What each other user may have: memory=50%,vram=50%,bos=10000, or sizes. [default: all]",
+    ),
     _option("--stock-loop", is_flag=True, help="Use pyfuse3's own readiness wait."),
     _option("--watchdog", type=SECONDS, default=30.0, help="Seconds until a wedged daemon is put down (0: never)."),
     _option("--config", "config_file", type=click.Path(exists=True, dir_okay=False), help="TOML file of options."),
@@ -126,6 +132,19 @@ def _check(config: Config) -> None:
         parse_placement(config.placement.split(), names)
     except TtmError as error:
         raise click.UsageError(f"--placement {config.placement!r}: {error.message}") from None
+    _check_limits(config, names)
+
+
+def _check_limits(config: Config, names: tuple[str, ...]) -> None:
+    from ttmfs.driver.limits import RESERVED_NAMES, parse_user_limit  # noqa: PLC0415
+
+    for name in names:
+        if name in RESERVED_NAMES:
+            raise click.UsageError(f"--region {name}: that is the name of a user's limit: call it something else")
+    try:
+        parse_user_limit(config.user_limit, dict.fromkeys(("memory", *names[1:]), 1))
+    except TtmError as error:
+        raise click.UsageError(f"--user-limit: {error.message}") from None
 
 
 def _merge_file(ctx: click.Context, path: str, table: dict[str, Any], options: dict[str, Any]) -> None:

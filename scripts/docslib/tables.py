@@ -139,6 +139,7 @@ KNOBS: Final[Mapping[str, str]] = {
     "prefault": "pages; of BOs made from now on",
     "pool_limit": "bytes that the pool may keep",
     "propagate_enospc": "1: a full region is ENOSPC",
+    "user_limit": "what each user may have, as --user-limit; empty: all of it",
     "copy_bandwidth": "bytes per second of the simulated link (0: not simulated)",
     "copy_latency": "seconds of the simulated link",
     "defrag_limit": "BOs that one pass of the defrag worker may move",

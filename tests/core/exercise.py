@@ -13,6 +13,7 @@ from ttmfs.driver.config import Config
 from ttmfs.driver.defrag import defrag_bo
 from ttmfs.driver.defrag_pass import defrag_pass
 from ttmfs.driver.device import VirtualDevice
+from ttmfs.driver.limits import check_accounts
 from ttmfs.errors import TtmError
 from ttmfs.ttm import access, lifetime
 from ttmfs.ttm.backup import BackupFlags
@@ -61,7 +62,8 @@ class Client:
     ) -> None:
         """`max_size` bytes from each of `islands` on (byte offsets, ascending) is where something is done."""
         self.vdev = vdev
-        self.bo = vdev.create_bo(name)
+        # Two users, by turns.
+        self.bo = vdev.create_bo(name, vdev.ttm.accounts.of(1000 + sum(name.encode()) % 2))
         self.rng = rng
         self.model = SparseBytes()
         self.max_size = max_size
@@ -143,6 +145,8 @@ class Client:
                     raise
                 self.failures += 1
                 assert self.bo.size == self.model.size, f"{self.bo.name} has another size after a failure"
+            wrong = check_accounts(self.vdev) if self.vdev.ttm.accounts.limits else []
+            assert not wrong, wrong
             for _ in range(self.rng.randrange(3)):
                 await trio.lowlevel.checkpoint()
 
@@ -153,10 +157,13 @@ class Client:
         if self.quiet is not None:
             self.quiet("request", error)
             return True
+        if error.name == "EDQUOT" and self.vdev.ttm.accounts.limits:
+            return True
         # What all of them want at the same time may be more than there is.
         return error.name == "ENOMEM" and self.vdev.config.memory < CLIENTS * self.max_size * len(self.islands)
 
     async def verify(self) -> None:
+        self.vdev.ttm.accounts.limits.clear()
         for place in ("store_write", "store_read", "page_alloc"):
             self.vdev.ttm.inject[place].probability = 0
         step = 1 << 20
@@ -227,7 +234,8 @@ async def storm(  # noqa: PLR0912 - one branch a call
             counts[what] = counts.get(what, 0) + 1
         except TtmError as error:
             # A pinned BO is EINVAL wherever it would have to move.
-            if error.name not in EXPECTED and not (error.name == "EINVAL" and "pinned" in error.message):
+            expected = {*EXPECTED, "EDQUOT"} if vdev.ttm.accounts.limits else EXPECTED
+            if error.name not in expected and not (error.name == "EINVAL" and "pinned" in error.message):
                 if quiet is None:
                     raise
                 quiet("storm", error)
@@ -302,6 +310,8 @@ async def exercise(
                 while vdev.ttm.num_bos:
                     await trio.sleep(0.001)
             device.cancel_scope.cancel()
+        left = [(account.name, account.charged) for account in (vdev.ttm.accounts.root, *vdev.ttm.accounts.users())]
+        assert left == [("the device", {})], f"seed {seed}: {left}"
         assert vdev.pool.in_use_pages == 0, f"seed {seed}: {vdev.pool.in_use_pages} pages leaked"
         assert all(manager.usage == 0 for manager in vdev.ttm.managers.values()), f"seed {seed}: usage left"
         store = vdev.ttm.swap_store

@@ -174,7 +174,7 @@ async def _run(
     async with trio.open_nursery() as device:
         await device.start(vdev.run)
         device.start_soon(machine.svm.run)
-        space = machine.svm.create("a")
+        space = machine.svm.create("a", machine.account)
         space.set_size(SPACE_PAGES * PAGE)
         owners = [Owner(machine, space, f"owner{n}", share) for n, share in enumerate(deal(rng, 4)) if share[0][1]]
         clients = [Client(vdev, f"bo{n}", rng, MIB) for n in range(2)]

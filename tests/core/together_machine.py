@@ -93,6 +93,8 @@ class Machine:
         self.rng = random.Random(seed)
         self.faults = faults
         self.vdev = VirtualDevice(config)
+        self.account = self.vdev.ttm.accounts.of(1000)
+        """Of the user whose BOs and spaces are not the clients'."""
         self.svm = Svm(self.vdev)
         self.cache = PageCache()
         self.svm.unmapper = self.cache
@@ -109,6 +111,8 @@ class Machine:
         """A call failed: may it? While places fail on purpose, or the device is suspended, more may."""
         self.count(f"{what} {error.name}")
         if error.name in allowed or "injected" in error.message or "pinned" in error.message:
+            return
+        if error.name == "EDQUOT" and self.vdev.ttm.accounts.limits:
             return
         if self.faults and error.name in MAY_FAIL:
             return

@@ -20,6 +20,27 @@ CONFIGS = {
     "two engines": Config(vram=4 * MIB, gtt=8 * MIB, memory=64 * MIB, swap=0, beneficial_order=5, copy_engines=2),
 }
 
+LIMITED = {
+    "of vram": Config(vram=4 * MIB, gtt=16 * MIB, memory=64 * MIB, swap=64 * MIB, user_limit="vram=1M,gtt=1M"),
+    "of memory": Config(vram=4 * MIB, gtt=16 * MIB, memory=64 * MIB, swap=64 * MIB, user_limit="memory=1M"),
+    "of memory, little of it": Config(
+        vram=4 * MIB, gtt=16 * MIB, memory=4 * MIB, swap=64 * MIB, user_limit="memory=2M,vram=2M", swap_store="zstd"
+    ),
+    "of memory, over the page limit": Config(
+        vram=4 * MIB, gtt=8 * MIB, memory=64 * MIB, pages_limit=2 * MIB, swap=64 * MIB, user_limit="memory=1536K"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LIMITED)
+async def test_no_byte_is_wrong_and_accounts_add_up_where_users_have_limits(name: str) -> None:
+    refused = 0
+    for seed in range(400, 404):
+        counts = await exercise(seed, steps=50, config=LIMITED[name], faults=seed % 2 == 1)
+        refused += counts.get("EDQUOT", 0) + counts["failures"]
+    assert refused > 0
+
+
 STORES = {
     "file": Config(vram=4 * MIB, gtt=16 * MIB, memory=64 * MIB, swap=64 * MIB, swap_store="file"),
     "zstd, little memory": Config(vram=4 * MIB, gtt=16 * MIB, memory=4 * MIB, swap=32 * MIB, swap_store="zstd"),

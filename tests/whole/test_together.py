@@ -30,6 +30,7 @@ def _config(seed: int, *, all_visible: bool) -> Config:
         placement=rng.choice(("system", "vram gtt system")),
         prefault=rng.choice((0, 16, 256)),
         driver=rng.choice(("default", "default", "vmwgfx")),
+        user_limit=rng.choice(("", "memory=3M,vram=1M", "memory=8M,vram=25%,gtt=2M")),
     )
 
 

@@ -42,6 +42,7 @@ class Config:
     propagate_enospc: bool = False
     allow_other: bool = False
     user_pins: bool = False
+    user_limit: str = ""
     svm_notifier_size: int = 512 * MIB
     stock_loop: bool = False
     watchdog: float = 30.0

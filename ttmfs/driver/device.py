@@ -1,7 +1,7 @@
 """VirtualDevice: the hardware, the policy that drives TTM, and the work that goes on in the background."""
 
 import errno
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import Final
 
@@ -10,6 +10,7 @@ import trio
 from ttmfs.driver.config import Config
 from ttmfs.driver.defrag import DefragWorker
 from ttmfs.driver.hardware import Hardware
+from ttmfs.driver.limits import check_accounts, set_user_limit
 from ttmfs.driver.policies import Policies
 from ttmfs.driver.policy import DefaultDriver
 from ttmfs.driver.suspend import PowerState
@@ -18,6 +19,7 @@ from ttmfs.errors import TtmError
 from ttmfs.memory.warm import MAX_DROP_PAGES
 from ttmfs.observe import points
 from ttmfs.ttm import kswapd
+from ttmfs.ttm.account import Account
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.placement import SYSTEM, Place
 from ttmfs.ttm.shrinker import shrink_for
@@ -36,6 +38,7 @@ class VirtualDevice(Hardware):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.ttm.shrinkers.append(partial(shrink_for, self.ttm))
+        set_user_limit(self, config.user_limit)
         self.power = PowerState(self)
         self.defrag = DefragWorker(self)
         self.policies = Policies(self)
@@ -45,15 +48,23 @@ class VirtualDevice(Hardware):
         self.default_placement = self.parse_placement(config.placement.split())
         self.ttm.default_placement = self.default_placement or (Place(SYSTEM),)
 
-    def create_bo(self, name: str) -> BufferObject:
-        """A new, empty BO in system, unpopulated; its first use takes it to its placement."""
-        bo = BufferObject(self.ttm, self.funcs, name=name, placement=self.default_placement)
+    def create_bo(self, name: str, account: Account | None = None) -> BufferObject:
+        """A new, empty BO in system, unpopulated, for which `account`, or the device itself, pays.
+
+        Its first use takes it to its placement.
+        """
+        bo = BufferObject(self.ttm, self.funcs, name=name, placement=self.default_placement, account=account)
         bo.assign(self.ttm.managers[SYSTEM].alloc(bo, Place(SYSTEM)))
         bo.placed = bo.placement == (Place(SYSTEM),)
         self.funcs.bo_created(bo)
         if name:
             points.bo_create(self.ttm.trace, bo, ino=0, uid=0)
         return bo
+
+    def selfcheck_steps(self) -> Iterator[str | None]:
+        """As of the hardware, and whether accounts agree with what there is."""
+        yield from super().selfcheck_steps()
+        yield from check_accounts(self)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """The engines and the housekeeping; runs until cancelled."""

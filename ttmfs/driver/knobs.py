@@ -3,9 +3,10 @@
 import errno
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from ttmfs.driver.device import VirtualDevice
+from ttmfs.driver.limits import format_user_limit, set_user_limit
 from ttmfs.errors import TtmError
 from ttmfs.units import PAGE_SHIFT, parse_size
 
@@ -17,9 +18,9 @@ _LONGEST: Final = 1e6
 class Knob:
     """`parse` the text of a key (TtmError(EINVAL)), `read` the value, `write` it; what is mirrored is written too."""
 
-    parse: Callable[[str, str], float]
-    read: Callable[[VirtualDevice], float]
-    write: Callable[[VirtualDevice, float], None]
+    parse: Callable[[str, str], Any]
+    read: Callable[[VirtualDevice], float | str]
+    write: Callable[[VirtualDevice, Any], None]
 
 
 def _seconds(key: str, text: str) -> float:
@@ -71,6 +72,10 @@ def _copy_latency(vdev: VirtualDevice, value: float) -> None:
     vdev.link = replace(vdev.link, latency=value)
 
 
+def _text(_key: str, text: str) -> str:
+    return text
+
+
 def _defrag_limit(vdev: VirtualDevice, value: float) -> None:
     vdev.defrag.limit = int(value)
 
@@ -89,6 +94,7 @@ KNOBS: Final[Mapping[str, Knob]] = {
     "prefault": Knob(_size, lambda vdev: vdev.config.prefault, _prefault),
     "pool_limit": Knob(_size, lambda vdev: vdev.config.pool_limit, _pool_limit),
     "propagate_enospc": Knob(_flag, lambda vdev: vdev.config.propagate_enospc, _propagate_enospc),
+    "user_limit": Knob(_text, lambda vdev: format_user_limit(vdev.ttm.accounts.limits), set_user_limit),
     "copy_bandwidth": Knob(_size, lambda vdev: vdev.link.bandwidth, _copy_bandwidth),
     "copy_latency": Knob(_seconds, lambda vdev: vdev.link.latency, _copy_latency),
     "defrag_limit": Knob(_size, lambda vdev: vdev.defrag.limit, _defrag_limit),
@@ -110,6 +116,8 @@ def set_knob(vdev: VirtualDevice, key: str, text: str) -> None:
     knob.write(vdev, knob.parse(key, text))
 
 
-def _decimal(value: float) -> str:
-    """No exponent, no rounding above a nanosecond."""
+def _decimal(value: float | str) -> str:
+    """A text as it is. No exponent, no rounding above a nanosecond."""
+    if isinstance(value, str):
+        return value
     return f"{value:.9f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(int(value))

@@ -16,6 +16,7 @@ from ttmfs.driver.shown import NOT_SHOWN
 from ttmfs.errors import TtmError
 from ttmfs.observe import points
 from ttmfs.ttm import lifetime
+from ttmfs.ttm.account import BOS, Account
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.looking import after_stores
 
@@ -37,6 +38,12 @@ class BoFile(File):
     def owner(self) -> str:
         """The client's name in clients/."""
         return "" if self.client is None else self.client.file_name
+
+    def pay(self, account: Account) -> None:
+        """It has another owner, who pays for it."""
+        self.bo.account.uncharge(BOS, 1)
+        lifetime.set_account(self.bo, account)
+        account.charge(BOS, 1)
 
     def unlocked(self) -> None:
         """The reservation of the BO was released: st_blocks may be others."""
@@ -98,9 +105,12 @@ class Namespace(Names[BoFile]):
     # -- changing ------------------------------------------------------------------------------------------------
 
     def create(self, parent: Folder, name: bytes, mode: int, uid: int, gid: int) -> BoFile:
-        """A new, empty BO. TtmError as `check_new`."""
+        """A new, empty BO. TtmError as `check_new`, and EDQUOT when the user may have no more of them."""
         self.check_new(parent, name)
-        bo = self.vdev.create_bo("")
+        account = self.vdev.ttm.accounts.of(uid)
+        account.check(BOS, 1)
+        bo = self.vdev.create_bo("", account)
+        account.charge(BOS, 1)
         after_stores(bo)
         file = BoFile(self.new_ino(), stat.S_IFREG | stat.S_IMODE(mode), uid, parent.group(gid), bo)
         bo.private = bo.named = bo.watcher = file
@@ -139,4 +149,5 @@ class Namespace(Names[BoFile]):
     def destroy(self, file: BoFile) -> None:
         """The BO goes, once its fences have signaled."""
         self.clients.drop(file)
+        file.bo.account.uncharge(BOS, 1)
         lifetime.release(file.bo)

@@ -59,7 +59,8 @@ class DefaultDriver:
         assert resource is not None
         visible = self.vdev.visible_pages(resource.mem_type)
         places = (Place(resource.mem_type, 0, visible),) if 0 < bo.num_pages <= visible else ()
-        ctx = OperationContext(faulting=bo)
+        # It has its content already, and keeps as much.
+        ctx = OperationContext(faulting=bo, unlimited=True)
         await validate(bo, (*places, Place(GTT), Place(SYSTEM)), ctx)
         self.vdev.ttm.counters.faults.window_moves += 1
 

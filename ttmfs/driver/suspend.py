@@ -76,6 +76,7 @@ class PowerState:
         ttm = self.vdev.ttm
         if not ttm.suspended:
             raise TtmError(errno.EINVAL, "the device is not suspended")
+        ctx.unlimited = True
         with self._exclusive():
             restored, failed = await self._bring_back(ctx)
             self._back_to_work()

@@ -14,9 +14,11 @@ from ttmfs.driver.namespace import BoFile, Namespace
 from ttmfs.driver.usage import RegionUsage, Usages, bos_of, usage_of
 from ttmfs.fs.words import escape
 from ttmfs.sync.pace import Pace
+from ttmfs.ttm.account import BOS, Account
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.managers import BuddyManager
 from ttmfs.ttm.placement import SYSTEM, VRAM
+from ttmfs.units import PAGE_SHIFT
 
 _STATS: Final[tuple[tuple[str, Callable[[RegionUsage], int]], ...]] = (
     ("total", lambda usage: usage.total),
@@ -47,7 +49,22 @@ def fdinfo(client: Client, usages: Usages) -> str:
 
 async def client_text(vdev: VirtualDevice, names: Namespace, client: Client) -> str:
     """The text of one client now."""
-    return fdinfo(client, await usage_of(vdev, names, client))
+    text = fdinfo(client, await usage_of(vdev, names, client))
+    return text if client is names.clients.kernel else text + user_lines(vdev.ttm.accounts.of(client.uid), client.uid)
+
+
+def user_lines(account: Account, uid: int) -> str:
+    """What the user of a client has in all, and may have: `ttmfs-charged-WHAT` and `ttmfs-limit-WHAT`."""
+
+    def amount(what: str, count: int) -> str:
+        return str(count) if what == BOS else size_text(count << PAGE_SHIFT)
+
+    lines = [f"ttmfs-uid:\t{uid}"]
+    for what in sorted({*account.charged, *account.limits}):
+        lines.append(f"ttmfs-charged-{what}:\t{amount(what, account.charged.get(what, 0))}")
+        if what in account.limits:
+            lines.append(f"ttmfs-limit-{what}:\t{amount(what, account.limits[what])}")
+    return "\n".join(lines) + "\n"
 
 
 async def gem_info(vdev: VirtualDevice, names: Namespace) -> str:

@@ -109,6 +109,8 @@ class InodeRequests(Served):
             node.set_mode(stat.S_IFMT(node.mode) | stat.S_IMODE(attr.st_mode))
         if fields.update_uid:
             node.uid = attr.st_uid
+            if isinstance(node, (BoFile, SpaceFile)):
+                node.pay(self.tree.machine.vdev.ttm.accounts.of(node.uid))
         if fields.update_gid:
             node.gid = attr.st_gid
         if fields.update_atime:

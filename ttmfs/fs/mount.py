@@ -101,6 +101,7 @@ class Mount:
         self.svm = Svm(self.vdev)
         self.svm.notifier_size = notifier_size
         uid, gid = os.geteuid(), os.getegid()
+        self.vdev.ttm.accounts.exempt |= {uid}
         mode = 0o1777 if config.allow_other else 0o755
         names = Namespace(self.vdev, uid=uid, gid=gid, mode=mode)
         self.machine = Machine(self.vdev, names, self.svm)

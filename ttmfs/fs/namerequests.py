@@ -87,7 +87,12 @@ class NameRequests(OpenRequests):
         return await self._open_file(file, flags, ctx), self._reply(file)
 
     def _create(self, folder: Folder, name: bytes, mode: int, ctx: pyfuse3.RequestContext) -> BoFile | SpaceFile:
-        file = self._names(folder).create(folder, name, mode & ~ctx.umask, ctx.uid, ctx.gid)
+        try:
+            file = self._names(folder).create(folder, name, mode & ~ctx.umask, ctx.uid, ctx.gid)
+        except TtmError as error:
+            if error.errno == errno.EDQUOT:
+                self._failed(os.fsdecode(name), "create", error)
+            raise
         if isinstance(file, BoFile):
             self.names.clients.adopt(file, ctx.pid)
         return file

@@ -60,6 +60,11 @@ KEYS: Final[Mapping[str, Key]] = {
         pages_in=("pages", COUNTER, "Pages read from it."),
     ),
     **_section(
+        "users",
+        count=("users", GAUGE, "Users who have something that is counted."),
+        refused=("attempts", COUNTER, "What was refused (EDQUOT) for a user's limit."),
+    ),
+    **_section(
         "bos",
         count=("BOs", GAUGE, "BO files, unlinked but open ones included."),
         ghosts=("BOs", GAUGE, "What moves left behind until their fences signal."),

@@ -49,6 +49,7 @@ def stats(vdev: VirtualDevice, names: Namespace, page_cache: PageCache | None, s
             "populated_limit_pages": ttm.pages_limit,
             "free_by_order": pool.free_by_order(),
         },
+        "users": {"count": len(ttm.accounts.users()), "refused": ttm.accounts.root.refused},
         "bos": {"count": len(names.files), "ghosts": ttm.num_ghosts, "zombies": ttm.num_zombies},
         "reservations": {
             "edeadlk": ttm.ww_class.edeadlk,

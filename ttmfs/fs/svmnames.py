@@ -15,6 +15,7 @@ from ttmfs.driver.names import Names
 from ttmfs.errors import TtmError
 from ttmfs.svm.space import AddressSpace
 from ttmfs.svm.svm import Svm
+from ttmfs.ttm.account import BOS, Account
 from ttmfs.ttm.looking import after_stores
 
 
@@ -43,6 +44,12 @@ class SpaceFile(File):
         else:
             self.touch()
 
+    def pay(self, account: Account) -> None:
+        """It has another owner, who pays for it."""
+        self.space.account.uncharge(BOS, 1)
+        self.space.svm.set_account(self.space, account)
+        account.charge(BOS, 1)
+
     def renamed(self, dentry: Dentry, to: Dentry) -> None:
         """The space is called so too."""
         super().renamed(dentry, to)
@@ -62,9 +69,12 @@ class SpaceNames(Names[SpaceFile]):
         self.svm = svm
 
     def create(self, parent: Folder, name: bytes, mode: int, uid: int, gid: int) -> SpaceFile:
-        """A new space of size 0. TtmError as `check_new`, and what Svm.create raises."""
+        """A new space of size 0. TtmError as `check_new`, EDQUOT as of BOs, and what Svm.create raises."""
         self.check_new(parent, name)
-        space = self.svm.create(os.fsdecode(name))
+        account = self.svm.vdev.ttm.accounts.of(uid)
+        account.check(BOS, 1)
+        space = self.svm.create(os.fsdecode(name), account)
+        account.charge(BOS, 1)
         after_stores(space)
         file = SpaceFile(self.new_ino(), stat.S_IFREG | stat.S_IMODE(mode), uid, parent.group(gid), space)
         space.private = space.watcher = file
@@ -86,4 +96,5 @@ class SpaceNames(Names[SpaceFile]):
 
     def destroy(self, file: SpaceFile) -> None:
         """Everything back."""
+        file.space.account.uncharge(BOS, 1)
         file.space.release()

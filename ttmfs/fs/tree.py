@@ -41,6 +41,7 @@ from ttmfs.observe.inject import KEYS as INJECTION_KEYS
 from ttmfs.observe.inject import PLACES as INJECTION_PLACES
 from ttmfs.svm.audit import svm_check_steps
 from ttmfs.sync.pace import Pace
+from ttmfs.ttm.account import BOS
 from ttmfs.ttm.lru_cursor import LruCursor
 from ttmfs.ttm.placement import SYSTEM
 from ttmfs.ttm.resource import Resource, ResourceManager
@@ -238,6 +239,8 @@ class Tree:
     def _selfcheck_steps(self) -> Iterator[str | None]:
         yield from self.machine.vdev.selfcheck_steps()
         yield from svm_check_steps(self.spaces.svm)
+        files = {BOS: len(self.machine.names.files) + len(self.spaces.files)}
+        yield from self.machine.vdev.ttm.accounts.check(files)
         yield from check_names(self.machine.names)
         yield from check_names(self.spaces)
         yield from check_bos(self.machine.names)

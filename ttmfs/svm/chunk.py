@@ -177,7 +177,7 @@ class Chunk:
         gone = self.pages.present & mask
         if gone:
             fences = self.busy(gone)
-            free_pages(self.space.pool, self.pages.take(gone), fences)
+            free_pages(self.space, self.pages.take(gone), fences)
         for move in self.moves:
             move.live &= ~mask
         for devmem in self.allocs:
@@ -287,7 +287,6 @@ class Move:
         chunk.changed()
         chunk.moves = tuple(move for move in chunk.moves if move is not self)
         failed = fence.error != 0
-        pool = chunk.space.pool
         with_ram = self.has_ram
         # Into system, or back into it: these get their RAM page.
         stays = self.live & with_ram if self.into_vram == failed else 0
@@ -295,7 +294,7 @@ class Move:
             chunk.pages.put(stays, self.ram[index_of(stays) - devmem.first] - np.uint32(1))
         rest = with_ram & ~stays
         if rest:
-            free_pages(pool, self.ram[index_of(rest) - devmem.first] - np.uint32(1))
+            free_pages(chunk.space, self.ram[index_of(rest) - devmem.first] - np.uint32(1))
         if failed:
             # Its bytes are where they were, so nothing is lost.
             devmem.bo.unknown_state = False

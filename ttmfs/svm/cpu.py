@@ -19,7 +19,7 @@ from ttmfs.errors import TtmError
 from ttmfs.svm.chunk import Chunk
 from ttmfs.svm.devmem import DevMem, evict_to_ram
 from ttmfs.svm.memory import alloc_pages
-from ttmfs.svm.pages import CHUNK_PAGES, Pages, free_pages, index_of, mask_of
+from ttmfs.svm.pages import CHUNK_PAGES, Pages, free_pages, index_of, mask_of, take_pages
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.copy import CopyState
 from ttmfs.ttm.growth import growing
@@ -92,7 +92,7 @@ def _first_touch(space: "AddressSpace", offset: int, size: int) -> bool:
     if ttm.pool.in_use_pages + count > ttm.pages_limit:
         return False
     try:
-        pages = ttm.pool.alloc(count).pages
+        pages = take_pages(space, count)
     except TtmError:
         return False
     chunk = space.need_chunk(number)
@@ -221,32 +221,35 @@ async def fill_holes(space: "AddressSpace", first: int, end: int, *, at_once: bo
             holes = space.mapped_mask(number, holes)
         if not holes:
             continue
-        pages = await _pages_for(space, holes.bit_count(), at_once=at_once, must=anew)
+        handed = anew and number in space.chunks and bool(space.chunks[number].handed & holes)
+        pages = await _pages_for(space, holes.bit_count(), at_once=at_once, must=anew, handed=handed)
         waited |= not at_once
         _put(space, number, holes, pages)
     return waited
 
 
-async def _pages_for(space: "AddressSpace", count: int, *, at_once: bool, must: bool) -> Pages:
-    """Zeroed pages: without a wait from what is free or the reserve; `must` falls back to that. TtmError(ENOMEM)."""
-    ttm = space.vdev.ttm
+async def _pages_for(space: "AddressSpace", count: int, *, at_once: bool, must: bool, handed: bool) -> Pages:
+    """Zeroed pages: without a wait from what is free or the reserve; `must` falls back to that.
+
+    TtmError(ENOMEM, EDQUOT), the latter for pages that are `handed` out only when the slack is used up.
+    """
     if not at_once:
         ctx = OperationContext()
         try:
-            return await alloc_pages(ttm, count, ctx, what=space.name, zero=True)
-        except TtmError:
-            if not must:
+            return await alloc_pages(space.vdev.ttm, space, count, ctx, zero=True)
+        except TtmError as error:
+            if not must or (error.errno == errno.EDQUOT and not handed):
                 raise
-    return ttm.pool.alloc(count, use_reserve=True).pages
+    return take_pages(space, count, use_reserve=True)
 
 
 def _put(space: "AddressSpace", number: int, holes: int, pages: Pages) -> None:
     """Give `pages` to those of `holes` that still are holes; the others were filled, or cut off, meanwhile."""
     if space.released:
-        free_pages(space.pool, pages)
+        free_pages(space, pages)
         return
     still = holes & ~space.held(number)
-    free_pages(space.pool, pages[still.bit_count() :])
+    free_pages(space, pages[still.bit_count() :])
     if not still:
         return
     chunk = space.need_chunk(number)

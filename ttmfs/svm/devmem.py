@@ -151,17 +151,17 @@ async def _copy_out(vdev: "VirtualDevice", devmem: DevMem, ctx: OperationContext
     bo, chunk = devmem.bo, devmem.chunk
     space = chunk.space
     mask = devmem.present
-    pages = await alloc_pages(vdev.ttm, mask.bit_count(), ctx, what=bo.name, zero=False, but=bo)
+    pages = await alloc_pages(vdev.ttm, space, mask.bit_count(), ctx, zero=False, but=bo, unlimited=True)
     live = mask & devmem.present
     try:
         if live and not devmem.dead:
             bo.resv.reserve_fences(1)
     except BaseException:
-        free_pages(space.pool, pages)
+        free_pages(space, pages)
         raise
     if live != mask:
         # Some were unmapped while memory was sought.
-        free_pages(space.pool, pages[live.bit_count() :])
+        free_pages(space, pages[live.bit_count() :])
         pages = pages[: live.bit_count()]
         if not live:
             return None

@@ -2,11 +2,11 @@
 
 import errno
 
-import numpy as np
 import trio
-from numpy.typing import NDArray
 
 from ttmfs.errors import TtmError
+from ttmfs.svm.pages import Pages, Payer, take_pages
+from ttmfs.ttm.afford import afford
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.device import Device
@@ -16,23 +16,28 @@ from ttmfs.ttm.tt import out_of_memory
 
 async def alloc_pages(
     device: Device,
+    payer: Payer,
     count: int,
     ctx: OperationContext,
     *,
-    what: str,
     zero: bool,
     but: BufferObject | None = None,
-) -> NDArray[np.uint32]:
-    """`count` system pages, all or TtmError(ENOMEM); uint32. `zero=False`: the caller overwrites them whole.
+    unlimited: bool = False,
+) -> Pages:
+    """`count` system pages for `payer`, all or TtmError(ENOMEM); EDQUOT unless `unlimited`. `zero=False`: the caller
+    overwrites them whole.
 
     `but` is a reserved BO that is left alone.
     """
+    what = payer.name if but is None else but.name
     device.inject.check("page_alloc", errno.ENOMEM, f"{count} pages for {what}", count)
+    if not unlimited:
+        await afford(device, payer.account, count, ctx)
     await below_limit(device, count, but=but)
     until = trio.current_time() + LONGEST
     while True:
         try:
-            pages = device.pool.alloc(count, zero=zero).pages
+            pages = take_pages(payer, count, zero=zero, unlimited=unlimited)
             break
         except TtmError as error:
             if error.errno != errno.ENOMEM:

@@ -4,7 +4,7 @@ A mask is a Python int of at most 512 bits, bit i for page i of the chunk. Syste
 long as they are one run in the order of the chunk, which is what a whole chunk that was allocated at once is.
 """
 
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ttmfs.memory.pool import PagePool
 from ttmfs.sync.containers import merge
 from ttmfs.sync.fence import Fence
+from ttmfs.ttm.account import MEMORY, SLACK_PAGES, Account
 
 CHUNK_SHIFT: Final = 9
 CHUNK_PAGES: Final = 1 << CHUNK_SHIFT
@@ -140,17 +141,45 @@ class CpuPages:
         return pages
 
 
-def free_pages(pool: PagePool, pages: NDArray[np.generic], fences: tuple[Fence, ...] = ()) -> None:
+class Payer(Protocol):
+    """What has system pages: an address space."""
+
+    account: Account
+    name: str
+    held_pages: int
+    """System pages that it has."""
+
+    @property
+    def pool(self) -> PagePool:
+        """Where they come from."""
+
+
+def take_pages(
+    payer: Payer, count: int, *, zero: bool = True, use_reserve: bool = False, unlimited: bool = False
+) -> Pages:
+    """`count` system pages, now or TtmError(ENOMEM, or EDQUOT unless `unlimited`). `zero=False`: they come as they are.
+    """
+    if not unlimited:
+        payer.account.check(MEMORY, count, slack=SLACK_PAGES if use_reserve else 0)
+    pages = payer.pool.alloc(count, zero=zero, use_reserve=use_reserve).pages
+    payer.account.charge(MEMORY, count)
+    payer.held_pages += count
+    return pages
+
+
+def free_pages(payer: Payer, pages: NDArray[np.generic], fences: tuple[Fence, ...] = ()) -> None:
     """Give detached pages back, when the last of `fences` has signaled: nobody who still uses them is disturbed."""
     if not len(pages):
         return
     waited_for = merge(*fences)
 
     def free(_fence: Fence | None = None) -> None:
-        pool.detached.pop(free, None)
-        pool.free(pages, split=True)
+        payer.account.uncharge(MEMORY, len(pages))
+        payer.held_pages -= len(pages)
+        payer.pool.detached.pop(free, None)
+        payer.pool.free(pages, split=True)
 
     if waited_for.add_callback(free):
-        pool.detached[free] = pages
+        payer.pool.detached[free] = pages
     else:
         free()

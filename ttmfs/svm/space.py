@@ -31,6 +31,7 @@ from ttmfs.svm.looked import LookedAt
 from ttmfs.svm.pages import CHUNK_PAGES, CHUNK_SHIFT, index_of, lowest, mask_of
 from ttmfs.svm.ranges import Range, RangeTable
 from ttmfs.svm.views import SpaceView
+from ttmfs.ttm.account import Account
 from ttmfs.ttm.advice import pages_gone
 from ttmfs.ttm.copy import CopyState
 from ttmfs.ttm.growth import Growth
@@ -66,6 +67,7 @@ class AddressSpace:
     """One space. `private` is what the file system hangs on to it. All offsets and sizes are bytes."""
 
     __slots__ = (
+        "account",
         "advice",
         "blocks",
         "bytes_moved",
@@ -73,6 +75,7 @@ class AddressSpace:
         "cpu_faults",
         "gpu_faults",
         "growth",
+        "held_pages",
         "last_error",
         "looked",
         "looked_at",
@@ -97,8 +100,12 @@ class AddressSpace:
         "watcher",
     )
 
-    def __init__(self, svm: "Svm", name: str) -> None:
+    def __init__(self, svm: "Svm", name: str, account: Account) -> None:
         self.svm = svm
+        self.account = account
+        """Who pays for what it has."""
+        self.held_pages = 0
+        """System pages, those included that are given back when a job has ended."""
         self.vdev = svm.vdev
         self.name = name
         self.size = 0

@@ -16,6 +16,8 @@ from ttmfs.svm.counters import SvmCounters
 from ttmfs.svm.devmem import DevMemFuncs
 from ttmfs.svm.reclaim import reclaim_zero_pages
 from ttmfs.svm.space import AddressSpace
+from ttmfs.ttm import lifetime
+from ttmfs.ttm.account import MEMORY, Account
 from ttmfs.ttm.resource import Resource
 
 if TYPE_CHECKING:
@@ -56,17 +58,18 @@ class Svm:
         self.spaces: dict[AddressSpace, None] = {}
         self.funcs = DevMemFuncs(vdev)
         self.migrate_lock = trio.Lock()
+        vdev.ttm.accounts.elsewhere.append(self.held_pages)
         vdev.ttm.reclaimers.append(partial(reclaim_zero_pages, self))
         vdev.ttm.holders.append(self._holders)
         self._leaving: list[AddressSpace] = []
         self._garbage = trio.Event()
         self._numbers: dict[str, NDArray[np.uint32]] = {}
 
-    def create(self, name: str) -> AddressSpace:
-        """A new space of size 0. TtmError(ENOSPC) when there are too many."""
+    def create(self, name: str, account: Account | None = None) -> AddressSpace:
+        """A new space of size 0, that `account` (or nobody in particular) pays for. TtmError(ENOSPC): too many."""
         if len(self.spaces) >= MAX_SPACES:
             raise TtmError(errno.ENOSPC, f"there are {MAX_SPACES} address spaces already: unlink one")
-        space = AddressSpace(self, name)
+        space = AddressSpace(self, name, account or self.vdev.ttm.accounts.root)
         self.spaces[space] = None
         return space
 
@@ -97,6 +100,22 @@ class Svm:
         self.spaces.pop(space, None)
         self._leaving.append(space)
         self._leave()
+
+    def set_account(self, space: AddressSpace, account: Account) -> None:
+        """`account` pays for a space from now on, also for what it has in memory and in VRAM."""
+        space.account.uncharge(MEMORY, space.held_pages)
+        space.account = account
+        account.charge(MEMORY, space.held_pages)
+        for chunk in space.chunks.values():
+            for devmem in (*chunk.allocs, *(move.devmem for move in chunk.moves)):
+                lifetime.set_account(devmem.bo, account)
+
+    def held_pages(self) -> dict[Account, int]:
+        """System pages of spaces, by who pays for them."""
+        held: dict[Account, int] = {}
+        for space in self.spaces:
+            held[space.account] = held.get(space.account, 0) + space.held_pages
+        return held
 
     def garbage_listed(self) -> None:
         """A range waits for the garbage collector."""

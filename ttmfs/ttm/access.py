@@ -191,7 +191,7 @@ async def _read_slowly(bo: BufferObject, offset: int, size: int, request: Reques
             if data is not None:
                 return data
         elif result in _ERRNO:
-            raise TtmError(_ERRNO[result], f"fault of {bo.name} page {first}: {vmf.message}")
+            raise TtmError(vmf.code or _ERRNO[result], f"fault of {bo.name} page {first}: {vmf.message}")
         elif result is FaultResult.RETRY:
             # The kernel allows one restart; after that the fault queues for what it waits for.
             flags = FaultFlag.NONE
@@ -371,7 +371,7 @@ async def _write_slowly(bo: BufferObject, offset: int, data: bytes, request: Req
             result = await serve_fault(vmf, request.turn)
             request.note(vmf)
             if result in _ERRNO and end <= bo.size and not bo.has_memory(first, count):
-                raise TtmError(_ERRNO[result], f"write to {bo.name} page {first}: {vmf.message}")
+                raise TtmError(vmf.code or _ERRNO[result], f"write to {bo.name} page {first}: {vmf.message}")
             if result is FaultResult.SIGBUS and not bo.copies and not bo.unknown_state and end <= bo.size:
                 # Pinned out of the CPU's reach, say: the memory is there, and a WRITE must not be lost.
                 _scatter(bo, offset, data)

@@ -21,6 +21,7 @@ from ttmfs.errors import TtmError
 from ttmfs.memory.pool_types import Caching
 from ttmfs.sync.fence import Fence
 from ttmfs.sync.resv import Reservation, Usage
+from ttmfs.ttm.account import Account
 from ttmfs.ttm.advice import Adviser, compare_home, tell
 from ttmfs.ttm.copy import Backing, Copy, CopyState
 from ttmfs.ttm.device import Device
@@ -64,60 +65,13 @@ class BufferObject:
     """One BO. Every field is protected by `resv`, except what requests may do without it (see ttmfs.ttm.access)."""
 
     __slots__ = (
-        "_copies",
-        "adviser",
-        "bulk",
-        "bytes_moved",
-        "caching",
-        "defrag_old_tt",
-        "deleted",
-        "device",
-        "dirty",
-        "eof_page_read",
-        "evicting",
-        "evictions",
-        "fast",
-        "fault_pages",
-        "faults",
-        "fresh_tt",
-        "funcs",
-        "gate",
-        "ghost",
-        "growth",
-        "handed_out",
-        "home",
-        "last_error",
-        "last_use",
-        "looked",
-        "looks_only",
-        "madvise",
-        "moves",
-        "named",
-        "page_alignment",
-        "pin_count",
-        "placed",
-        "placement",
-        "prefault",
-        "prefault_pages",
-        "priority",
-        "private",
-        "purged",
-        "reservation_retries",
-        "resource",
-        "resv",
-        "shares_resv",
-        "size",
-        "tt",
-        "unknown_state",
-        "uses",
-        "validations",
-        "view",
-        "view_known",
-        "watcher",
-        "when_unlocked",
-        "when_unlocking",
-        "zombie",
-    )
+        "_copies", "account", "adviser", "bulk", "bytes_moved", "caching", "defrag_old_tt", "deleted", "device",
+        "dirty", "eof_page_read", "evicting", "evictions", "fast", "fault_pages", "faults", "fresh_tt", "funcs", "gate",
+        "ghost", "growth", "handed_out", "home", "last_error", "last_use", "looked", "looks_only", "madvise", "moves",
+        "named", "page_alignment", "pin_count", "placed", "placement", "prefault", "prefault_pages", "priority",
+        "private", "purged", "reservation_retries", "resource", "resv", "shares_resv", "size", "tt", "unknown_state",
+        "uses", "validations", "view", "view_known", "watcher", "when_unlocked", "when_unlocking", "zombie",
+    )  # fmt: skip
 
     def __init__(  # noqa: PLR0915 - a statement a field
         self,
@@ -127,8 +81,11 @@ class BufferObject:
         name: str = "",
         placement: Placement = (),
         resv: Reservation | None = None,
+        account: Account | None = None,
     ) -> None:
         self.device = device
+        self.account = device.accounts.root if account is None else account
+        """Who pays for what it gets from now on."""
         self.funcs = funcs
         self.named: Named | str = name
         self.size = 0
@@ -255,7 +212,7 @@ class BufferObject:
         """The tt, made now if there is none (ttm_tt_create), and as long as the BO."""
         tt = self.tt
         if tt is None:
-            tt = TT(self.device.pool, self.num_pages, self.caching, self.device.swap_store)
+            tt = TT(self.device.pool, self.num_pages, self.caching, self.device.swap_store, self.account)
             self.set_tt(tt)
         elif tt.num_pages < self.num_pages:
             tt.resize(self.num_pages)

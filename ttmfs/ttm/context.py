@@ -39,6 +39,8 @@ class OperationContext:
     """The BO whose fault this call serves. It is never unmapped: its own folio is locked by the READ (H30)."""
     contended: Contended | None = None
     """What an allocation met that may be gone soon: give everything up, wait for it, start over (`Turn`)."""
+    unlimited: bool = False
+    """What it takes is charged, but no limit of an account refuses it: content that has to go, or to come back."""
     together: Sequence[Gated] = ()
     """BOs that one ticket holds for a common move: none of their requests waits while one of them is unmapped."""
     bytes_moved: int = 0

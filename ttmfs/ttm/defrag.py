@@ -81,21 +81,16 @@ def fresh_tt(bo: BufferObject) -> TT:
     assert old is not None
     inject = bo.device.inject
     inject.check("tt_create", errno.ENOMEM, f"making a tt for {bo.name}")
-    fresh = TT(old.pool, old.num_pages, old.caching, old.store)
+    fresh = TT(old.pool, old.num_pages, old.caching, old.store, old.account)
     inject.check("page_alloc", errno.ENOMEM, f"{old.populated_pages} pages for {bo.name}")
     size = 1 << old.pool.beneficial_order
     pieces = whole_pieces(old)
     try:
         # No larger blocks: they would be no use to the BO, and others may need them.
-        got = old.pool.alloc(
-            len(pieces) * size,
-            caching=old.caching,
-            max_order=old.pool.beneficial_order,
-            zero=False,
-            defrag=True,
-            reclaim_backoff=True,
+        blocks = fresh.alloc(
+            len(pieces) * size, max_order=old.pool.beneficial_order, zero=False, defrag=True, reclaim_backoff=True
         )
-        fresh.adopt((pieces[:, None] + np.arange(size)).ravel(), got.pages)
+        fresh.adopt((pieces[:, None] + np.arange(size)).ravel(), blocks)
         _follow(old, fresh)
     except BaseException:
         fresh.unpopulate()
@@ -115,8 +110,7 @@ def _follow(old: TT, fresh: TT) -> None:
     missing = np.setdiff1d(present, has, assume_unique=True)
     if len(missing):
         below = max(0, old.pool.beneficial_order - 1)
-        got = old.pool.alloc(len(missing), caching=old.caching, max_order=below, zero=False, reclaim_backoff=True)
-        fresh.adopt(missing, got.pages)
+        fresh.adopt(missing, fresh.alloc(len(missing), max_order=below, zero=False, reclaim_backoff=True))
 
 
 def commit(bo: BufferObject, fresh: TT) -> None:
@@ -131,6 +125,7 @@ def commit(bo: BufferObject, fresh: TT) -> None:
     _follow(old, fresh)
     old.past_pool = True
     bo.defrag_old_tt = old
+    fresh.pay(old.account)
     bo.set_tt(fresh)
 
 

@@ -18,6 +18,7 @@ from ttmfs.observe.counters import Counters
 from ttmfs.observe.inject import Injection
 from ttmfs.observe.trace import Trace
 from ttmfs.sync.ww_mutex import WwClass
+from ttmfs.ttm.account import Accounts
 from ttmfs.ttm.advice import Homes, Prefetcher
 from ttmfs.ttm.defrag_list import DefragList
 from ttmfs.ttm.funcs import NoUnmapper, Unmapper
@@ -50,6 +51,7 @@ class Device:
         self.pool = pool
         self.managers = {manager.name: manager for manager in managers}
         assert SYSTEM in self.managers
+        self.accounts = Accounts()
         self.counters = Counters()
         self.trace = Trace()
         self.inject = Injection()

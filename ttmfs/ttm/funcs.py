@@ -6,6 +6,7 @@ that a BO can name its driver: what a BO is stands open in the protocols.
 """
 
 import enum
+import errno
 from typing import Any, Protocol, TypeVar
 
 import trio
@@ -76,6 +77,7 @@ class VmFault:
 
     __slots__ = (
         "bo",
+        "code",
         "contended",
         "count",
         "deadline",
@@ -115,6 +117,8 @@ class VmFault:
         """What it met, and waits for before it starts over, when it found no room for the moment's reasons."""
         self.message = ""
         """Why it was SIGBUS or OOM, for error_log."""
+        self.code = 0
+        """The errno of that, where a program gets another one than the result says: EDQUOT."""
         self.prefaulted = 0
         """Pages that were populated beyond those asked."""
         self.waits: tuple[str, ...] = ()
@@ -133,6 +137,8 @@ class VmFault:
 
     def fail(self, result: FaultResult, error: OSError | str) -> FaultResult:
         """Remember why, return `result`."""
+        if isinstance(error, OSError) and error.errno == errno.EDQUOT:
+            self.code = errno.EDQUOT
         self.message = error if isinstance(error, str) else str(error.strerror)
         return result
 

@@ -11,6 +11,7 @@ import trio
 from ttmfs.errors import TtmError
 from ttmfs.observe import points
 from ttmfs.sync.resv import Reservation, Usage
+from ttmfs.ttm.account import Account
 from ttmfs.ttm.advice import pages_gone, tell, want
 from ttmfs.ttm.bo import MAX_SIZE, BufferObject
 from ttmfs.ttm.copy import CopyState, zero_bytes
@@ -106,6 +107,20 @@ def apply_resize(bo: BufferObject) -> None:
         bo.assign(bo.device.managers[SYSTEM].alloc(bo, Place(SYSTEM)))
         bo.placed = False
         want(bo, ())
+
+
+def set_account(bo: BufferObject, account: Account) -> None:
+    """`account` pays for the BO from now on, also for what it has; ghosts of it stay whose they are."""
+    bo.account = account
+    for manager in bo.device.managers.values():
+        resources = [resource for resource in manager.unassigned if resource.bo is bo]
+        if bo.resource is not None and bo.resource.manager is manager:
+            resources.append(bo.resource)
+        for resource in resources:
+            resource.pay(account)
+    for tt in (bo.tt, bo.defrag_old_tt, bo.fresh_tt):
+        if tt is not None:
+            tt.pay(account)
 
 
 def release(bo: BufferObject) -> None:

@@ -7,6 +7,8 @@ import numpy as np
 import trio
 
 from ttmfs.errors import TtmError
+from ttmfs.ttm.account import MEMORY
+from ttmfs.ttm.afford import afford
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.restore import restore_all, restore_range
@@ -33,7 +35,8 @@ async def populate_range(
     """Memory, and the content from the store, for every page of [first, first + count); the pages added.
 
     Without `holes` only what is in the store comes. At most `prefault` pages beyond are added. The BO is reserved.
-    TtmError(ENOMEM) when reclaim cannot help, or what the store says; pages added until then stay.
+    TtmError(ENOMEM) when reclaim cannot help, EDQUOT for a limit of its account, or what the store says; pages added
+    until then stay.
     """
     own = bo.own_pages
     if first < own:
@@ -59,6 +62,10 @@ async def populate_range(
     if device.over_limit(count + prefault) > 0:
         # What nobody has asked for is not worth pages that somebody uses.
         prefault = min(prefault, _SCARCE_PREFAULT)
+    if holes and tt.account.limited and not ctx.unlimited:
+        more = len(tt.holes_in(first, first + count))
+        await afford(device, tt.account, more, ctx)
+        prefault = min(prefault, tt.account.room(MEMORY) - more)
     await below_limit(device, min(count + prefault, tt.num_pages - tt.populated_pages), but=bo, keep=keep)
     added = 0
     until = trio.current_time() + LONGEST
@@ -68,7 +75,7 @@ async def populate_range(
                 added += await restore_range(bo, tt, first, count, prefault=prefault)
             if holes:
                 # Last, so that nothing is awaited between pages that come unzeroed and the caller's overwriting them.
-                added += tt.populate_range(first, count, prefault=prefault, zero=zero)
+                added += tt.populate_range(first, count, prefault=prefault, zero=zero, unlimited=ctx.unlimited)
         except TtmError as error:
             await _reclaim_for(bo, tt, count, ctx, error, keep, until)
             prefault = 0
@@ -85,7 +92,7 @@ def _drop_overtaken_restore(bo: BufferObject, tt: TT) -> None:
 
 
 async def populate_all(bo: BufferObject, tt: TT, ctx: OperationContext, *, overwritten: int = 0) -> None:
-    """Memory for all of `tt`, as gtt, jobs and restore need it: all or TtmError(ENOMEM) with no hole filled.
+    """Memory for all of `tt`, as gtt, jobs and restore need it: all or TtmError(ENOMEM, EDQUOT) with no hole filled.
 
     The first `overwritten` pages are about to be copied over, so they are taken as they come.
     """
@@ -97,6 +104,7 @@ async def populate_all(bo: BufferObject, tt: TT, ctx: OperationContext, *, overw
             # It never fits: nobody has to make room, and nothing comes back from the store, for an attempt in vain.
             raise out_of_memory(pages, tt.pool)
         bo.device.inject.check("page_alloc", errno.ENOMEM, f"{pages} pages for {bo.name}", pages)
+        await afford(bo.device, tt.account, pages - tt.backed_up_pages, ctx)
         await below_limit(bo.device, tt.num_pages - tt.populated_pages, but=bo)
     until = trio.current_time() + LONGEST
     while tt.backed_up_pages:
@@ -111,8 +119,8 @@ async def populate_all(bo: BufferObject, tt: TT, ctx: OperationContext, *, overw
         try:
             whole = overwritten >= tt.num_pages
             if overwritten and not whole:
-                tt.populate_range(0, overwritten, zero=False)
-            tt.populate_all(zero=not whole)
+                tt.populate_range(0, overwritten, zero=False, unlimited=ctx.unlimited)
+            tt.populate_all(zero=not whole, unlimited=ctx.unlimited)
         except TtmError as error:
             tt.depopulate(np.setdiff1d(tt.present(), present_before, assume_unique=True))
             await _reclaim_for(bo, tt, tt.num_pages - tt.populated_pages, ctx, error, None, until)

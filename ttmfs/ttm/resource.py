@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ttmfs.errors import TtmError
 from ttmfs.memory.arena import Arena
 from ttmfs.sync.fence import Fence
+from ttmfs.ttm.account import Account
 from ttmfs.ttm.advice import Adviser
 from ttmfs.ttm.contention import Claims
 from ttmfs.ttm.lru import LruItem, LruList, PriorityLru
@@ -27,6 +28,7 @@ class Owner(Protocol):
     """What a manager asks of the BO that it allocates for."""
 
     page_alignment: int
+    account: Account
 
     @property
     def name(self) -> str:
@@ -45,12 +47,14 @@ class Resource(LruItem):
     the bytes are in the BO's tt.
     """
 
-    __slots__ = ("bo", "flags", "manager", "num_pages", "pages", "private", "start")
+    __slots__ = ("account", "bo", "flags", "manager", "num_pages", "pages", "private", "start")
 
     def __init__(self, manager: "ResourceManager", bo: Owner, num_pages: int, start: int, flags: PlaceFlag) -> None:
         super().__init__()
         self.manager = manager
         self.bo: Any = bo
+        self.account = bo.account
+        """Who pays for it until it is freed, whoever has it then."""
         self.num_pages = num_pages
         self.start = start
         self.flags = flags
@@ -62,6 +66,12 @@ class Resource(LruItem):
     def mem_type(self) -> str:
         """The region's name."""
         return self.manager.name
+
+    def pay(self, account: Account) -> None:
+        """From now on `account` pays for it."""
+        self.account.uncharge(self.mem_type, self.num_pages)
+        account.charge(self.mem_type, self.num_pages)
+        self.account = account
 
     @property
     def own_pages(self) -> int:
@@ -141,6 +151,7 @@ class ResourceManager:
 
     def account(self, resource: Resource) -> Resource:
         """Count a new resource in `usage`."""
+        resource.account.charge(self.name, resource.num_pages)
         self.usage += resource.num_pages * PAGE_SIZE
         self.num_bos += 1
         self.unassigned[resource] = None
@@ -150,6 +161,7 @@ class ResourceManager:
         """ttm_resource_free: off the LRU, uncounted, space given back."""
         self.unassigned.pop(resource, None)
         self.lru_remove(resource)
+        resource.account.uncharge(self.name, resource.num_pages)
         self.usage -= resource.num_pages * PAGE_SIZE
         self.num_bos -= 1
         self.free_space(resource)
@@ -193,6 +205,7 @@ class ResourceManager:
 
     def trim(self, resource: Resource, num_pages: int) -> None:
         """Shrink `resource` to its first `num_pages` pages in place, when the BO was truncated."""
+        resource.account.uncharge(self.name, resource.num_pages - num_pages)
         self.usage -= (resource.num_pages - num_pages) * PAGE_SIZE
         resource.num_pages = num_pages
 

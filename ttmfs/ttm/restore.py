@@ -110,7 +110,7 @@ async def _piece(bo: BufferObject, tt: TT, index: Index, first: int, end: int, s
 
     Other errors only for entries of [first, end): the others are extra.
     """
-    state = Restore(index, tt.take_pages(len(index), zero=False))
+    state = Restore(index, tt.take_pages(len(index)))
     kept = tt.restore is None
     if kept:
         tt.restore = state
@@ -221,10 +221,10 @@ def _finish(bo: BufferObject, tt: TT, index: Index, pages: Vector) -> None:
     hole = entries == HOLE
     if hole.any():
         zero_pages(tt.arena, pages[hole])
-        tt.adopt(index[hole], pages[hole])
+        tt.adopt(index[hole], pages[hole], taken=True)
     page = (entries & 1 == 0) & ~hole
     if page.any():
         copy_pages(tt.arena, pages[page], tt.arena, decode_pages(entries[page]))
         tt.depopulate(index[page], to_pool=False)
-        tt.adopt(index[page], pages[page])
+        tt.adopt(index[page], pages[page], taken=True)
     assert (hole | page).all(), "what is in the store is loaded or waits in the state"

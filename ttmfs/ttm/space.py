@@ -22,8 +22,9 @@ from ttmfs.sync.ww_mutex import AcquireContext
 from ttmfs.ttm import lifetime
 from ttmfs.ttm.advice import Adviser
 from ttmfs.ttm.advised import named_victim
+from ttmfs.ttm.afford import afford, check_space, limit_met, more_space
 from ttmfs.ttm.bo import BufferObject
-from ttmfs.ttm.contention import OLDEST, Contended, NoRoom
+from ttmfs.ttm.contention import OLDEST, NoRoom
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.funcs import Multihop
 from ttmfs.ttm.lru_cursor import LruCursor
@@ -35,7 +36,7 @@ from ttmfs.ttm.walk import Walk
 _SKIP: Final = frozenset({errno.ENOSPC, errno.EBUSY, errno.EALREADY, errno.E2BIG})
 """A victim that fails so is passed over; any other error ends the walk."""
 
-_WHY: Final = {errno.ENOSPC: "full", errno.E2BIG: "never_fits"}
+_WHY: Final = {errno.ENOSPC: "full", errno.E2BIG: "never_fits", errno.EDQUOT: "limit"}
 """Why a manager had no room, as the trace says it."""
 
 UNDO_SECONDS: Final = 0.5
@@ -49,11 +50,11 @@ def undoing(seconds: float = UNDO_SECONDS) -> trio.CancelScope:
     return trio.CancelScope(shield=True, deadline=trio.current_time() + seconds)
 
 
-def no_room(bo: BufferObject, placement: Placement, contended: Contended | None) -> NoRoom:
-    """Full everywhere, as callers see it: ENOMEM, or ENOSPC with `--propagate-enospc`."""
+def no_room(bo: BufferObject, placement: Placement, ctx: OperationContext) -> TtmError:
+    """Full everywhere, as callers see it: ENOMEM, or ENOSPC with `--propagate-enospc`; EDQUOT where a limit was met."""
     code = errno.ENOSPC if bo.device.propagate_enospc else errno.ENOMEM
     what = f"no room for {bo.name or 'a BO'} ({bo.num_pages} pages) in {format_placement(placement)}"
-    return NoRoom(code, what, contended)
+    return limit_met(bo, placement, ctx) or NoRoom(code, what, ctx.contended)
 
 
 def _is_claimed(
@@ -74,7 +75,8 @@ async def alloc_resource(
     """ttm_bo_alloc_resource: one pass over the places; None when none of them has room.
 
     The new resource inherits the fences of evictions that still copy out of its region. A place that can never hold
-    the BO (E2BIG) is passed over, and nobody is evicted for it; the kernel gives up there.
+    the BO (E2BIG) is passed over, and nobody is evicted for it; the kernel gives up there. So is one of which who pays
+    for the BO may have no more (EDQUOT).
     """
     device = bo.device
     skipped = PlaceFlag.DESIRED if evicting else PlaceFlag.FALLBACK
@@ -85,22 +87,9 @@ async def alloc_resource(
             continue
         if _is_claimed(bo, manager, place, ctx, evicting=evicting):
             continue
-        try:
-            device.inject.check("resource_alloc", errno.ENOSPC, f"allocating in {place}")
-            resource = manager.alloc(bo, place)
-        except TtmError as error:
-            if device.trace.on:
-                _trace_place(bo, place, evicting, _WHY.get(error.errno or 0, "error"), error.message)
-            if error.errno == errno.E2BIG:
-                continue
-            if error.errno != errno.ENOSPC:
-                raise
-            if not evicting or manager.name == SYSTEM:
-                continue
-            found = await evict_alloc(bo, manager, place, ctx)
-            if found is None:
-                continue
-            resource = found
+        resource = await _find(bo, manager, place, ctx, evicting=evicting)
+        if resource is None:
+            continue
         if _add_eviction_fences(bo, resource, ctx):
             if device.trace.on:
                 _trace_place(bo, place, evicting, "ok", f"at {resource.start}" if resource.start >= 0 else "-")
@@ -114,6 +103,34 @@ async def alloc_resource(
 def _is_there(manager: ResourceManager) -> bool:
     """Has the device this region, and does it hand anything out?"""
     return manager.used and (manager.name == SYSTEM or manager.size > 0)
+
+
+async def _find(
+    bo: BufferObject, manager: ResourceManager, place: Place, ctx: OperationContext, *, evicting: bool
+) -> Resource | None:
+    """Space in one place, others evicted for it when `evicting`; None when it is to be passed over."""
+    device = bo.device
+    try:
+        device.inject.check("resource_alloc", errno.ENOSPC, f"allocating in {place}")
+        if evicting:
+            await afford(device, bo.account, more_space(bo, manager), ctx, manager.name)
+        return _take(bo, manager, place, ctx)
+    except TtmError as error:
+        if device.trace.on:
+            _trace_place(bo, place, evicting, _WHY.get(error.errno or 0, "error"), error.message)
+        if error.errno in (errno.E2BIG, errno.EDQUOT):
+            return None
+        if error.errno != errno.ENOSPC:
+            raise
+    if not evicting or manager.name == SYSTEM:
+        return None
+    return await evict_alloc(bo, manager, place, ctx)
+
+
+def _take(bo: BufferObject, manager: ResourceManager, place: Place, ctx: OperationContext) -> Resource:
+    """Space for the BO, as its account allows. TtmError as `alloc` of the manager, and EDQUOT."""
+    check_space(bo, manager, ctx)
+    return manager.alloc(bo, place)
 
 
 def _trace_place(bo: BufferObject, place: Place, evicting: bool, why: str, detail: str) -> None:
@@ -147,7 +164,7 @@ async def mem_space(bo: BufferObject, placement: Placement, ctx: OperationContex
         if resource is not None:
             return resource
     what = f"no room for {bo.name or 'a BO'} in {format_placement(placement)}"
-    raise NoRoom(errno.ENOSPC, what, ctx.contended)
+    raise limit_met(bo, placement, ctx) or NoRoom(errno.ENOSPC, what, ctx.contended)
 
 
 async def move_to(bo: BufferObject, resource: Resource, ctx: OperationContext, *, evict: bool) -> None:
@@ -157,6 +174,8 @@ async def move_to(bo: BufferObject, resource: Resource, ctx: OperationContext, *
     """
     origin = bo.mem_type
     bounced = False
+    unlimited = ctx.unlimited
+    ctx.unlimited |= evict
     try:
         while True:
             try:
@@ -170,13 +189,15 @@ async def move_to(bo: BufferObject, resource: Resource, ctx: OperationContext, *
         if bounced:
             await _back_from_hop(bo, origin)
         raise
+    finally:
+        ctx.unlimited = unlimited
     if evict:
         _count_eviction(bo, ctx)
 
 
 async def _back_from_hop(bo: BufferObject, origin: str) -> None:
     """The last leg of a multihop failed: back to the region that it came from (the kernel leaves it in the hop)."""
-    ctx = OperationContext(resv=bo.resv, ticket=OLDEST)
+    ctx = OperationContext(resv=bo.resv, ticket=OLDEST, unlimited=True)
     why = f"there was no time: it did not come back within {_UNHOP_SECONDS:g} s"
     with undoing(_UNHOP_SECONDS):
         try:
@@ -208,7 +229,7 @@ async def _bounce(bo: BufferObject, hop: Placement, ctx: OperationContext) -> No
     try:
         resource = await mem_space(bo, hop, ctx)
     except TtmError as error:
-        raise no_room(bo, hop, ctx.contended) if error.errno == errno.ENOSPC else error from None
+        raise no_room(bo, hop, ctx) if error.errno == errno.ENOSPC else error from None
     try:
         await handle_move_mem(bo, resource, ctx, evict=False)
     except BaseException:
@@ -321,9 +342,9 @@ def _try_alloc(walk: Walk) -> Resource | None:
     if _is_claimed(walk.bo, walk.manager, walk.place, walk.ctx, evicting=True):
         return None
     try:
-        return walk.manager.alloc(walk.bo, walk.place)
+        return _take(walk.bo, walk.manager, walk.place, walk.ctx)
     except TtmError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
     return None
 
@@ -346,13 +367,14 @@ async def evict_bo(bo: BufferObject, ctx: OperationContext, *, for_bo: str = "",
     if bo.external:
         raise TtmError(errno.EINVAL, f"{bo.name} is imported: it is never moved, and its content never dropped")
     defrag, ctx.defrag = ctx.defrag, False
+    unlimited, ctx.unlimited = ctx.unlimited, True
     bo.evicting = True
     try:
         await _evict_live(bo, ctx)
     finally:
         bo.evicting = False
-        # What the target of a defrag asked for is not for its victims.
-        ctx.defrag = defrag
+        # What the target of a defrag asked for is not for its victims, nor are limits.
+        ctx.defrag, ctx.unlimited = defrag, unlimited
 
 
 def _trace_evict(bo: BufferObject, for_bo: str, position: int) -> None:

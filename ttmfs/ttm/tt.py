@@ -9,7 +9,7 @@ who may not wait, or be cut off by a truncate: `end_load` finds out and gives up
 """
 
 import errno
-from typing import Final
+from typing import Final, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +18,24 @@ from ttmfs.errors import TtmError
 from ttmfs.memory.pool import PagePool
 from ttmfs.memory.pool_types import Caching
 from ttmfs.memory.stores import LoadError, LoadTransfer, SwapStore
+from ttmfs.ttm.account import MEMORY, SLACK_PAGES, SWAP, Account
 from ttmfs.ttm.page_vector import HOLE, Index, PageVector, Vector, decode_handles, encode_handles, encode_pages
 from ttmfs.units import MAX_ORDER, PAGE_MASK, PAGE_SHIFT
 
 __all__ = ["HOLE", "TT", "Load", "Restore", "encode_pages", "out_of_memory"]
 
 _NO_CUTS: Final[dict[int, int]] = {}
+_NOBODY: Final = Account("nobody")
+
+
+class PoolHow(TypedDict, total=False):
+    """How `PagePool.alloc` is to allocate."""
+
+    zero: bool
+    use_reserve: bool
+    reclaim_backoff: bool
+    max_order: int
+    defrag: bool
 
 
 class Load:
@@ -56,6 +68,7 @@ class TT(PageVector):
     __slots__ = (
         "_cuts",
         "_loads",
+        "account",
         "beneficial_order_failed",
         "caching",
         "external",
@@ -65,12 +78,22 @@ class TT(PageVector):
         "restoring",
         "store",
         "storing",
+        "taken",
     )
 
     def __init__(
-        self, pool: PagePool, num_pages: int, caching: Caching = Caching.cached, store: SwapStore | None = None
+        self,
+        pool: PagePool,
+        num_pages: int,
+        caching: Caching = Caching.cached,
+        store: SwapStore | None = None,
+        account: Account = _NOBODY,
     ) -> None:
         super().__init__(pool, num_pages)
+        self.account = account
+        """Who pays for its pages, in memory and in the store."""
+        self.taken = 0
+        """Pages that are taken for content on its way, and not in the vector yet."""
         self.caching = caching
         self.store = store
         """Where its pages can be backed up; the device's, attached when the tt is made (ttm_tt_setup_backup)."""
@@ -95,13 +118,21 @@ class TT(PageVector):
     # -- getting and losing memory -------------------------------------------------------------------------------
 
     def populate_range(
-        self, first: int, count: int, *, prefault: int = 0, zero: bool = True, use_reserve: bool = False
+        self,
+        first: int,
+        count: int,
+        *,
+        prefault: int = 0,
+        zero: bool = True,
+        use_reserve: bool = False,
+        unlimited: bool = False,
     ) -> int:
         """Give memory to every hole in [first, first + count), and load what is in the store; the pages it added.
 
         Fills aligned pieces of up to the beneficial order, at most `prefault` pages beyond those asked. `zero=False`
         leaves pages that lie wholly in the asked range as they come, for a caller that overwrites all of them.
-        TtmError(ENOMEM) when a hole that was asked for finds no memory; what was added until then stays (it is
+        `unlimited`: no limit of its account counts.
+        TtmError(ENOMEM, EDQUOT) when a hole that was asked for finds no memory; what was added until then stays (it is
         legal) if it was zeroed, only extra pages are given up silently. Otherwise what the store raises.
         """
         added = self.load_now(first, count, use_reserve=use_reserve) if self.backed_up_pages else 0
@@ -110,7 +141,7 @@ class TT(PageVector):
         filled: list[Index] = []
         try:
             while (index := self.next_hole(index, end)) < end:
-                filled.append(self._populate_piece(index, first, end, prefault, zero, use_reserve))
+                filled.append(self._populate_piece(index, first, end, prefault, zero, use_reserve, unlimited))
         except TtmError:
             if not zero:
                 # Nobody will overwrite these now, and they may hold another BO's bytes.
@@ -119,15 +150,17 @@ class TT(PageVector):
             raise
         return added + sum(map(len, filled))
 
-    def _populate_piece(self, index: int, first: int, end: int, prefault: int, zero: bool, use_reserve: bool) -> Index:
+    def _populate_piece(
+        self, index: int, first: int, end: int, prefault: int, zero: bool, use_reserve: bool, unlimited: bool
+    ) -> Index:
         """Populate the holes of the largest aligned piece around `index` that adds at most `prefault` pages."""
         low, high = self.piece(index, first, end, prefault)
         if (low, high) != (max(low, first), min(high, end)):
             try:
-                return self._fill(low, high, zero=True, use_reserve=False)
+                return self._fill(low, high, zero=True, use_reserve=False, unlimited=unlimited)
             except TtmError:
                 low, high = max(low, first), min(high, end)
-        return self._fill(low, high, zero=zero, use_reserve=use_reserve)
+        return self._fill(low, high, zero=zero, use_reserve=use_reserve, unlimited=unlimited)
 
     def piece(self, index: int, first: int, end: int, prefault: int) -> tuple[int, int]:
         """[low, high): the largest aligned piece around `index` with at most `prefault` pages not in [first, end)."""
@@ -140,40 +173,70 @@ class TT(PageVector):
                 return low, high
         return index, index + 1
 
-    def _fill(self, low: int, high: int, *, zero: bool, use_reserve: bool) -> Index:
-        """Memory for the holes in [low, high), all of them or ENOMEM; which these were."""
+    def _fill(self, low: int, high: int, *, zero: bool, use_reserve: bool, unlimited: bool) -> Index:
+        """Memory for the holes in [low, high), all of them or ENOMEM or EDQUOT; which these were."""
         holes = self.holes_in(low, high)
         if len(holes):
-            self.adopt(holes, self.take_pages(len(holes), zero=zero, use_reserve=use_reserve))
+            if not unlimited:
+                self.account.check(MEMORY, len(holes), slack=SLACK_PAGES if use_reserve else 0)
+            backoff = self.pool.reclaim_backoff
+            self.adopt(holes, self.alloc(len(holes), zero=zero, use_reserve=use_reserve, reclaim_backoff=backoff))
         return holes
 
-    def take_pages(self, count: int, *, zero: bool, use_reserve: bool = False) -> Vector:
-        """`count` pages of the pool, not in the vector yet. TtmError(ENOMEM)."""
-        got = self.pool.alloc(
-            count,
-            caching=self.caching,
-            zero=zero,
-            use_reserve=use_reserve,
-            reclaim_backoff=self.pool.reclaim_backoff,
-        )
+    def alloc(self, count: int, **how: Unpack[PoolHow]) -> Vector:
+        """`count` pages of the pool, to be adopted at once. TtmError(ENOMEM)."""
+        got = self.pool.alloc(count, caching=self.caching, **how)
+        self.account.charge(MEMORY, count)
         self.beneficial_order_failed |= got.beneficial_order_failed
         return got.pages
+
+    def take_pages(self, count: int, *, use_reserve: bool = False) -> Vector:
+        """`count` pages of the pool, as they come, for content of the tt that is on its way. TtmError(ENOMEM)."""
+        pages = self.alloc(count, zero=False, use_reserve=use_reserve, reclaim_backoff=self.pool.reclaim_backoff)
+        self._take(count)
+        return pages
+
+    def _take(self, count: int) -> None:
+        self.taken += count
+        self.account.charge_flight(count)
 
     def give_pages(self, pages: Vector) -> None:
         """Back to the pool: pages that `take_pages` gave, and that went nowhere. Blocks may be split."""
         if len(pages):
-            self.pool.free(pages, self.caching, split=True)
+            self._take(-len(pages))
+            self._free(pages)
 
-    def populate_all(self, *, zero: bool = True) -> int:
-        """Memory for every hole, order by order as ttm_pool_alloc; all or TtmError(ENOMEM) with nothing kept."""
+    def pay(self, account: Account) -> None:
+        """From now on `account` pays, also for what there is."""
+        if self.external:
+            return
+        memory, stored, taken = self.populated_pages + self.taken, self.backed_up_pages, self.taken
+        for who, sign in ((self.account, -1), (account, 1)):
+            who.charge(MEMORY, sign * memory)
+            who.charge(SWAP, sign * stored)
+            who.charge_flight(sign * taken)
+        self.account = account
+
+    def _free(self, pages: Vector, *, to_pool: bool = True) -> None:
+        """Back to the pool, and paid for no more."""
+        self.account.uncharge(MEMORY, len(pages))
+        self.pool.free(pages, self.caching, to_pool=to_pool, split=True)
+
+    def populate_all(self, *, zero: bool = True, unlimited: bool = False) -> int:
+        """Memory for every hole, order by order as ttm_pool_alloc; all or TtmError(ENOMEM, EDQUOT) with nothing kept.
+
+        `unlimited`: no limit of its account counts.
+        """
         if self.is_populated:
             return 0
         if self.backed_up_pages:
             self.load_now(0, self.num_pages)
-        return len(self._fill(0, self.num_pages, zero=zero, use_reserve=False))
+        return len(self._fill(0, self.num_pages, zero=zero, use_reserve=False, unlimited=unlimited))
 
-    def adopt(self, index: Index, pages: Vector) -> None:
-        """Put freshly allocated `pages` into entries that are holes."""
+    def adopt(self, index: Index, pages: Vector, *, taken: bool = False) -> None:
+        """Put `pages`, which are paid for, into entries that are holes; `taken`: by `take_pages`."""
+        if taken:
+            self._take(-len(pages))
         self.put(index, encode_pages(pages))
         self.populated_pages += len(pages)
 
@@ -185,7 +248,7 @@ class TT(PageVector):
         if not len(index):
             return 0
         if not self.external:
-            self.pool.free(self.pages_at(index), self.caching, to_pool=to_pool, split=True)
+            self._free(self.pages_at(index), to_pool=to_pool)
         self.clear(index)
         self.populated_pages -= len(index)
         return len(index)
@@ -208,7 +271,7 @@ class TT(PageVector):
     def cut_tail(self, num_pages: int) -> "TT":
         """Take the pages from `num_pages` on away, into a new TT of the same length; blocks may be split."""
         assert not self.backed_up_pages, "only a BO in system has pages in the store"
-        tail = TT(self.pool, self.num_pages, self.caching, self.store)
+        tail = TT(self.pool, self.num_pages, self.caching, self.store, self.account)
         moved, pages = self.pages_in(num_pages, self.num_pages - num_pages)
         if len(moved):
             if len(moved) != self.populated_pages:
@@ -223,7 +286,8 @@ class TT(PageVector):
     def mark_backed_up(self, index: Index, handles: Vector) -> None:
         """The pages of these entries are stored under `handles`: free them, past the pool."""
         if len(index):
-            self.pool.free(self.pages_at(index), self.caching, to_pool=False, split=True)
+            self._free(self.pages_at(index), to_pool=False)
+            self.account.charge(SWAP, len(index))
         self.put(index, encode_handles(handles))
         self.populated_pages -= len(index)
         self.backed_up_pages += len(index)
@@ -263,8 +327,8 @@ class TT(PageVector):
         adopted = waiting & arrived
         index, taken = load.index[adopted], pages[adopted]
         self._apply_cuts(index, taken)
-        self.put(index, encode_pages(taken))
-        self.populated_pages += len(index)
+        self.adopt(index, taken, taken=True)
+        self.account.uncharge(SWAP, len(index))
         self.backed_up_pages -= len(index)
         self._drop(load.handles[arrived | ~waiting])
         return arrived | ~waiting, error
@@ -279,7 +343,7 @@ class TT(PageVector):
         if not len(index):
             return 0
         assert self.store is not None
-        pages = self.take_pages(len(index), zero=False, use_reserve=use_reserve)
+        pages = self.take_pages(len(index), use_reserve=use_reserve)
         load = self.begin_load(index)
         self.store.read(load.transfer, self.arena, pages)
         _done, error = self.end_load(load, pages)
@@ -294,6 +358,7 @@ class TT(PageVector):
             return
         handles = decode_handles(self.at(index))
         self.clear(index)
+        self.account.uncharge(SWAP, len(index))
         self.backed_up_pages -= len(index)
         for at in index.tolist() if self._cuts else ():
             self._cuts.pop(at, None)

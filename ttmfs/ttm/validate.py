@@ -26,7 +26,8 @@ async def validate(bo: BufferObject, placement: Placement, ctx: OperationContext
     Compatible already: no move, no LRU bump; with `ctx.defrag` it moves all the same, unless fresh pages cannot be
     better than those it has. A BO that was never placed is compatible with nothing, so it goes to the first place that
     has room; where that is system, it stays, without a move. TtmError: EINVAL pinned and would have to move; ENOMEM (or
-    ENOSPC) no room; EBUSY a wait was needed that ctx forbids; whatever the driver's move raises.
+    ENOSPC) no room; EDQUOT a limit of who pays; EBUSY a wait was needed that ctx forbids; whatever the driver's move
+    raises.
     """
     bo.validations += 1
     ctx.ticket = ctx.ticket or bo.resv.holder
@@ -74,7 +75,7 @@ async def _allocate(bo: BufferObject, placement: Placement, ctx: OperationContex
             return None
         if resource is not None:
             return resource
-    raise no_room(bo, placement, ctx.contended)
+    raise no_room(bo, placement, ctx)
 
 
 def _is_there(bo: BufferObject, resource: Resource) -> bool:
@@ -142,7 +143,7 @@ async def _move_back(moved: Sequence[tuple[BufferObject, Placement]]) -> None:
         while left:
             bo, place = left[-1]
             try:
-                await validate(bo, place, OperationContext(resv=bo.resv, ticket=OLDEST))
+                await validate(bo, place, OperationContext(resv=bo.resv, ticket=OLDEST, unlimited=True))
             except TtmError as error:
                 bo.last_error = f"could not be moved back: {error.message}"
             left.pop()

@@ -1,0 +1,120 @@
+"""Limits: what each user may have (`--user-limit`), and whether what accounts say adds up.
+
+A limit is `WHAT=AMOUNT`: `memory` (pages in memory and in the store), a region with memory or addresses of its own, or
+`bos` (files of bo/ and svm/). An amount of memory is a size, or a part of what there is, as `50%`.
+"""
+
+import errno
+from collections.abc import Mapping
+from typing import Final
+
+from ttmfs.driver.hardware import Hardware
+from ttmfs.errors import TtmError
+from ttmfs.ttm.account import BOS, MEMORY, SWAP, Account
+from ttmfs.ttm.placement import SYSTEM
+from ttmfs.ttm.resource import Resource
+from ttmfs.units import PAGE_SHIFT, format_size, parse_size
+
+RESERVED_NAMES: Final = (MEMORY, SWAP, BOS)
+"""Names that no region may have."""
+
+
+def parse_user_limit(text: str, sizes: Mapping[str, int]) -> dict[str, int]:
+    """The limits that `text` says, separated by commas: pages, and a number for `bos`; "" is none.
+
+    `sizes`: bytes that there are, of `memory` and of each region. TtmError(EINVAL) naming the wrong word.
+    """
+    limits: dict[str, int] = {}
+    for word in filter(None, (part.strip() for part in text.split(","))):
+        what, _, amount = word.partition("=")
+        if what != BOS and what not in sizes:
+            raise TtmError(errno.EINVAL, f"user limit {word[:80]!r}: say one of {' '.join((*sizes, BOS))}=AMOUNT")
+        if what in limits:
+            raise TtmError(errno.EINVAL, f"user limit {word[:80]!r}: {what} has a limit already")
+        limits[what] = _number(word, amount) if what == BOS else _pages(word, amount, sizes[what])
+    return limits
+
+
+def _number(word: str, amount: str) -> int:
+    if not amount.isascii() or not amount.isdigit() or len(amount) > 18:
+        raise TtmError(errno.EINVAL, f"user limit {word[:80]!r}: say a number, as in bos=10000")
+    return int(amount)
+
+
+def _pages(word: str, amount: str, size: int) -> int:
+    """A size or a percentage, in pages, rounded down."""
+    if not amount.endswith("%"):
+        try:
+            return parse_size(amount) >> PAGE_SHIFT
+        except TtmError as error:
+            raise TtmError(errno.EINVAL, f"user limit {word[:80]!r}: {error.message}, or a part as in 50%") from None
+    try:
+        part = float(amount[:-1])
+    except ValueError:
+        part = -1.0
+    if not 0 <= part <= 100:
+        raise TtmError(errno.EINVAL, f"user limit {word[:80]!r}: say a part between 0% and 100%")
+    return int(size * part / 100) >> PAGE_SHIFT
+
+
+def format_user_limit(limits: Mapping[str, int]) -> str:
+    """As `parse_user_limit` reads it."""
+    amounts = {what: str(limit) if what == BOS else format_size(limit << PAGE_SHIFT) for what, limit in limits.items()}
+    return ",".join(f"{what}={amount}" for what, amount in amounts.items())
+
+
+def limited_sizes(vdev: Hardware) -> dict[str, int]:
+    """What a user can be limited in, and how many bytes there are."""
+    regions = {name: manager.size for name, manager in vdev.ttm.managers.items() if name != SYSTEM}
+    return {MEMORY: vdev.config.memory, **regions}
+
+
+def set_user_limit(vdev: Hardware, text: str) -> None:
+    """From now on. What somebody has is not taken away. TtmError(EINVAL); nothing has changed then."""
+    limits = parse_user_limit(text, limited_sizes(vdev))
+    # The same object for all: it is every account's.
+    vdev.ttm.accounts.limits.clear()
+    vdev.ttm.accounts.limits.update(limits)
+
+
+def check_accounts(vdev: Hardware) -> list[str]:
+    """Sentences where what is charged differs from what is handed out, in all and by account."""
+    ttm = vdev.ttm
+    books = {name: manager.usage >> PAGE_SHIFT for name, manager in ttm.managers.items()}
+    wrong = ttm.accounts.check(books | {MEMORY: vdev.pool.in_use_pages})
+    found: dict[Account, dict[str, int]] = {}
+    for who_has in ttm.accounts.elsewhere:
+        for account, pages in who_has().items():
+            has = found.setdefault(account, {})
+            has[MEMORY] = has.get(MEMORY, 0) + pages
+    for manager in ttm.managers.values():
+        for item in (*manager.lru, *manager.unassigned):
+            _add(found, item)
+    for item in ttm.unevictable:
+        _add(found, item)
+    regions = (*ttm.managers, SWAP)
+    for account, has in found.items():
+        if account is ttm.accounts.root:
+            continue
+        wrong += [
+            f"accounts: {account.name} is charged {account.charged.get(what, 0)} of {what} and has {has.get(what, 0)}"
+            for what in regions
+            if account.charged.get(what, 0) != has.get(what, 0)
+        ]
+        if has.get(MEMORY, 0) > account.charged.get(MEMORY, 0):
+            wrong.append(f"accounts: {account.name} has {has[MEMORY]} of memory, more than is charged")
+    return wrong
+
+
+def _add(found: dict[Account, dict[str, int]], resource: object) -> None:
+    """What a resource takes, and the tts of its BO once the BO is there."""
+    assert isinstance(resource, Resource)
+    bo = resource.bo
+    taken = [(resource.account, resource.mem_type, resource.num_pages)]
+    for tt in (bo.tt, bo.defrag_old_tt) if bo.resource is resource else ():
+        if tt is not None and not tt.external:
+            taken.append((tt.account, MEMORY, tt.populated_pages + tt.taken))
+            taken.append((tt.account, SWAP, tt.backed_up_pages))
+    for account, what, count in taken:
+        has = found.setdefault(account, {})
+        has[what] = has.get(what, 0) + count
