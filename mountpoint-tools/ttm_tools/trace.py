@@ -16,6 +16,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from ttm_tools import mapsample
 from ttm_tools.access import Stream
 from ttm_tools.device import Device
 from ttm_tools.errors import NO_MOUNT, MountError
@@ -117,9 +118,10 @@ class Recorder:
 
     def begin(self) -> None:
         """Events from now on count."""
-        self._since = time.monotonic()
         if self._samples:
             self.out.write("# tracer: ttmfs\n")
+            self.out.writelines(mapsample.lines_of(self.device, time.monotonic()))
+        self._since = time.monotonic()
 
     def drain(self, stream: Stream) -> None:
         """After tracing was switched off: what is still in the pipe."""
@@ -131,6 +133,8 @@ class Recorder:
             pass
         if self._rest:
             self._line(self._rest)
+        if self._samples:
+            self.out.writelines(mapsample.lines_of(self.device, time.monotonic()))
 
     def _sample(self) -> None:
         now = time.monotonic()
@@ -232,8 +236,8 @@ def record(
     """Record events into a file, until ^C or as long as CMD runs.
 
     Without EVENT all are recorded. What ctl/trace was set to before is set again at the end. CMD runs with TTMFS_MOUNT
-    set, and its exit status is the exit status. Between the events FILE has the regions' usage every 0.25 s, as
-    comments. Readers of one trace_pipe share its events: do not record twice at a time.
+    set, and its exit status is the exit status. Besides the events FILE has the regions' usage every 0.25 s, and their
+    maps before and after, as comments. Readers of one trace_pipe share its events: do not record twice at a time.
 
     \b
     ttm-trace record -o run.trace -- fio job.fio

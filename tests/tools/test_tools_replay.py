@@ -110,7 +110,7 @@ def test_of_several_clients_the_differences_are_counted(
     device: Device, run: Run, tmp_path: Path, program: Path
 ) -> None:
     trace = tmp_path / "day.trace"
-    both = f'{sys.executable} {program} 5 80 & {sys.executable} {program} 6 80 & wait'
+    both = f"{sys.executable} {program} 5 80 & {sys.executable} {program} 6 80 & wait"
     record(run, device, trace, "bash", "-c", both)
     row, said = replay(trace)
     if row["differs"]:

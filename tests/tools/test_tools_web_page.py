@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -41,12 +42,16 @@ class Page:
     def __init__(self, driver: Any) -> None:
         self.driver = driver
 
-    def open(self, url: str, width: int = 1280, height: int = 1000) -> None:
-        """Load it, and wait until the first maps are drawn."""
+    def look(self, url: str, width: int, height: int) -> None:
+        """Load anything."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         self.driver.get("about:blank")
         self.driver.get(url)
+
+    def open(self, url: str, width: int = 1280, height: int = 1000) -> None:
+        """Load the page, and wait until the first maps are drawn."""
+        self.look(url, width, height)
         self.until("ttmWeb.past.length > 1 && ttmWeb.timings.length > 0 && document.querySelectorAll('.region').length")
 
     def js(self, expression: str, *arguments: object) -> Any:
@@ -124,7 +129,7 @@ def page(browser: Page, web: Callable[..., Web]) -> Iterator[Page]:
     for entry in browser.driver.get_log("performance"):
         message = json.loads(entry["message"])["message"]
         if message["method"] == "Network.requestWillBeSent":
-            asked.add(message["params"]["request"]["url"].split("/")[2])
+            asked.add(urlsplit(message["params"]["request"]["url"]).netloc)
     browser.driver.get("about:blank")
     assert browser.complaints() == []
     assert all(host.startswith("127.0.0.1:") for host in asked if host), asked
@@ -213,15 +218,19 @@ def test_commands_and_a_list_that_is_sorted(page: Page, device: Device, web: Cal
     page.until("document.querySelector('#detail .result').textContent.includes('done')")
     assert device.status("tex5")["mem_type"] == "vram"
     page.until("[...document.querySelectorAll('#log li')].some((line) => line.textContent.includes('move_end tex5'))")
-    # Policies and groups are shown where the mount has them.
-    assert page.js("document.querySelector('#groups').hidden")
+    # Policies are switched, and groups shown where the mount has them.
+    page.until("document.querySelector('#policies select[aria-label=\"evict vram\"]')")
     page.js(
-        "(() => { ttmWeb.take({groups: a[0], policies: a[1]}); return 1; })()",
+        "(() => { const set = document.querySelector('#policies select[aria-label=\"evict vram\"]');"
+        "set.value = 'lfu'; set.dispatchEvent(new Event('change')); return 1; })()"
+    )
+    device.until(lambda: "vram lfu" in device.shell.do("slurp(path('policies/evict'))"))
+    device.shell.do("open(path('policies/evict'), 'w').write('vram lru\\n')")
+    page.js(
+        "(() => { ttmWeb.take({groups: a[0]}); return 1; })()",
         [{"path": "game", "current": {"vram": 4096}, "max": {"vram": None}}],
-        {"evict": [["vram", "lru"]], "available": [["evict", "lru", ""], ["evict", "lfu", ""]], "stats": {}},
     )
     assert "/game vram 4K" in page.js("document.querySelector('#groups').innerText").replace("\t", " ")
-    assert page.js("[...document.querySelectorAll('#policies option')].map((o) => o.value)") == ["lru", "lfu"]
 
 
 def thrash(device: Device, rounds: int) -> None:
@@ -245,6 +254,29 @@ def test_pictures(page: Page, device: Device, web: Callable[..., Web], width: in
     page.js("(document.querySelector('#mount').textContent = '/tmp/gpu', 1)")
     assert page.js("document.documentElement.scrollWidth") <= width
     page.picture(f"ttm-web-{width}.png")
+
+
+def test_a_report_in_the_browser(page: Page, device: Device, run: Callable[..., Any], tmp_path: Path) -> None:
+    for number in range(6):
+        device.make(f"tex{number}", (4 + 2 * number) * MIB, 1)
+    trace, out = tmp_path / "run.trace", tmp_path / "run.html"
+    work = (
+        "for k in 1 2 3; do for n in 0 1 2 3 4 5; do echo vram > $TTMFS_MOUNT/objects/tex$n/validate;"
+        "head -c 64K $TTMFS_MOUNT/bo/tex$n > /dev/null; done; done"
+    ).replace("$TTMFS_MOUNT", '"$TTMFS_MOUNT"')
+    assert run("trace", "record", "-m", device.mountpoint, "-o", str(trace), "--", "bash", "-c", work).returncode == 0
+    done = run("report", str(trace), "-o", str(out), "--title", "ttmfs: six textures in turn")
+    assert done.returncode == 0, done.stderr
+    page.look(f"file://{out}", 1280, 1900)
+    assert page.js("[...document.images].every((image) => image.complete && image.naturalWidth > 100)")
+    rows = "[...document.querySelectorAll('table')].at(-1).querySelectorAll('tbody tr:not([hidden])').length"
+    every = page.js(rows)
+    page.press("evict", "input")
+    page.until(f"{rows} > 0 && {rows} < a[0]", every)
+    page.js("scrollTo(0, 0)")
+    page.picture("ttm-report.png")
+    page.look(f"file://{out}", 375, 800)
+    assert page.js("document.documentElement.scrollWidth") <= 375
 
 
 @pytest.mark.stress
