@@ -12,10 +12,10 @@ from tests.mount.mount_harness import Device
 
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(3600)]
 
-WRITERS, EACH = 4, 3
-SIZE = 256 << 10
+WRITERS, EACH = 4, 1
+SIZE = 768 << 10
 OPTIONS = ("--vram", "2M", "--gtt", "8M", "--memory", "64M", "--placement", "vram")
-"""The BOs of all writers are 3 MiB."""
+"""The BOs of all writers are 3 MiB, and two of them fill the vram: a victim is often one that somebody works on."""
 
 FILLS = """
 def fills(own, size, begin, end, by):
