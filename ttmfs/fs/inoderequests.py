@@ -139,7 +139,7 @@ class InodeRequests(Served):
             else:
                 of.set_size(size)
         except TtmError as error:
-            self._failed(of.name if isinstance(of, BufferObject) else f"svm/{of.name}", "SETATTR", error)
+            self._failed(of.name if isinstance(of, BufferObject) else f"svm/{of.name}", "SETATTR", error, file.uid)
             raise
         file.mtime = file.ctime = clock.wall_ns()
 
@@ -196,7 +196,7 @@ class InodeRequests(Served):
             raise TtmError(errno.EOPNOTSUPP, "only user.ttm.* exist here")
         file = self._bo_file(inode)
         bo, key = file.bo, os.fsdecode(name[len(_XATTR) :])
-        with self.tree.runner.error_log.watching(f"{bo.name} user.ttm.{key}"):
+        with self.tree.runner.error_log.watching(f"{bo.name} user.ttm.{key}", ctx.uid):
             attributes.set_text(self.machine.vdev, bo, key, value.decode("utf-8", "surrogateescape"))
         file.ctime = clock.wall_ns()
 

@@ -91,7 +91,7 @@ class NameRequests(OpenRequests):
             file = self._names(folder).create(folder, name, mode & ~ctx.umask, ctx.uid, ctx.gid)
         except TtmError as error:
             if error.errno == errno.EDQUOT:
-                self._failed(os.fsdecode(name), "create", error)
+                self._failed(os.fsdecode(name), "create", error, ctx.uid)
             raise
         if isinstance(file, BoFile):
             self.names.clients.adopt(file, ctx.pid)

@@ -62,7 +62,7 @@ class TtmOperations(ListRequests):
             return await self._virtual(fh).read(off, size)
         except OSError as error:
             if type(handle) is BoHandle:
-                self._failed(handle.bo.name, "READ", error)
+                self._failed(handle.bo.name, "READ", error, handle.file.uid)
             raise fuse_error(error, counters, "read") from None
         except (Exception, BaseExceptionGroup):
             raise unforeseen(counters, "read") from None
@@ -97,7 +97,7 @@ class TtmOperations(ListRequests):
         except OSError as error:
             if type(handle) is BoHandle:
                 counters.write_errors += 1
-                self._failed(handle.bo.name, "WRITE", error)
+                self._failed(handle.bo.name, "WRITE", error, handle.file.uid)
             raise fuse_error(error, counters, "write") from None
         except (Exception, BaseExceptionGroup):
             counters.write_errors += type(handle) is not SpaceHandle  # that one counts its own

@@ -6,8 +6,7 @@ A waiting command ends with EINTR when its opener has a signal pending that says
 
 import errno
 import logging
-import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,18 +16,18 @@ import trio
 
 from ttmfs.errors import TtmError
 from ttmfs.fs.command import Command, Machine, Target, run_line
+from ttmfs.fs.errorlog import ErrorLog
 from ttmfs.fs.handles import CommandOutcome
 from ttmfs.fs.opening import Opening
 from ttmfs.fs.results import KeptResults
 from ttmfs.fs.signals import Opener
-from ttmfs.fs.words import MAX_WRITE, cell, is_plain, readable, split_words
+from ttmfs.fs.words import MAX_WRITE, is_plain, readable, split_words
 from ttmfs.sync.pace import Pace
 
 log = logging.getLogger(__name__)
 
 SIGNAL_INTERVAL: Final = 0.05
 """Seconds between two looks at the signals of those who wait, if looking takes no longer than a tenth of that."""
-_ERROR_LOG_LINES: Final = 256
 
 MAX_COMMANDS: Final = 3072
 """Commands that may be under way at once. Each takes one of the requests that a mount can have waiting (H8)."""
@@ -37,31 +36,6 @@ MAX_COMMANDS_OF_A_USER: Final = 512
 _MAX_RESULTS: Final = 16 << 20
 """Bytes of results beyond which a write runs no more lines."""
 _LONG_LINE: Final = 4096
-
-
-class ErrorLog:
-    """The last failed commands and faults, with why."""
-
-    def __init__(self) -> None:
-        self._lines: deque[str] = deque(maxlen=_ERROR_LOG_LINES)
-
-    def add(self, what: str, error: OSError) -> None:
-        """One line."""
-        name = errno.errorcode.get(error.errno or 0, str(error.errno))
-        self._lines.append("\t".join((time.strftime("%Y-%m-%dT%H:%M:%S"), name, cell(what), cell(str(error.strerror)))))
-
-    @contextmanager
-    def watching(self, what: str) -> Iterator[None]:
-        """Add what fails within, and let it go on."""
-        try:
-            yield
-        except OSError as error:
-            self.add(what, error)
-            raise
-
-    def text(self) -> str:
-        """All lines, oldest first: time, errno, what, why, tab-separated."""
-        return "".join(line + "\n" for line in self._lines)
 
 
 class _Running:
@@ -87,7 +61,7 @@ class Runner:
         self.machine = machine
         self._owner = owner
         self.timeout = timeout
-        self.error_log = ErrorLog()
+        self.error_log = ErrorLog((0, owner))
         self.results = KeptResults()
         self._running: set[_Running] = set()
         self._users: Counter[int] = Counter()
@@ -115,7 +89,7 @@ class Runner:
         except TtmError as refused:
             outcome = CommandOutcome()
             outcome.failed(1, refused)
-            self.error_log.add(where, refused)
+            self.error_log.add(where, refused, opening.uid)
             return outcome
         lines = data.decode("utf-8", "surrogateescape").split("\n")
         if len(lines) > 1 and not lines[-1]:
@@ -131,7 +105,7 @@ class Runner:
             except TtmError as failed:
                 error = TtmError(failed.errno or errno.EIO, readable(failed.message))
                 outcome.failed(number, error)
-                self.error_log.add(f"{where} {line[:200]}", error)
+                self.error_log.add(f"{where} {line[:200]}", error, opening.uid)
                 trace = self.machine.vdev.ttm.trace
                 if trace.on:
                     trace.emit("error", name or "", request=command.name, errno=error.errno, why=error.message)
@@ -142,7 +116,7 @@ class Runner:
                 log.exception("command %s %r", where, line[:200])
                 internal = TtmError(errno.EIO, f"internal error: {type(failure).__name__}: {failure}")
                 outcome.failed(number, internal)
-                self.error_log.add(f"{where} {line[:200]}", internal)
+                self.error_log.add(f"{where} {line[:200]}", internal, opening.uid)
                 break
         return outcome
 

@@ -68,8 +68,8 @@ class Served(pyfuse3.Operations):
         handles = [handle for handle in self._handles.values() if isinstance(handle, BoHandle | SpaceHandle)]
         yield from check_opens(files, ((handle.file, handle.writes) for handle in handles))
 
-    def _failed(self, name: str, what: str, error: OSError) -> None:
-        self.tree.runner.error_log.add(f"{what} {name}", error)
+    def _failed(self, name: str, what: str, error: OSError, uid: int) -> None:
+        self.tree.runner.error_log.add(f"{what} {name}", error, uid)
         if self.ttm.trace.on:
             self.ttm.trace.emit("error", name, request=what, errno=error.errno, why=error.strerror)
 

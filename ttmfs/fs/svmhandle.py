@@ -33,7 +33,7 @@ class SpaceHandle:
         self,
         file: SpaceFile,
         counters: RequestCounters,
-        failed: Callable[[str, str, OSError], None],
+        failed: Callable[[str, str, OSError, int], None],
         page_cache: PageCache | None,
         *,
         writes: bool,
@@ -55,7 +55,7 @@ class SpaceHandle:
         try:
             data = await space.read(offset, size) if offset < space.size else b""
         except OSError as error:
-            self._failed(f"svm/{space.name}", "READ", error)
+            self._failed(f"svm/{space.name}", "READ", error, self.file.uid)
             raise
         finally:
             del counters.parked[token]
@@ -82,7 +82,7 @@ class SpaceHandle:
                 await self._drop_eof_page(old_size)
         except OSError as error:
             counters.write_errors += 1
-            self._failed(f"svm/{space.name}", "WRITE", error)
+            self._failed(f"svm/{space.name}", "WRITE", error, file.uid)
             raise
         except (Exception, BaseExceptionGroup):
             counters.write_errors += 1
