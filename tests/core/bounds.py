@@ -32,6 +32,7 @@ from ttmfs.fs.runner import Runner
 from ttmfs.fs.svmcommands import SPACE_COMMANDS, OpenedSpace
 from ttmfs.fs.svmnames import SpaceNames
 from ttmfs.observe.inject import PLACES
+from ttmfs.svm import cpu
 from ttmfs.svm.audit import check_svm
 from ttmfs.svm.svm import Svm
 from ttmfs.sync import offload
@@ -191,7 +192,7 @@ class Scene:
         self.space_file = spaces.create(spaces.root, b"a", 0o644, 0, 0)
         space = self.space_file.space
         space.set_size(4 * MIB)
-        await space.write(0, bytes(range(256)) * 1024)
+        await cpu.write(space, 0, bytes(range(256)) * 1024)
         if spot.paused:
             for engine in vdev.engines:
                 engine.paused = True

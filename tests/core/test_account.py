@@ -217,7 +217,7 @@ async def test_address_spaces_are_paid_for_and_fall_back_to_system() -> None:
         assert await outcome(lambda: cpu.write(space, 4 * MIB, bytes(MIB + PAGE))) == errno.EDQUOT
         assert bytes(await cpu.read(space, 0, 4)) == b"\7" * 4
         assert not check_accounts(vdev)
-        svm.set_account(space, vdev.ttm.accounts.of(BERT))
+        space.set_account(vdev.ttm.accounts.of(BERT))
         assert charged(vdev, ANNA) == {}
         assert not check_accounts(vdev)
         svm.close()

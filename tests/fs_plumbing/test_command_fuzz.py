@@ -22,6 +22,7 @@ from ttmfs.fs.opening import Opening
 from ttmfs.fs.runner import Runner
 from ttmfs.fs.svmcommands import SPACE_COMMANDS, OpenedSpace
 from ttmfs.fs.svmnames import SpaceNames
+from ttmfs.svm import cpu
 from ttmfs.svm.audit import check_svm
 from ttmfs.svm.svm import Svm
 from ttmfs.ttm import access
@@ -114,7 +115,7 @@ def test_no_line_for_a_space_is_an_internal_error(lines: list[tuple[str, str]], 
             spaces = SpaceNames(svm, itertools.count(100).__next__, uid=0, gid=0)
             file = spaces.create(spaces.root, b"a", 0o644, 0, 0)
             file.space.set_size(4 * MIB)
-            await file.space.write(0, b"x" * 10000)
+            await cpu.write(file.space, 0, b"x" * 10000)
             opened = OpenedSpace(file, None, may_read=may_read)
             for name, line in lines:
                 data = line.encode("utf-8", "surrogateescape")

@@ -27,6 +27,7 @@ from ttmfs.fs.mount import Mount
 from ttmfs.fs.pagecache import BoPageCache, SpacePageCache
 from ttmfs.fs.stats import stats
 from ttmfs.fs.svmhandle import SpaceHandle
+from ttmfs.svm import cpu
 from ttmfs.svm.space import AddressSpace
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
@@ -270,12 +271,12 @@ class Control:
 
     def fail_space(self, handler: str, exception: str) -> None:
         """Make `read` or `write` of all address spaces raise; `restore_handlers` ends it."""
-        self._real.setdefault(f"space.{handler}", getattr(AddressSpace, handler))
-        setattr(AddressSpace, handler, _raiser(EXCEPTIONS[exception]))
+        self._real.setdefault(f"space.{handler}", getattr(cpu, handler))
+        setattr(cpu, handler, _raiser(EXCEPTIONS[exception]))
 
     def restore_handlers(self) -> None:
         """As before fail_handler and fail_space."""
-        owners: dict[str, Any] = {"access": operations.access, "space": AddressSpace}
+        owners: dict[str, Any] = {"access": operations.access, "space": cpu}
         for name, real in self._real.items():
             owner, _, attribute = name.rpartition(".")
             setattr(owners.get(owner, operations.TtmOperations), attribute, real)

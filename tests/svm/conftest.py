@@ -14,6 +14,7 @@ from ttmfs.driver.device import VirtualDevice
 from ttmfs.svm.audit import check_svm
 from ttmfs.svm.space import AddressSpace
 from ttmfs.svm.svm import Svm
+from ttmfs.svm.tables import ranges_text
 from ttmfs.sync import offload
 
 MIB = 1 << 20
@@ -39,7 +40,7 @@ class SvmDevice:
 
     def locations(self, space: AddressSpace) -> list[tuple[int, str, str]]:
         """(start, size, location) of every range."""
-        rows = [line.split("\t") for line in space.ranges_text().splitlines()[1:]]
+        rows = [line.split("\t") for line in ranges_text(space).splitlines()[1:]]
         return [(int(row[0], 16), row[2], row[3]) for row in rows]
 
     async def check_nothing_left(self) -> None:

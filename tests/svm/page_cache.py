@@ -4,14 +4,26 @@ It is the SpaceUnmapper of the tests. An INVAL waits for folios that a READ has 
 the kernel does; that a request waits for the INVAL that waits for it shows as virtual time that passes.
 """
 
+from typing import Any
+
 import trio
 
 from ttmfs.errors import TtmError
+from ttmfs.svm import cpu
 from ttmfs.svm.space import AddressSpace
 
 PAGE = 4096
 PATIENCE = 2.0
 """Virtual seconds: nothing in these tests makes an INVAL take long, except that somebody waits in a circle."""
+
+
+async def _read(space: Any, offset: int, size: int) -> bytes:
+    """Of an address space, or of whatever else has pages in this cache."""
+    return bytes(await (cpu.read(space, offset, size) if isinstance(space, AddressSpace) else space.read(offset, size)))
+
+
+async def _write(space: Any, offset: int, data: bytes) -> None:
+    await (cpu.write(space, offset, data) if isinstance(space, AddressSpace) else space.write(offset, data))
 
 
 class Folio:
@@ -42,7 +54,7 @@ class PageCache:
             async with folio.lock:
                 if folio.data is None:
                     self.reads.append(page)
-                    data = bytearray(bytes(await space.read(page * PAGE, PAGE)))
+                    data = bytearray(await _read(space, page * PAGE, PAGE))
                     folio.data = data + bytes(PAGE - len(data))
 
     async def load(self, space: AddressSpace, address: int, size: int) -> bytes:
@@ -73,7 +85,7 @@ class PageCache:
         folio = self._folio(space, page)
         async with folio.lock:
             self.writes.append(page)
-            await space.write(address, data)
+            await _write(space, address, data)
             if folio.data is not None:
                 folio.data[at : at + len(data)] = data
             elif len(data) == PAGE:
@@ -98,7 +110,7 @@ class PageCache:
         assert folio.data is not None
         self.writes.append(page)
         try:
-            await space.write(page * PAGE, bytes(folio.data)[: max(0, space.size - page * PAGE)])
+            await _write(space, page * PAGE, bytes(folio.data)[: max(0, space.size - page * PAGE)])
         except TtmError as error:
             raise AssertionError(f"the writeback of page {page} failed, its bytes are lost: {error}") from error
 

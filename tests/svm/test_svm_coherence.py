@@ -11,7 +11,7 @@ from trio.testing import MockClock
 from tests.svm.conftest import MakeDevice, SvmDevice
 from ttmfs.driver.calls import validate_bo
 from ttmfs.errors import TtmError
-from ttmfs.svm import calls
+from ttmfs.svm import calls, cpu
 from ttmfs.svm.migrate import Tally, alloc_vram
 from ttmfs.svm.space import AddressSpace
 from ttmfs.sync.fence import Fence
@@ -43,7 +43,7 @@ async def test_a_read_over_several_ranges_brings_back_the_first_only(
     async with svm_device() as device:
         space = device.space(8 * MIB)
         await calls.gpu_fill(space, 0, 8 * MIB, 4)
-        data = bytes(await space.read(2 * MIB - PAGE, 2 * PAGE))
+        data = bytes(await cpu.read(space, 2 * MIB - PAGE, 2 * PAGE))
         assert data == b"\4" * 2 * PAGE
         assert [row[2] for row in device.locations(space)] == ["system", "vram", "vram", "vram"]
         assert device.svm.counters.served_in_place == 1
@@ -59,9 +59,9 @@ async def test_a_write_to_vram_is_applied_there_and_brings_it_back(
     async with svm_device() as device:
         space = device.space(4 * MIB)
         await calls.gpu_fill(space, 0, 2 * MIB, 4)
-        await space.write(100, b"cpu")
+        await cpu.write(space, 100, b"cpu")
         assert device.locations(space) == [(0, "2M", "system")]
-        assert bytes(await space.read(99, 5)) == b"\4cpu\4"
+        assert bytes(await cpu.read(space, 99, 5)) == b"\4cpu\4"
 
 
 async def test_requests_of_moving_pages_wait_and_others_do_not(
@@ -70,21 +70,21 @@ async def test_requests_of_moving_pages_wait_and_others_do_not(
     async with svm_device(copy_latency=1.0) as device:
         space = device.space(8 * MIB)
         for at in range(0, 8 * MIB, MIB):
-            await space.write(at, b"\7" * 8)
+            await cpu.write(space, at, b"\7" * 8)
         with trio.fail_after(100):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(calls.gpu_fill, space, 0, 8, 1)
                 await trio.testing.wait_all_tasks_blocked()
                 assert set(space.snapshot(0, 512)) == set(b"m")
                 started = trio.current_time()
-                await space.write(2 * MIB, b"\6")
-                assert bytes(await space.read(3 * MIB, 1)) == b"\7"
+                await cpu.write(space, 2 * MIB, b"\6")
+                assert bytes(await cpu.read(space, 3 * MIB, 1)) == b"\7"
                 assert trio.current_time() == started
                 # A WRITE goes to the source of a copy that has not begun, and the copy carries it on.
-                await space.write(MIB, b"late")
-                assert bytes(await space.read(MIB, 8)) == b"late\7\7\7\7"
+                await cpu.write(space, MIB, b"late")
+                assert bytes(await cpu.read(space, MIB, 8)) == b"late\7\7\7\7"
                 assert trio.current_time() > started
-        assert bytes(await space.read(0, 8)) == b"\1" * 8
+        assert bytes(await cpu.read(space, 0, 8)) == b"\1" * 8
 
 
 async def test_a_client_that_keeps_touching_wins_and_the_range_stays(
@@ -117,7 +117,7 @@ async def test_a_read_that_waits_for_a_copy_is_served_when_its_page_is_invalidat
         space = device.space(4 * MIB)
         await calls.gpu_fill(space, 0, 4 * MIB, 1)
         # Cached although in VRAM: answered beyond the first range.
-        await space.read(2 * MIB - PAGE, 2 * PAGE)
+        await cpu.read(space, 2 * MIB - PAGE, 2 * PAGE)
         release = trio.Event()
         device.vdev.compute.submit(_Hold(device, release))
         job = await calls.gpu_fill(space, 2 * MIB, PAGE, 2, wait=False)
@@ -158,12 +158,12 @@ async def test_atomics_hold_their_range_for_a_timeslice(svm_device: MakeDevice, 
         space = device.space(2 * MIB)
         await calls.gpu_atomic_add(space, 0, 5)
         started = trio.current_time()
-        assert bytes(await space.read(0, 1)) == b"\5"
+        assert bytes(await cpu.read(space, 0, 1)) == b"\5"
         assert 0.03 < trio.current_time() - started < 0.1
         # Not so for other accesses.
         await calls.prefetch(space, 0, 1, "vram")
         started = trio.current_time()
-        await space.read(0, 1)
+        await cpu.read(space, 0, 1)
         assert trio.current_time() == started
 
 
@@ -182,12 +182,12 @@ async def test_jobs_keep_the_pages_they_use(svm_device: MakeDevice, autojump_clo
         assert device.vram_used == 2 * MIB
         assert device.vdev.pool.in_use_pages == 512
         # Whoever gets memory now must not get that.
-        await space.write(4 * MIB, b"\3" * 2 * MIB)
+        await cpu.write(space, 4 * MIB, b"\3" * 2 * MIB)
         release.set()
         await trio.testing.wait_all_tasks_blocked()
         assert device.vram_used == 0
         assert device.vdev.pool.in_use_pages == 512
-        assert bytes(await space.read(4 * MIB, 2 * MIB)) == b"\3" * 2 * MIB
+        assert bytes(await cpu.read(space, 4 * MIB, 2 * MIB)) == b"\3" * 2 * MIB
         space.release()
         await device.check_nothing_left()
 
@@ -195,7 +195,7 @@ async def test_jobs_keep_the_pages_they_use(svm_device: MakeDevice, autojump_clo
 async def test_unlinked_while_it_migrates(svm_device: MakeDevice, autojump_clock: MockClock) -> None:
     async with svm_device(copy_latency=1.0) as device:
         space = device.space(4 * MIB)
-        await space.write(0, b"\1" * MIB)
+        await cpu.write(space, 0, b"\1" * MIB)
         failures = []
 
         async def fill() -> None:
@@ -216,11 +216,11 @@ async def test_unlinked_while_it_migrates(svm_device: MakeDevice, autojump_clock
 async def test_cancelled_while_it_migrates(svm_device: MakeDevice, autojump_clock: MockClock) -> None:
     async with svm_device(copy_latency=1.0) as device:
         space = device.space(4 * MIB)
-        await space.write(0, b"\1" * MIB)
+        await cpu.write(space, 0, b"\1" * MIB)
         for delay in (0.0, 0.5, 0.99):
             with trio.move_on_after(delay):
                 await calls.gpu_fill(space, 0, 2 * MIB, 1)
-            assert bytes(await space.read(MIB - 1, 2)) in (b"\1\0", b"\1\1")
+            assert bytes(await cpu.read(space, MIB - 1, 2)) in (b"\1\0", b"\1\1")
             space.table.find(0).skip_migrate = False  # type: ignore[union-attr]
         space.release()
         await device.check_nothing_left()
@@ -229,7 +229,7 @@ async def test_cancelled_while_it_migrates(svm_device: MakeDevice, autojump_cloc
 async def test_a_fault_that_cannot_end_is_bounded(svm_device: MakeDevice, autojump_clock: MockClock) -> None:
     async with svm_device(fault_timeout=2.0) as device:
         space = device.space(4 * MIB)
-        await space.write(0, b"\1" * MIB)
+        await cpu.write(space, 0, b"\1" * MIB)
         device.vdev.engines[0].paused = True
         started = trio.current_time()
         with pytest.raises(TtmError) as caught:
@@ -237,10 +237,10 @@ async def test_a_fault_that_cannot_end_is_bounded(svm_device: MakeDevice, autoju
         assert caught.value.errno == errno.ETIME
         assert trio.current_time() - started <= 3 * 2.0
         # A READ is served from the source of the copy when its time is up.
-        assert bytes(await space.read(0, 1)) == b"\1"
+        assert bytes(await cpu.read(space, 0, 1)) == b"\1"
         device.vdev.engines[0].paused = False
         await trio.testing.wait_all_tasks_blocked()
-        assert bytes(await space.read(0, 1)) == b"\1"
+        assert bytes(await cpu.read(space, 0, 1)) == b"\1"
         space.release()
         await device.check_nothing_left()
 
@@ -312,7 +312,7 @@ async def test_truncated_while_its_bytes_move(
             space.set_size(2 * MIB)
             nursery.cancel_scope.cancel()
         await trio.testing.wait_all_tasks_blocked()
-        assert bytes(await space.read(0, 2 * MIB)) == b"\5" * 100 + bytes(2 * MIB - 100)
+        assert bytes(await cpu.read(space, 0, 2 * MIB)) == b"\5" * 100 + bytes(2 * MIB - 100)
         space.release()
         await device.check_nothing_left()
 
@@ -333,7 +333,7 @@ async def test_a_migration_waits_for_jobs_on_the_system_pages(
             assert space.snapshot(0, 1) == b"s"
             release.set()
         assert device.locations(space) == [(0, "2M", "vram")]
-        assert bytes(await space.read(0, 2 * MIB)) == b"\3" * 2 * MIB
+        assert bytes(await cpu.read(space, 0, 2 * MIB)) == b"\3" * 2 * MIB
 
 
 @pytest.mark.parametrize("seconds", [0.5, 5.0])

@@ -11,7 +11,7 @@ from tests.svm.conftest import MakeDevice
 from ttmfs.driver.calls import evict_region
 from ttmfs.driver.suspend import unplug
 from ttmfs.errors import TtmError
-from ttmfs.svm import calls
+from ttmfs.svm import calls, cpu
 from ttmfs.svm.space import AddressSpace
 from ttmfs.ttm.context import OperationContext
 
@@ -33,7 +33,7 @@ async def test_a_failure_anywhere_loses_nothing(
         inject.ban_memcpy = ban
         wanted = bytearray()
         for number in range(8):
-            await space.write(number * MIB, bytes([number + 1]) * MIB)
+            await cpu.write(space, number * MIB, bytes([number + 1]) * MIB)
             wanted += bytes([number + 1]) * MIB
         attr = inject[place]
         attr.probability, attr.times, attr.interval = 100, 1, skip + 1
@@ -48,7 +48,7 @@ async def test_a_failure_anywhere_loses_nothing(
         except TtmError as error:
             assert error.errno in (errno.ENOMEM, errno.EIO, errno.EBUSY), error  # noqa: PT017
         for at in range(0, 8 * MIB, MIB):
-            assert bytes(await space.read(at, MIB)) == wanted[at : at + MIB], f"at {at:#x}"
+            assert bytes(await cpu.read(space, at, MIB)) == wanted[at : at + MIB], f"at {at:#x}"
         attr.probability = 0
         assert (await calls.gpu_checksum(space, 0, 8 * MIB))["value"] == zlib.crc32(bytes(wanted))
         space.release()
@@ -65,14 +65,14 @@ async def test_what_cannot_come_back_is_read_where_it_is(
         inject = device.vdev.ttm.inject
         inject.ban_memcpy = True
         inject[place].probability, inject[place].times = 100, -1
-        assert bytes(await space.read(5, 3)) == b"\6\6\6"
-        await space.write(6, b"w")
+        assert bytes(await cpu.read(space, 5, 3)) == b"\6\6\6"
+        await cpu.write(space, 6, b"w")
         assert device.locations(space) == [(0, "2M", "vram")]
         assert device.svm.counters.served_in_place > 0
         inject[place].probability = 0
         # Handed out: the device has it invalidated, and all is as it should be.
         await calls.gpu_fill(space, 5, 1, 7)
-        assert bytes(await space.read(5, 3)) == b"\7w\6"
+        assert bytes(await cpu.read(space, 5, 3)) == b"\7w\6"
         assert device.locations(space) == [(0, "2M", "system")]
         space.release()
         await device.check_nothing_left()
@@ -88,7 +88,7 @@ async def test_suspend_and_resume(svm_device: MakeDevice, autojump_clock: MockCl
         with pytest.raises(TtmError) as caught:
             await calls.gpu_fill(space, 0, 1, 1)
         assert caught.value.errno == errno.ENODEV
-        assert bytes(await space.read(0, 4)) == b"\6" * 4
+        assert bytes(await cpu.read(space, 0, 4)) == b"\6" * 4
         await device.vdev.power.resume(OperationContext())
         assert (await calls.gpu_checksum(space, 0, 8 * MIB))["value"] == zlib.crc32(b"\6" * 8 * MIB)
         space.release()
@@ -125,17 +125,17 @@ async def test_evict_all_and_defrag_all_and_no_wait(svm_device: MakeDevice, auto
         assert device.vram_used == 0
         assert device.svm.counters.evictions == 4
         assert [row[2] for row in device.locations(space)] == ["system"] * 4
-        assert bytes(await space.read(0, 8)) == b"\6" * 8
+        assert bytes(await cpu.read(space, 0, 8)) == b"\6" * 8
 
 
 async def read_page_by_page(space: AddressSpace, address: int, end: int) -> None:
     for at in range(address, end, PAGE):
-        await space.read(at, PAGE)
+        await cpu.read(space, at, PAGE)
 
 
 async def write_page_by_page(space: AddressSpace, first: int, end: int) -> None:
     for at in range(first, end, PAGE):
-        await space.write(at, b"content")
+        await cpu.write(space, at, b"content")
 
 
 async def test_no_memory_to_come_back_to(svm_device: MakeDevice, autojump_clock: MockClock) -> None:
@@ -149,10 +149,10 @@ async def test_no_memory_to_come_back_to(svm_device: MakeDevice, autojump_clock:
         with pytest.raises(TtmError) as caught:
             await read_page_by_page(space, 24 * MIB, 32 * MIB)
         assert caught.value.errno == errno.ENOMEM
-        assert bytes(await space.read(0, 2 * PAGE)) == b"\6" * 2 * PAGE
+        assert bytes(await cpu.read(space, 0, 2 * PAGE)) == b"\6" * 2 * PAGE
         assert device.locations(space)[:2] == [(0, "2M", "vram"), (2 * MIB, "2M", "vram")]
         # A page that was handed out can be written: the reserve is for that.
-        await space.write(0, b"kept")
+        await cpu.write(space, 0, b"kept")
         assert (await calls.gpu_read(space, 0, 5))["data"] == b"kept\6".hex()
         space.release()
         await device.check_nothing_left()

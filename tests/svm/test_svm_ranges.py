@@ -8,9 +8,10 @@ from trio.testing import MockClock
 from tests.svm.conftest import MakeDevice, SvmDevice
 from ttmfs.driver.calls import pin, validate_bo
 from ttmfs.errors import TtmError
-from ttmfs.svm import calls
+from ttmfs.svm import calls, cpu
 from ttmfs.svm.audit import check_svm
 from ttmfs.svm.space import AddressSpace
+from ttmfs.svm.tables import notifiers_text
 from ttmfs.ttm import lifetime
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.placement import Place
@@ -40,7 +41,7 @@ async def test_nine_allocations_of_one_and_a_half_mib(svm_device: MakeDevice, au
         await only_mapped(space, *parts)
         for address, length in parts:
             for at in range(address, address + length, PAGE):
-                await space.write(at, b"\1" * PAGE)
+                await cpu.write(space, at, b"\1" * PAGE)
             await calls.gpu_checksum(space, address, length)
         got = [(start, size) for start, size, _where in device.locations(space)]
         wanted = []
@@ -69,7 +70,7 @@ async def test_a_chunk_that_fits_is_2m_and_next_to_a_hole_64k(
         space = device.space(16 * MIB)
         await calls.unmap(space, 5 * MIB, 64 * KIB)
         await calls.gpu_fill(space, 2 * MIB, PAGE, 1)
-        await space.write(4 * MIB, b"\2" * 64 * KIB)
+        await cpu.write(space, 4 * MIB, b"\2" * 64 * KIB)
         await calls.gpu_fill(space, 4 * MIB, PAGE, 3)
         assert device.locations(space) == [(2 * MIB, "2M", "vram"), (4 * MIB, "64K", "vram")]
 
@@ -80,9 +81,9 @@ async def test_under_64k_of_untouched_pages_is_taken_page_by_page(
     """check_pages_threshold: a 64K chunk needs all its CPU pages present; a 4K range never migrates."""
     async with svm_device() as device:
         space = device.space(MIB)  # no 2M fits
-        await space.write(0, b"\1" * (64 * KIB - PAGE))
+        await cpu.write(space, 0, b"\1" * (64 * KIB - PAGE))
         await calls.gpu_fill(space, 0, PAGE, 2)
-        await space.write(64 * KIB, b"\1" * 64 * KIB)
+        await cpu.write(space, 64 * KIB, b"\1" * 64 * KIB)
         await calls.gpu_fill(space, 64 * KIB, PAGE, 2)
         assert device.locations(space) == [(0, "4K", "system"), (64 * KIB, "64K", "vram")]
         # An atomic too small ever to migrate is done in system.
@@ -95,7 +96,7 @@ async def test_a_range_migrates_once(svm_device: MakeDevice, autojump_clock: Moc
         space = device.space(4 * MIB)
         await calls.gpu_fill(space, 0, PAGE, 7)
         assert device.svm.counters.migrations_in == 1
-        assert (await space.read(0, 1)) == b"\7"
+        assert (await cpu.read(space, 0, 1)) == b"\7"
         assert device.vram_used == 0
         await calls.gpu_fill(space, 0, PAGE, 8)
         assert device.locations(space) == [(0, "2M", "system")]
@@ -103,7 +104,7 @@ async def test_a_range_migrates_once(svm_device: MakeDevice, autojump_clock: Moc
         # Prefetched: again.
         await calls.prefetch(space, 0, PAGE, "vram")
         assert device.locations(space) == [(0, "2M", "vram")]
-        assert (await space.read(0, 1)) == b"\x08"
+        assert (await cpu.read(space, 0, 1)) == b"\x08"
         await calls.gpu_fill(space, 0, PAGE, 9)
         assert device.svm.counters.migrations_in == 2
         # Advised anew: again.
@@ -116,23 +117,23 @@ async def test_notifier_windows_bound_ranges(svm_device: MakeDevice, autojump_cl
     async with svm_device() as device:
         device.svm.notifier_size = MIB
         space = device.space(8 * MIB)
-        await space.write(0, b"\1" * 64 * KIB)
+        await cpu.write(space, 0, b"\1" * 64 * KIB)
         await calls.gpu_fill(space, 0, 1, 1)
         await calls.gpu_fill(space, 3 * MIB, 1, 1)
         assert [row[:2] for row in device.locations(space)] == [(0, "64K"), (3 * MIB, "4K")]
-        assert [line.split("\t")[:3] for line in space.notifiers_text().splitlines()[1:]] == [
+        assert [line.split("\t")[:3] for line in notifiers_text(space).splitlines()[1:]] == [
             ["0x0", "0x100000", "1"],
             ["0x300000", "0x400000", "1"],
         ]
         await calls.unmap(space, 0, MIB)
-        assert len(space.notifiers_text().splitlines()) == 2
+        assert len(notifiers_text(space).splitlines()) == 2
 
 
 async def test_after_a_prefetch_there_are_no_faults(svm_device: MakeDevice, autojump_clock: MockClock) -> None:
     async with svm_device() as device:
         space = device.space(12 * MIB)
         await calls.unmap(space, 3 * MIB, PAGE)
-        await space.write(MIB, b"\5" * MIB)
+        await cpu.write(space, MIB, b"\5" * MIB)
         result = await calls.prefetch(space, 0, 12 * MIB, "vram")
         assert result["ranges"] > 6
         before = device.svm.counters.gpu_faults
@@ -158,7 +159,7 @@ async def test_prefetch_that_finds_no_room_is_enodata(svm_device: MakeDevice, au
         assert device.locations(space) == [(0, "2M", "system"), (2 * MIB, "2M", "system")]
         await fails(errno.ENOMEM, calls.gpu_atomic_add(space, 0, 1))
         assert device.svm.counters.alloc_failures == 5
-        assert bytes(await space.read(2 * MIB, 2)) == b"\1\1"
+        assert bytes(await cpu.read(space, 2 * MIB, 2)) == b"\1\1"
         bo.unpin()
         lifetime.release(bo)
 
@@ -177,7 +178,7 @@ async def test_equal_advice_invalidates_nothing(svm_device: MakeDevice, autojump
         assert device.svm.counters.invalidations == before + 1
         # Nothing moved; the next fault leaves it where it is, and once it is back it does not go again.
         assert device.locations(space)[0] == (0, "2M", "vram")
-        await space.read(0, 1)
+        await cpu.read(space, 0, 1)
         await calls.gpu_fill(space, 0, 1, 2)
         assert device.locations(space)[0] == (0, "2M", "system")
         await fails(errno.EINVAL, calls.madvise(space, 1, PAGE, preferred="vram"))
@@ -195,7 +196,7 @@ async def test_advice_across_a_range_gives_it_up(svm_device: MakeDevice, autojum
         # Two intervals now: no 2M fits; 64K ranges over what is in VRAM are bound where it is.
         assert (await calls.gpu_checksum(space, 0, 64 * KIB))["faults"] == 1
         assert device.locations(space) == [(0, "64K", "vram")]
-        assert bytes(await space.read(0, 1)) == b"\6"
+        assert bytes(await cpu.read(space, 0, 1)) == b"\6"
 
 
 @pytest.mark.parametrize("at", [0, MIB // 2, MIB])
@@ -211,14 +212,14 @@ async def test_partial_unmap_keeps_the_rest_in_vram(svm_device: MakeDevice, auto
         assert device.vram_used == 2 * MIB
         await fails(errno.ENOENT, calls.gpu_fill(space, at, PAGE, 1))
         # The CPU reads zeros there without moving anything.
-        assert bytes(await space.read(at, PAGE)) == bytes(PAGE)
+        assert bytes(await cpu.read(space, at, PAGE)) == bytes(PAGE)
         assert device.vram_used == 2 * MIB
         other = (at + MIB) % (2 * MIB)
-        assert bytes(await space.read(other, PAGE)) == b"\x09" * PAGE
+        assert bytes(await cpu.read(space, other, PAGE)) == b"\x09" * PAGE
         assert device.vram_used == 0
         expected = bytearray(b"\x09" * 2 * MIB)
         expected[at : at + 512 * KIB] = bytes(512 * KIB)
-        assert bytes(await space.read(0, 2 * MIB)) == bytes(expected)
+        assert bytes(await cpu.read(space, 0, 2 * MIB)) == bytes(expected)
         await calls.unmap(space, 0, 4 * MIB)
         assert device.vdev.ttm.num_bos == 0
         assert device.vdev.pool.in_use_pages == 0
@@ -232,13 +233,13 @@ async def test_mapped_anew_over_survivors_is_mixed_evicted_and_right(
         await calls.gpu_fill(space, 0, 2 * MIB, 9)
         await calls.unmap(space, MIB, 8 * KIB)
         await calls.map_range(space, MIB, 8 * KIB, read_only=False)
-        await space.write(MIB, b"\4" * 8)
+        await cpu.write(space, MIB, b"\4" * 8)
         await calls.gpu_fill(space, 0, 1, 3)
         assert device.locations(space) == [(0, "2M", "vram")]
         expected = bytearray(b"\x09" * 2 * MIB)
         expected[MIB : MIB + 8 * KIB] = b"\4" * 8 + bytes(8 * KIB - 8)
         expected[0] = 3
-        assert bytes(await space.read(0, 2 * MIB)) == bytes(expected)
+        assert bytes(await cpu.read(space, 0, 2 * MIB)) == bytes(expected)
         # With migration ruled out the fault itself meets the mixture.
         await calls.prefetch(space, 0, 2 * MIB, "vram")
         await calls.unmap(space, MIB, 8 * KIB)
@@ -271,7 +272,7 @@ async def test_bad_addresses(svm_device: MakeDevice, autojump_clock: MockClock) 
         assert caught.value.errno == errno.EFBIG
         space.unlink()
         await fails(errno.EFAULT, calls.gpu_fill(space, 0, 1, 1))
-        assert bytes(await space.read(4 * MIB, 100)) == b"\3" * 100
+        assert bytes(await cpu.read(space, 4 * MIB, 100)) == b"\3" * 100
 
 
 async def test_a_cpu_store_maps_a_hole_anew(svm_device: MakeDevice, autojump_clock: MockClock) -> None:
@@ -296,9 +297,9 @@ async def test_truncate_waits_for_nobody_and_loses_nothing(svm_device: MakeDevic
         assert device.vram_used == 4 * MIB
         await fails(errno.EFAULT, calls.gpu_fill(space, 3 * MIB, 1, 1))
         space.set_size(8 * MIB)
-        assert bytes(await space.read(2 * MIB, 200)) == b"\5" * 100 + bytes(100)
-        assert bytes(await space.read(4 * MIB, 8)) == bytes(8)
-        assert bytes(await space.read(0, 8)) == b"\5" * 8
+        assert bytes(await cpu.read(space, 2 * MIB, 200)) == b"\5" * 100 + bytes(100)
+        assert bytes(await cpu.read(space, 4 * MIB, 8)) == bytes(8)
+        assert bytes(await cpu.read(space, 0, 8)) == b"\5" * 8
         space.set_size(0)
         assert check_svm(device.svm) == []
         space.release()

@@ -7,7 +7,7 @@ import trio
 from trio.testing import MockClock
 
 from tests.svm.conftest import MakeDevice
-from ttmfs.svm import calls
+from ttmfs.svm import calls, cpu
 from ttmfs.svm.audit import check_svm
 from ttmfs.ttm import access, lifetime
 
@@ -18,7 +18,7 @@ PAGE = 4096
 async def test_reading_through_a_space_leaves_room_for_bos(svm_device: MakeDevice, autojump_clock: MockClock) -> None:
     async with svm_device(memory=16 * MIB, vram=4 * MIB) as device:
         space = device.space(64 * MIB)
-        await space.write(5 * MIB, b"mine" * 1000)
+        await cpu.write(space, 5 * MIB, b"mine" * 1000)
         for page in range(0, 64 * MIB // PAGE, 3):
             await device.cache.load(space, page * PAGE, 1)
         bo = device.vdev.create_bo("b")

@@ -9,6 +9,7 @@ from trio.testing import MockClock
 
 from tests.core.harness import MIB, PAGE, check, device, make, outcome
 from tests.svm.conftest import MakeDevice, svm_device
+from ttmfs.svm import cpu
 from ttmfs.ttm import access, lifetime
 from ttmfs.ttm.bo import MAX_SIZE
 from ttmfs.ttm.growth import settled_size
@@ -100,15 +101,15 @@ async def test_a_space_is_as_before_when_a_write_to_it_fails(svm_device: MakeDev
     async with svm_device(memory=2 * MIB, swap=0) as dev:
         size = 12 * PAGE + 100
         space = dev.space(size)
-        await space.write(0, b"precious")
+        await cpu.write(space, 0, b"precious")
         space.mapping.set(3, 13, "none")
         too_much, too_far = (errno.ENOMEM, 50, 3 * MIB), (errno.EFBIG, 1 << 40, 1)
         for wanted, offset, count in (too_much, too_far):
-            assert await outcome(partial(space.write, offset, b"x" * count)) == wanted
+            assert await outcome(partial(cpu.write, space, offset, b"x" * count)) == wanted
             assert space.size == settled_size(space) == size
-            assert bytes(await space.read(0, 2 * size)) == b"precious" + bytes(size - 8)
+            assert bytes(await cpu.read(space, 0, 2 * size)) == b"precious" + bytes(size - 8)
             assert space.mapping.interval(5, 1 << 28)[2] == "none", "it was not stored to"
-        await space.write(5 * PAGE, b"x" * size)
+        await cpu.write(space, 5 * PAGE, b"x" * size)
         assert space.size == 5 * PAGE + size
         assert space.mapping.interval(5, 1 << 28)[2] == "rw"
         space.release()

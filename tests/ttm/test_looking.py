@@ -7,6 +7,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from tests.core.harness import MIB, PAGE, check, device, idle, make, move, pattern
 from tests.svm.conftest import MakeDevice, svm_device
 from ttmfs.driver import calls
+from ttmfs.svm import cpu
 from ttmfs.ttm import access
 from ttmfs.ttm.backup import BackupFlags
 from ttmfs.ttm.bo import BufferObject
@@ -134,11 +135,11 @@ async def test_a_look_during_an_inval_takes_nothing_either(autojump_clock: MockC
 async def test_looking_through_a_space_makes_neither_memory_nor_chunks(svm_device: MakeDevice) -> None:
     async with svm_device() as dev:
         space = dev.space(1 << 40)
-        await space.write(5 * MIB, b"here")
+        await cpu.write(space, 5 * MIB, b"here")
         after_stores(space)
         held = dev.vdev.pool.in_use_pages
         for offset in (*range(0, 64 * MIB, MIB), (1 << 40) - MIB):
-            got = bytes(await space.read(offset, MIB))
+            got = bytes(await cpu.read(space, offset, MIB))
             assert got == (b"here" + bytes(MIB - 4) if offset == 5 * MIB else bytes(MIB))
         assert dev.vdev.pool.in_use_pages == held
         assert len(space.chunks) == 1
@@ -147,7 +148,7 @@ async def test_looking_through_a_space_makes_neither_memory_nor_chunks(svm_devic
         assert not space.handed_out(1 << 20, 1 << 21)
         await before_stores(space, space.drop_looked)
         assert not space.handed_out(0, 1 << 28)
-        assert bytes(await space.read(0, PAGE)) == bytes(PAGE)
+        assert bytes(await cpu.read(space, 0, PAGE)) == bytes(PAGE)
         assert dev.vdev.pool.in_use_pages == held + 1
         space.release()
         await dev.check_nothing_left()
@@ -158,7 +159,7 @@ async def test_many_looks_here_and_there_cost_little(svm_device: MakeDevice) -> 
         space = dev.space(1 << 40)
         after_stores(space)
         for number in range(3000):
-            await space.read(number * 6 * MIB, PAGE)
+            await cpu.read(space, number * 6 * MIB, PAGE)
         assert not space.chunks
         assert len(space.looked_at._runs) < 3000
         assert all(space.handed_out(number * 1536, number * 1536 + 1) for number in range(3000))

@@ -16,6 +16,7 @@ from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.namecheck import check_bos, check_names
 from ttmfs.driver.namespace import Namespace
 from ttmfs.memory.account import Account
+from ttmfs.svm import cpu
 from ttmfs.svm.audit import check_svm
 from ttmfs.svm.svm import Svm
 from ttmfs.ttm.backup import BackupFlags
@@ -43,7 +44,7 @@ class Damaged:
         self.stored = await make(self.vdev, "stored", MIB)
         await calls.backup_one(self.vdev, self.stored, BackupFlags(), OperationContext())
         self.space = self.svm.create("a")
-        await self.space.write(0, bytes(4 * PAGE))
+        await cpu.write(self.space, 0, bytes(4 * PAGE))
         self.file = self.names.create(self.names.root, b"named", 0o644, 0, 0)
 
     def findings(self) -> list[str]:

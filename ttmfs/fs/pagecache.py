@@ -40,7 +40,7 @@ class SpacePageCache:
         self._page_cache = page_cache
 
     async def invalidate(self, space: AddressSpace, first_byte: int, num_bytes: int) -> None:
-        """See ttmfs.svm.svm.SpaceUnmapper. Other parts of the file stay cached; nothing is done for no bytes."""
+        """See ttmfs.svm.shared.SpaceUnmapper. Other parts of the file stay cached; nothing is done for no bytes."""
         file = space.private
         if not isinstance(file, SpaceFile) or num_bytes <= 0:
             return

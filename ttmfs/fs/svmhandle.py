@@ -17,6 +17,7 @@ from ttmfs.fs.notify import PageCache
 from ttmfs.fs.svmnames import SpaceFile
 from ttmfs.observe import points
 from ttmfs.observe.counters import RequestCounters
+from ttmfs.svm import cpu
 from ttmfs.ttm.access import Buffer
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
 
@@ -53,7 +54,7 @@ class SpaceHandle:
         counters.read += 1
         counters.parked[token := object()] = started = time.monotonic_ns()
         try:
-            data = await space.read(offset, size) if offset < space.size else b""
+            data = await cpu.read(space, offset, size) if offset < space.size else b""
         except OSError as error:
             self._failed(f"svm/{space.name}", "READ", error, self.file.uid)
             raise
@@ -77,7 +78,7 @@ class SpaceHandle:
         old_size = space.size
         counters.parked[token := object()] = time.monotonic_ns()
         try:
-            await space.write(offset, data)
+            await cpu.write(space, offset, data)
             if offset + len(data) > old_size and old_size & PAGE_MASK:
                 await self._drop_eof_page(old_size)
         except OSError as error:

@@ -47,7 +47,7 @@ class SpaceFile(File):
     def pay(self, account: Account) -> None:
         """It has another owner, who pays for it."""
         self.space.account.uncharge(BOS, 1)
-        self.space.svm.set_account(self.space, account)
+        self.space.set_account(account)
         account.charge(BOS, 1)
 
     def renamed(self, dentry: Dentry, to: Dentry) -> None:

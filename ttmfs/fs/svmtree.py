@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from ttmfs.fs.attributes import status_text
@@ -20,7 +21,8 @@ from ttmfs.fs.snapshot import SnapshotHandle
 from ttmfs.fs.svmcommands import SPACE_COMMANDS, OpenedSpace
 from ttmfs.fs.svmnames import SpaceFile, SpaceNames
 from ttmfs.fs.words import escape, for_shell
-from ttmfs.svm.space import RANGES_HEAD, AddressSpace
+from ttmfs.svm.space import AddressSpace
+from ttmfs.svm.tables import RANGES_HEAD, counts, notifiers_text, range_row
 
 READ_FILES: Final = ("notifiers", "ranges", "snapshot", "stats", "status", "status.json")
 
@@ -61,7 +63,7 @@ class SvmTree:
         if name == "snapshot":
             return VirtualFile(lambda _opening: SnapshotHandle(space), ReadersOf(file))
         texts: dict[str, Callable[[], str]] = {
-            "notifiers": space.notifiers_text,
+            "notifiers": partial(notifiers_text, space),
             "stats": space.stats_text,
             "status": lambda: status_text(status(file)),
             "status.json": lambda: json.dumps(status(file)) + "\n",
@@ -86,7 +88,7 @@ class SvmTree:
 
 async def _ranges(space: AddressSpace) -> bytes:
     """The table, made a few rows at a time: there may be one for every page of memory."""
-    rows = await paced_lines(list(space.table.ranges.values()), lambda found: space.range_row(found, escape))
+    rows = await paced_lines(list(space.table.ranges.values()), lambda found: range_row(space, found, escape))
     return RANGES_HEAD.encode() + rows
 
 
@@ -97,7 +99,7 @@ def status(file: SpaceFile) -> dict[str, Any]:
         "name": space.name,
         "size": space.size,
         "populated_pages": space.num_blocks(),
-        **space.status(),
+        **counts(space),
         "opens": file.opens,
         "last_error": file.last_error,
     }

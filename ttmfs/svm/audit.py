@@ -5,10 +5,10 @@ Whose the pages of the system arena are the device's audit finds out (ttmfs.ttm.
 
 from collections.abc import Iterator
 
-from ttmfs.svm.chunk import Chunk
-from ttmfs.svm.devmem import DevMem
+from ttmfs.svm.chunk import Chunk, DevMem
 from ttmfs.svm.space import AddressSpace
 from ttmfs.svm.svm import Svm
+from ttmfs.svm.tables import location
 from ttmfs.ttm.device import Device
 
 _AT_ONCE = 64
@@ -42,7 +42,7 @@ def _check_space(space: AddressSpace) -> Iterator[str | None]:
     for count, found in enumerate(list(space.table.ranges.values())):
         if count and not count % _AT_ONCE:
             yield None
-        if found.bound and space.location(found)[0] == "mixed":
+        if found.bound and location(space, found)[0] == "mixed":
             yield f"svm {space.name}: the range at page {found.first} is bound, but not in one place"
 
 

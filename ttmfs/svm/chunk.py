@@ -2,30 +2,61 @@
 
 A page is in exactly one place: in system memory (`pages`), in a VRAM allocation (`allocs`), on its way into VRAM (the
 source is with the `Move`, until its copy has ended), or nowhere: a hole, which reads as zeros. Ranges are aligned and
-at most this large, so no allocation and no move ever crosses a chunk.
+at most this large, so no allocation and no move ever crosses a chunk. Chunks own their allocations and moves; a space
+is known here only as the Owner that it is to them.
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
 from ttmfs.memory.arena import Arena
 from ttmfs.memory.copy import copy_pages, zero_pages
 from ttmfs.memory.runs import is_run
-from ttmfs.svm.pages import CHUNK_PAGES, CpuPages, Pages, free_pages, index_of, lowest, mask_from, run_length
+from ttmfs.svm.counters import SpaceStats, SvmCounters
+from ttmfs.svm.pages import CHUNK_PAGES, CpuPages, Pages, Payer, free_pages, index_of, lowest, mask_from, run_length
 from ttmfs.sync.fence import Fence
+from ttmfs.ttm import lifetime
+from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.copy import Copy, CopyState
 from ttmfs.ttm.resource import Resource
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT
 
 if TYPE_CHECKING:
-    from ttmfs.svm.devmem import DevMem
-    from ttmfs.svm.space import AddressSpace
+    from ttmfs.driver.device import VirtualDevice
 
 HOLE: Final = -1
 _COUNTS: Final = tuple(range(CHUNK_PAGES + 1))
 """One object for each number, however many chunks count so many pages."""
+
+
+class Owner(Payer, Protocol):
+    """What an address space is to its chunks, and to whoever moves their pages."""
+
+    vdev: "VirtualDevice"
+    stats: SpaceStats
+    blocks: int
+    """Pages that hold something, of all chunks but the uncounted."""
+    uncounted: "list[Chunk]"
+    """Chunks that have changed since."""
+
+    @property
+    def arena(self) -> Arena:
+        """The memory that numbers of system pages mean."""
+
+    @property
+    def counters(self) -> SvmCounters:
+        """Of all spaces."""
+
+    def tidy(self, chunk: "Chunk") -> None:
+        """Forget a chunk that has nothing to remember."""
+
+    def invalidate(self, first: int, end: int, why: str, *, unmap: bool = False) -> int:
+        """What the device knows of pages [first, end) is void."""
+
+    def migrated(self, first: int, num_pages: int, moved: int, why: str, *, into_vram: bool) -> None:
+        """Count and trace a migration that has ended."""
 
 
 class Chunk:
@@ -33,7 +64,7 @@ class Chunk:
 
     __slots__ = ("allocs", "counted", "fences", "handed", "moves", "number", "pages", "space", "users")
 
-    def __init__(self, space: "AddressSpace", number: int) -> None:
+    def __init__(self, space: Owner, number: int) -> None:
         self.space = space
         self.number = number
         self.pages = CpuPages()
@@ -193,6 +224,67 @@ class Chunk:
             arena.mem[page, skip:] = 0
 
 
+class DevMem:
+    """VRAM for pages [first, first + num_pages) of a chunk, all or part of which are `present` (a mask of the chunk).
+
+    An ordinary BO with a chunk around it (drm_pagemap_devmem, its zdd, and xe's SVM BO in one). It dies when the last
+    page has gone: back to system, or unmapped. Nothing is present until the copy into it has ended. Protected by the
+    reservation of `bo`, except that pages may be dropped at any time.
+    """
+
+    __slots__ = ("bo", "chunk", "dead", "expires", "first", "num_pages", "present")
+
+    def __init__(self, bo: BufferObject, chunk: "Chunk", first: int, num_pages: int) -> None:
+        self.bo = bo
+        self.chunk = chunk
+        self.first = first
+        self.num_pages = num_pages
+        self.present = 0
+        self.expires = 0.0
+        """Until then, on trio's clock, CPU faults leave it where it is (the timeslice of atomics)."""
+        self.dead = False
+        bo.private = bo.named = self
+
+    @property
+    def path(self) -> str:
+        """The name of the BO, made when somebody asks for it."""
+        return f"svm:{self.chunk.space.name}@{(self.chunk.first_page + self.first) << PAGE_SHIFT:#x}"
+
+    @property
+    def resource(self) -> Resource:
+        """The space it has."""
+        assert self.bo.resource is not None
+        return self.bo.resource
+
+    def arrived(self, live: int) -> None:
+        """The copy into it has ended: these pages are here from now on."""
+        if not live or self.dead:
+            self.release()
+            return
+        self.present = live
+        self.chunk.changed()
+        self.chunk.allocs = (*self.chunk.allocs, self)
+
+    def drop(self, mask: int) -> None:
+        """These pages are here no more; with the last one it dies."""
+        if self.dead or not self.present & mask:
+            return
+        self.present &= ~mask
+        self.chunk.changed()
+        if not self.present:
+            self.release()
+
+    def release(self) -> None:
+        """devmem_release: the BO goes now, or when it is unreserved and idle."""
+        if self.dead:
+            return
+        self.dead = True
+        self.present = 0
+        self.chunk.changed()
+        self.chunk.allocs = tuple(other for other in self.chunk.allocs if other is not self)
+        lifetime.release(self.bo)
+
+
 class Move:
     """Pages of one allocation on their way between system and VRAM, behind the fence of their copy.
 
@@ -205,7 +297,7 @@ class Move:
 
     copy: "SvmCopy"
 
-    def __init__(self, devmem: "DevMem", live: int, ram: Pages, *, into_vram: bool) -> None:
+    def __init__(self, devmem: DevMem, live: int, ram: Pages, *, into_vram: bool) -> None:
         self.devmem = devmem
         self.chunk = devmem.chunk
         self.live = live

@@ -16,8 +16,8 @@ import numpy as np
 import trio
 
 from ttmfs.errors import TtmError
-from ttmfs.svm.chunk import Chunk
-from ttmfs.svm.devmem import DevMem, evict_to_ram
+from ttmfs.svm.chunk import Chunk, DevMem
+from ttmfs.svm.devmem import evict_to_ram
 from ttmfs.svm.memory import alloc_pages
 from ttmfs.svm.pages import CHUNK_PAGES, Pages, free_pages, index_of, mask_of, take_pages
 from ttmfs.ttm.context import OperationContext

@@ -1,8 +1,8 @@
-"""DevMem: VRAM for pages of one chunk, an ordinary BO (drm_pagemap_devmem, its zdd, and xe's SVM BO in one).
+"""VRAM of address spaces as the device's other parts see it: BOs with funcs of their own, copies in and out, eviction.
 
-The BO is allocated by the device's ordinary validate, so that it evicts other BOs and is evicted by them. `present`
-says which pages are still in it; it dies when the last one has gone: back to system, or unmapped. Eviction brings all
-of them back to system pages and succeeds only if all have gone (drm_pagemap_evict_to_ram).
+The BOs are allocated by the device's ordinary validate, so that they evict other BOs and are evicted by them. Eviction
+brings all pages of one back to system pages and succeeds only if all have gone (drm_pagemap_evict_to_ram). What a chunk
+knows of such a BO is its `DevMem`, in chunk.py.
 """
 
 import errno
@@ -12,11 +12,10 @@ import numpy as np
 import trio
 
 from ttmfs.errors import TtmError
-from ttmfs.svm.chunk import Chunk, Move, SvmCopy
+from ttmfs.svm.chunk import DevMem, Move, SvmCopy
 from ttmfs.svm.memory import alloc_pages
 from ttmfs.svm.pages import free_pages, index_of
 from ttmfs.sync.resv import Usage
-from ttmfs.ttm import lifetime
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.funcs import FaultResult, VmFault
@@ -31,66 +30,6 @@ if TYPE_CHECKING:
 
 EVICT_ATTEMPTS: Final = 3
 """drm_pagemap_evict_to_ram tries that often to get every page out."""
-
-
-class DevMem:
-    """VRAM for pages [first, first + num_pages) of a chunk, all or part of which are `present` (a mask of the chunk).
-
-    Nothing is present until the copy into it has ended. Protected by the reservation of `bo`, except that pages may be
-    dropped at any time.
-    """
-
-    __slots__ = ("bo", "chunk", "dead", "expires", "first", "num_pages", "present")
-
-    def __init__(self, bo: BufferObject, chunk: Chunk, first: int, num_pages: int) -> None:
-        self.bo = bo
-        self.chunk = chunk
-        self.first = first
-        self.num_pages = num_pages
-        self.present = 0
-        self.expires = 0.0
-        """Until then, on trio's clock, CPU faults leave it where it is (the timeslice of atomics)."""
-        self.dead = False
-        bo.private = bo.named = self
-
-    @property
-    def path(self) -> str:
-        """The name of the BO, made when somebody asks for it."""
-        return f"svm:{self.chunk.space.name}@{(self.chunk.first_page + self.first) << PAGE_SHIFT:#x}"
-
-    @property
-    def resource(self) -> Resource:
-        """The space it has."""
-        assert self.bo.resource is not None
-        return self.bo.resource
-
-    def arrived(self, live: int) -> None:
-        """The copy into it has ended: these pages are here from now on."""
-        if not live or self.dead:
-            self.release()
-            return
-        self.present = live
-        self.chunk.changed()
-        self.chunk.allocs = (*self.chunk.allocs, self)
-
-    def drop(self, mask: int) -> None:
-        """These pages are here no more; with the last one it dies."""
-        if self.dead or not self.present & mask:
-            return
-        self.present &= ~mask
-        self.chunk.changed()
-        if not self.present:
-            self.release()
-
-    def release(self) -> None:
-        """devmem_release: the BO goes now, or when it is unreserved and idle."""
-        if self.dead:
-            return
-        self.dead = True
-        self.present = 0
-        self.chunk.changed()
-        self.chunk.allocs = tuple(other for other in self.chunk.allocs if other is not self)
-        lifetime.release(self.bo)
 
 
 def submit_move(vdev: "VirtualDevice", move: Move, deps: "tuple[Fence, ...]") -> "Fence":
@@ -135,7 +74,7 @@ async def evict_to_ram(vdev: "VirtualDevice", devmem: DevMem, ctx: OperationCont
             error = failure
         await trio.lowlevel.checkpoint()
     else:
-        devmem.chunk.space.svm.counters.migrations_failed += 1
+        devmem.chunk.space.counters.migrations_failed += 1
         raise error
 
 
@@ -219,7 +158,7 @@ class DevMemFuncs:
             devmem = bo.private
             assert isinstance(devmem, DevMem)
             await evict_to_ram(self.vdev, devmem, ctx, "evict" if evict else "move")
-            devmem.chunk.space.svm.counters.evictions += 1
+            devmem.chunk.space.counters.evictions += 1
             devmem.release()
             # If its pages were unmapped instead of copied, jobs may still work on them.
             if not await bo.resv.wait(Usage.BOOKKEEP, IDLE_TIMEOUT):

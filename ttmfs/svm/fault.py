@@ -13,9 +13,8 @@ from ttmfs import clock
 from ttmfs.driver.calls import check_device
 from ttmfs.errors import TtmError
 from ttmfs.observe import points
-from ttmfs.svm.chunk import Chunk
+from ttmfs.svm.chunk import Chunk, DevMem
 from ttmfs.svm.cpu import fill_holes
-from ttmfs.svm.devmem import DevMem
 from ttmfs.svm.find import find_or_insert
 from ttmfs.svm.migrate import Tally, alloc_vram, inside_one, range_evict
 from ttmfs.svm.prefetch import prefetch

@@ -14,9 +14,9 @@ import numpy as np
 import trio
 
 from ttmfs.errors import TtmError
-from ttmfs.svm.chunk import Chunk, Move
+from ttmfs.svm.chunk import Chunk, DevMem, Move
 from ttmfs.svm.cpu import migrate_to_ram
-from ttmfs.svm.devmem import DevMem, submit_move
+from ttmfs.svm.devmem import submit_move
 from ttmfs.svm.pages import CHUNK_PAGES, index_of
 from ttmfs.svm.ranges import Range
 from ttmfs.sync.resv import Usage

@@ -14,14 +14,15 @@ from ttmfs.svm.chunk import Chunk
 from ttmfs.svm.pages import CHUNK_PAGES, CHUNK_SHIFT, index_of, lowest, mask_from, mask_of, run_length
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from ttmfs.svm.space import AddressSpace
-    from ttmfs.svm.svm import Svm
 
 
-async def reclaim_zero_pages(svm: "Svm", pages: int) -> int:
-    """Free about `pages` pages of all spaces; returns how many were freed."""
+async def reclaim_zero_pages(spaces: "Collection[AddressSpace]", pages: int) -> int:
+    """Free about `pages` pages of these spaces; returns how many were freed."""
     freed = 0
-    for space in list(svm.spaces):
+    for space in list(spaces):
         # From where the last visit ended: most of what it left behind holds something.
         numbers = list(space.chunks.irange(space.reclaim_hand)) + list(space.chunks.irange(0, space.reclaim_hand - 1))
         for number in numbers:

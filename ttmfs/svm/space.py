@@ -1,6 +1,7 @@
 """AddressSpace: one shared virtual address space, svm/NAME: offset in the file = address.
 
-The CPU side is `chunks`, made where something was touched; the device side is `table`. `mapping` says per page whether
+The CPU side is `chunks`, made where something was touched (cpu.py serves it); the device side is `table` (fault.py,
+migrate.py). `mapping` says per page whether
 it is mapped (`rw`, `ro`, `none`), `advice` what madvise said. Nothing is proportional to the size of the space.
 
 `set_size`, `unlink` and `release` never wait (rule R5). What the device still uses of what they drop is given back when
@@ -21,17 +22,16 @@ from ttmfs.errors import TtmError
 from ttmfs.memory.arena import Arena
 from ttmfs.memory.pool import PagePool
 from ttmfs.observe import points
-from ttmfs.svm import cpu
-from ttmfs.svm.chunk import Chunk, Move
-from ttmfs.svm.counters import SIZES, SpaceStats
-from ttmfs.svm.cpu import Buffer
-from ttmfs.svm.devmem import DevMem
+from ttmfs.svm.chunk import Chunk, DevMem, Move
+from ttmfs.svm.counters import SpaceStats, SvmCounters
 from ttmfs.svm.intervals import IntervalMap
 from ttmfs.svm.looked import LookedAt
 from ttmfs.svm.pages import CHUNK_PAGES, CHUNK_SHIFT, index_of, lowest, mask_of
-from ttmfs.svm.ranges import Range, RangeTable
+from ttmfs.svm.ranges import RangeTable
+from ttmfs.svm.shared import Shared
 from ttmfs.svm.views import SpaceView
-from ttmfs.ttm.account import Account
+from ttmfs.ttm import lifetime
+from ttmfs.ttm.account import MEMORY, Account
 from ttmfs.ttm.advice import pages_gone
 from ttmfs.ttm.copy import CopyState
 from ttmfs.ttm.growth import Growth
@@ -39,13 +39,10 @@ from ttmfs.ttm.watcher import Watcher
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, pages_of
 
 if TYPE_CHECKING:
-    from ttmfs.svm.svm import Svm
+    from ttmfs.driver.device import VirtualDevice
 
 MAX_SIZE: Final = 1 << 40
 """1 TiB."""
-
-RANGES_HEAD: Final = "start\tend\tsize\tlocation\tbo\tflags\tseq\n"
-"""Start and end are hexadecimal bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +97,13 @@ class AddressSpace:
         "watcher",
     )
 
-    def __init__(self, svm: "Svm", name: str, account: Account) -> None:
+    def __init__(self, svm: Shared, name: str, account: Account) -> None:
         self.svm = svm
         self.account = account
         """Who pays for what it has."""
         self.held_pages = 0
         """System pages, those included that are given back when a job has ended."""
-        self.vdev = svm.vdev
+        self.vdev: VirtualDevice = svm.vdev
         self.name = name
         self.size = 0
         self.growth: Growth | None = None
@@ -155,6 +152,11 @@ class AddressSpace:
     def num_pages(self) -> int:
         """Pages that the size needs."""
         return pages_of(self.size)
+
+    @property
+    def counters(self) -> SvmCounters:
+        """Of all spaces."""
+        return self.svm.counters
 
     def need_chunk(self, number: int) -> Chunk:
         """The chunk, made now if there is none."""
@@ -233,15 +235,7 @@ class AddressSpace:
                 return devmem
         return None
 
-    # -- the CPU -------------------------------------------------------------------------------------------------
-
-    async def read(self, offset: int, size: int) -> Buffer:
-        """A CPU touch: exactly min(size, end - offset) bytes. TtmError: ENOMEM, ESHUTDOWN. See ttmfs.svm.cpu."""
-        return await cpu.read(self, offset, size)
-
-    async def write(self, offset: int, data: bytes) -> None:
-        """A pwrite, or the writeback of a mapping. TtmError: ENOMEM, EFBIG, EIO, ESHUTDOWN. See ttmfs.svm.cpu."""
-        await cpu.write(self, offset, data)
+    # -- its size ------------------------------------------------------------------------------------------------
 
     def set_size(self, size: int) -> None:
         """ftruncate: at once, waiting for nobody. TtmError(EFBIG) beyond 1 TiB, EINVAL below 0."""
@@ -390,6 +384,15 @@ class AddressSpace:
         size = moved << PAGE_SHIFT
         points.svm_migrate(self.vdev.ttm.trace, self, first=first, dir=direction, bytes=size, why=why)
 
+    def set_account(self, account: Account) -> None:
+        """`account` pays for it from now on, also for what it has in memory and in VRAM."""
+        self.account.uncharge(MEMORY, self.held_pages)
+        self.account = account
+        account.charge(MEMORY, self.held_pages)
+        for chunk in self.chunks.values():
+            for devmem in (*chunk.allocs, *(move.devmem for move in chunk.moves)):
+                lifetime.set_account(devmem.bo, account)
+
     def unlink(self) -> None:
         """No name any more: the device side answers EFAULT from now on, also calls in flight."""
         self.unlinked = True
@@ -430,50 +433,6 @@ class AddressSpace:
             self.blocks += chunk.count()
         self.uncounted.clear()
         return self.blocks
-
-    def status(self) -> dict[str, int]:
-        """What svm_objects/NAME/status says besides name and size; `*_pages` are pages."""
-        return {
-            "vram_pages": sum(chunk.vram().bit_count() for chunk in self.chunks.values()),
-            "ranges": len(self.table),
-            "notifiers": len(self.table.notifiers),
-            "gpu_faults": self.gpu_faults,
-            "cpu_faults": self.cpu_faults,
-            "migrations_in": self.migrations_in,
-            "migrations_out": self.migrations_out,
-            "bytes_moved": self.bytes_moved,
-        }
-
-    def location(self, found: Range) -> tuple[str, list[str]]:
-        """(`vram`, `system` or `mixed`, names of its BOs) of a range."""
-        chunk = self.chunks.get(found.chunk)
-        if chunk is None:
-            return "system", []
-        mask = found.mask
-        inside = chunk.vram() & mask
-        names = [devmem.bo.name for devmem in chunk.allocs if devmem.present & mask]
-        return ("system" if not inside else "vram" if inside == mask else "mixed"), names
-
-    def ranges_text(self) -> str:
-        """The table of ranges: RANGES_HEAD and a row each."""
-        return RANGES_HEAD + "".join(map(self.range_row, self.table.ranges.values()))
-
-    def range_row(self, found: Range, written: Callable[[str], str] = str) -> str:
-        """A range's line of the table; `written` makes one word of a BO's name."""
-        location, bos = self.location(found)
-        names = " ".join(map(written, bos)) or "-"
-        return (
-            f"{found.first << PAGE_SHIFT:#x}\t{found.end << PAGE_SHIFT:#x}\t{SIZES[found.num_pages]}\t"
-            f"{location}\t{names}\t{found.flags}\t{found.seq}\n"
-        )
-
-    def notifiers_text(self) -> str:
-        """The notifiers: start and end (hexadecimal bytes), ranges, sequence number."""
-        size = self.table.notifier_pages << PAGE_SHIFT
-        rows = ["start\tend\tranges\tseq"]
-        for number, notifier in self.table.notifiers.items():
-            rows.append(f"{number * size:#x}\t{(number + 1) * size:#x}\t{notifier.ranges}\t{notifier.seq}")
-        return "\n".join(rows) + "\n"
 
     def stats_text(self) -> str:
         """`name: value` lines with the names of xe's gt stats."""

@@ -3,7 +3,7 @@
 import errno
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import trio
@@ -15,9 +15,9 @@ from ttmfs.svm.chunk import Chunk
 from ttmfs.svm.counters import SvmCounters
 from ttmfs.svm.devmem import DevMemFuncs
 from ttmfs.svm.reclaim import reclaim_zero_pages
+from ttmfs.svm.shared import NoSpaceUnmapper, SpaceUnmapper
 from ttmfs.svm.space import AddressSpace
-from ttmfs.ttm import lifetime
-from ttmfs.ttm.account import MEMORY, Account
+from ttmfs.ttm.account import Account
 from ttmfs.ttm.resource import Resource
 
 if TYPE_CHECKING:
@@ -28,22 +28,8 @@ DEFAULT_TIMESLICE_MS: Final = 5.0
 MAX_SPACES: Final = 4096
 
 
-class SpaceUnmapper(Protocol):
-    """Who caches pages of address spaces."""
-
-    async def invalidate(self, space: AddressSpace, first_byte: int, num_bytes: int) -> None:
-        """Drop these bytes from every cache, dirty pages written back first, as WRITEs that arrive while it runs."""
-
-
-class NoSpaceUnmapper:
-    """Nobody caches anything."""
-
-    async def invalidate(self, space: AddressSpace, first_byte: int, num_bytes: int) -> None:
-        """Nothing to drop."""
-
-
 class Svm:
-    """The spaces of `vdev`.
+    """The spaces of `vdev`, and what they share (ttmfs.svm.shared).
 
     `notifier_size` (bytes, a power of two) counts for spaces made afterwards. `migrate_lock` is the
     driver_migrate_lock: one migration into VRAM at a time, in order of arrival.
@@ -59,7 +45,7 @@ class Svm:
         self.funcs = DevMemFuncs(vdev)
         self.migrate_lock = trio.Lock()
         vdev.ttm.accounts.elsewhere.append(self.held_pages)
-        vdev.ttm.reclaimers.append(partial(reclaim_zero_pages, self))
+        vdev.ttm.reclaimers.append(partial(reclaim_zero_pages, self.spaces))
         vdev.ttm.holders.append(self._holders)
         self._leaving: list[AddressSpace] = []
         self._garbage = trio.Event()
@@ -100,15 +86,6 @@ class Svm:
         self.spaces.pop(space, None)
         self._leaving.append(space)
         self._leave()
-
-    def set_account(self, space: AddressSpace, account: Account) -> None:
-        """`account` pays for a space from now on, also for what it has in memory and in VRAM."""
-        space.account.uncharge(MEMORY, space.held_pages)
-        space.account = account
-        account.charge(MEMORY, space.held_pages)
-        for chunk in space.chunks.values():
-            for devmem in (*chunk.allocs, *(move.devmem for move in chunk.moves)):
-                lifetime.set_account(devmem.bo, account)
 
     def held_pages(self) -> dict[Account, int]:
         """System pages of spaces, by who pays for them."""

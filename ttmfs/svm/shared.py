@@ -1,0 +1,55 @@
+"""What the address spaces of a device have in common, as a space, a migration or a fault sees it.
+
+The spaces are made and held by `ttmfs.svm.svm.Svm`, which is this; nothing here knows a space, so that nothing that a
+space is made of needs to know more.
+"""
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import trio
+
+from ttmfs.svm.counters import SvmCounters
+from ttmfs.ttm.funcs import DriverFuncs
+from ttmfs.ttm.resource import Resource
+
+if TYPE_CHECKING:
+    from ttmfs.driver.device import VirtualDevice
+
+
+class SpaceUnmapper(Protocol):
+    """Who caches pages of address spaces."""
+
+    async def invalidate(self, space: Any, first_byte: int, num_bytes: int) -> None:
+        """Drop these bytes of an AddressSpace from every cache, dirty pages written back first, as WRITEs that arrive
+        while it runs."""
+
+
+class NoSpaceUnmapper:
+    """Nobody caches anything."""
+
+    async def invalidate(self, space: Any, first_byte: int, num_bytes: int) -> None:
+        """Nothing to drop."""
+
+
+class Shared(Protocol):
+    """`migrate_lock` is the driver_migrate_lock: one migration into VRAM at a time, in order of arrival."""
+
+    vdev: "VirtualDevice"
+    counters: SvmCounters
+    unmapper: SpaceUnmapper
+    notifier_size: int
+    atomic_timeslice_ms: float
+    migrate_lock: trio.Lock
+
+    @property
+    def funcs(self) -> DriverFuncs[Any]:
+        """What the BOs of spaces ask."""
+
+    def share_numbers(self, resource: Resource) -> None:
+        """Space in one run takes its page numbers from an array that all share."""
+
+    def garbage_listed(self) -> None:
+        """A range waits for the garbage collector."""
+
+    def forget(self, space: Any) -> None:
+        """An AddressSpace was released."""

@@ -1,0 +1,61 @@
+"""Address spaces as texts and tables. Changes nothing."""
+
+from collections.abc import Callable
+from typing import Final
+
+from ttmfs.svm.counters import SIZES
+from ttmfs.svm.ranges import Range
+from ttmfs.svm.space import AddressSpace
+from ttmfs.units import PAGE_SHIFT
+
+RANGES_HEAD: Final = "start\tend\tsize\tlocation\tbo\tflags\tseq\n"
+"""Start and end are hexadecimal bytes."""
+
+
+def location(space: AddressSpace, found: Range) -> tuple[str, list[str]]:
+    """(`vram`, `system` or `mixed`, names of its BOs) of a range."""
+    chunk = space.chunks.get(found.chunk)
+    if chunk is None:
+        return "system", []
+    mask = found.mask
+    inside = chunk.vram() & mask
+    names = [devmem.bo.name for devmem in chunk.allocs if devmem.present & mask]
+    return ("system" if not inside else "vram" if inside == mask else "mixed"), names
+
+
+def range_row(space: AddressSpace, found: Range, written: Callable[[str], str] = str) -> str:
+    """A range's line of the table; `written` makes one word of a BO's name."""
+    where, bos = location(space, found)
+    names = " ".join(map(written, bos)) or "-"
+    return (
+        f"{found.first << PAGE_SHIFT:#x}\t{found.end << PAGE_SHIFT:#x}\t{SIZES[found.num_pages]}\t"
+        f"{where}\t{names}\t{found.flags}\t{found.seq}\n"
+    )
+
+
+def ranges_text(space: AddressSpace) -> str:
+    """The table of ranges: RANGES_HEAD and a row each."""
+    return RANGES_HEAD + "".join(range_row(space, found) for found in space.table.ranges.values())
+
+
+def notifiers_text(space: AddressSpace) -> str:
+    """The notifiers: start and end (hexadecimal bytes), ranges, sequence number."""
+    size = space.table.notifier_pages << PAGE_SHIFT
+    rows = ["start\tend\tranges\tseq"]
+    for number, notifier in space.table.notifiers.items():
+        rows.append(f"{number * size:#x}\t{(number + 1) * size:#x}\t{notifier.ranges}\t{notifier.seq}")
+    return "\n".join(rows) + "\n"
+
+
+def counts(space: AddressSpace) -> dict[str, int]:
+    """What svm_objects/NAME/status says besides name and size; `*_pages` are pages."""
+    return {
+        "vram_pages": sum(chunk.vram().bit_count() for chunk in space.chunks.values()),
+        "ranges": len(space.table),
+        "notifiers": len(space.table.notifiers),
+        "gpu_faults": space.gpu_faults,
+        "cpu_faults": space.cpu_faults,
+        "migrations_in": space.migrations_in,
+        "migrations_out": space.migrations_out,
+        "bytes_moved": space.bytes_moved,
+    }
