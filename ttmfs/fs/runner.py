@@ -36,6 +36,8 @@ MAX_COMMANDS_OF_A_USER: Final = 512
 _MAX_RESULTS: Final = 16 << 20
 """Bytes of results beyond which a write runs no more lines."""
 _LONG_LINE: Final = 4096
+_NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
+_NO_DESCRIPTOR_LEFT: Final = "the daemon has no descriptor left: give it more with prlimit --nofile, or try again"
 
 
 class _Running:
@@ -102,8 +104,12 @@ class Runner:
                 if outcome.size > _MAX_RESULTS:
                     raise TtmError(errno.E2BIG, f"{number - 1} lines have results of {outcome.size} bytes: write fewer")
                 outcome.succeeded(number, await self._bounded(command, target, line, opening))
-            except TtmError as failed:
-                error = TtmError(failed.errno or errno.EIO, readable(failed.message))
+            except OSError as failed:
+                if not isinstance(failed, TtmError) and failed.errno not in _NO_DESCRIPTOR:
+                    self._internal(outcome, number, f"{where} {line[:200]}", failed, opening.uid)
+                    break
+                message = failed.message if isinstance(failed, TtmError) else _NO_DESCRIPTOR_LEFT
+                error = TtmError(failed.errno or errno.EIO, readable(message))
                 outcome.failed(number, error)
                 self.error_log.add(f"{where} {line[:200]}", error, opening.uid)
                 trace = self.machine.vdev.ttm.trace
@@ -113,12 +119,16 @@ class Runner:
                     target.last_error = error.message
                 break
             except Exception as failure:  # the daemon outlives any command
-                log.exception("command %s %r", where, line[:200])
-                internal = TtmError(errno.EIO, f"internal error: {type(failure).__name__}: {failure}")
-                outcome.failed(number, internal)
-                self.error_log.add(f"{where} {line[:200]}", internal, opening.uid)
+                self._internal(outcome, number, f"{where} {line[:200]}", failure, opening.uid)
                 break
         return outcome
+
+    def _internal(self, outcome: CommandOutcome, number: int, what: str, failure: Exception, uid: int) -> None:
+        """Nobody expected this: a traceback in the log, EIO for the program."""
+        log.exception("command %r", what)
+        internal = TtmError(errno.EIO, f"internal error: {type(failure).__name__}: {failure}")
+        outcome.failed(number, internal)
+        self.error_log.add(what, internal, uid)
 
     def _check_write(self, data: bytes, uid: int) -> None:
         """May it run at all? TtmError: E2BIG too long, EAGAIN too many commands are under way."""
