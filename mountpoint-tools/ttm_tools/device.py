@@ -104,6 +104,13 @@ class Device:
         """The names of all BOs: paths below bo/."""
         return [os.fsdecode(name) for name in self._call("walk", self.path("bo"), seconds=self.read_seconds)]
 
+    def names_of_each(self) -> list[list[str]]:
+        """The names of each BO, which may be several (hard links), in the order in which they are listed."""
+        found: dict[int, list[str]] = {}
+        for ino, name in self._call("walk_inodes", self.path("bo"), seconds=self.read_seconds):
+            found.setdefault(ino, []).append(os.fsdecode(name))
+        return list(found.values())
+
     def statuses(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
         """status.json of BOs; those that are gone meanwhile are left out."""
         wanted = list(names)

@@ -142,16 +142,24 @@ class Model:
         """
         started = time.monotonic()
         stats = self.device.stats()
-        names = self.device.names()
         placed: dict[str, tuple[str, int]] = {}
         for region in self.regions:
             for _priority, name, size in self.device.lru(region):
                 placed[name] = region, size
+        names = [self._shown(same, placed) for same in self.device.names_of_each()]
         asked = dict.fromkeys(name for name in wanted if name in self.rows or name in placed)
         rest = [name for name in names if name not in asked and self._wants_details(name, name in placed, sweep)]
         rest.sort(key=lambda name: self.rows[name].read_at if name in self.rows else 0.0)
         statuses = self.device.statuses([*asked, *rest[:SWEEP]])
         return Reading(started, stats, names, placed, statuses)
+
+    def _shown(self, names: list[str], placed: dict[str, tuple[str, int]]) -> str:
+        """Under which of its names a BO has its row: the one that the mount calls it by, or that it had until now."""
+        for known in (placed, self.rows):
+            for name in names:
+                if name in known:
+                    return name
+        return names[0]
 
     def _wants_details(self, name: str, placed: bool, sweep: bool) -> bool:
         row = self.rows.get(name)

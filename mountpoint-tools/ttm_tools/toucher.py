@@ -88,7 +88,12 @@ def walk(top: bytes) -> list[bytes]:
     """The paths of all files below `top`, relative to it, folders in order; symbolic links are none, and what vanishes
     meanwhile is left out.
     """
-    found: list[bytes] = []
+    return [path for _ino, path in walk_inodes(top)]
+
+
+def walk_inodes(top: bytes) -> list[tuple[int, bytes]]:
+    """As `walk`, with the inode number of each."""
+    found: list[tuple[int, bytes]] = []
     folders = [b""]
     while folders:
         folder = folders.pop()
@@ -104,7 +109,7 @@ def walk(top: bytes) -> list[bytes]:
             if entry.is_dir(follow_symlinks=False):
                 folders.append(path)
             elif entry.is_file(follow_symlinks=False):
-                found.append(path)
+                found.append((entry.inode(), path))
     return found
 
 
@@ -217,7 +222,7 @@ def pid() -> int:
 _CALLS = {
     call.__name__: call
     for call in (
-        *(read, read_many, write, transact, walk, names, real, drain),
+        *(read, read_many, write, transact, walk, walk_inodes, names, real, drain),
         *(make, size_of, pread, pwrite, unlink, touch, pid),
     )
 }

@@ -57,6 +57,23 @@ def message(app: Top) -> str:
     return str(app.query_one("#message", Static).content)
 
 
+def test_a_bo_of_several_names_has_one_row(device: Mounted) -> None:
+    device.make("first", MIB, 1)
+    device.make("pinned", MIB, 1)
+    device.shell.do("os.mkdir(path('bo/d')); os.link(path('bo/first'), path('bo/a'))")
+    device.shell.do("os.link(path('bo/a'), path('bo/d/z')); os.link(path('bo/pinned'), path('bo/also'))")
+    # On no LRU, so that only its names say that it is one.
+    assert device.command("objects/pinned/pin", "\n") == "ok"
+
+    async def script(pilot: Pilot[Any], app: Top) -> None:
+        assert listed(app) in (["first", "pinned"], ["also", "first"])
+        samples = app.model.samples
+        await until(pilot, lambda: app.model.samples > samples + 2)
+        assert len(listed(app)) == 2
+
+    drive(device.mountpoint, script)
+
+
 def test_keys_steer_the_selected_bo(device: Mounted) -> None:
     device.make("a", MIB, 1)
     device.make("b c", MIB, 1)
