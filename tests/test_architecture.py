@@ -25,22 +25,22 @@ LAYERS = (
     ("driver",),
     ("svm",),
     ("fs", "replay"),
-    ("batch", "doctor"),
+    ("batch", "doctor", "fstab", "run", "service", "status"),
     ("device_words",),
     ("cli",),
     ("__main__",),
 )
 """From the ground up: what a row names imports only from the rows above it here, and its own package."""
 
-KNOW_FUSE = ("batch", "cli", "doctor", "fs")
+KNOW_FUSE = ("batch", "cli", "doctor", "fs", "run")
 ENTRIES = ("ttmfs.__main__",)
 """Modules that are run, not imported."""
 
 INSIDE = {
     # The other commands need no FUSE library, no numpy and no tables.
     "ttmfs.cli": (
-        "ttmfs.batch", "ttmfs.fs", "ttmfs.doctor", "ttmfs.driver.limits", "ttmfs.memory.stores",
-        "ttmfs.ttm.placement", "rich",
+        *("ttmfs.batch", "ttmfs.fs", "ttmfs.doctor", "ttmfs.fstab", "ttmfs.run", "ttmfs.service"),
+        *("ttmfs.driver.limits", "ttmfs.memory.stores", "ttmfs.status", "ttmfs.ttm.placement"),
     ),
     # It is needed when somebody reads `metrics`, and takes long to load.
     "ttmfs.fs.metrics": ("prometheus_client",),

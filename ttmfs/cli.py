@@ -1,16 +1,11 @@
 """The command line: mount, umount, run, status, replay, doctor."""
 
 import contextlib
-import json
 import logging
 import os
-import signal
-import subprocess
 import sys
-import tempfile
 import tomllib
-from collections.abc import Callable
-from types import FrameType
+from collections.abc import Callable, Iterator
 from typing import Any, Final, NoReturn
 
 import click
@@ -64,6 +59,7 @@ _DEVICE_OPTIONS = [
     ),
     _option("--stock-loop", is_flag=True, help="Use pyfuse3's own readiness wait."),
     _option("--watchdog", type=SECONDS, default=30.0, help="Seconds until a wedged daemon is put down (0: never)."),
+    _option("--source", default="ttmfs", help="What the mount table shows as the source.", hidden=True),
     _option("--config", "config_file", type=click.Path(exists=True, dir_okay=False), help="TOML file of options."),
 ]
 
@@ -186,7 +182,17 @@ def _fail(error: OSError) -> NoReturn:
     raise click.ClickException(message) from None
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Main(click.Group):
+    """The commands, and `ttmfs SOURCE MNT -o ...`, which names none."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does."""
+        from ttmfs.fstab import is_asked_for  # noqa: PLC0415
+
+        return super().parse_args(ctx, ["fstab", *args] if is_asked_for(args, self.commands) else args)
+
+
+@click.group(cls=_Main, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(ttmfs.__version__)
 def main() -> None:
     """The Linux kernel's TTM memory manager in user space, as a mounted file system.
@@ -236,11 +242,18 @@ def mount(ctx: click.Context, /, mountpoint: str, foreground: bool, log_file: st
     try:
         path = check_mountpoint(mountpoint)
         if foreground:
-            serve(lambda: click.echo(f"ttmfs: {path} is ready", err=True))
+            serve(lambda: _say_ready(path))
         else:
             run_in_background(serve, os.path.abspath(log_file) if log_file else None)
     except OSError as error:
         _fail(error)
+
+
+def _say_ready(path: str) -> None:
+    from ttmfs.service import notify  # noqa: PLC0415
+
+    click.echo(f"ttmfs: {path} is ready", err=True)
+    notify("READY=1")
 
 
 @main.command()
@@ -264,6 +277,10 @@ def umount(mountpoint: str, force: bool) -> None:
         return
     problem = tuning.unmount(path)
     if problem:
+        below = [other for other in tuning.all_mountpoints() if other.startswith(f"{path}/")]
+        if below:
+            there = " ".join(below)
+            raise click.ClickException(f"{path} is busy: another mount is below it ({there}): take that down first")
         raise click.ClickException(f"{problem}{_who_uses(path)}")
 
 
@@ -290,81 +307,80 @@ def _who_uses(path: str) -> str:
     return f"{text}\n`ttmfs umount --force {path}` takes it down anyway; what clients have not written back is lost."
 
 
-@main.command(context_settings={"allow_interspersed_args": False})
+class _Run(click.Command):
+    """`ttmfs run`, whose own failures, wrong options included, have a status that is not COMMAND's."""
+
+    def make_context(self, *arguments: Any, **more: Any) -> click.Context:
+        """As click does."""
+        with _own_failures():
+            return super().make_context(*arguments, **more)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """As click does."""
+        with _own_failures():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _own_failures() -> Iterator[None]:
+    try:
+        yield
+    except click.ClickException as error:
+        error.exit_code = 125  # type: ignore[misc]
+        raise
+
+
+@main.command(cls=_Run, context_settings={"allow_interspersed_args": False})
 @_device_options
+@click.option("--keep", type=click.Path(file_okay=False), help="Folder that gets error_log, stats, trace, maps.")
+@click.option("--trace", "events", metavar="EVENTS", help="Record these, as ctl/trace does: 'evict move_end'; all.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_context
-def run(ctx: click.Context, /, command: tuple[str, ...], **options: Any) -> None:
+def run(
+    ctx: click.Context, /, command: tuple[str, ...], keep: str | None, events: str | None, **options: Any
+) -> None:
     """Mount a temporary device, run COMMAND with TTMFS_MOUNT set, unmount; the status is COMMAND's.
+
+    When COMMAND fails, the last lines of the device's error_log follow on standard error. Status 125: ttmfs itself has
+    failed (nothing could be mounted, an option is wrong); 126: COMMAND cannot be run; 127: it is not there.
 
     Signals: ^C is COMMAND's own business, TERM and HUP are handed on to it. A process that COMMAND leaves behind
     inside the mount loses it.
 
     \b
     ttmfs run --vram 128M -- sh -c 'cp /bin/ls $TTMFS_MOUNT/bo/x; cat $TTMFS_MOUNT/objects/x/status'
+    ttmfs run --keep out --trace all -- ./my-test       out/ has what the device knew at the end
     """
-    from ttmfs.fs.daemon import run_in_background  # noqa: PLC0415
-    from ttmfs.fs.mount import Mount  # noqa: PLC0415
-
     config = _config(ctx, options)
-    where = tempfile.mkdtemp(prefix="ttmfs-")
+    from ttmfs import run as running  # noqa: PLC0415 - the other commands need no FUSE library
+
     try:
-        run_in_background(lambda ready: Mount(where, config).run(ready), None)
+        code = running.run(command, config, keep, events)
     except OSError as error:
-        os.rmdir(where)
         _fail(error)
-    try:
-        code = _run_command(command, {**os.environ, "TTMFS_MOUNT": where})
-    finally:
-        _take_down(where)
     sys.exit(code)
 
 
-def _run_command(command: tuple[str, ...], environment: dict[str, str]) -> int:
-    """Run it to its end; its status as a shell gives it.
+@main.command(hidden=True)
+@click.argument("source")
+@click.argument("mountpoint")
+@click.option("-o", "options", multiple=True)
+@click.pass_context
+def fstab(ctx: click.Context, source: str, mountpoint: str, options: tuple[str, ...]) -> None:
+    """What mount(8) calls as `ttmfs SOURCE MNT -o k=v,...`: mount a device and return when it is ready.
 
-    A terminal sends ^C and ^\\ to the command as well, so they are its business; TERM and HUP are handed on to it.
+    The options are those of `ttmfs mount`; \\, is a comma in a value. Words of fstab for others (noauto, nofail, user,
+    _netdev, x-...) are accepted; ro and what is no option are refused.
+
+    \b
+    mount -t fuse.ttmfs ttmfs /mnt/gpu -o vram=128M,allow_other
+    ttmfs  /mnt/gpu  fuse.ttmfs  vram=128M,visible_vram=32M,noauto  0  0        in /etc/fstab
     """
-    child: subprocess.Popen[bytes] | None = None
-    early: list[int] = []
+    from ttmfs.fstab import mount_words, split_options  # noqa: PLC0415
 
-    def hand_on(number: int, frame: FrameType | None) -> None:
-        del frame
-        if child is None:
-            early.append(number)
-        else:
-            child.send_signal(number)
-
-    # Handlers, not SIG_IGN: those go back to the default in the command.
-    for number in (signal.SIGINT, signal.SIGQUIT):
-        signal.signal(number, lambda *_: None)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, hand_on)
-    try:
-        child = subprocess.Popen(command, env=environment)
-    except OSError as error:
-        click.echo(f"ttmfs: {command[0]}: {error.strerror}", err=True)
-        return 127 if isinstance(error, FileNotFoundError) else 126
-    for signum in early:
-        child.send_signal(signum)
-    code = child.wait()
-    return code if code >= 0 else 128 - code
-
-
-def _take_down(where: str) -> None:
-    """Unmount, by force if somebody still uses it."""
-    from ttmfs.fs import tuning, users  # noqa: PLC0415
-
-    if tuning.unmount(where):
-        for user in users.users_of(where):
-            click.echo(f"ttmfs: the command has ended, and loses the mount: {user}", err=True)
-        with contextlib.suppress(OSError):
-            tuning.abort_connection(tuning.connection_number(where))
-        tuning.lazy_unmount(where)
-    try:
-        os.rmdir(where)
-    except OSError as error:
-        click.echo(f"ttmfs: {where} stays: {error.strerror}", err=True)
+    words = mount_words((part for text in options for part in split_options(text)), mount)
+    with mount.make_context("mount", [*words, "--source", source, "--", mountpoint], parent=ctx.parent) as inner:
+        mount.invoke(inner)
 
 
 @main.command()
@@ -372,39 +388,18 @@ def _take_down(where: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="The whole `stats` object.")
 def status(mountpoint: str, as_json: bool) -> None:
     """Show the regions, requests and moves of the mount at MOUNTPOINT."""
-    from rich.console import Console  # noqa: PLC0415 - the other commands draw nothing
-    from rich.table import Table  # noqa: PLC0415
+    from ttmfs.status import read_stats, show  # noqa: PLC0415 - it loads what draws tables
 
     path = os.path.abspath(mountpoint)
     _connection(path)
     try:
-        with open(os.path.join(path, "stats"), encoding="utf-8") as file:
-            text = file.read()
-    except PermissionError:
-        raise click.ClickException(
-            f"{path} belongs to another user, who has mounted it without --allow-other: ask as that user"
-        ) from None
-    except OSError as error:
-        raise click.ClickException(
-            f"{path} does not answer ({error.strerror}): `ttmfs umount --force {path}` takes it down"
-        ) from None
-    values = json.loads(text)
-    regions = values["regions"]
+        text = read_stats(path)
+    except TtmError as error:
+        _fail(error)
     if as_json:
         click.echo(text, nl=False)
-        return
-    console = Console()
-    if not sys.stdout.isatty():
-        console.width = 1000  # nobody's terminal: what reads a pipe gets whole lines, whatever COLUMNS says
-    table = Table("region", "size", "used", "visible", "visible used", "BOs")
-    for name, region in regions.items():
-        sizes = [format_size(region[key]) for key in ("size", "used", "visible_size", "visible_used")]
-        table.add_row(name, *sizes, str(region["bos"]))
-    console.print(table)
-    for part in ("bos", "pool", "faults", "requests", "moves", "fences"):
-        plain = {key: value for key, value in values.get(part, {}).items() if not isinstance(value, list)}
-        facts = "  ".join(f"{key} {value}" for key, value in plain.items())
-        console.print(f"{part:9} {facts}", highlight=False)
+    else:
+        show(text)
 
 
 @main.command(hidden=True)

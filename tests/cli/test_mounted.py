@@ -6,9 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,20 +41,6 @@ def wait_for(what: str, condition: object, seconds: float = 15) -> None:
 
 def is_mounted(path: str) -> bool:
     return path in tuning.mountpoints("fuse.ttmfs")
-
-
-@pytest.fixture
-def folder() -> Iterator[str]:
-    """An empty folder that is no mount afterwards."""
-    with tempfile.TemporaryDirectory(prefix="ttmfs-test-") as directory:
-        path = os.path.join(os.path.realpath(directory), "mnt")
-        os.mkdir(path)
-        try:
-            yield path
-        finally:
-            with contextlib.suppress(OSError):
-                tuning.abort_connection(tuning.connection_number(path))
-                tuning.lazy_unmount(path)
 
 
 @pytest.fixture

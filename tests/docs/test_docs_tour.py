@@ -34,6 +34,9 @@ def test_a_repository_in_tmp_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.mount
 @pytest.mark.skipif(os.geteuid() != 0, reason="the tour shows what root gets")
-@pytest.mark.parametrize(("name", "least"), [("tour", 90), ("troubleshooting", 10), ("drivers", 8), ("policies", 20)])
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [("tour", 90), ("troubleshooting", 10), ("drivers", 8), ("policies", 20), ("services", 4)],
+)
 def test_a_document_shows_what_is_printed(name: str, least: int) -> None:
     assert run_document(DOCS / f"{name}.md", 100) >= least

@@ -48,3 +48,5 @@ class Config:
     watchdog: float = 30.0
     policies: tuple[tuple[Kind, tuple[str, ...]], ...] = ()
     """Kind and words, as Policies.choose takes them."""
+    source: str = "ttmfs"
+    """What the mount table says is mounted."""

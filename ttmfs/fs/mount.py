@@ -65,6 +65,9 @@ def check_mountpoint(mountpoint: str) -> str:
     for line in mounted_here():
         if line == path:
             raise TtmError(errno.EBUSY, f"{path} is a ttmfs mount already: `ttmfs umount {path}` takes it down")
+        if path.startswith(f"{line}/"):
+            # Its daemon would wait for the other one, and the other could not be unmounted: another mount is below it.
+            raise TtmError(errno.EINVAL, f"{path} is inside the ttmfs mount {line}: mount on a directory of a disk")
     if not os.path.exists("/dev/fuse"):
         raise TtmError(errno.ENODEV, "/dev/fuse does not exist: load the module with `modprobe fuse`")
     if os.geteuid() != 0 and shutil.which("fusermount3") is None:
@@ -117,7 +120,8 @@ class Mount:
 
     def run(self, ready: Callable[[], None]) -> None:
         """Mount, call `ready`, serve until told to stop. TtmError when it cannot be mounted."""
-        options = {f"fsname={FS_NAME}", f"subtype={FS_NAME}", "default_permissions"}
+        source = self.config.source.replace("\\", "\\\\").replace(",", "\\,")
+        options = {f"fsname={source}", f"subtype={FS_NAME}", "default_permissions"}
         if self.config.allow_other:
             options.add("allow_other")
         try:

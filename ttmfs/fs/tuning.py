@@ -105,6 +105,11 @@ def mountpoints(fstype: str) -> list[str]:
     return [mount.mountpoint for mount in _mounts() if mount.fstype == fstype]
 
 
+def all_mountpoints() -> list[str]:
+    """Where anything is mounted."""
+    return [mount.mountpoint for mount in _mounts()]
+
+
 def _absolute(mountpoint: str) -> str:
     """`mountpoint` with its parent resolved but the last component untouched: that one may hang."""
     parent, name = os.path.split(os.path.abspath(mountpoint))
