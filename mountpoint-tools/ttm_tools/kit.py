@@ -241,11 +241,16 @@ class Device:
     # -- settings --------------------------------------------------------------------------------------------------
 
     def inject(
-        self, place: str, probability: int = 100, times: int = -1, *, interval: int = 1, space: int = 0
-    ) -> Settings:
+        self, place: str, probability: int = 100, times: int = -1, *,
+        interval: int = 1, space: int = 0, bo: str = "", pid: int = 0,
+    ) -> Settings:  # fmt: skip
         """Let debug/fail_`place` fail `probability` percent of its calls, each `interval`-th, at most `times` (-1: no
-        limit), the first `space` units never; until the `with` block ends."""
-        values: dict[str, object] = {"interval": interval, "times": times, "space": space, "probability": probability}
+        limit), the first `space` units never; only calls for the BO named `bo` and on behalf of the process `pid`.
+
+        Until the `with` block ends. CommandFailed for a place that is reached for no BO, or for no process.
+        """
+        values: dict[str, object] = {"interval": interval, "times": times, "space": space, "bo": bo, "pid": pid}
+        values["probability"] = probability
         return Settings(self.files, {f"debug/fail_{place}/{key}": value for key, value in values.items()})
 
     def pause_engines(self) -> Settings:

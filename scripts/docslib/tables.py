@@ -81,6 +81,8 @@ FILES: Final[Mapping[str, str]] = {
     "debug/fail_PLACE/interval": "only each so many calls",
     "debug/fail_PLACE/times": "at most so often; -1: no limit. It counts down",
     "debug/fail_PLACE/space": "the first so many units never; it counts down",
+    "debug/fail_PLACE/bo": "only calls for the BO (or address space) of this name; empty: any",
+    "debug/fail_PLACE/pid": "only calls on behalf of the process of this id (who opened the file); 0: any",
 }
 
 STATUS: Final[Mapping[str, str]] = {

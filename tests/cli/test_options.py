@@ -154,13 +154,13 @@ def test_what_is_no_mount_is_said(command: str, tmp_path: Path) -> None:
 
 def test_run_needs_a_command() -> None:
     result = CliRunner().invoke(cli.main, ["run", "--vram", "1M"])
-    assert result.exit_code == 2
+    assert result.exit_code == 125
     assert "COMMAND" in result.output
 
 
 def test_run_does_not_take_an_unknown_option_for_the_command() -> None:
     result = CliRunner().invoke(cli.main, ["run", "--vrma", "1M", "--", "true"])
-    assert result.exit_code == 2
+    assert result.exit_code == 125
     assert "No such option" in result.output
 
 

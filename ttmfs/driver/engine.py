@@ -195,7 +195,7 @@ class CopyEngine:
         points.copy_start(self._trace, queued.bo, engine=self.name, fence=copy.fence, pages=copy.num_pages)
         error = 0
         try:
-            await self._move_bytes(queued, fail=self._inject["engine"].should_fail(copy.num_pages))
+            await self._move_bytes(queued, fail=self._inject["engine"].should_fail(copy.num_pages, bo=queued.bo.name))
         except Exception as failure:  # whatever it was: the BO's bytes depend on what happens now
             if not isinstance(failure, _InjectedError):
                 log.exception("%s", copy.fence.what)

@@ -6,6 +6,7 @@ is dropped. A CPU fault on VRAM beyond the visible part moves the BO within reac
 
 import errno
 from collections.abc import Sequence
+from functools import partial
 
 from ttmfs.driver.dirty import DirtyTracker
 from ttmfs.driver.hardware import Hardware
@@ -158,7 +159,7 @@ class DefaultDriver:
         await move_accel_cleanup(bo, fence, resource, evict=evict, pipeline=True)
         # Without the work item that would intercept an error, whose allocation may have failed, or in synchronous mode,
         # the move waits for the copy here. The BO has changed hands before, so that no WRITE goes to its old space.
-        if self.vdev.sync_moves or self.vdev.ttm.inject["work_alloc"].should_fail():
+        if self.vdev.sync_moves or self.vdev.ttm.inject["work_alloc"].should_fail(bo=bo.name):
             await linger(fence.wait(IDLE_TIMEOUT))
 
     async def _collect_deps(self, bo: BufferObject, ctx: OperationContext) -> tuple[Fence, ...]:
@@ -168,7 +169,10 @@ class DefaultDriver:
         An earlier fence's error is not this move's: whoever waits for that fence hears of it.
         """
         inject = self.vdev.ttm.inject
-        deps = Deps(fail_grow=inject["deps_grow"].should_fail, fail_array=inject["fence_array"].should_fail)
+        deps = Deps(
+            fail_grow=partial(inject["deps_grow"].should_fail, bo=bo.name),
+            fail_array=partial(inject["fence_array"].should_fail, bo=bo.name),
+        )
         try:
             for fence in bo.resv.get_fences(Usage.WRITE):
                 await deps.add_dependency(fence, ctx)

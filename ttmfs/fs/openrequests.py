@@ -41,12 +41,14 @@ class OpenRequests(InodeRequests):
         file.write_opens += writes
         handle: BoHandle | SpaceHandle
         if isinstance(file, SpaceFile):
-            handle = SpaceHandle(file, self.counters, self._failed, self.tree.page_cache, writes=writes, own=own)
+            handle = SpaceHandle(
+                file, self.counters, self._failed, self.tree.page_cache, pid=ctx.pid, writes=writes, own=own
+            )
             file.client_opens += not own
             # A read ahead would be a touch of ranges that nobody has asked for.
             read_ahead = 0
         else:
-            handle = BoHandle(file, writes=writes, own=own)
+            handle = BoHandle(file, pid=ctx.pid, writes=writes, own=own)
             read_ahead = max(file.bo.prefault, 1) * PAGE_SIZE >> 10
         fh = self._new_handle(handle)
         if writes:

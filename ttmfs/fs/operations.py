@@ -16,6 +16,7 @@ from ttmfs.fs.listrequests import ListRequests
 from ttmfs.fs.served import BoHandle
 from ttmfs.fs.svmhandle import SpaceHandle
 from ttmfs.fs.tree import Tree
+from ttmfs.observe.asker import ASKER
 from ttmfs.ttm import access
 from ttmfs.ttm.advice import used
 from ttmfs.ttm.request import trace_fault
@@ -54,10 +55,12 @@ class TtmOperations(ListRequests):
                     if bo.adviser is not None and bo.adviser.wants_uses:
                         used(bo, "read")
                     return data
+                ASKER.set(handle.pid)
                 slow = await access.read(bo, off, size)
                 counters.read_bytes += len(slow)
                 return slow
             if type(handle) is SpaceHandle:
+                ASKER.set(handle.pid)
                 return await handle.read(off, size)
             return await self._virtual(fh).read(off, size)
         except OSError as error:
@@ -86,10 +89,12 @@ class TtmOperations(ListRequests):
                     if bo.dirty is not None:
                         bo.dirty.wrote(off >> PAGE_SHIFT, (end + PAGE_MASK) >> PAGE_SHIFT)
                 else:
+                    ASKER.set(handle.pid)
                     await access.write(bo, off, buf)
                 counters.write_bytes += len(buf)
                 return len(buf)
             if type(handle) is SpaceHandle:
+                ASKER.set(handle.pid)
                 return await handle.write(off, buf)
             with trio.CancelScope(shield=True):
                 written = await self._virtual(fh).write(off, buf)

@@ -22,6 +22,7 @@ from ttmfs.fs.opening import Opening
 from ttmfs.fs.results import KeptResults
 from ttmfs.fs.signals import Opener
 from ttmfs.fs.words import MAX_WRITE, is_plain, readable, split_words
+from ttmfs.observe.asker import ASKER
 from ttmfs.sync.pace import Pace
 
 log = logging.getLogger(__name__)
@@ -143,6 +144,7 @@ class Runner:
     async def _bounded(self, command: Command, target: Target | None, line: str, opening: Opening) -> dict[str, object]:
         if self._closing:
             raise _shutting_down()
+        ASKER.set(opening.pid)
         with self._watched(opening) as running:
             machine = replace(self.machine, caller=opening)
             return await run_line(machine, command, target, await _words(line))

@@ -26,11 +26,13 @@ from ttmfs.ttm.bo import BufferObject
 class BoHandle:
     """An open BO file."""
 
-    __slots__ = ("bo", "file", "own", "writes")
+    __slots__ = ("bo", "file", "own", "pid", "writes")
 
-    def __init__(self, file: BoFile, *, writes: bool, own: bool) -> None:
+    def __init__(self, file: BoFile, *, pid: int, writes: bool, own: bool) -> None:
         self.file = file
         self.bo: BufferObject = file.bo
+        self.pid = pid
+        """Who has opened it: READs and WRITEs do not say who asks."""
         self.writes = writes
         self.own = own
         """Opened by the daemon itself, to flush it."""

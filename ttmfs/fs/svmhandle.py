@@ -28,7 +28,7 @@ EOF_INVAL_SECONDS: Final = 0.005
 class SpaceHandle:
     """One open file of a space. `failed(space name, request, error)` is told about every error."""
 
-    __slots__ = ("_counters", "_failed", "_page_cache", "file", "own", "writes")
+    __slots__ = ("_counters", "_failed", "_page_cache", "file", "own", "pid", "writes")
 
     def __init__(
         self,
@@ -37,6 +37,7 @@ class SpaceHandle:
         failed: Callable[[str, str, OSError, int], None],
         page_cache: PageCache | None,
         *,
+        pid: int,
         writes: bool,
         own: bool,
     ) -> None:
@@ -44,6 +45,8 @@ class SpaceHandle:
         self._counters = counters
         self._failed = failed
         self._page_cache = page_cache
+        self.pid = pid
+        """Who has opened it."""
         self.writes = writes
         self.own = own
         """Opened by the daemon itself, to flush it."""

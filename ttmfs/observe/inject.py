@@ -1,6 +1,7 @@
 """Fault injection in the style of the kernel's fault attributes (lib/fault-inject.c).
 
-Each named place asks `should_fail()` when it is reached. Nothing fails until `probability` is set.
+Each named place asks `should_fail()` when it is reached. Nothing fails until `probability` is set. `bo` and `pid` aim
+it: what is reached for another BO, or on behalf of another process (ttmfs.observe.asker), is not counted.
 """
 
 import errno
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from ttmfs.errors import TtmError
+from ttmfs.observe.asker import ASKER
 
 PLACES: Final = (
     "page_alloc",
@@ -27,8 +29,15 @@ PLACES: Final = (
     "interrupt",
 )
 
-_BOUNDS: Final = {"probability": (0, 100), "interval": (1, 1 << 31), "times": (-1, 1 << 31), "space": (0, 1 << 62)}
-KEYS: Final = tuple(_BOUNDS)
+_BOUNDS: Final = {
+    **{"probability": (0, 100), "interval": (1, 1 << 31), "times": (-1, 1 << 31), "space": (0, 1 << 62)},
+    "pid": (0, 1 << 31),
+}
+KEYS: Final = (*_BOUNDS, "bo")
+KNOW_NO_BO: Final = ("fence_slot",)
+"""Places that are reached for a reservation, whoever's it is."""
+KNOW_NO_PID: Final = ("engine",)
+"""Places that only tasks of the device reach."""
 
 
 FailureHook = Callable[[], bool]
@@ -47,11 +56,14 @@ def should_fail(hook: FailureHook | None) -> bool:
 
 class FaultAttr:
     """One place: fails `probability` percent of the calls, each `interval`-th, at most `times` (-1: no limit), the
-    first `space` units never."""
+    first `space` units never; only calls for the BO of the name `bo` ("": any) and for the process `pid` (0: any)."""
 
-    __slots__ = ("_count", "_random", "interval", "probability", "space", "times")
+    __slots__ = ("_count", "_random", "bo", "interval", "name", "pid", "probability", "space", "times")
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "") -> None:
+        self.name = name
+        self.bo = ""
+        self.pid = 0
         self.probability = 0
         self.interval = 1
         self.times = 1
@@ -59,9 +71,11 @@ class FaultAttr:
         self._count = 0
         self._random = random.Random(0)
 
-    def should_fail(self, size: int = 1) -> bool:
-        """Ask once, for `size` units of work."""
+    def should_fail(self, size: int = 1, *, bo: str = "") -> bool:
+        """Ask once, for `size` units of work for the BO of that name."""
         if not self.probability or not self.times:
+            return False
+        if (self.bo and bo != self.bo) or (self.pid and ASKER.get() != self.pid):
             return False
         if self.space > 0:
             self.space = max(0, self.space - size)
@@ -77,7 +91,12 @@ class FaultAttr:
 
     def set(self, key: str, text: str) -> None:
         """Set one of KEYS from text. TtmError(EINVAL)."""
+        if key == "bo":
+            self._aim(text.removesuffix("\n"))
+            return
         text = text.strip()
+        if key == "pid" and text != "0" and self.name in KNOW_NO_PID:
+            raise TtmError(errno.EINVAL, f"fail_{self.name} is reached by the device, for no process: say 0")
         low, high = _BOUNDS[key]
         digits = text[1:] if text.startswith("-") else text
         if not (digits.isascii() and digits.isdecimal() and len(digits) < 20 and low <= int(text) <= high):
@@ -86,12 +105,17 @@ class FaultAttr:
         if key == "interval":
             self._count = 0
 
+    def _aim(self, bo: str) -> None:
+        if bo and self.name in KNOW_NO_BO:
+            raise TtmError(errno.EINVAL, f"fail_{self.name} is reached for no BO: aim it at a pid")
+        self.bo = bo
+
 
 class Injection:
     """All places of one device, as attributes: `injection["engine"].should_fail()`."""
 
     def __init__(self) -> None:
-        self._places = {name: FaultAttr() for name in PLACES}
+        self._places = {name: FaultAttr(name) for name in PLACES}
         self.ban_memcpy = False
         """The CPU may not copy for an engine that failed."""
 
@@ -101,7 +125,7 @@ class Injection:
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
 
-    def check(self, name: str, error: int, what: str, size: int = 1) -> None:
+    def check(self, name: str, error: int, what: str, size: int = 1, *, bo: str = "") -> None:
         """Raise TtmError(error) when the place is to fail, for `size` units of work (pages, where it is about them)."""
-        if self._places[name].should_fail(size):
+        if self._places[name].should_fail(size, bo=bo):
             raise TtmError(error, f"{what} failed (injected by debug/fail_{name})")

@@ -30,7 +30,7 @@ async def alloc_pages(
     `but` is a reserved BO that is left alone.
     """
     what = payer.name if but is None else but.name
-    device.inject.check("page_alloc", errno.ENOMEM, f"{count} pages for {what}", count)
+    device.inject.check("page_alloc", errno.ENOMEM, f"{count} pages for {what}", count, bo=what)
     if not unlimited:
         await afford(device, payer.account, count, ctx)
     await below_limit(device, count, but=but)

@@ -215,7 +215,9 @@ class _Backup:
 
             pages = tt.pages_at(index)
             writeback = self._flags.writeback
-            handles = await store_pages(bo.device, tt.arena, pages, writeback=writeback, unchanged=unchanged)
+            handles = await store_pages(
+                bo.device, tt.arena, pages, bo=bo.name, writeback=writeback, unchanged=unchanged
+            )
             went = np.flatnonzero(handles)
             tt.mark_backed_up(index[went], handles[went])
         return len(went), len(handles) == len(index)

@@ -98,14 +98,14 @@ async def handle_move_mem(bo: BufferObject, resource: Resource, ctx: OperationCo
         if is_defrag(bo, resource, ctx, evict=evict):
             fresh = bo.fresh_tt = fresh_tt(bo)
             bo.resv.reserve_fences(1)
-        inject.check("unmap", errno.EIO, f"unmapping {bo.name}")
+        inject.check("unmap", errno.EIO, f"unmapping {bo.name}", bo=bo.name)
         if ctx.faulting is not bo:
             await unmap_virtual(bo, together=ctx.together)
         if fresh is not None:
             commit(bo, fresh)
             bo.fresh_tt = None
         elif resource.manager.use_tt:
-            inject.check("tt_create", errno.ENOMEM, f"making a tt for {bo.name}")
+            inject.check("tt_create", errno.ENOMEM, f"making a tt for {bo.name}", bo=bo.name)
             tt = bo.need_tt()
             # A hop of a BO without content stays without memory: its last leg is a clear.
             passing = PlaceFlag.TEMPORARY in resource.flags and _is_empty(bo)
@@ -113,7 +113,7 @@ async def handle_move_mem(bo: BufferObject, resource: Resource, ctx: OperationCo
                 await _populate(bo, tt, ctx, overwritten=bo.own_pages)
         if fresh is None:
             bo.resv.reserve_fences(1)
-        inject.check("move", errno.EIO, f"moving {bo.name}")
+        inject.check("move", errno.EIO, f"moving {bo.name}", bo=bo.name)
         await bo.funcs.move(bo, resource, ctx, evict=evict)
     except BaseException as error:
         if fresh is not None:
@@ -231,7 +231,7 @@ async def move_accel_cleanup(
     bo.resv.add_fence(fence, Usage.KERNEL)
     old = bo.resource
     wait = False
-    if bo.device.inject["ghost"].should_fail():
+    if bo.device.inject["ghost"].should_fail(bo=bo.name):
         # No memory for a ghost: what the move returns with has nothing that must outlive it.
         wait = True
         move_sync_cleanup(bo, resource)

@@ -57,7 +57,7 @@ async def populate_range(
         return 0
     bo.drop_view()
     device = bo.device
-    device.inject.check("page_alloc", errno.ENOMEM, f"{count} pages for {bo.name}", count)
+    device.inject.check("page_alloc", errno.ENOMEM, f"{count} pages for {bo.name}", count, bo=bo.name)
     keep = range(first, first + count)
     if device.over_limit(count + prefault) > 0:
         # What nobody has asked for is not worth pages that somebody uses.
@@ -103,7 +103,7 @@ async def populate_all(bo: BufferObject, tt: TT, ctx: OperationContext, *, overw
         if tt.num_pages > tt.pool.arena.num_pages:
             # It never fits: nobody has to make room, and nothing comes back from the store, for an attempt in vain.
             raise out_of_memory(pages, tt.pool)
-        bo.device.inject.check("page_alloc", errno.ENOMEM, f"{pages} pages for {bo.name}", pages)
+        bo.device.inject.check("page_alloc", errno.ENOMEM, f"{pages} pages for {bo.name}", pages, bo=bo.name)
         await afford(bo.device, tt.account, pages - tt.backed_up_pages, ctx)
         await below_limit(bo.device, tt.num_pages - tt.populated_pages, but=bo)
     until = trio.current_time() + LONGEST

@@ -195,7 +195,7 @@ async def _fill_step(bo: BufferObject, tt: TT, index: Index, pages: Vector) -> t
     filled = len(index)
     error: TtmError | None = None
     if handle.any():
-        done, error = await load_pages(bo.device, tt, index[handle], pages[handle])
+        done, error = await load_pages(bo.device, tt, index[handle], pages[handle], bo=bo.name)
         if done.all():
             error = None
         else:

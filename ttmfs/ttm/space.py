@@ -111,7 +111,7 @@ async def _find(
     """Space in one place, others evicted for it when `evicting`; None when it is to be passed over."""
     device = bo.device
     try:
-        device.inject.check("resource_alloc", errno.ENOSPC, f"allocating in {place}")
+        device.inject.check("resource_alloc", errno.ENOSPC, f"allocating in {place}", bo=bo.name)
         if evicting:
             await afford(device, bo.account, more_space(bo, manager), ctx, manager.name)
         return _take(bo, manager, place, ctx)

@@ -104,7 +104,7 @@ async def _store(bo: BufferObject) -> int:
             while len(handles) < len(index):
                 start = len(handles)
                 part = index[start : start + size.next_to(start)]
-                stored = await store_pages(device, tt.arena, tt.pages_at(part))
+                stored = await store_pages(device, tt.arena, tt.pages_at(part), bo=bo.name)
                 handles = tt.storing = np.concatenate((handles, stored))
                 if len(stored) < len(part):
                     raise TtmError(errno.ENOSPC, f"{bo.name} is not swapped out: {tt.store.full_because}")

@@ -34,10 +34,11 @@ async def store_pages(
     arena: Arena,
     pages: Vector,
     *,
+    bo: str,
     writeback: bool = False,
     unchanged: Callable[[], NDArray[np.bool_]] | None = None,
 ) -> Vector:
-    """One step to the store: handles (uint32) of as many of `pages`, from the first on, as there was room for.
+    """One step of the BO `bo` to the store: handles (uint32) of as many of `pages`, from the first on, as find room.
 
     With `unchanged` the pages that are stored are the store's to take (`SwapStore.begin_store(gives=)`), and must be
     freed in the same step; it is asked last which of them, bool per page, are still what was stored. The handles of
@@ -48,7 +49,7 @@ async def store_pages(
     store = device.swap_store
     assert store is not None
     fault = device.inject["store_write"]
-    store.fail_write = (lambda _number: errno.ENOSPC if fault.should_fail() else 0) if fault.probability else None
+    store.fail_write = (lambda _number: errno.ENOSPC if fault.should_fail(bo=bo) else 0) if fault.probability else None
     transfer = store.begin_store(len(pages), gives=unchanged is not None)
     try:
         if store.blocking:
@@ -61,12 +62,14 @@ async def store_pages(
     return store.end_store(transfer, unchanged() if unchanged is not None else None)
 
 
-async def load_pages(device: Device, tt: TT, index: Index, pages: Vector) -> tuple[NDArray[np.bool_], TtmError | None]:
-    """One step back from the store, as `TT.end_load` says."""
+async def load_pages(
+    device: Device, tt: TT, index: Index, pages: Vector, *, bo: str
+) -> tuple[NDArray[np.bool_], TtmError | None]:
+    """One step of the BO `bo` back from the store, as `TT.end_load` says."""
     store = tt.store
     assert store is not None
     fault = device.inject["store_read"]
-    store.fail_read = (lambda _number: fault.should_fail()) if fault.probability else None
+    store.fail_read = (lambda _number: fault.should_fail(bo=bo)) if fault.probability else None
     load = tt.begin_load(index, takes=True)
     try:
         if store.blocking:
