@@ -25,7 +25,7 @@ LAYERS = (
     ("driver",),
     ("svm",),
     ("fs", "replay"),
-    ("batch", "doctor", "fstab", "run", "service", "status"),
+    ("batch", "config_file", "doctor", "fstab", "mounts", "run", "service", "status"),
     ("device_words",),
     ("cli",),
     ("__main__",),

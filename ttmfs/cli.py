@@ -1,16 +1,18 @@
 """The command line: mount, umount, run, status, replay, doctor."""
 
 import contextlib
+import json
 import logging
 import os
 import sys
-import tomllib
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NoReturn
 
 import click
 
 import ttmfs
+from ttmfs import mounts
+from ttmfs.config_file import read_config
 from ttmfs.device_words import PolicyType, RegionType
 from ttmfs.driver.config import Config
 from ttmfs.errors import TtmError
@@ -23,10 +25,12 @@ MAY_BE_NONE: Final = ("vram", "gtt")
 
 
 def _option(*names: str, **how: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    return click.option(*names, show_default=True, **how)
+    """An option that is also read from the environment: `--visible-vram` is $TTMFS_VISIBLE_VRAM."""
+    variable = "TTMFS_" + names[0].removeprefix("--").upper().replace("-", "_")
+    return click.option(*names, show_default=True, envvar=variable, **how)
 
 
-_DEVICE_OPTIONS = [
+_DEVICE_OPTIONS: Final[list[Callable[[Callable[..., Any]], Callable[..., Any]]]] = [
     _option("--vram", type=SIZE, default="256M", help="Memory of the device."),
     _option("--visible-vram", type=SIZE, default=None, help="Part of vram that the CPU can reach. [default: all]"),
     _option("--gtt", type=SIZE, default="512M", help="Address space through which the device reaches system pages."),
@@ -60,7 +64,15 @@ _DEVICE_OPTIONS = [
     _option("--stock-loop", is_flag=True, help="Use pyfuse3's own readiness wait."),
     _option("--watchdog", type=SECONDS, default=30.0, help="Seconds until a wedged daemon is put down (0: never)."),
     _option("--source", default="ttmfs", help="What the mount table shows as the source.", hidden=True),
-    _option("--config", "config_file", type=click.Path(exists=True, dir_okay=False), help="TOML file of options."),
+    click.option(
+        "--config",
+        type=click.Path(exists=True, dir_okay=False),
+        envvar="TTMFS_CONFIG",
+        callback=read_config,
+        is_eager=True,
+        expose_value=False,
+        help="TOML file of options.",
+    ),
 ]
 
 
@@ -70,21 +82,8 @@ def _device_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def _config(ctx: click.Context, options: dict[str, Any]) -> Config:
-    """Options given on the command line win over the file, the file over the defaults. Click's errors (status 2)."""
-    path = options.pop("config_file", None)
-    if path is not None:
-        with open(path, "rb") as file:
-            try:
-                table = tomllib.load(file)
-            except tomllib.TOMLDecodeError as error:
-                raise click.UsageError(f"{path} is no TOML: {error}") from None
-            except UnicodeDecodeError:
-                raise click.UsageError(f"{path} is no TOML: it is not UTF-8 text") from None
-            except (ValueError, RecursionError) as error:
-                # A number of some thousand digits, or as many brackets.
-                raise click.UsageError(f"{path} cannot be read: {str(error)[:200]}") from None
-        _merge_file(ctx, path, table, options)
+def _config(options: dict[str, Any]) -> Config:
+    """What a device is to be. Click's errors (status 2)."""
     config = Config(**options)
     _check(config)
     return config
@@ -143,40 +142,6 @@ def _check_limits(config: Config, names: tuple[str, ...]) -> None:
         raise click.UsageError(f"--user-limit: {error.message}") from None
 
 
-def _merge_file(ctx: click.Context, path: str, table: dict[str, Any], options: dict[str, Any]) -> None:
-    parameters = {param.name: param for param in ctx.command.params}
-    for key, value in table.items():
-        name = key.replace("-", "_")
-        name = {"region": "regions", "policy": "policies"}.get(name, name)
-        param = parameters.get(name)
-        if param is None or name not in options:
-            known = " ".join(sorted(options))
-            raise click.UsageError(f"{path}: {key!r} is no mount option: say one of {known}")
-        if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-            continue
-        try:
-            options[name] = param.type_cast_value(ctx, _file_value(f"{path}: {key}", param, value))
-        except click.BadParameter as error:
-            raise click.UsageError(f"{path}: {key}: {error.message}") from None
-
-
-def _file_value(where: str, param: click.Parameter, value: object) -> object:
-    """A value of a TOML file as it would be on the command line. click.UsageError for one that says nothing there."""
-    if isinstance(value, int) and abs(value) >= 1 << 64:
-        raise click.UsageError(f"{where}: that number is too large")
-    if isinstance(param, click.Option) and param.is_flag:
-        if not isinstance(value, bool):
-            raise click.UsageError(f"{where}: say true or false, not {str(value)[:80]}")
-        return value
-    if not param.multiple and isinstance(value, list | dict):
-        raise click.UsageError(f"{where} takes one value, not {str(value)[:80]}")
-    values = value if isinstance(value, list) else [value]
-    if not all(isinstance(one, str | int | float) for one in values):
-        raise click.UsageError(f"{where} takes a text or a number, not {str(value)[:80]}")
-    words = [str(one) for one in values]
-    return words if param.multiple else words[0]
-
-
 def _fail(error: OSError) -> NoReturn:
     message = error.message if isinstance(error, TtmError) else str(error)
     raise click.ClickException(message) from None
@@ -207,6 +172,12 @@ def main() -> None:
 
     The mount explains itself: cat /tmp/gpu/README, or any command file, as in cat /tmp/gpu/objects/tex0/validate.
     When a command fails, /tmp/gpu/error_log says why.
+
+    Options of mount and run may stand in the environment (TTMFS_VRAM=64M) or in a file (--config, $TTMFS_CONFIG); the
+    command line wins over the environment, that over the file. Completion, in the shell's start file:
+
+    \b
+    eval "$(_TTMFS_COMPLETE=bash_source ttmfs)"        or zsh_source; fish: _TTMFS_COMPLETE=fish_source ttmfs | source
     """
 
 
@@ -233,7 +204,7 @@ def mount(ctx: click.Context, /, mountpoint: str, foreground: bool, log_file: st
     from ttmfs.fs.daemon import run_in_background  # noqa: PLC0415 - the other commands need no FUSE library
     from ttmfs.fs.mount import Mount, check_mountpoint  # noqa: PLC0415
 
-    config = _config(ctx, options)
+    config = _config(options)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def serve(ready: Callable[[], None]) -> None:
@@ -256,19 +227,22 @@ def _say_ready(path: str) -> None:
     notify("READY=1")
 
 
+_mountpoint = click.argument("mountpoint", required=False, shell_complete=mounts.complete)
+
+
 @main.command()
-@click.argument("mountpoint")
+@_mountpoint
 @click.option("--force", is_flag=True, help="Abort whoever uses it and detach it: dirty client pages are lost.")
-def umount(mountpoint: str, force: bool) -> None:
-    """Take the mount at MOUNTPOINT down; all BOs are gone with it.
+def umount(mountpoint: str | None, force: bool) -> None:
+    """Take the mount at MOUNTPOINT down; all BOs are gone with it. Without MOUNTPOINT: $TTMFS_MOUNT, or the only one.
 
     Busy (somebody has a file open, or stands inside) is an error that says who. --force does not ask: their next
     access fails. It also frees a mount whose daemon does not answer.
     """
     from ttmfs.fs import tuning  # noqa: PLC0415
 
-    path = os.path.abspath(mountpoint)
-    connection = _connection(path)
+    path = mounts.meant(mountpoint)
+    connection = mounts.connection(path)
     if force:
         problem = tuning.abort_connection(connection)
         problem = tuning.lazy_unmount(path) or problem
@@ -282,20 +256,6 @@ def umount(mountpoint: str, force: bool) -> None:
             there = " ".join(below)
             raise click.ClickException(f"{path} is busy: another mount is below it ({there}): take that down first")
         raise click.ClickException(f"{problem}{_who_uses(path)}")
-
-
-def _connection(path: str) -> int:
-    """The FUSE connection of a ttmfs mount, without touching it. ClickException when `path` is none."""
-    from ttmfs.fs import tuning  # noqa: PLC0415
-
-    try:
-        if tuning.filesystem_type(path) == "fuse.ttmfs":
-            return tuning.connection_number(path)
-    except OSError:
-        pass
-    mounts = tuning.mountpoints("fuse.ttmfs")
-    there = f"ttmfs is mounted on {' '.join(mounts)}" if mounts else "ttmfs is not mounted anywhere"
-    raise click.ClickException(f"{path} is no ttmfs mount: {there}")
 
 
 def _who_uses(path: str) -> str:
@@ -351,7 +311,7 @@ def run(
     ttmfs run --vram 128M -- sh -c 'cp /bin/ls $TTMFS_MOUNT/bo/x; cat $TTMFS_MOUNT/objects/x/status'
     ttmfs run --keep out --trace all -- ./my-test       out/ has what the device knew at the end
     """
-    config = _config(ctx, options)
+    config = _config(options)
     from ttmfs import run as running  # noqa: PLC0415 - the other commands need no FUSE library
 
     try:
@@ -383,15 +343,28 @@ def fstab(ctx: click.Context, source: str, mountpoint: str, options: tuple[str, 
         mount.invoke(inner)
 
 
+@main.command("list")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def list_mounts(as_json: bool) -> None:
+    """List the ttmfs mounts: mount point, source, FUSE connection. Exit status 1 when there is none."""
+    found = list(mounts.rows())
+    for path, source, connection in found:
+        if as_json:
+            click.echo(json.dumps({"mountpoint": path, "source": source, "connection": connection}))
+        else:
+            click.echo(f"{path}\t{source}\t{connection}")
+    sys.exit(0 if found else 1)
+
+
 @main.command()
-@click.argument("mountpoint")
+@_mountpoint
 @click.option("--json", "as_json", is_flag=True, help="The whole `stats` object.")
-def status(mountpoint: str, as_json: bool) -> None:
-    """Show the regions, requests and moves of the mount at MOUNTPOINT."""
+def status(mountpoint: str | None, as_json: bool) -> None:
+    """Show the regions, requests and moves of the mount at MOUNTPOINT. Without it: $TTMFS_MOUNT, or the only one."""
     from ttmfs.status import read_stats, show  # noqa: PLC0415 - it loads what draws tables
 
-    path = os.path.abspath(mountpoint)
-    _connection(path)
+    path = mounts.meant(mountpoint)
+    mounts.connection(path)
     try:
         text = read_stats(path)
     except TtmError as error:

@@ -5,6 +5,8 @@ place (`ttmfs.fs`). The codes are the kernel's own, at the kernel's own places.
 """
 
 import errno as _errno
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class TtmError(OSError):
@@ -26,3 +28,16 @@ class TtmError(OSError):
     def message(self) -> str:
         """The sentence, without the number that OSError's `str` puts before it."""
         return str(self.strerror)
+
+
+def no_such(word: str, what: str, known: Iterable[str], more: str = "") -> TtmError:
+    """EINVAL for a word that a vocabulary does not have: what it may have been, and what there is, `more` besides.
+
+    >>> no_such("vrm", "region", ("gtt", "vram")).message
+    "'vrm' is no region: did you mean vram? Say one of gtt vram"
+    """
+    words = list(known)
+    near = get_close_matches(word, words, 1)
+    hint = f"did you mean {near[0]}? Say" if near else "say"
+    said = f"{word[:80]!r} is no {what}: {hint}" if word else f"no {what} is named: say"
+    return TtmError(_errno.EINVAL, f"{said} one of {' '.join(words)}{more}")

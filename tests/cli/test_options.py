@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -20,8 +19,8 @@ def parse(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[Result, Con
 
     original = cli._config
 
-    def remember(ctx: click.Context, options: dict[str, object]) -> Config:
-        seen.append(original(ctx, options))
+    def remember(options: dict[str, object]) -> Config:
+        seen.append(original(options))
         return seen[-1]
 
     monkeypatch.setattr(cli, "_config", remember)
@@ -91,6 +90,29 @@ def test_config_file_and_command_line_wins(monkeypatch: pytest.MonkeyPatch, tmp_
     assert config.copy_latency == 0.5
 
 
+def test_the_command_line_wins_over_the_environment_and_that_over_the_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "device.toml"
+    file.write_text('vram = "1M"\ngtt = "1M"\nmemory = "64M"\n')
+    for name, value in {"CONFIG": str(file), "VRAM": "2M", "GTT": "2M", "SYNC_MOVES": "1", "REGION": "a=1M"}.items():
+        monkeypatch.setenv(f"TTMFS_{name}", value)
+    _, config = parse(monkeypatch, "--vram", "4M")
+    assert config is not None
+    assert (config.vram, config.gtt, config.memory, config.swap) == (4 << 20, 2 << 20, 64 << 20, 2 << 30)
+    assert config.sync_moves
+    assert [region.name for region in config.regions] == ["a"]
+
+
+def test_a_wrong_value_in_the_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TTMFS_VISIBLE_VRAM", "lots")
+    result, config = parse(monkeypatch)
+    assert result.exit_code == 2
+    assert "--visible-vram" in result.output
+    assert "'lots' is no size" in result.output
+    assert config is None
+
+
 def test_one_region_in_the_file_needs_no_list(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "device.toml"
     file.write_text('region = "a=1M:range"\n')
@@ -104,7 +126,7 @@ def test_one_region_in_the_file_needs_no_list(monkeypatch: pytest.MonkeyPatch, t
     [
         (b"vram = \n", "is no TOML"),
         (b"\xff\xfe", "is no TOML"),
-        (b"vrma = 1\n", "'vrma' is no mount option: say one of"),
+        (b"vrma = 1\n", "'vrma' is no mount option: did you mean vram? Say one of"),
         (b"mountpoint = 'x'\n", "'mountpoint' is no mount option"),
         (b"config_file = 'x'\n", "'config_file' is no mount option"),
         (b"vram = -1\n", "vram: '-1' is no size"),

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.limits import format_user_limit, set_user_limit
-from ttmfs.errors import TtmError
+from ttmfs.errors import TtmError, no_such
 from ttmfs.units import PAGE_SHIFT, parse_size
 
 _LONGEST: Final = 1e6
@@ -112,7 +112,7 @@ def set_knob(vdev: VirtualDevice, key: str, text: str) -> None:
     """Change one. TtmError(EINVAL) for an unknown key or a value that it does not take; nothing has changed then."""
     knob = KNOBS.get(key)
     if knob is None:
-        raise TtmError(errno.EINVAL, f"{key[:40]!r} is no knob: say one of {' '.join(KNOBS)}")
+        raise no_such(key, "knob", KNOBS)
     knob.write(vdev, knob.parse(key, text))
 
 

@@ -8,7 +8,7 @@ from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.dirty import DirtyTracker
 from ttmfs.driver.namespace import BoFile
 from ttmfs.driver.vmwgfx import VmwgfxTracker
-from ttmfs.errors import TtmError
+from ttmfs.errors import TtmError, no_such
 from ttmfs.fs.command import Result
 from ttmfs.fs.words import cell, escape
 from ttmfs.memory.pool_types import Caching
@@ -140,7 +140,7 @@ def _set_prefault(vdev: VirtualDevice, bo: BufferObject, text: str) -> None:
 def _set_madvise(vdev: VirtualDevice, bo: BufferObject, text: str) -> Result | None:
     """`retained`: whether the content is there still, where it might have been dropped until now (DRM's `retained`)."""
     if text not in MADVISE:
-        raise TtmError(errno.EINVAL, f"{text[:40]!r} is no advice: say one of {' '.join(MADVISE)}")
+        raise no_such(text, "advice", MADVISE)
     retained = not bo.purged
     lifetime.set_madvise(bo, text)
     if text == "random":
@@ -153,7 +153,7 @@ def _set_madvise(vdev: VirtualDevice, bo: BufferObject, text: str) -> Result | N
 def _set_caching(vdev: VirtualDevice, bo: BufferObject, text: str) -> None:
     del vdev
     if text not in Caching.__members__:
-        raise TtmError(errno.EINVAL, f"{text[:40]!r} is no caching type: say one of {' '.join(Caching.__members__)}")
+        raise no_such(text, "caching type", Caching.__members__)
     if bo.tt is not None and (bo.tt.populated_pages or bo.tt.backed_up_pages):
         raise TtmError(errno.EBUSY, f"{bo.name} is populated: its caching can be set before its first use only")
     if bo.resv.locked:

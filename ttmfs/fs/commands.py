@@ -14,7 +14,7 @@ from ttmfs.driver.defrag_pass import defrag_pass
 from ttmfs.driver.imported import import_bo
 from ttmfs.driver.jobs import Job
 from ttmfs.driver.suspend import unplug
-from ttmfs.errors import TtmError
+from ttmfs.errors import TtmError, no_such
 from ttmfs.fs.command import (
     Command,
     Machine,
@@ -191,8 +191,7 @@ async def _ctl_evict(machine: Machine, words: list[str]) -> Result:
         raise TtmError(errno.EINVAL, f"say REGION [BYTES|all], REGION one of {' '.join(machine.vdev.region_names)}")
     region = words[0]
     if region not in machine.vdev.region_names:
-        regions = " ".join(machine.vdev.region_names)
-        raise TtmError(errno.EINVAL, f"{region[:80]!r} is no region: say one of {regions}")
+        raise no_such(region, "region", machine.vdev.region_names)
     size = None if len(words) == 1 or words[1] == "all" else parse_size(words[1])
     return await calls.evict_region(machine.vdev, region, size, ctx)
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.jobs import DTYPES, Job
 from ttmfs.driver.submit import submit_job
-from ttmfs.errors import TtmError
+from ttmfs.errors import TtmError, no_such
 from ttmfs.fs.command import Machine
 from ttmfs.fs.rights import READ, WRITE
 from ttmfs.sync.fence import Fence
@@ -47,7 +47,7 @@ class JobWords:
         for word in words:
             key, equals, value = word.partition("=")
             if not equals or key not in allowed:
-                raise TtmError(errno.EINVAL, f"{word[:80]!r} is no word of {kind}: say {'= '.join(allowed)}=")
+                raise no_such(word, f"word of {kind}", [f"{name}=" for name in allowed])
             if key in self.values:
                 raise TtmError(errno.EINVAL, f"{key}= is given twice")
             self.values[key] = value
@@ -85,13 +85,12 @@ class JobWords:
 def parse_job(machine: Machine, words: list[str]) -> Job:
     """The job. TtmError: EINVAL naming the word that is wrong, ENOENT for an unknown BO, EACCES for one of others."""
     if not words or words[0] not in _NEEDS:
-        kind = words[0][:40] if words else ""
-        raise TtmError(errno.EINVAL, f"{kind!r} is no job: say one of {' '.join(_NEEDS)}")
+        raise no_such(words[0] if words else "", "job", _NEEDS)
     kind = words[0]
     given = JobWords(machine, kind, words[1:])
     dtype = given.values.get("dtype", "f32" if kind == "saxpy" else "u8")
     if dtype not in DTYPES:
-        raise TtmError(errno.EINVAL, f"dtype={dtype[:40]!r}: say one of {' '.join(DTYPES)}")
+        raise no_such(dtype, "dtype", DTYPES)
     offset = given.size("offset", 0) or 0
     common: dict[str, Any] = {
         "offset": offset,

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ttmfs.errors import TtmError
+from ttmfs.errors import TtmError, no_such
 from ttmfs.fs.command import Command, Machine, Result
 from ttmfs.fs.notify import PageCache
 from ttmfs.fs.svmnames import SpaceFile
@@ -78,7 +78,7 @@ def _range(words: list[str], usage: str) -> tuple[int, int]:
 
 def _one_of(word: str, allowed: tuple[str, ...], what: str) -> str:
     if word not in allowed:
-        raise TtmError(errno.EINVAL, f"{word[:80]!r} is no {what}: say one of {' '.join(allowed)}")
+        raise no_such(word, what, allowed)
     return word
 
 
@@ -177,9 +177,8 @@ async def _operate(opened: OpenedSpace, words: list[str], *, writes: bool) -> Re
     words = [word for word in words if word != "nowait"]
     operation = GPU_OPERATIONS.get(words[0]) if words else None
     if operation is None:
-        said = f"{words[0][:80]!r} is no operation of the device: " if words else ""
-        known = " ".join(name for name, operation in GPU_OPERATIONS.items() if operation.writes == writes)
-        raise TtmError(errno.EINVAL, f"{said}say one of {known}")
+        known = [name for name, operation in GPU_OPERATIONS.items() if operation.writes == writes]
+        raise no_such(words[0] if words else "", "operation of the device", known)
     if operation.writes != writes:
         other = "gpu, which needs write permission" if operation.writes else "gpu_read, which needs read permission"
         raise TtmError(errno.EACCES, f"{words[0]} is not for this file: write it into {other}")

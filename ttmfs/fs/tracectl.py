@@ -2,7 +2,7 @@
 
 import errno
 
-from ttmfs.errors import TtmError
+from ttmfs.errors import TtmError, no_such
 from ttmfs.fs.words import escape, split_words, unescape
 from ttmfs.observe.points import EVENTS
 from ttmfs.observe.trace import Trace
@@ -32,7 +32,7 @@ def set_trace(trace: Trace, text: str) -> None:
     events = [unescape(word) for word in words if not word.startswith("bo=")]
     for event in events:
         if event not in EVENTS and event != "all":
-            raise TtmError(errno.EINVAL, f"{event[:80]!r} is no event: say all, off, or some of {' '.join(EVENTS)}")
+            raise no_such(event, "event", ("all", "off", *EVENTS))
     if not all(bos):
         raise TtmError(errno.EINVAL, "bo= names no BO: say bo=NAME, with its path below bo/")
     trace.start(() if "all" in events else events, bos)

@@ -13,7 +13,7 @@ from ttmfs.driver.entries import Folder
 from ttmfs.driver.knobs import knobs, set_knob
 from ttmfs.driver.namecheck import check_bos, check_names
 from ttmfs.driver.namespace import BoFile
-from ttmfs.errors import TtmError
+from ttmfs.errors import TtmError, no_such
 from ttmfs.fs import attributes
 from ttmfs.fs.command import Command, Machine, Result
 from ttmfs.fs.commands import CTL_COMMANDS, OBJECT_COMMANDS
@@ -283,7 +283,7 @@ class Tree:
     def _set_knob(self, key: str, value: str) -> None:
         known = self._knobs()
         if key not in known:
-            raise TtmError(errno.EINVAL, f"{key[:40]!r} is no knob: say one of {' '.join(known)}")
+            raise no_such(key, "knob", known)
         if not set_svm_knob(self.spaces.svm, key, value):
             set_knob(self.machine.vdev, key, value)
         self.runner.timeout = self.machine.vdev.config.command_timeout

@@ -62,6 +62,7 @@ class _Mount:
     minor: int
     mountpoint: str
     fstype: str
+    source: str
 
 
 def _mounts() -> list[_Mount]:
@@ -72,8 +73,9 @@ def _mounts() -> list[_Mount]:
             fields = line.split()
             major, minor = fields[2].split(b":")
             path = _OCTAL.sub(lambda match: bytes([int(match[1], 8)]), fields[4])
-            fstype = fields[fields.index(b"-", 6) + 1]
-            found.append(_Mount(int(major), int(minor), os.fsdecode(path), os.fsdecode(fstype)))
+            fstype, source = fields[(after := fields.index(b"-", 6) + 1) : after + 2]
+            source = _OCTAL.sub(lambda match: bytes([int(match[1], 8)]), source)
+            found.append(_Mount(int(major), int(minor), *map(os.fsdecode, (path, fstype, source))))
     return found
 
 
@@ -98,6 +100,12 @@ def filesystem_type(mountpoint: str) -> str | None:
     path = _absolute(mountpoint)
     found = [mount.fstype for mount in _mounts() if mount.mountpoint == path]
     return found[-1] if found else None
+
+
+def source_of(mountpoint: str) -> str:
+    """What the mount table says is mounted on top at `mountpoint`; "" for nothing."""
+    path = _absolute(mountpoint)
+    return next((mount.source for mount in reversed(_mounts()) if mount.mountpoint == path), "")
 
 
 def mountpoints(fstype: str) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any, Final
 import trio
 
 from ttmfs.driver.calls import check_device, check_plugged
-from ttmfs.errors import TtmError
+from ttmfs.errors import TtmError, no_such
 from ttmfs.svm.fault import bind_prefetched, handle_fault
 from ttmfs.svm.find import find_or_insert
 from ttmfs.svm.jobs import Operation, queue
@@ -145,7 +145,7 @@ async def prefetch(space: AddressSpace, addr: int, length: int, region: str) -> 
     "ranges" is how many. Ranges under 64 KiB stay in system. TtmError(ENODATA) when one could not be had there.
     """
     if region not in REGIONS:
-        raise TtmError(errno.EINVAL, f"{region[:40]!r} is no region for prefetch: say one of {' '.join(REGIONS)}")
+        raise no_such(region, "region for prefetch", REGIONS)
     check_device(space.vdev)
     _check_bytes(space, addr, length)
     tally = Tally()
@@ -201,7 +201,7 @@ async def madvise(
     said = {"preferred": (preferred, PREFERRED), "atomic": (atomic, ATOMIC), "migration": (migration, MIGRATION)}
     for key, (word, allowed) in said.items():
         if word is not None and word not in allowed:
-            raise TtmError(errno.EINVAL, f"{key}={word[:40]!r}: say one of {' '.join(allowed)}")
+            raise no_such(word, f"value of {key}=", allowed)
     new = {key: word for key, (word, _allowed) in said.items() if word is not None}
     if not new:
         raise TtmError(errno.EINVAL, "say at least one of preferred= atomic= migration=")

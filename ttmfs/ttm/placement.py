@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from ttmfs.errors import TtmError
+from ttmfs.errors import TtmError, no_such
 
 SYSTEM: Final = "system"
 GTT: Final = "gtt"
@@ -70,13 +70,12 @@ def parse_place(word: str, regions: Collection[str]) -> Place:
     """The Place that `word` names. TtmError(EINVAL) naming the part that is wrong."""
     match = _PLACE.fullmatch(word)
     if match is None or match["region"] not in regions:
-        raise TtmError(errno.EINVAL, f"{word[:80]!r} is no region: say one of {' '.join(regions)} or none")
+        raise no_such(word, "region", regions, " or none")
     flags = PlaceFlag.NONE
     if match["flags"] is not None:
         for name in match["flags"].split("+"):
             if name not in _FLAGS:
-                known = " ".join(_FLAGS)
-                raise TtmError(errno.EINVAL, f"{name[:40]!r} in {word[:80]!r} is no placement flag: say {known}")
+                raise no_such(name, f"placement flag (in {word[:80]!r})", _FLAGS)
             flags |= _FLAGS[name]
     first, end = _parse_range(match["range"], word) if match["range"] is not None else (0, 0)
     return Place(match["region"], first, end, flags)
