@@ -20,6 +20,11 @@ def monotonic() -> float:
     return monotonic_ns() / 1e9
 
 
+def local(wall: int) -> str:
+    """Nanoseconds since 1970 as people read them where this process runs: 2026-01-31T12:00:00."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(wall // 1_000_000_000))
+
+
 @contextlib.contextmanager
 def replaced(monotonic: Callable[[], int], wall: Callable[[], int]) -> Iterator[None]:
     """Other sources of nanoseconds within the block, for all that runs in this process."""

@@ -8,25 +8,31 @@ from typing import Any
 
 import click
 
+from ttmfs.driver.config import Config
 from ttmfs.errors import no_such
 
 
 def read_config(ctx: click.Context, param: click.Parameter, path: str | None) -> None:
-    """An eager callback: what is in the file becomes `ctx.default_map`. click.UsageError names the file and the key."""
+    """An eager callback: the options of a device in the file become `ctx.default_map`.
+
+    click.UsageError names the file and the key.
+    """
+    del param
     if path is None or ctx.resilient_parsing:
         return
-    options = {option.name: option for option in ctx.command.params if isinstance(option, click.Option)}
-    known = {name: option for name, option in options.items() if option.expose_value and option is not param}
+    known = {
+        option.opts[0].removeprefix("--").replace("-", "_"): option
+        for option in ctx.command.params
+        if isinstance(option, click.Option) and option.name in Config.__dataclass_fields__
+    }
     found: dict[str, Any] = {}
     for key, value in _table(path).items():
-        name = key.replace("-", "_")
-        name = "regions" if name == "region" else name
-        option = known.get(name)
-        if option is None:
+        option = known.get(key.replace("-", "_"))
+        if option is None or option.name is None:
             raise click.UsageError(f"{path}: {no_such(key, 'mount option', known).message}")
-        found[name] = _plain(f"{path}: {key}", option, value)
+        found[option.name] = _plain(f"{path}: {key}", option, value)
         try:
-            option.type_cast_value(ctx, found[name])
+            option.type_cast_value(ctx, found[option.name])
         except click.BadParameter as error:
             raise click.UsageError(f"{path}: {key}: {error.message}") from None
     ctx.default_map = {**(ctx.default_map or {}), **found}

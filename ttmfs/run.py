@@ -142,7 +142,7 @@ def _show_failures(where: str) -> None:
     """The last lines of error_log, on standard error: perhaps they say why the command has failed."""
     lines = _read(f"{where}/error_log").decode("utf-8", "surrogateescape").splitlines()
     for line in lines[-_TAIL:]:
-        _when, code, what, why = line.split("\t", 3)
+        _when, code, what, why, _who = line.split("\t")
         click.echo(f"ttmfs: {what}: {code}: {why}", err=True)
 
 

@@ -210,7 +210,7 @@ class BufferObject:
         """What error_log says of it, if its last line is of this BO and this errno."""
         code = errno.errorcode.get(error.errno or 0, "EIO")
         fields = self._files.last_error().split("\t")
-        if len(fields) == 4 and fields[1] == code and self.name in fields[2]:
+        if len(fields) >= 4 and fields[1] == code and self.name in fields[2]:
             return CommandFailed(code, fields[3])
         return error
 

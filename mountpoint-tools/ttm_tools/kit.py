@@ -34,12 +34,14 @@ Runner = Callable[[Iterable[str]], None]
 
 
 class Failure(NamedTuple):
-    """A line of error_log: when (local time), the errno's name, what was asked, and why it failed."""
+    """A line of error_log: when (local time), the errno's name, what was asked, why it failed, and who had asked
+    (COMM-PID, `-` for nobody)."""
 
     when: str
     code: str
     what: str
     why: str
+    who: str
 
 
 class Fence:
@@ -275,7 +277,7 @@ class Device:
     def error_log(self) -> list[Failure]:
         """The last failed commands and faults, oldest first."""
         lines = self.files.text("error_log").splitlines()
-        return [Failure(*line.split("\t", 3)) for line in lines if line.count("\t") >= 3]
+        return [Failure(*[*line.split("\t"), "-"][:5]) for line in lines if line.count("\t") >= 3]
 
     def trace(self, events: str = "all", bo: str = "") -> Trace:
         """Record `events` (`"evict move_end"`; `cat MNT/ctl/trace` lists them), of one BO if it is named."""

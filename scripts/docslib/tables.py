@@ -10,7 +10,7 @@ FILES: Final[Mapping[str, str]] = {
     "README": "every command with examples, made from the parser's tables",
     "stats": "everything countable, one JSON object ([every key](STATS.md))",
     "metrics": "the same and three histograms as OpenMetrics text",
-    "error_log": "the last 256 failed commands and faults: time, errno, what, why, between tabs",
+    "error_log": "the last 256 failed commands and faults: time, errno, what, why, who asked (COMM-PID), between tabs",
     "trace": "recorded events in ftrace's line format; reading consumes nothing",
     "trace.json": "the same, a JSON object a line",
     "trace_pipe": "the same as a stream: reading consumes, blocks while there is nothing, and can be polled; at its "
@@ -70,6 +70,8 @@ FILES: Final[Mapping[str, str]] = {
     "debug/REGION_mm": "the manager's debug text; vram's file is `vram0_mm`",
     "debug/gem_info": "the clients and their BOs in amdgpu's format",
     "debug/loop": "the session loop's counts, and what could not be tuned",
+    "debug/recorder": "the last 1,000 evictions, moves, wants of room, long waits, injected failures, always: JSON "
+    "lines (when kind bo says task why other sentence); `ttm-why` reads it",
     "debug/tasks": "what every task of the daemon waits for; `kill -USR1 DAEMON` writes it to the log",
     "debug/pause_engine": "1 holds every copy engine before its next copy",
     "debug/ban_memcpy": "1 forbids the CPU to copy for an engine that failed",
@@ -117,6 +119,7 @@ STATUS: Final[Mapping[str, str]] = {
     "dirty_pages": "pages written by clients since the device last took them",
     "dirty_runs": "runs of those",
     "last_error": "why the last command or fault failed",
+    "last_move": "its last move: when, from where to where, who had asked for what",
 }
 
 SPACE_STATUS: Final[Mapping[str, str]] = {

@@ -25,7 +25,8 @@ REPOSITORY: Final = Path(__file__).resolve().parents[2]
 _VOLATILE: Final = (
     (re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d"), "TIME"),
     (re.compile(r"^bash: line \d+: ", re.M), "bash: "),
-    (re.compile(r"ttmfs-\d+ +"), "TASK "),
+    (re.compile(r"^ *\S+-\d+ +(?=\[)", re.M), "TASK "),
+    (re.compile(r"\t[\w.<>-]+-\d+$", re.M), "\tTASK"),
     (re.compile(r" *\b\d+\.\d{6}: "), " STAMP: "),
     (re.compile(r"_us(=|: )\d+"), "_us N"),
 )

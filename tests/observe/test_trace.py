@@ -89,7 +89,7 @@ def test_the_columns_are_where_ftrace_has_them() -> None:
 def test_json_lines_hold_the_same_facts() -> None:
     event = Event(1.25, "fault", 'a "b"', {"offset": 4096, "waits": "-"})
     assert json.loads(event.json_line()) == {
-        "ts": 1.25, "event": "fault", "bo": 'a "b"', "offset": 4096, "waits": "-",
+        "ts": 1.25, "event": "fault", "bo": 'a "b"', "task": "", "offset": 4096, "waits": "-",
     }  # fmt: skip
 
 

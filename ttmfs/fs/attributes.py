@@ -70,6 +70,7 @@ def status(bo: BufferObject) -> dict[str, Any]:
         "imported": bo.external,
         **_dirty(bo),
         "last_error": bo.last_error,
+        "last_move": "" if bo.last_move is None else bo.last_move.sentence(),
     }
 
 

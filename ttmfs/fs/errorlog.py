@@ -6,14 +6,15 @@ of users does not drive out them.
 """
 
 import errno
-import time
 from collections import deque
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from itertools import count
 from typing import Final
 
+from ttmfs import clock
 from ttmfs.fs.words import cell
+from ttmfs.observe.asker import asker_name
 
 LINES: Final = 256
 OWNERS: Final = 0
@@ -34,8 +35,9 @@ class ErrorLog:
         """One line, about something that the user `uid` has asked for."""
         name = errno.errorcode.get(error.errno or 0, str(error.errno))
         number = next(self._numbers)
+        when = clock.local(clock.wall_ns())
         self._lines[number] = "\t".join(
-            (time.strftime("%Y-%m-%dT%H:%M:%S"), name, cell(what), cell(str(error.strerror)))
+            (when, name, cell(what), cell(str(error.strerror)), cell(asker_name() or "-"))
         )
         self._of_user.setdefault(OWNERS if uid in self._owners else uid, deque()).append(number)
         if len(self._lines) > LINES:
@@ -62,5 +64,5 @@ class ErrorLog:
             raise
 
     def text(self) -> str:
-        """All lines, oldest first: time, errno, what, why, tab-separated."""
+        """All lines, oldest first: time, errno, what, why, who had asked (COMM-PID, or -), tab-separated."""
         return "".join(line + "\n" for line in self._lines.values())

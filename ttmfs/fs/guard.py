@@ -13,6 +13,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 import pyfuse3
 import trio
 
+from ttmfs.observe.asker import ASKER, WHY
 from ttmfs.observe.counters import RequestCounters
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,9 @@ def guarded(
 
     @functools.wraps(handler)
     async def wrapper(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        last = args[-1] if args else None
+        ASKER.set(last.pid if isinstance(last, pyfuse3.RequestContext) else 0)
+        WHY.set(handler.__name__)
         try:
             with trio.CancelScope(shield=True):
                 result = await handler(self, *args, **kwargs)

@@ -26,6 +26,7 @@ from ttmfs.fs.runner import Runner
 from ttmfs.fs.slowtext import SlowText, bounded, paced_lines, slow_file, trigger_file
 from ttmfs.fs.tracepipe import PipeFile, TracePipe
 from ttmfs.fs.words import cell, escape
+from ttmfs.observe.recorder import Entry
 from ttmfs.observe.trace import Event
 from ttmfs.svm.owners import owned_pages
 from ttmfs.svm.svm import Svm
@@ -100,7 +101,7 @@ class ObserveTree:
         self._managers = {
             "vram0_mm" if name == VRAM else f"{name}_mm": manager for name, manager in machine.vdev.ttm.managers.items()
         }
-        self.debug_files = ("gem_info", *self._managers)
+        self.debug_files = ("gem_info", "recorder", *self._managers)
         """Its files in debug/, beside the folder `ttm`."""
         self._pool_shrink = "0/0\n"
         self._tt_shrink = "0\n"
@@ -184,8 +185,13 @@ class ObserveTree:
             return self._ttm
         if name == "gem_info":
             return slow_file(self._gem_info, self.owner.only(0o400), self.lengths)
+        if name == "recorder":
+            return slow_file(self._recorder, self.owner.only(0o400), self.lengths)
         manager = self._managers.get(name)
         return None if manager is None else self._private(manager.debug)
+
+    async def _recorder(self) -> bytes:
+        return await paced_lines(list(self.machine.vdev.ttm.recorder.entries), Entry.json_line)
 
     async def _gem_info(self) -> bytes:
         return (await gem_info(self.machine.vdev, self.machine.names)).encode()

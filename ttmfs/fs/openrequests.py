@@ -19,6 +19,7 @@ from ttmfs.fs.served import BoHandle, is_own
 from ttmfs.fs.svmhandle import SpaceHandle
 from ttmfs.fs.svmnames import SpaceFile
 from ttmfs.fs.tracepipe import READABLE, PipeFile, PipeHandle
+from ttmfs.observe.asker import asked_anew
 from ttmfs.ttm.looking import after_stores, before_stores
 from ttmfs.ttm.unmap import unmap_virtual
 from ttmfs.units import PAGE_SIZE
@@ -68,6 +69,7 @@ class OpenRequests(InodeRequests):
     @guarded
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         """O_TRUNC arrives here, not as a SETATTR."""
+        asked_anew(ctx.pid)
         self._check_open()
         node = self.inodes.get(inode)
         if isinstance(node, BoFile):
@@ -89,6 +91,8 @@ class OpenRequests(InodeRequests):
             raise TtmError(errno.EACCES, "this file is read-only")
         handle = await node.open(Opening(ctx.pid, ctx.uid, ctx.gid, flags))
         fh = self._new_handle(handle)
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            self.openers[fh] = ctx.pid
         if isinstance(handle, TextHandle) and handle.size > WORTH_COUNTING:
             self._readers[fh] = ctx.uid
             self.texts.keep(ctx.uid, handle, handle.size)
@@ -113,6 +117,7 @@ class OpenRequests(InodeRequests):
     async def release(self, fh: int) -> None:
         """The last descriptor and the last mapping are gone."""
         handle = self._handles.get(fh)
+        self.openers.pop(fh, None)
         if isinstance(handle, (BoHandle, SpaceHandle)):
             await self._touch(handle)
         self._handles.pop(fh, None)

@@ -16,7 +16,7 @@ from ttmfs.fs.listrequests import ListRequests
 from ttmfs.fs.served import BoHandle
 from ttmfs.fs.svmhandle import SpaceHandle
 from ttmfs.fs.tree import Tree
-from ttmfs.observe.asker import ASKER
+from ttmfs.observe.asker import ASKER, WHY
 from ttmfs.ttm import access
 from ttmfs.ttm.advice import used
 from ttmfs.ttm.request import trace_fault
@@ -56,11 +56,13 @@ class TtmOperations(ListRequests):
                         used(bo, "read")
                     return data
                 ASKER.set(handle.pid)
+                WHY.set(f"READ of {bo.name}")
                 slow = await access.read(bo, off, size)
                 counters.read_bytes += len(slow)
                 return slow
             if type(handle) is SpaceHandle:
                 ASKER.set(handle.pid)
+                WHY.set("READ of an address space")
                 return await handle.read(off, size)
             return await self._virtual(fh).read(off, size)
         except OSError as error:
@@ -90,12 +92,16 @@ class TtmOperations(ListRequests):
                         bo.dirty.wrote(off >> PAGE_SHIFT, (end + PAGE_MASK) >> PAGE_SHIFT)
                 else:
                     ASKER.set(handle.pid)
+                    WHY.set(f"WRITE of {bo.name}")
                     await access.write(bo, off, buf)
                 counters.write_bytes += len(buf)
                 return len(buf)
             if type(handle) is SpaceHandle:
                 ASKER.set(handle.pid)
+                WHY.set("WRITE of an address space")
                 return await handle.write(off, buf)
+            ASKER.set(self.openers.get(fh, 0))
+            WHY.set("")
             with trio.CancelScope(shield=True):
                 written = await self._virtual(fh).write(off, buf)
             return written

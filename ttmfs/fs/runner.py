@@ -22,7 +22,8 @@ from ttmfs.fs.opening import Opening
 from ttmfs.fs.results import KeptResults
 from ttmfs.fs.signals import Opener
 from ttmfs.fs.words import MAX_WRITE, is_plain, readable, split_words
-from ttmfs.observe.asker import ASKER
+from ttmfs.observe.asker import ASKER, WHY
+from ttmfs.observe.recorder import Recorder
 from ttmfs.sync.pace import Pace
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,13 @@ _MAX_RESULTS: Final = 16 << 20
 _LONG_LINE: Final = 4096
 _NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
 _NO_DESCRIPTOR_LEFT: Final = "the daemon has no descriptor left: give it more with prlimit --nofile, or try again"
+_WANTS: Final = (errno.ENOMEM, errno.ENOSPC, errno.EDQUOT)
+
+
+def note_want(recorder: Recorder, bo: str, error: OSError) -> None:
+    """Have the recorder keep what has failed for want of memory or room."""
+    if error.errno in _WANTS:
+        recorder.note("error", bo, f"{errno.errorcode[error.errno]}: {error.strerror}")
 
 
 class _Running:
@@ -104,7 +112,7 @@ class Runner:
                 await pace.step()
                 if outcome.size > _MAX_RESULTS:
                     raise TtmError(errno.E2BIG, f"{number - 1} lines have results of {outcome.size} bytes: write fewer")
-                outcome.succeeded(number, await self._bounded(command, target, line, opening))
+                outcome.succeeded(number, await self._bounded(command, target, line, opening, where))
             except OSError as failed:
                 if not isinstance(failed, TtmError) and failed.errno not in _NO_DESCRIPTOR:
                     self._internal(outcome, number, f"{where} {line[:200]}", failed, opening.uid)
@@ -113,6 +121,7 @@ class Runner:
                 error = TtmError(failed.errno or errno.EIO, readable(message))
                 outcome.failed(number, error)
                 self.error_log.add(f"{where} {line[:200]}", error, opening.uid)
+                note_want(self.machine.vdev.ttm.recorder, name or "", error)
                 trace = self.machine.vdev.ttm.trace
                 if trace.on:
                     trace.emit("error", name or "", request=command.name, errno=error.errno, why=error.message)
@@ -141,10 +150,13 @@ class Runner:
                 errno.EAGAIN, f"{len(self._running)} commands are under way, {mine} of them yours: wait for one to end"
             )
 
-    async def _bounded(self, command: Command, target: Target | None, line: str, opening: Opening) -> dict[str, object]:
+    async def _bounded(
+        self, command: Command, target: Target | None, line: str, opening: Opening, where: str
+    ) -> dict[str, object]:
         if self._closing:
             raise _shutting_down()
         ASKER.set(opening.pid)
+        WHY.set(f"{where} {line[:200]}".rstrip())
         with self._watched(opening) as running:
             machine = replace(self.machine, caller=opening)
             return await run_line(machine, command, target, await _words(line))

@@ -18,6 +18,7 @@ from ttmfs.fs.inodes import Inodes
 from ttmfs.fs.listing import Listing
 from ttmfs.fs.nodes import Handle
 from ttmfs.fs.results import TEXTS_LIMIT, KeptResults
+from ttmfs.fs.runner import note_want
 from ttmfs.fs.svmhandle import SpaceHandle
 from ttmfs.fs.tree import Tree
 from ttmfs.ttm.bo import BufferObject
@@ -58,6 +59,8 @@ class Served(pyfuse3.Operations):
         self.texts = KeptResults(TEXTS_LIMIT)
         self._readers: dict[int, int] = {}
         """User ids of those who have a text open that is counted, by handle."""
+        self.openers: dict[int, int] = {}
+        """Process ids of those who have a virtual file open for writing, by handle."""
         self.closing = False
         self._handles: dict[int, BoHandle | SpaceHandle | Handle | Listing] = {}
         self._next_handle = count(1)
@@ -72,6 +75,7 @@ class Served(pyfuse3.Operations):
 
     def _failed(self, name: str, what: str, error: OSError, uid: int) -> None:
         self.tree.runner.error_log.add(f"{what} {name}", error, uid)
+        note_want(self.ttm.recorder, name, error)
         if self.ttm.trace.on:
             self.ttm.trace.emit("error", name, request=what, errno=error.errno, why=error.strerror)
 

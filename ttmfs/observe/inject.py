@@ -58,10 +58,12 @@ class FaultAttr:
     """One place: fails `probability` percent of the calls, each `interval`-th, at most `times` (-1: no limit), the
     first `space` units never; only calls for the BO of the name `bo` ("": any) and for the process `pid` (0: any)."""
 
-    __slots__ = ("_count", "_random", "bo", "interval", "name", "pid", "probability", "space", "times")
+    __slots__ = ("_count", "_random", "bo", "interval", "name", "pid", "probability", "space", "struck", "times")
 
-    def __init__(self, name: str = "") -> None:
+    def __init__(self, name: str = "", struck: Callable[[str, str], None] | None = None) -> None:
         self.name = name
+        self.struck = struck
+        """Told of each failure: the place and the BO's name."""
         self.bo = ""
         self.pid = 0
         self.probability = 0
@@ -87,6 +89,8 @@ class FaultAttr:
             return False
         if self.times > 0:
             self.times -= 1
+        if self.struck is not None:
+            self.struck(self.name, bo)
         return True
 
     def set(self, key: str, text: str) -> None:
@@ -114,8 +118,9 @@ class FaultAttr:
 class Injection:
     """All places of one device, as attributes: `injection["engine"].should_fail()`."""
 
-    def __init__(self) -> None:
-        self._places = {name: FaultAttr(name) for name in PLACES}
+    def __init__(self, struck: Callable[[str, str], None] | None = None) -> None:
+        """`struck` is told of each failure: the place and the BO's name."""
+        self._places = {name: FaultAttr(name, struck) for name in PLACES}
         self.ban_memcpy = False
         """The CPU may not copy for an engine that failed."""
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
 from ttmfs import clock
+from ttmfs.observe.asker import asker_name
 
 RING_EVENTS: Final = 16384
 _PLAIN: Final = re.compile(r"[!-~]+")
@@ -24,25 +25,29 @@ _TASK: Final = "ttmfs"
 
 
 class Event(NamedTuple):
-    """One thing that happened: seconds on the monotonic clock, the event's name, the BO's name or "", and its facts."""
+    """One thing that happened: seconds on the monotonic clock, the event's name, the BO's name or "", its facts, and
+    `COMM-PID` of the process that had asked for what led to it ("": the device itself)."""
 
     when: float
     name: str
     bo: str
     facts: dict[str, object]
+    task: str = ""
 
     def line(self, pid: int) -> str:
-        """As ftrace prints it, with the newline."""
+        """As ftrace prints it, with the newline; `pid` is the device's own."""
+        comm, _, number = (self.task or f"{_TASK}-{pid}").rpartition("-")
         micros = int(self.when * 1e6)
         facts = "".join(f" {key}={word(value)}" for key, value in self.facts.items())
         return (
-            f"{_TASK:>16}-{pid:<7d} [000] ..... {micros // 1000000:5d}.{micros % 1000000:06d}: "
+            f"{comm:>16}-{number:<7} [000] ..... {micros // 1000000:5d}.{micros % 1000000:06d}: "
             f"{self.name}: bo={bo_word(self.bo)}{facts}\n"
         )
 
     def json_line(self) -> str:
-        """As one JSON object: ts (seconds), event, bo, and the facts by their names."""
-        return json.dumps({"ts": round(self.when, 6), "event": self.name, "bo": self.bo, **self.facts}) + "\n"
+        """As one JSON object: ts (seconds), event, bo, task ("" for the device), and the facts by their names."""
+        head = {"ts": round(self.when, 6), "event": self.name, "bo": self.bo, "task": self.task}
+        return json.dumps({**head, **self.facts}) + "\n"
 
 
 def word(value: object) -> str:
@@ -102,7 +107,7 @@ class Trace:
             self.dropped += 1
             self._lost += 1
         # Not `Event(…)`, which takes twice as long: faults wait for this.
-        ring.append(tuple.__new__(Event, (when, name, bo, facts)))
+        ring.append(tuple.__new__(Event, (when, name, bo, facts, asker_name())))
         self.emitted += 1
         ready = self._ready
         if ready is not None:

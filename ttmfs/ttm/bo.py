@@ -19,6 +19,7 @@ import numpy as np
 
 from ttmfs.errors import TtmError
 from ttmfs.memory.pool_types import Caching
+from ttmfs.observe.recorder import Entry
 from ttmfs.sync.fence import Fence
 from ttmfs.sync.resv import Reservation, Usage
 from ttmfs.ttm.account import Account
@@ -65,12 +66,70 @@ class BufferObject:
     """One BO. Every field is protected by `resv`, except what requests may do without it (see ttmfs.ttm.access)."""
 
     __slots__ = (
-        "_copies", "account", "adviser", "bulk", "bytes_moved", "caching", "defrag_old_tt", "deleted", "device",
-        "dirty", "eof_page_read", "evicting", "evictions", "fast", "fault_pages", "faults", "fresh_tt", "funcs", "gate",
-        "ghost", "growth", "handed_out", "home", "last_error", "last_use", "looked", "looks_only", "madvise", "moves",
-        "named", "page_alignment", "pin_count", "placed", "placement", "prefault", "prefault_pages", "priority",
-        "private", "purged", "reservation_retries", "resource", "resv", "shares_resv", "size", "tt", "unknown_state",
-        "uses", "validations", "view", "view_known", "watcher", "when_unlocked", "when_unlocking", "zombie",
+        "_copies",
+        "_copies",
+        "account",
+        "account",
+        "adviser",
+        "adviser",
+        "bulk",
+        "bulk",
+        "bytes_moved",
+        "bytes_moved",
+        "caching",
+        "caching",
+        "defrag_old_tt",
+        "defrag_old_tt",
+        "deleted",
+        "deleted",
+        "device",
+        "device",
+        "dirty",
+        "eof_page_read",
+        "evicting",
+        "evictions",
+        "fast",
+        "fault_pages",
+        "faults",
+        "fresh_tt",
+        "funcs",
+        "gate",
+        "ghost",
+        "growth",
+        "handed_out",
+        "home",
+        "last_error",
+        "last_move",
+        "last_use",
+        "looked",
+        "looks_only",
+        "madvise",
+        "moves",
+        "named",
+        "page_alignment",
+        "pin_count",
+        "placed",
+        "placement",
+        "prefault",
+        "prefault_pages",
+        "priority",
+        "private",
+        "purged",
+        "reservation_retries",
+        "resource",
+        "resv",
+        "shares_resv",
+        "size",
+        "tt",
+        "unknown_state",
+        "uses",
+        "validations",
+        "view",
+        "view_known",
+        "watcher",
+        "when_unlocked",
+        "when_unlocking",
+        "zombie",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0915 - a statement a field
@@ -146,6 +205,7 @@ class BufferObject:
         self.dirty: WriteObserver | None = None
         """The driver's dirty tracking: hears of every WRITE."""
         self.last_error = ""
+        self.last_move: Entry | None = None
         self.bytes_moved = self.moves = self.evictions = self.validations = 0
         self.faults = self.fault_pages = self.prefault_pages = self.reservation_retries = 0
 

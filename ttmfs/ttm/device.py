@@ -16,6 +16,7 @@ from ttmfs.memory.pool import PagePool
 from ttmfs.memory.stores import SwapStore
 from ttmfs.observe.counters import Counters
 from ttmfs.observe.inject import Injection
+from ttmfs.observe.recorder import Recorder
 from ttmfs.observe.trace import Trace
 from ttmfs.sync.ww_mutex import WwClass
 from ttmfs.ttm.account import Accounts
@@ -54,7 +55,8 @@ class Device:
         self.accounts = Accounts()
         self.counters = Counters()
         self.trace = Trace()
-        self.inject = Injection()
+        self.recorder = Recorder()
+        self.inject = Injection(self.recorder.struck)
         self.ww_class = WwClass()
         self.ww_class.fail_fence_slot = self.inject["fence_slot"].should_fail
         self.unevictable = LruList()
@@ -72,8 +74,7 @@ class Device:
         self.fault_timeout = 15.0
         self.max_parked = 1 << 30
         """READs and WRITEs that may wait at a time; beyond that the oldest is served without waiting on (R8)."""
-        self.unplugged = False
-        self.closing = False
+        self.unplugged = self.closing = False
         """The mount is going: requests end with ESHUTDOWN instead of waiting."""
         self.propagate_enospc = False
         self.defrag_list = DefragList()

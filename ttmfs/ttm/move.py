@@ -26,7 +26,7 @@ from ttmfs.ttm.populate import populate_all
 from ttmfs.ttm.resource import Resource
 from ttmfs.ttm.tt import TT
 from ttmfs.ttm.unmap import unmap_virtual
-from ttmfs.units import PAGE_SIZE
+from ttmfs.units import PAGE_SIZE, format_size
 
 IDLE_TIMEOUT: Final = 15.0
 """Seconds that a move waits for a BO to become idle (ttm_bo_wait_ctx)."""
@@ -120,10 +120,7 @@ async def handle_move_mem(bo: BufferObject, resource: Resource, ctx: OperationCo
             bo.fresh_tt = None
             restore(bo, fresh)
         _undo_populate(bo, old)
-        if not isinstance(error, Multihop):
-            device.counters.moves.failed += 1
-        code = "multihop" if isinstance(error, Multihop) else getattr(error, "errno", errno.EINTR)
-        _trace_move("move_end", bo, old, resource, evict=int(evict), fence="-", errno=code)
+        _not_moved(bo, old, resource, error, evict=evict)
         raise
     if fresh is not None:
         _defragmented(bo)
@@ -137,6 +134,26 @@ async def handle_move_mem(bo: BufferObject, resource: Resource, ctx: OperationCo
     device.counters.move_bytes.observe(moved)
     fence = bo.copies[-1].fence.name if bo.copies else "-"
     _trace_move("move_end", bo, old, resource, evict=int(evict), fence=fence, errno=0)
+    done = "was backed anew" if fresh is not None else "was evicted" if evict else "moved"
+    bo.last_move = device.recorder.note("move", bo.name, f"{_way(bo, old, resource)}: {done}, {format_size(moved)}")
+
+
+def _not_moved(
+    bo: BufferObject, old: Resource | None, resource: Resource, error: BaseException, *, evict: bool
+) -> None:
+    """A move has failed, or needs a hop first, which is no failure."""
+    device = bo.device
+    hop = isinstance(error, Multihop)
+    code = "multihop" if hop else getattr(error, "errno", errno.EINTR)
+    _trace_move("move_end", bo, old, resource, evict=int(evict), fence="-", errno=code)
+    if not hop:
+        device.counters.moves.failed += 1
+        why = error.message if isinstance(error, TtmError) else "it was given up"
+        device.recorder.note("move", bo.name, f"{_way(bo, old, resource)}: failed, {why}")
+
+
+def _way(bo: BufferObject, old: Resource | None, new: Resource) -> str:
+    return f"{bo.name!r} {'nowhere' if old is None else old.mem_type} to {new.mem_type}"
 
 
 def _trace_move(event: str, bo: BufferObject, old: Resource | None, new: Resource, **facts: object) -> None:

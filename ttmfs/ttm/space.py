@@ -12,11 +12,13 @@ whoever owns the call gives everything up, waits and starts over (ttmfs.ttm.cont
 """
 
 import errno
+from contextvars import Token
 from typing import Final
 
 import trio
 
 from ttmfs.errors import TtmError
+from ttmfs.observe.asker import WHY
 from ttmfs.sync.resv import Usage
 from ttmfs.sync.ww_mutex import AcquireContext
 from ttmfs.ttm import lifetime
@@ -368,13 +370,26 @@ async def evict_bo(bo: BufferObject, ctx: OperationContext, *, for_bo: str = "",
         raise TtmError(errno.EINVAL, f"{bo.name} is imported: it is never moved, and its content never dropped")
     defrag, ctx.defrag = ctx.defrag, False
     unlimited, ctx.unlimited = ctx.unlimited, True
+    asked = _note_eviction(bo, for_bo, position)
     bo.evicting = True
     try:
         await _evict_live(bo, ctx)
     finally:
         bo.evicting = False
+        WHY.reset(asked)
         # What the target of a defrag asked for is not for its victims, nor are limits.
         ctx.defrag, ctx.unlimited = defrag, unlimited
+
+
+def _note_eviction(bo: BufferObject, for_bo: str, position: int) -> Token[str]:
+    """Have the recorder keep why a BO goes; what is done for that says so too, until WHY is reset to the token."""
+    says, why = f"{bo.name!r} has to leave {bo.mem_type}", WHY.get()
+    if for_bo:
+        before = "nobody" if not position else "1 BO" if position == 1 else f"{position} BOs"
+        says = f"{says}: room for {for_bo!r}, and {before} stood before it in the order of eviction"
+        why = ", ".join(filter(None, (f"room for {for_bo!r}", why)))
+    bo.device.recorder.note("evict", bo.name, says, for_bo)
+    return WHY.set(why)
 
 
 def _trace_evict(bo: BufferObject, for_bo: str, position: int) -> None:
