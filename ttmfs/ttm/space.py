@@ -29,11 +29,13 @@ from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.contention import OLDEST, NoRoom
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.funcs import Multihop
+from ttmfs.ttm.in_the_way import in_the_way
 from ttmfs.ttm.lru_cursor import LruCursor
 from ttmfs.ttm.move import handle_move_mem, pipeline_gutting, wait_ctx
 from ttmfs.ttm.placement import SYSTEM, Place, PlaceFlag, Placement, format_placement
 from ttmfs.ttm.resource import NUM_MOVE_FENCES, Resource, ResourceManager
 from ttmfs.ttm.walk import Walk
+from ttmfs.units import PAGE_SIZE, format_size
 
 _SKIP: Final = frozenset({errno.ENOSPC, errno.EBUSY, errno.EALREADY, errno.E2BIG})
 """A victim that fails so is passed over; any other error ends the walk."""
@@ -55,8 +57,12 @@ def undoing(seconds: float = UNDO_SECONDS) -> trio.CancelScope:
 def no_room(bo: BufferObject, placement: Placement, ctx: OperationContext) -> TtmError:
     """Full everywhere, as callers see it: ENOMEM, or ENOSPC with `--propagate-enospc`; EDQUOT where a limit was met."""
     code = errno.ENOSPC if bo.device.propagate_enospc else errno.ENOMEM
-    what = f"no room for {bo.name or 'a BO'} ({bo.num_pages} pages) in {format_placement(placement)}"
-    return limit_met(bo, placement, ctx) or NoRoom(code, what, ctx.contended)
+    if (limit := limit_met(bo, placement, ctx)) is not None:
+        return limit
+    who = repr(bo.name) if bo.name else "a BO"
+    what = f"no room for {who} ({format_size(bo.num_pages * PAGE_SIZE)}) in {format_placement(placement)}"
+    why = in_the_way(bo, placement, ctx.contended)
+    return NoRoom(code, f"{what}: {why}" if why else what, ctx.contended)
 
 
 def _is_claimed(
