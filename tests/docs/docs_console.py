@@ -70,7 +70,7 @@ def matches(expected: str, output: str) -> bool:
     return re.fullmatch(pattern(steady(expected)), steady(output)) is not None
 
 
-def _here(command: str, folder: str) -> str:
+def in_folder(command: str, folder: str) -> str:
     """The command with `folder` for /tmp and this repository's docs/examples and tests/data."""
     command = command.replace("/tmp", folder)
     # After that: the repository itself may lie in /tmp.
@@ -79,12 +79,21 @@ def _here(command: str, folder: str) -> str:
     return command
 
 
+def let_mounts_go(folder: str) -> None:
+    """Abort and detach what is mounted below a folder."""
+    for path in tuning.mountpoints("fuse.ttmfs"):
+        if path.startswith(folder + "/"):
+            with contextlib.suppress(OSError):
+                tuning.abort_connection(tuning.connection_number(path))
+            tuning.lazy_unmount(path)
+
+
 def run_commands(commands: list[tuple[str, str]], timeout: float) -> list[str]:
     """The output of each command. Whatever they leave mounted is aborted and detached."""
     # In /tmp, as the documents have it: a blank in the path of $TMPDIR would have to be quoted there.
     with tempfile.TemporaryDirectory(prefix="ttmfs-test-", dir="/tmp") as directory:
         folder = os.path.realpath(directory)
-        script = "".join(f"{_here(command, folder)}\necho '{END}'\n" for command, _ in commands)
+        script = "".join(f"{in_folder(command, folder)}\necho '{END}'\n" for command, _ in commands)
         environment = {
             **{name: value for name, value in os.environ.items() if name not in _OF_A_TERMINAL},
             "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}",
@@ -105,11 +114,7 @@ def run_commands(commands: list[tuple[str, str]], timeout: float) -> list[str]:
                 cwd=folder,
             )
         finally:
-            for path in tuning.mountpoints("fuse.ttmfs"):
-                if path.startswith(folder + "/"):
-                    with contextlib.suppress(OSError):
-                        tuning.abort_connection(tuning.connection_number(path))
-                    tuning.lazy_unmount(path)
+            let_mounts_go(folder)
         return done.stdout.replace(folder, "/tmp").split(f"{END}\n")[:-1]
 
 

@@ -1,6 +1,8 @@
 """What documents show in their checked blocks is what the commands print: the tour, and what to do in trouble."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -27,16 +29,40 @@ def test_continued_lines_are_one_command() -> None:
 
 def test_a_repository_in_tmp_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(docs_console, "REPOSITORY", "/tmp/clone")
-    assert docs_console._here("cp docs/examples/a tests/data/b /tmp", "/x") == (
+    assert docs_console.in_folder("cp docs/examples/a tests/data/b /tmp", "/x") == (
         "cp /tmp/clone/docs/examples/a /tmp/clone/tests/data/b /x"
     )
+
+
+def tour(name: str, answers: str = "") -> "subprocess.CompletedProcess[str]":
+    path = f"{REPOSITORY / 'scripts'}:{REPOSITORY}"
+    return subprocess.run(
+        [sys.executable, "-m", "lib.tour", name], input=answers, capture_output=True, text=True, timeout=60,
+        check=False, cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+
+
+@pytest.mark.mount
+def test_the_tour_steps_through_a_document_until_somebody_leaves() -> None:
+    done = tour("services", "\nq\n")
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout.splitlines()
+    assert shown[1] == "For one command"
+    assert "status 1" in shown
+    assert shown[-1].startswith("$ ttmfs run --keep /tmp/out --trace 'validated evict' -- sh ")
+
+
+def test_a_document_without_commands_is_refused_with_those_that_have_some() -> None:
+    done = tour("rules")
+    assert done.returncode == 1
+    assert "rules has no commands to step through: say one of cookbook" in done.stderr
 
 
 @pytest.mark.mount
 @pytest.mark.skipif(os.geteuid() != 0, reason="the tour shows what root gets")
 @pytest.mark.parametrize(
     ("name", "least"),
-    [("tour", 90), ("troubleshooting", 10), ("drivers", 8), ("policies", 20), ("services", 4)],
+    [("tour", 90), ("troubleshooting", 10), ("drivers", 8), ("policies", 20), ("services", 4), ("cookbook", 30)],
 )
 def test_a_document_shows_what_is_printed(name: str, least: int) -> None:
     assert run_document(DOCS / f"{name}.md", 100) >= least
