@@ -28,7 +28,7 @@ from ttmfs.observe.trace import Trace
 OWN_FAILURE: Final = 125
 CANNOT_RUN: Final = 126
 NOT_FOUND: Final = 127
-KEPT: Final = ("error_log", "stats", "metrics", "trace", "ctl/config", "debug/tasks")
+KEPT: Final = ("error_log", "stats", "metrics", "trace", "options", "ctl/config", "debug/tasks", "debug/recorder")
 """What `--keep` copies, beside the map of each region."""
 _TAIL: Final = 5
 _READ_SECONDS: Final = 20.0

@@ -39,7 +39,13 @@ def show(text: str) -> None:
         sizes = [format_size(region[key]) for key in ("size", "used", "visible_size", "visible_used")]
         table.add_row(name, *sizes, str(region["bos"]))
     console.print(table)
+    state = values.get("state", {})
+    facts = [key.replace("_", " ") for key in ("suspended", "unplugged", "engines_paused") if state.get(key)]
+    facts += [f"injecting {' '.join(state['injecting'])}"] if state.get("injecting") else []
+    facts += [f"tracing {state['tracing']}"] if state.get("tracing", "off") != "off" else []
+    if facts:
+        console.print(f"{'state':9} {', '.join(facts)}", highlight=False)
     for part in ("bos", "pool", "faults", "requests", "moves", "fences"):
         plain = {key: value for key, value in values.get(part, {}).items() if not isinstance(value, list)}
-        facts = "  ".join(f"{key} {value}" for key, value in plain.items())
-        console.print(f"{part:9} {facts}", highlight=False)
+        counts = "  ".join(f"{key} {value}" for key, value in plain.items())
+        console.print(f"{part:9} {counts}", highlight=False)

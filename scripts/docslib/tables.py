@@ -11,6 +11,7 @@ FILES: Final[Mapping[str, str]] = {
     "stats": "everything countable, one JSON object ([every key](STATS.md))",
     "metrics": "the same and three histograms as OpenMetrics text",
     "error_log": "the last 256 failed commands and faults: time, errno, what, why, who asked (COMM-PID), between tabs",
+    "options": "the options of this device, as `ttmfs mount --config FILE` takes them back (TOML)",
     "trace": "recorded events in ftrace's line format; reading consumes nothing",
     "trace.json": "the same, a JSON object a line",
     "trace_pipe": "the same as a stream: reading consumes, blocks while there is nothing, and can be polled; at its "

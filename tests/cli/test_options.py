@@ -1,6 +1,7 @@
 """Options and their errors: what is refused says why and how to write it, with status 2, before anything is made."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from click.testing import CliRunner, Result
 
 from ttmfs import cli
 from ttmfs.driver.config import Config
+from ttmfs.fs.device_state import options_text
 
 
 def parse(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[Result, Config | None]:
@@ -111,6 +113,24 @@ def test_a_wrong_value_in_the_environment_is_named(monkeypatch: pytest.MonkeyPat
     assert "--visible-vram" in result.output
     assert "'lots' is no size" in result.output
     assert config is None
+
+
+def test_what_options_shows_makes_the_same_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    words = (
+        *("--vram", "64M", "--visible-vram", "16M", "--region", "a=1M:range", "--region", "b=2M", "--sync-moves"),
+        *("--swap-store", f'file:{tmp_path}/a "b\\c\x7f', "--placement", "vram gtt", "--copy-bandwidth", "1G"),
+        *("--copy-latency", "0.25", "--policy", "evict:vram=quota", "--policy", "prefetch=stride", "--watchdog", "0"),
+    )
+    _, config = parse(monkeypatch, *words)
+    assert config is not None
+    file = tmp_path / "options.toml"
+    file.write_text(options_text(config))
+    _, again = parse(monkeypatch, "--config", str(file))
+    assert again == config
+    # And every option has its line, but those that say nothing.
+    named = set(tomllib.loads(file.read_text()))
+    fields = {"regions": "region", "policies": "policy"}
+    assert {fields.get(name, name) for name in Config.__dataclass_fields__} - named == {"pages_limit", "source"}
 
 
 def test_one_region_in_the_file_needs_no_list(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

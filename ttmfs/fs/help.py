@@ -42,7 +42,7 @@ def readme(regions: Sequence[str]) -> str:
         "pool/{pages,fragmentation}  swap/{store,size,used,pages,ratio}\n"
         "policies/evict REGION NAME [KEY=VALUE…], policies/{prefetch,promote} NAME [KEY=VALUE…], policies/stats\n"
         "  NAME is one of policies/available, module:Class or /PATH.py:Class\n"
-        "fences/{timelines,pending}  stats (JSON)  metrics (OpenMetrics)  error_log\n"
+        "fences/{timelines,pending}  stats (JSON)  metrics (OpenMetrics)  error_log  options (TOML)\n"
         "trace  trace.json  trace_pipe (consuming, blocks, can be polled): what ctl/trace asked for\n"
         "clients/{PID,uid-N,kernel} (drm fdinfo)  mem_info_{vram,vis_vram,gtt}_{total,used}\n"
         "debug/{system_mm,gtt_mm,vram0_mm,gem_info,loop,pause_engine,ban_memcpy,fail_*/}\n"

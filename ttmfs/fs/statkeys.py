@@ -32,6 +32,14 @@ KEYS: Final[Mapping[str, Key]] = {
     "version": Key("text", "", "Version of ttmfs."),
     "schema": Key("number", "", "Version of these keys."),
     **_section(
+        "state",
+        suspended=("yes or no", "", "Every BO is in system and the device does no work."),
+        unplugged=("yes or no", "", "The device is gone."),
+        engines_paused=("yes or no", "", "debug/pause_engine holds the copy engines."),
+        injecting=("places", "", "Where debug/fail_* is armed; a list."),
+        tracing=("events", "", "What is recorded: off, all, or the events."),
+    ),
+    **_section(
         "regions.*",
         size=("bytes", GAUGE, "Size of the region; of system: all memory."),
         used=("bytes", GAUGE, "Allocated by the region's manager."),

@@ -5,6 +5,7 @@ from typing import Any
 import ttmfs
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.namespace import Namespace
+from ttmfs.fs.device_state import device_state
 from ttmfs.fs.notify import PageCache
 from ttmfs.fs.statkeys import SCHEMA
 from ttmfs.svm.svm import Svm
@@ -41,6 +42,7 @@ def stats(vdev: VirtualDevice, names: Namespace, page_cache: PageCache | None, s
     return {
         "version": ttmfs.__version__,
         "schema": SCHEMA,
+        "state": device_state(vdev),
         "regions": {name: region_stats(vdev, manager) for name, manager in ttm.managers.items()},
         "pool": {
             "in_use_pages": pool.in_use_pages,

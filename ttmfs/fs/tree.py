@@ -17,6 +17,7 @@ from ttmfs.errors import TtmError, no_such
 from ttmfs.fs import attributes
 from ttmfs.fs.command import Command, Machine, Result
 from ttmfs.fs.commands import CTL_COMMANDS, OBJECT_COMMANDS
+from ttmfs.fs.device_state import options_now
 from ttmfs.fs.handles import CommandHandle, TextHandle
 from ttmfs.fs.help import readme
 from ttmfs.fs.listing import FixedNames
@@ -75,6 +76,7 @@ class Tree:
             "README": lambda: self._text(lambda: readme(machine.vdev.region_names)),
             "stats": lambda: self._text(lambda: json.dumps(self.stats()) + "\n"),
             "error_log": lambda: self._private(runner.error_log.text),
+            "options": lambda: self._private(lambda: options_now(machine.vdev)),
         }
         self.observe = ObserveTree(machine, runner, spaces.svm, self.stats, self.lengths, owner)
         injections = [f"fail_{place}" for place in INJECTION_PLACES]
