@@ -25,7 +25,7 @@ LAYERS = (
     ("driver",),
     ("svm",),
     ("fs", "replay"),
-    ("batch", "config_file", "doctor", "fstab", "mounts", "run", "service", "status"),
+    ("batch", "config_file", "doctor", "fstab", "logs", "mounts", "run", "service", "status"),
     ("device_words",),
     ("cli",),
     ("__main__",),

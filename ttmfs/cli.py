@@ -11,14 +11,17 @@ from typing import Any, Final, NoReturn
 import click
 
 import ttmfs
-from ttmfs import mounts
+from ttmfs import logs, mounts
 from ttmfs.config_file import read_config
 from ttmfs.device_words import PolicyType, RegionType
 from ttmfs.driver.config import Config
 from ttmfs.errors import TtmError
+from ttmfs.logs import LEVELS
 from ttmfs.option_types import SECONDS, SIZE
 from ttmfs.replay.command import replay
 from ttmfs.units import PAGE_SIZE, format_size
+
+log = logging.getLogger(__name__)
 
 MAY_BE_NONE: Final = ("vram", "gtt")
 """Regions that a device may lack: size 0, and validating there is ENOMEM."""
@@ -185,9 +188,13 @@ def main() -> None:
 @click.argument("mountpoint")
 @_device_options
 @click.option("--foreground", is_flag=True, help="Stay in the foreground and log to stderr.")
-@click.option("--log", "log_file", type=click.Path(), help="File for the daemon's messages.")
-@click.pass_context
-def mount(ctx: click.Context, /, mountpoint: str, foreground: bool, log_file: str | None, **options: Any) -> None:
+@click.option("--log", "log_file", type=click.Path(), help="File for its messages. [default: the system's log]")
+@click.option(
+    "--log-level", type=click.Choice(LEVELS), help="Messages from this level on. [default: warning; info in a file]"
+)
+def mount(
+    mountpoint: str, foreground: bool, log_file: str | None, log_level: str | None, **options: Any
+) -> None:
     """Mount a device at MOUNTPOINT (an empty directory) and go to the background when it is ready.
 
     Sizes are bytes, or take K, M, G, T (binary). Exit status: 0 mounted, 1 it cannot be (the reason is printed; see
@@ -205,9 +212,10 @@ def mount(ctx: click.Context, /, mountpoint: str, foreground: bool, log_file: st
     from ttmfs.fs.mount import Mount, check_mountpoint  # noqa: PLC0415
 
     config = _config(options)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def serve(ready: Callable[[], None]) -> None:
+        logs.set_up(log_level, stderr=foreground or log_file is not None)
+        log.info("ttmfs %s on %s: %s", ttmfs.__version__, path, config)
         Mount(path, config).run(ready)
 
     try:

@@ -70,7 +70,8 @@ def _serve_detached(serve: Callable[[Callable[[], None]], None], writer: int, lo
         code = 1
         log.error("%s", error)
         if not said:
-            say({"errno": error.errno or 5, "error": error.strerror or str(error)})
+            named = f"{error.filename}: " if error.filename is not None else ""
+            say({"errno": error.errno or 5, "error": f"{named}{error.strerror or error}"})
     except BaseException as error:  # the parent waits for a word, whatever happened
         code = 1
         log.exception("the daemon failed")
