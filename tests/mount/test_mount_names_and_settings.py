@@ -54,7 +54,7 @@ def test_fences_and_errors_of_odd_names_are_one_line(device: Device) -> None:
     assert len(column(text(device, "fences/pending"), 1)) >= len(NAMES)
     log = text(device, "error_log").removesuffix("\n").split("\n")
     assert len(log) == len(NAMES)
-    assert all(line.count("\t") == 3 for line in log), log
+    assert all(line.count("\t") == 4 for line in log), log
     device.command("debug/pause_engine", "0")
 
 
