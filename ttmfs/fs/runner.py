@@ -22,6 +22,7 @@ from ttmfs.fs.opening import Opening
 from ttmfs.fs.results import KeptResults
 from ttmfs.fs.signals import Opener
 from ttmfs.fs.words import MAX_WRITE, is_plain, readable, split_words
+from ttmfs.observe import points
 from ttmfs.observe.asker import ASKER, WHY
 from ttmfs.observe.recorder import Recorder
 from ttmfs.sync.pace import Pace
@@ -123,8 +124,7 @@ class Runner:
                 self.error_log.add(f"{where} {line[:200]}", error, opening.uid)
                 note_want(self.machine.vdev.ttm.recorder, name or "", error)
                 trace = self.machine.vdev.ttm.trace
-                if trace.on:
-                    trace.emit("error", name or "", request=command.name, errno=error.errno, why=error.message)
+                points.error(trace, name or "", request=command.name, errno=error.errno, why=error.message)
                 if target is not None:
                     target.last_error = error.message
                 break

@@ -21,6 +21,7 @@ from ttmfs.fs.results import TEXTS_LIMIT, KeptResults
 from ttmfs.fs.runner import note_want
 from ttmfs.fs.svmhandle import SpaceHandle
 from ttmfs.fs.tree import Tree
+from ttmfs.observe import points
 from ttmfs.ttm.bo import BufferObject
 
 
@@ -76,8 +77,7 @@ class Served(pyfuse3.Operations):
     def _failed(self, name: str, what: str, error: OSError, uid: int) -> None:
         self.tree.runner.error_log.add(f"{what} {name}", error, uid)
         note_want(self.ttm.recorder, name, error)
-        if self.ttm.trace.on:
-            self.ttm.trace.emit("error", name, request=what, errno=error.errno, why=error.strerror)
+        points.error(self.ttm.trace, name, request=what, errno=error.errno, why=error.strerror)
 
     def _virtual(self, fh: int) -> Handle:
         handle = self._handles.get(fh)

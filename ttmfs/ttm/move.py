@@ -13,6 +13,7 @@ from typing import Final
 import trio
 
 from ttmfs.errors import TtmError
+from ttmfs.observe import points
 from ttmfs.sync.fence import Fence, get_stub
 from ttmfs.sync.resv import Reservation, Usage
 from ttmfs.ttm import lifetime
@@ -93,7 +94,8 @@ async def handle_move_mem(bo: BufferObject, resource: Resource, ctx: OperationCo
     old = bo.resource
     inject = device.inject
     fresh: TT | None = None
-    _trace_move("move_start", bo, old, resource, evict=int(evict), defrag=int(ctx.defrag))
+    src, dst, size = "-" if old is None else old.mem_type, resource.mem_type, bo.num_pages * PAGE_SIZE
+    points.move_start(device.trace, bo, src=src, dst=dst, bytes=size, evict=evict, defrag=ctx.defrag)
     try:
         if is_defrag(bo, resource, ctx, evict=evict):
             fresh = bo.fresh_tt = fresh_tt(bo)
@@ -120,7 +122,8 @@ async def handle_move_mem(bo: BufferObject, resource: Resource, ctx: OperationCo
             bo.fresh_tt = None
             restore(bo, fresh)
         _undo_populate(bo, old)
-        _not_moved(bo, old, resource, error, evict=evict)
+        errno_or_hop = _not_moved(bo, old, resource, error)
+        points.move_end(device.trace, bo, src=src, dst=dst, bytes=size, evict=evict, fence=None, errno=errno_or_hop)
         raise
     if fresh is not None:
         _defragmented(bo)
@@ -132,42 +135,31 @@ async def handle_move_mem(bo: BufferObject, resource: Resource, ctx: OperationCo
     device.counters.moves.count += 1
     device.counters.moves.bytes += moved
     device.counters.move_bytes.observe(moved)
-    fence = bo.copies[-1].fence.name if bo.copies else "-"
-    _trace_move("move_end", bo, old, resource, evict=int(evict), fence=fence, errno=0)
+    fence = bo.copies[-1].fence if bo.copies else None
+    points.move_end(device.trace, bo, src=src, dst=dst, bytes=size, evict=evict, fence=fence, errno=0)
     done = "was backed anew" if fresh is not None else "was evicted" if evict else "moved"
     bo.last_move = device.recorder.note("move", bo.name, f"{_way(bo, old, resource)}: {done}, {format_size(moved)}")
 
 
-def _not_moved(
-    bo: BufferObject, old: Resource | None, resource: Resource, error: BaseException, *, evict: bool
-) -> None:
-    """A move has failed, or needs a hop first, which is no failure."""
+def _not_moved(bo: BufferObject, old: Resource | None, resource: Resource, error: BaseException) -> int | str:
+    """A move has failed, or needs a hop first, which is no failure: its errno, or "multihop"."""
+    if isinstance(error, Multihop):
+        return "multihop"
     device = bo.device
-    hop = isinstance(error, Multihop)
-    code = "multihop" if hop else getattr(error, "errno", errno.EINTR)
-    _trace_move("move_end", bo, old, resource, evict=int(evict), fence="-", errno=code)
-    if not hop:
-        device.counters.moves.failed += 1
-        why = error.message if isinstance(error, TtmError) else "it was given up"
-        device.recorder.note("move", bo.name, f"{_way(bo, old, resource)}: failed, {why}")
+    device.counters.moves.failed += 1
+    why = error.message if isinstance(error, TtmError) else "it was given up"
+    device.recorder.note("move", bo.name, f"{_way(bo, old, resource)}: failed, {why}")
+    return getattr(error, "errno", None) or errno.EINTR
 
 
 def _way(bo: BufferObject, old: Resource | None, new: Resource) -> str:
     return f"{bo.name!r} {'nowhere' if old is None else old.mem_type} to {new.mem_type}"
 
 
-def _trace_move(event: str, bo: BufferObject, old: Resource | None, new: Resource, **facts: object) -> None:
-    if not bo.device.trace.on:
-        return
-    src = "-" if old is None else old.mem_type
-    bo.device.trace.emit(event, bo.name, src=src, dst=new.mem_type, bytes=bo.num_pages * PAGE_SIZE, **facts)
-
-
 async def _populate(bo: BufferObject, tt: TT, ctx: OperationContext, *, overwritten: int) -> None:
     before = tt.populated_pages
     await populate_all(bo, tt, ctx, overwritten=overwritten)
-    if bo.device.trace.on and tt.populated_pages > before:
-        bo.device.trace.emit("populate", bo.name, pages=tt.populated_pages - before, why="move")
+    points.populate(bo.device.trace, bo, pages=tt.populated_pages - before, why="move")
 
 
 def _defragmented(bo: BufferObject) -> None:

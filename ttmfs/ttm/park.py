@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 
 from ttmfs import clock
+from ttmfs.observe import points
 from ttmfs.observe.recorder import SLOW_WAIT
 from ttmfs.ttm.bo import BufferObject
 
@@ -24,6 +25,5 @@ async def park(
     if waited > SLOW_WAIT * 1e9:
         ended = "" if done else ", until an unmap or its time ended that"
         device.recorder.note("wait", bo.name, f"{bo.name!r} was waited for: {why}, {waited // 1_000_000} ms{ended}")
-    if device.trace.on:
-        device.trace.emit("gate_wait", bo.name, why=why, wait_us=waited // 1000, done=int(done))
+    points.gate_wait(device.trace, bo, why=why, wait_us=waited // 1000, done=done)
     return done

@@ -18,6 +18,7 @@ from typing import Final
 import trio
 
 from ttmfs.errors import TtmError
+from ttmfs.observe import points
 from ttmfs.observe.asker import WHY
 from ttmfs.sync.resv import Usage
 from ttmfs.sync.ww_mutex import AcquireContext
@@ -72,8 +73,7 @@ def _is_claimed(
     if not manager.claims.binds(ctx.age):
         return False
     ctx.contended = ctx.contended or manager.claims
-    if bo.device.trace.on:
-        _trace_place(bo, place, evicting, "claimed", "it is the turn of who has waited longer")
+    _trace_place(bo, place, evicting, "claimed", "it is the turn of who has waited longer")
     return True
 
 
@@ -99,11 +99,9 @@ async def alloc_resource(
         if resource is None:
             continue
         if _add_eviction_fences(bo, resource, ctx):
-            if device.trace.on:
-                _trace_place(bo, place, evicting, "ok", f"at {resource.start}" if resource.start >= 0 else "-")
+            _trace_place(bo, place, evicting, "ok", f"at {resource.start}" if resource.start >= 0 else "-")
             return resource
-        if device.trace.on:
-            _trace_place(bo, place, evicting, "busy", "what was evicted from there is still copied out")
+        _trace_place(bo, place, evicting, "busy", "what was evicted from there is still copied out")
         manager.free(resource)
     return None
 
@@ -124,8 +122,7 @@ async def _find(
             await afford(device, bo.account, more_space(bo, manager), ctx, manager.name)
         return _take(bo, manager, place, ctx)
     except TtmError as error:
-        if device.trace.on:
-            _trace_place(bo, place, evicting, _WHY.get(error.errno or 0, "error"), error.message)
+        _trace_place(bo, place, evicting, _WHY.get(error.errno or 0, "error"), error.message)
         if error.errno in (errno.E2BIG, errno.EDQUOT):
             return None
         if error.errno != errno.ENOSPC:
@@ -142,8 +139,8 @@ def _take(bo: BufferObject, manager: ResourceManager, place: Place, ctx: Operati
 
 
 def _trace_place(bo: BufferObject, place: Place, evicting: bool, why: str, detail: str) -> None:
-    bo.device.trace.emit(
-        "place_tried", bo.name, place=str(place), pages=bo.num_pages, evicting=int(evicting), why=why, detail=detail
+    points.place_tried(
+        bo.device.trace, bo, place=place, pages=bo.num_pages, evicting=evicting, why=why, detail=detail
     )
 
 
@@ -405,16 +402,8 @@ def _trace_evict(bo: BufferObject, for_bo: str, position: int) -> None:
         dst = "refused"
     else:
         dst = format_placement(bo.funcs.evict_flags(bo)) or "purged"
-    bo.device.trace.emit(
-        "evict",
-        bo.name,
-        region=bo.mem_type,
-        dst=dst,
-        for_bo=for_bo or "-",
-        position=position,
-        priority=bo.priority,
-        pages=bo.num_pages,
-    )
+    facts = {"position": position, "priority": bo.priority, "pages": bo.num_pages}
+    points.evict(bo.device.trace, bo, region=bo.mem_type, dst=dst, for_bo=for_bo, **facts)
 
 
 async def _evict_live(bo: BufferObject, ctx: OperationContext) -> None:
