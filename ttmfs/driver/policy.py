@@ -102,7 +102,7 @@ class DefaultDriver:
             await self._submit(bo, None, resource, deps, evict=evict)
         elif old.manager.use_tt:
             await self._from_gtt(bo, resource, ctx, evict=evict)
-        elif resource.mem_type == SYSTEM or (not resource.manager.use_tt and self._has_tail(bo, resource)):
+        elif self._hops(bo, resource):
             raise Multihop(_HOP)
         else:
             deps = await self._collect_deps(bo, ctx)
@@ -113,6 +113,15 @@ class DefaultDriver:
                     await populate_all(bo, tt, ctx, overwritten=old.num_pages)
                 dst = tt
             await self._submit(bo, old, resource, deps, evict=evict, dst=dst)
+
+    def _hops(self, bo: BufferObject, resource: Resource) -> bool:
+        """Does a move out of a region with memory of its own go by way of gtt?
+
+        What has grown beyond all of gtt goes straight to system: it could never be evicted otherwise.
+        """
+        if resource.mem_type == SYSTEM:
+            return bo.num_pages <= self.vdev.ttm.managers[GTT].num_pages
+        return not resource.manager.use_tt and self._has_tail(bo, resource)
 
     @staticmethod
     def _has_tail(bo: BufferObject, resource: Resource) -> bool:
