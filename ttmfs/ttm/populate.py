@@ -100,9 +100,7 @@ async def populate_all(bo: BufferObject, tt: TT, ctx: OperationContext, *, overw
     _drop_overtaken_restore(bo, tt)
     if not tt.is_populated:
         pages = tt.num_pages - tt.populated_pages
-        if tt.num_pages > tt.pool.arena.num_pages:
-            # It never fits: nobody has to make room, and nothing comes back from the store, for an attempt in vain.
-            raise out_of_memory(pages, tt.pool)
+        _check_fits(tt)
         bo.device.inject.check("page_alloc", errno.ENOMEM, f"{pages} pages for {bo.name}", pages, bo=bo.name)
         await afford(bo.device, tt.account, pages - tt.backed_up_pages, ctx)
         await below_limit(bo.device, tt.num_pages - tt.populated_pages, but=bo)
@@ -114,7 +112,8 @@ async def populate_all(bo: BufferObject, tt: TT, ctx: OperationContext, *, overw
         except TtmError as error:
             await _reclaim_for(bo, tt, min(tt.backed_up_pages, _RESTORED_AT_ONCE), ctx, error, None, until)
     while not tt.is_populated:
-        # Looked at anew for each attempt: while memory was reclaimed, WRITEs may have added pages.
+        # Looked at anew for each attempt: while memory was reclaimed, WRITEs may have added pages, or made it longer.
+        _check_fits(tt)
         present_before = tt.present()
         try:
             whole = overwritten >= tt.num_pages
@@ -127,6 +126,14 @@ async def populate_all(bo: BufferObject, tt: TT, ctx: OperationContext, *, overw
     bo.device.defrag_list.join_if_marked(bo)
     bo.device.note_pressure()
     await trio.lowlevel.checkpoint_if_cancelled()
+
+
+def _check_fits(tt: TT) -> None:
+    """TtmError(ENOMEM) for one that is longer than all memory: nobody has to make room, and nothing comes back from the
+    store, for an attempt in vain, and no array is as long as that.
+    """
+    if tt.num_pages > tt.pool.arena.num_pages:
+        raise out_of_memory(tt.num_pages - tt.populated_pages, tt.pool)
 
 
 async def _reclaim_for(
