@@ -106,8 +106,9 @@ def test_stopped_between_two_bits(arena: Arena, store: Store, moved: Moved) -> N
     """Who does it bit by bit may stop anywhere; nothing has changed hands before the end."""
     before = arena.mem.copy()
     given = np.concatenate((frame(0, 1), loose(4 * FRAME_PAGES, 9)))
-    bits = 1 + sum(1 for _ in store.store.write_steps(store.store.begin_store(len(given)), arena, given))
-    store.store.slots.put(loose(0, len(given)))
+    counted = store.store.begin_store(len(given))
+    bits = 1 + sum(1 for _ in store.store.write_steps(counted, arena, given))
+    store.store.cancel_store(counted)
     for stop in range(bits):
         transfer = store.store.begin_store(len(given), gives=True)
         for at, _ in enumerate(store.store.write_steps(transfer, arena, given)):

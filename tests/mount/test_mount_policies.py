@@ -63,7 +63,7 @@ def policy_stats(device: Device, kind: str, region: str = "") -> dict[str, objec
 
 
 def last_error(device: Device) -> str:
-    return text(device, "error_log").splitlines()[-1].split("\t")[-1]
+    return text(device, "error_log").splitlines()[-1].split("\t")[3]
 
 
 def fill(device: Device, count: int, start: int = 0) -> None:

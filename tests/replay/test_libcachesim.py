@@ -10,7 +10,12 @@ from sortedcontainers import SortedSet
 from tests.replay.traces import KV, loops_and_hot, next_uses, replayed, scans, trace_of, zipf
 from ttmfs.replay.formats import read_trace
 
-libcachesim = pytest.importorskip("libcachesim", reason="libcachesim has no wheel for this Python or machine")
+# Its wheel needs a shared library, which a bare Debian does not have.
+libcachesim = pytest.importorskip(
+    "libcachesim",
+    reason="libcachesim has no wheel for this Python, or it needs more: apt-get install libglib2.0-0",
+    exc_type=ImportError,
+)
 
 
 def kv_blocks() -> list[int]:
