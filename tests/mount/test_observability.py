@@ -168,7 +168,7 @@ def test_clients_are_the_processes_that_made_the_bos(device: Device) -> None:
     text = slurp(device, f"clients/{uid}")
     assert text.startswith("drm-driver:\tttmfs\ndrm-client-id:\t")
     assert "drm-total-vram:\t1 MiB\n" in text
-    assert all(re.fullmatch(r"drm-[a-z0-9-]+:\t\S+( (KiB|MiB))?", line) for line in text.splitlines())
+    assert all(re.fullmatch(r"(drm|ttmfs)-[a-z0-9-]+:\t\S+( (KiB|MiB))?", line) for line in text.splitlines())
 
 
 def _sum_of(device: Device, key: str) -> int:

@@ -66,8 +66,8 @@ class MadeUp:
             "moves": {"count": 12 * steps, "bytes": 12 * steps * MIBS, "evictions": 6 * steps, "failed": 0},
         }
 
-    def names(self) -> list[str]:
-        return sorted(self.bos)
+    def names_of_each(self) -> list[list[str]]:
+        return [[name] for name in sorted(self.bos)]
 
     def place(self, number: int) -> str:
         return ("system", "gtt", "vram")[number % 3]
