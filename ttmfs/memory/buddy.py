@@ -13,7 +13,7 @@ Single operations look at O(log n) blocks (`steps` counts them); those on many b
 """
 
 import errno
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -28,6 +28,10 @@ from ttmfs.units import PAGE_SHIFT
 __all__ = ["Blocks", "Buddy"]
 
 _NO_BLOCKS = Blocks(np.empty(0, np.int64), np.empty(0, np.uint8), 0)
+_ORDERS: Final = tuple(np.array([order], np.uint8) for order in range(64))
+"""The orders of one block, by its order: shared by all such Blocks, so nobody may write into one."""
+for _order in _ORDERS:
+    _order.flags.writeable = False
 
 
 class _Window(NamedTuple):
@@ -118,7 +122,7 @@ class Buddy:
             order = size.bit_length() - 1
             start = self.alloc_one(order)
             if start >= 0:
-                return Blocks(np.array([start], np.int64), np.array([order], np.uint8), size)
+                return Blocks(np.array([start], np.int64), _ORDERS[order], size)
         starts: list[Int64Array] = []
         orders: list[Uint8Array] = []
         remaining = size

@@ -165,6 +165,8 @@ async def _allocate(space: "AddressSpace", bo: BufferObject, tally: Tally, turn:
             await turn.wait(contended)
     assert bo.resource is not None
     space.svm.share_numbers(bo.resource)
+    # No status shows it, and there may be many ranges.
+    bo.last_move = None
 
 
 async def _invalidate_cpu(space: "AddressSpace", found: Range, chunk: Chunk) -> None:
