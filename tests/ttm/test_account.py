@@ -167,6 +167,19 @@ async def test_a_ghost_is_paid_for_and_waited_for() -> None:
         await check(bo)
 
 
+async def test_one_that_was_gutted_and_restored_has_its_pages() -> None:
+    """No list has it: it has no resource."""
+    async with device() as vdev:
+        bo = theirs(vdev, ANNA, "a")
+        await fill(bo, MIB)
+        await calls.validate_bo(vdev, bo, (), OperationContext())
+        await calls.restore(vdev, bo, OperationContext())
+        await calls.backup_one(vdev, bo, BackupFlags(allow_move=True), OperationContext())
+        assert bo.resource is None
+        assert vdev.ttm.accounts.of(ANNA).charged == {"swap": 256}
+        assert not check_accounts(vdev)
+
+
 async def test_an_unfinished_restore_is_paid_for_once() -> None:
     async with device(user_limit="memory=1M") as vdev:
         bo = theirs(vdev, ANNA, "a")

@@ -11,6 +11,7 @@ from typing import Final
 from ttmfs.driver.hardware import Hardware
 from ttmfs.errors import TtmError
 from ttmfs.ttm.account import BOS, MEMORY, SWAP, Account
+from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.placement import SYSTEM
 from ttmfs.ttm.resource import Resource
 from ttmfs.units import PAGE_SHIFT, format_size, parse_size
@@ -92,10 +93,16 @@ def check_accounts(vdev: Hardware) -> list[str]:
             _add(found, item)
     for item in ttm.unevictable:
         _add(found, item)
+    for bo in ttm.bos:
+        # Gutted, and restored since: it has pages, and no resource that would stand on a list.
+        if bo.resource is None:
+            _add_tts(found, bo)
     regions = (*ttm.managers, SWAP)
-    for account, has in found.items():
+    # Those of users too that are charged and have nothing.
+    for account in dict.fromkeys((*found, *ttm.accounts.users())):
         if account is ttm.accounts.root:
             continue
+        has = found.get(account, {})
         wrong += [
             f"accounts: {account.name} is charged {account.charged.get(what, 0)} of {what} and has {has.get(what, 0)}"
             for what in regions
@@ -109,12 +116,18 @@ def check_accounts(vdev: Hardware) -> list[str]:
 def _add(found: dict[Account, dict[str, int]], resource: object) -> None:
     """What a resource takes, and the tts of its BO once the BO is there."""
     assert isinstance(resource, Resource)
-    bo = resource.bo
-    taken = [(resource.account, resource.mem_type, resource.num_pages)]
-    for tt in (bo.tt, bo.defrag_old_tt) if bo.resource is resource else ():
+    _count(found, resource.account, resource.mem_type, resource.num_pages)
+    if resource.bo.resource is resource:
+        _add_tts(found, resource.bo)
+
+
+def _add_tts(found: dict[Account, dict[str, int]], bo: BufferObject) -> None:
+    for tt in (bo.tt, bo.defrag_old_tt):
         if tt is not None and not tt.external:
-            taken.append((tt.account, MEMORY, tt.populated_pages + tt.taken))
-            taken.append((tt.account, SWAP, tt.backed_up_pages))
-    for account, what, count in taken:
-        has = found.setdefault(account, {})
-        has[what] = has.get(what, 0) + count
+            _count(found, tt.account, MEMORY, tt.populated_pages + tt.taken)
+            _count(found, tt.account, SWAP, tt.backed_up_pages)
+
+
+def _count(found: dict[Account, dict[str, int]], account: Account, what: str, pages: int) -> None:
+    has = found.setdefault(account, {})
+    has[what] = has.get(what, 0) + pages
