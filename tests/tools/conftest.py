@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "mount"))
-
 from tests.mount.conftest import device, module_device, mounted
 
 __all__ = ["device", "module_device", "mounted"]

@@ -16,8 +16,6 @@ from ttmfs.sync.containers import FenceArray, FenceChain
 from ttmfs.sync.fence import Fence
 from ttmfs.sync.ww_mutex import AcquireContext, WwClass, WwMutex, reservation_ww_class
 
-__all__ = ["AcquireContext", "Reservation", "Usage"]
-
 
 class Usage(IntEnum):
     """What a fence means to others (dma_resv_usage). Asking for one asks for all up to it."""
