@@ -102,6 +102,44 @@ async def test_steps_stay_short_while_there_are_requests(device: MakeDevice, ste
         assert bytes(await access.read(bo, 0, bo.size)) == data
 
 
+@pytest.mark.parametrize("op", ["read", "write"])
+async def test_steps_hurry_for_a_request_that_waits_for_a_copy_and_for_no_other(
+    device: MakeDevice, steps: list[tuple[int, int]], op: str
+) -> None:
+    async with device() as vdev:
+        bo, data = await make(vdev, 16 * MIB)
+        other = vdev.create_bo("other")
+        await access.write(other, 0, b"x" * 4096)
+        requests = vdev.ttm.counters.requests
+        done = trio.Event()
+
+        async def client() -> None:
+            while not done.is_set():
+                assert bytes(await access.read(other, 0, 4096)) == b"x" * 4096
+                requests.read += 1
+                await trio.lowlevel.checkpoint()
+
+        async def waiter() -> None:
+            while not bo.copies or len(steps) < 20:
+                await trio.lowlevel.checkpoint()
+            if op == "read":
+                assert bytes(await access.read(bo, 4096, 100)) == data[4096:4196]
+            else:
+                await access.write(bo, 4096, data[4096:4196])
+            done.set()
+
+        steps.clear()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client)
+            nursery.start_soon(waiter)
+            await move(vdev, bo, "vram")
+        assert covers(steps, 4096)
+        assert {count for _, count in steps[:20]} == {CLEAR_STEP_PAGES}
+        assert 512 in [count for _, count in steps[20:24]]
+        assert max(count for _, count in steps) == 512
+        assert bytes(await access.read(bo, 0, bo.size)) == data
+
+
 async def test_an_injected_failure_comes_half_way_in_short_steps(
     device: MakeDevice, steps: list[tuple[int, int]]
 ) -> None:

@@ -1,5 +1,6 @@
 """The replaced readiness wait: alone over a pipe, and under a served mount, beside the stock one."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -88,6 +89,57 @@ async def test_other_tasks_run_while_requests_keep_coming(pipe: tuple[int, int])
         nursery.cancel_scope.cancel()
     assert turns >= 19
     assert wait.polled > wait.yields  # and yet most requests cost no scheduler pass
+
+
+class Parked:
+    """Stands for the stock wait as pyfuse3 has it: one task at a time waits for the descriptor, until it is closed."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.lock = trio.Lock()
+
+    async def __call__(self) -> bool:
+        async with self.lock:
+            await trio.lowlevel.wait_readable(self.fd)
+        return True
+
+
+@pytest.mark.parametrize("tasks", [2, 8, 40])
+async def test_however_many_tasks_serve_others_run_once_a_period(pipe: tuple[int, int], tasks: int) -> None:
+    os.write(pipe[1], b"x")
+    wait = _FastWait(pipe[0], Parked(pipe[0]), 0.0, 0.0005)
+    ticks = itertools.count()
+    wait._clock = lambda: next(ticks) * 100e-6  # so a period is five requests
+    served = [0]
+
+    async def session() -> None:
+        while True:
+            assert await wait.wait()
+            served[-1] += 1
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(tasks):
+            nursery.start_soon(session)
+        for _ in range(300):
+            await trio.lowlevel.checkpoint()
+            served.append(0)
+        nursery.cancel_scope.cancel()
+    settled = served[50:-1]
+    # One that polls for a period, and one that was woken for one request; twice, as a turn of the loop has no order.
+    assert max(settled) <= 12
+    assert min(settled[i] + settled[i + 1] for i in range(len(settled) - 1)) >= 1, "and none sleeps while there is one"
+    assert (wait._yielding, wait.idle_tasks) == (0, 0)
+
+
+async def test_one_that_is_cancelled_at_its_checkpoint_is_not_left_to(pipe: tuple[int, int]) -> None:
+    wait = _FastWait(pipe[0], Parked(pipe[0]), 0.0, 0.0)
+    wait.idle_tasks = 1
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await wait.wait()
+    os.write(pipe[1], b"x")
+    assert await wait.wait() is True
+    assert wait.polled == 1
 
 
 async def test_cancellation_ends_a_busy_wait(pipe: tuple[int, int]) -> None:

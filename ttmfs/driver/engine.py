@@ -2,7 +2,8 @@
 
 Copies run one after another in the order of submission, each behind its dependencies. The bytes move on the loop, in
 steps with a checkpoint in between, so that faults are served meanwhile: of 256 KiB while clients want something, up to
-4 MiB while nobody does. Simulated latency and bandwidth are spent before any byte moves.
+4 MiB while nobody does, of 2 MiB while a request waits for a copy. Simulated latency and bandwidth are spent before any
+byte moves.
 """
 
 import errno
@@ -10,17 +11,20 @@ import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 import trio
 
 from ttmfs import clock
 from ttmfs.observe import points
+from ttmfs.observe.counters import RequestCounters
 from ttmfs.observe.inject import Injection
 from ttmfs.sync.fence import Fence, FenceCounters, Timeline
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.copy import Backing, Copy, CopyState
 from ttmfs.ttm.device import CLEAR_STEP_PAGES
+from ttmfs.ttm.request import Request
 from ttmfs.units import PAGE_SIZE
 
 log = logging.getLogger(__name__)
@@ -28,6 +32,10 @@ log = logging.getLogger(__name__)
 _ERRORS_KEPT: Final = 1024
 
 MAX_STEP_PAGES: Final = 1024
+_HURRIED_STEP_PAGES: Final = 512
+"""While a request waits for a copy: what faults of other BOs wait for longer, that one waits for less."""
+_LOOKED_AT: Final = 16
+"""Requests that wait, of which a step looks whether one waits for a copy: the oldest ones."""
 _QUIET_CHECKPOINTS: Final = (3, 16)
 """So many checkpoints in a row at which no client wanted anything before steps grow: at first, and after a request."""
 _LONG_STEP: Final = 800e-6
@@ -217,7 +225,8 @@ class CopyEngine:
         while (index := copy.next_to_move(index)) < copy.num_pages:
             if fail and moved >= half:
                 raise _InjectedError
-            pages = CLEAR_STEP_PAGES if fail else pace.pages
+            hurried = _HURRIED_STEP_PAGES if _somebody_waits_for_a_copy(requests) else 0
+            pages = CLEAR_STEP_PAGES if fail else max(pace.pages, hurried)
             # To the next multiple: so a long step of large pages does not straddle two of them.
             count = min(pages - index % pages, copy.num_pages - index)
             started = clock.monotonic()
@@ -245,3 +254,13 @@ class CopyEngine:
             queued.bo.unknown_state = True
             queued.bo.last_error = f"{queued.copy.fence.what} failed: the content is lost"
         return errno.EIO
+
+
+def _somebody_waits_for_a_copy(requests: RequestCounters) -> bool:
+    """Is one of the oldest requests parked on a BO whose bytes are on their way?
+
+    Any copy, as those that are queued wait for the one that runs. READs wait in the gate and WRITEs for the copy's
+    fence, and some for a reservation that is held across it: so the list of all that wait is what is looked at.
+    """
+    oldest = islice(requests.parked, _LOOKED_AT)
+    return any(isinstance(request, Request) and request.bo.copies for request in oldest)

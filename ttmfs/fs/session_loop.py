@@ -4,7 +4,9 @@ pyfuse3's stock wait spends two scheduler passes and three system calls (`epoll_
 request. Here a task that has just answered a request polls the session descriptor directly, spins for a few
 microseconds, and only then parks in the stock wait. Three promises:
 
-* other trio tasks run at least every `checkpoint_s` (a request that is served inline never yields by itself);
+* other trio tasks run at least every `checkpoint_s` (a request that is served inline never yields by itself), and
+  in each turn of the loop there is one such period, however many tasks serve the session: a task that comes back
+  while another one is at its checkpoint parks, and leaves what there is to read to that one;
 * `True` is never returned unless a non-blocking poll said "readable" at that moment, because pyfuse3 then reads
   with a blocking `read(2)` and the interpreter lock held. What remains is a client killed between that poll and
   that read (nanoseconds to microseconds); `start_freeze_timer` ends such a freeze within its interval;
@@ -63,6 +65,8 @@ class _FastWait:
         self.checkpoint_s = checkpoint_s
         self.polled = self.parked = self.spurious = self.yields = 0
         self.idle_tasks = 0
+        self._yielding = 0
+        """Tasks at their checkpoint, which poll again after it."""
         self._last_checkpoint = 0.0
         self._idle_since: float | None = None
         poller = select.poll()
@@ -72,27 +76,14 @@ class _FastWait:
 
     async def wait(self) -> bool:
         """True when a read of the session descriptor finds a request now, False when the loop should end."""
-        clock, poll, sched_yield = self._clock, self._poll, os.sched_yield
+        clock = self._clock
         while True:
-            now = clock()
-            if self.idle_tasks == 0 or now - self._last_checkpoint >= self.checkpoint_s:
-                self.yields += 1
-                await trio.lowlevel.checkpoint()
-                self._last_checkpoint = now = clock()
-            if self.idle_tasks:
-                # One spin for an idle descriptor, not one for each task that comes back to it.
-                if self._idle_since is None:
-                    self._idle_since = now
-                deadline = self._idle_since + self.spin_s
-                while True:
-                    if poll(0):
-                        self._idle_since = None
-                        self.polled += 1
-                        return True
-                    if clock() >= deadline:
-                        break
-                    # A client that waits for this very processor must not wait for the scheduler's next tick.
-                    sched_yield()
+            if not self._leave_it_to_another:
+                now = clock()
+                if self.idle_tasks == 0 or now - self._last_checkpoint >= self.checkpoint_s:
+                    now = await self._yield()
+                if self.idle_tasks and not self._leave_it_to_another and self._found(now):
+                    return True
             self.parked += 1
             self.idle_tasks += 1
             try:
@@ -101,10 +92,43 @@ class _FastWait:
             finally:
                 self.idle_tasks -= 1
             self._last_checkpoint = clock()
-            if poll(0):
+            if self._poll(0):
                 self._idle_since = None
                 return True
             self.spurious += 1
+
+    @property
+    def _leave_it_to_another(self) -> bool:
+        """One that is at its checkpoint polls after it, and while one is parked pyfuse3 starts no further task."""
+        return self._yielding > 0 and self.idle_tasks > 0
+
+    async def _yield(self) -> float:
+        """One turn for all other tasks; the time after it."""
+        self.yields += 1
+        self._yielding += 1
+        try:
+            await trio.lowlevel.checkpoint()
+        finally:
+            self._yielding -= 1
+        self._last_checkpoint = now = self._clock()
+        return now
+
+    def _found(self, now: float) -> bool:
+        """Has a poll found a request, or a spin of at most `spin_s` since the descriptor was first found idle?"""
+        clock, poll, sched_yield = self._clock, self._poll, os.sched_yield
+        # One spin for an idle descriptor, not one for each task that comes back to it.
+        if self._idle_since is None:
+            self._idle_since = now
+        deadline = self._idle_since + self.spin_s
+        while True:
+            if poll(0):
+                self._idle_since = None
+                self.polled += 1
+                return True
+            if clock() >= deadline:
+                return False
+            # A client that waits for this very processor must not wait for the scheduler's next tick.
+            sched_yield()
 
     def statistics(self, reason: str) -> LoopStatistics:
         return LoopStatistics(True, reason, self.polled, self.parked, self.spurious, self.yields, self.idle_tasks)
