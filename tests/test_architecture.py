@@ -43,12 +43,12 @@ INSIDE = {
         *("ttmfs.driver.limits", "ttmfs.memory.stores", "ttmfs.status", "ttmfs.ttm.placement"),
     ),
     # It is needed when somebody reads `metrics`, and takes long to load.
-    "ttmfs.fs.metrics": ("prometheus_client",),
+    "ttmfs.fs.tree.metrics": ("prometheus_client",),
     # The other commands need neither numpy nor a core; `--engine sizes` needs no core.
     "ttmfs.replay.command": ("ttmfs.replay",),
     "ttmfs.replay.sweep": ("ttmfs.replay.device",),
     # The watchdog's process must not load it.
-    "ttmfs.fs.watchdog": ("trio",),
+    "ttmfs.fs.kernel.watchdog": ("trio",),
 }
 """What may be imported inside functions, and why."""
 

@@ -11,10 +11,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 # Loaded here so that no fork has to.
-import ttmfs.fs.daemon
-import ttmfs.fs.mount
-import ttmfs.fs.users  # noqa: F401
-from ttmfs.fs import tuning  # noqa: F401
+from ttmfs.fs.kernel import tuning  # noqa: F401
 
 
 def serve(command: Callable[[list[str]], object]) -> None:

@@ -247,7 +247,7 @@ def umount(mountpoint: str | None, force: bool) -> None:
     Busy (somebody has a file open, or stands inside) is an error that says who. --force does not ask: their next
     access fails. It also frees a mount whose daemon does not answer.
     """
-    from ttmfs.fs import tuning  # noqa: PLC0415
+    from ttmfs.fs.kernel import tuning  # noqa: PLC0415
 
     path = mounts.meant(mountpoint)
     connection = mounts.connection(path)
@@ -268,9 +268,9 @@ def umount(mountpoint: str | None, force: bool) -> None:
 
 def _who_uses(path: str) -> str:
     """The processes that keep a mount busy, and what can be done."""
-    from ttmfs.fs import users  # noqa: PLC0415
+    from ttmfs.fs.kernel import busy  # noqa: PLC0415
 
-    lines = [f"\n  {user}" for user in users.users_of(path)]
+    lines = [f"\n  {user}" for user in busy.users_of(path)]
     text = "\nUsed by:" + "".join(lines) if lines else ""
     return f"{text}\n`ttmfs umount --force {path}` takes it down anyway; what clients have not written back is lost."
 

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ttmfs.fs.tuning import MEND_MTAB, MTAB, user_background_limit
+from ttmfs.fs.kernel.tuning import MEND_MTAB, MTAB, user_background_limit
 
 _FUSECTL = "/sys/fs/fuse/connections"
 

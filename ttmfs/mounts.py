@@ -7,7 +7,7 @@ from typing import Final
 import click
 from click.shell_completion import CompletionItem
 
-from ttmfs.fs import tuning
+from ttmfs.fs.kernel import tuning
 
 VARIABLE: Final = "TTMFS_MOUNT"
 

@@ -19,10 +19,10 @@ import click
 
 from ttmfs.driver.config import Config
 from ttmfs.errors import TtmError
-from ttmfs.fs import tuning, users
+from ttmfs.fs.commands.trace import set_trace
 from ttmfs.fs.daemon import run_in_background
+from ttmfs.fs.kernel import busy, tuning
 from ttmfs.fs.mount import Mount, check_mountpoint
-from ttmfs.fs.tracectl import set_trace
 from ttmfs.observe.trace import Trace
 
 OWN_FAILURE: Final = 125
@@ -149,7 +149,7 @@ def _show_failures(where: str) -> None:
 def _take_down(where: str) -> None:
     """Unmount, by force if somebody still uses it."""
     if tuning.unmount(where):
-        for user in users.users_of(where):
+        for user in busy.users_of(where):
             click.echo(f"ttmfs: the command has ended, and loses the mount: {user}", err=True)
         with contextlib.suppress(OSError):
             tuning.abort_connection(tuning.connection_number(where))

@@ -20,7 +20,7 @@ import trio
 from lib.device import ScriptError
 from ttmfs.driver.config import Config
 from ttmfs.fs.mount import Mount
-from ttmfs.fs.served import BoHandle
+from ttmfs.fs.requests.base import BoHandle
 from ttmfs.ttm import access
 
 from .common import Goal, Report, awake_processors, built, console, parse_size

@@ -7,7 +7,7 @@ from typing import Final
 
 from docslib.kernel_map import kernel_map
 from docslib.reference import reference
-from ttmfs.fs.statkeys import markdown
+from ttmfs.fs.tree.stat_keys import markdown
 
 DOCS: Final = Path(__file__).resolve().parents[2] / "docs"
 GENERATED: Final[Mapping[str, Callable[[], str]]] = {

@@ -7,9 +7,9 @@ import click
 from docslib import tables
 from docslib.walk import walk
 from ttmfs.cli import main
-from ttmfs.fs.command import Command
-from ttmfs.fs.commands import CTL_COMMANDS, OBJECT_COMMANDS
-from ttmfs.fs.svmcommands import GPU_OPERATIONS, SPACE_COMMANDS
+from ttmfs.fs.commands.command import Command
+from ttmfs.fs.commands.objects_and_ctl import CTL_COMMANDS, OBJECT_COMMANDS
+from ttmfs.fs.commands.spaces import GPU_OPERATIONS, SPACE_COMMANDS
 from ttmfs.observe.inject import PLACES
 from ttmfs.observe.points import EVENTS
 

@@ -8,18 +8,18 @@ from ttmfs.driver.config import Config, Region
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.knobs import knobs
 from ttmfs.driver.namespace import Namespace
-from ttmfs.fs.attributes import status
-from ttmfs.fs.command import Machine
-from ttmfs.fs.commands import CTL_COMMANDS, OBJECT_COMMANDS
-from ttmfs.fs.nodes import Node, VirtualDir, VirtualFile
-from ttmfs.fs.rights import Owner
-from ttmfs.fs.runner import Runner
-from ttmfs.fs.svmcommands import SPACE_COMMANDS
-from ttmfs.fs.svmconfig import svm_knobs
-from ttmfs.fs.svmnames import SpaceNames
-from ttmfs.fs.svmtree import status as space_status
-from ttmfs.fs.tree import Tree
+from ttmfs.fs.commands.command import Machine
+from ttmfs.fs.commands.objects_and_ctl import CTL_COMMANDS, OBJECT_COMMANDS
+from ttmfs.fs.commands.runner import Runner
+from ttmfs.fs.commands.space_knobs import svm_knobs
+from ttmfs.fs.commands.spaces import SPACE_COMMANDS
+from ttmfs.fs.kernel.rights import Owner
+from ttmfs.fs.tree.attributes import status
+from ttmfs.fs.tree.device import Tree
+from ttmfs.fs.tree.nodes import Node, VirtualDir, VirtualFile
+from ttmfs.fs.tree.spaces import status as space_status
 from ttmfs.observe.inject import PLACES
+from ttmfs.svm.names import SpaceNames
 from ttmfs.svm.svm import Svm
 
 MIB = 1 << 20

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ttmfs.fs import tuning
+from ttmfs.fs.kernel import tuning
 
 
 @pytest.fixture

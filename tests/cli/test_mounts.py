@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ttmfs import cli, mounts
-from ttmfs.fs import tuning
+from ttmfs.fs.kernel import tuning
 
 TABLE = [("/mnt/a", "gpu0"), ("/mnt/with blank", "ttmfs")]
 

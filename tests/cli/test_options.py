@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 
 from ttmfs import cli
 from ttmfs.driver.config import Config
-from ttmfs.fs.device_state import options_text
+from ttmfs.fs.tree.device_state import options_text
 
 
 def parse(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[Result, Config | None]:

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.docs.docs_console import REPOSITORY, run_document
-from ttmfs.fs.commands import CTL_COMMANDS, OBJECT_COMMANDS
+from ttmfs.fs.commands.objects_and_ctl import CTL_COMMANDS, OBJECT_COMMANDS
 
 pytestmark = pytest.mark.mount
 

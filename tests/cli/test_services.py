@@ -11,7 +11,7 @@ import click
 import pytest
 
 from ttmfs import cli, service
-from ttmfs.fs import tuning
+from ttmfs.fs.kernel import tuning
 from ttmfs.fstab import is_asked_for, mount_words, split_options
 
 TTMFS = [sys.executable, "-m", "ttmfs"]

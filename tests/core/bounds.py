@@ -25,15 +25,15 @@ from ttmfs.driver.jobs import Job
 from ttmfs.driver.namespace import Namespace
 from ttmfs.driver.submit import submit_job
 from ttmfs.errors import TtmError
-from ttmfs.fs.command import Command, Machine, Target
-from ttmfs.fs.commands import CTL_COMMANDS, OBJECT_COMMANDS
-from ttmfs.fs.opening import Opening
-from ttmfs.fs.runner import Runner
-from ttmfs.fs.svmcommands import SPACE_COMMANDS, OpenedSpace
-from ttmfs.fs.svmnames import SpaceNames
+from ttmfs.fs.commands.command import Command, Machine, Target
+from ttmfs.fs.commands.objects_and_ctl import CTL_COMMANDS, OBJECT_COMMANDS
+from ttmfs.fs.commands.runner import Runner
+from ttmfs.fs.commands.spaces import SPACE_COMMANDS, OpenedSpace
+from ttmfs.fs.kernel.opening import Opening
 from ttmfs.observe.inject import PLACES
 from ttmfs.svm import cpu
 from ttmfs.svm.audit import check_svm
+from ttmfs.svm.names import SpaceNames
 from ttmfs.svm.svm import Svm
 from ttmfs.sync import offload
 from ttmfs.sync.resv import Usage

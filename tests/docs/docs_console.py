@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from ttmfs.fs import tuning
+from ttmfs.fs.kernel import tuning
 
 END: Final = "-- end of a command --"
 _OF_A_TERMINAL: Final = ("FORCE_COLOR", "CLICOLOR_FORCE", "NO_COLOR", "LINES", "LANGUAGE", "TZ")

@@ -20,7 +20,7 @@ from ttmfs.driver.namespace import BoFile, Namespace
 from ttmfs.driver.submit import submit_job
 from ttmfs.driver.usage import RegionUsage, Usages, add_bo, in_flight, is_clients
 from ttmfs.errors import TtmError
-from ttmfs.fs.fdinfo import client_text, fdinfo, gem_info, size_text
+from ttmfs.fs.tree.fdinfo import client_text, fdinfo, gem_info, size_text
 from ttmfs.ttm import access, lifetime
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext

@@ -7,10 +7,10 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from ttmfs.driver.entries import FIRST_NUMBER, File, Folder, Symlink
-from ttmfs.fs.listing import FixedNames, Listing
-from ttmfs.fs.mirrors import FolderNames
-from ttmfs.fs.nodes import VirtualDir
-from ttmfs.fs.rights import FolderOf
+from ttmfs.fs.kernel.rights import FolderOf
+from ttmfs.fs.tree.listing import FixedNames, Listing
+from ttmfs.fs.tree.mirrors import FolderNames
+from ttmfs.fs.tree.nodes import VirtualDir
 
 NAMES = st.sampled_from([b"a", b"b", b"c", b"d", b"e", b"f", b"g"])
 

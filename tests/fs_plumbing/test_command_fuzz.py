@@ -16,14 +16,14 @@ from tests.core.harness import MIB, device
 from tests.svm.page_cache import PageCache
 from ttmfs.driver.namespace import Namespace
 from ttmfs.errors import TtmError
-from ttmfs.fs.command import Machine
-from ttmfs.fs.commands import CTL_COMMANDS, OBJECT_COMMANDS
-from ttmfs.fs.opening import Opening
-from ttmfs.fs.runner import Runner
-from ttmfs.fs.svmcommands import SPACE_COMMANDS, OpenedSpace
-from ttmfs.fs.svmnames import SpaceNames
+from ttmfs.fs.commands.command import Machine
+from ttmfs.fs.commands.objects_and_ctl import CTL_COMMANDS, OBJECT_COMMANDS
+from ttmfs.fs.commands.runner import Runner
+from ttmfs.fs.commands.spaces import SPACE_COMMANDS, OpenedSpace
+from ttmfs.fs.kernel.opening import Opening
 from ttmfs.svm import cpu
 from ttmfs.svm.audit import check_svm
+from ttmfs.svm.names import SpaceNames
 from ttmfs.svm.svm import Svm
 from ttmfs.ttm import access
 from ttmfs.ttm.placement import parse_placement

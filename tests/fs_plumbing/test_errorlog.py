@@ -3,7 +3,7 @@
 import errno
 
 from ttmfs.errors import TtmError
-from ttmfs.fs.errorlog import LINES, ErrorLog
+from ttmfs.fs.commands.error_log import LINES, ErrorLog
 
 OWNER, ANNA, BERT = 1000, 1001, 1002
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.fs_plumbing.plumbing_harness import HERE, Server
 from ttmfs.errors import TtmError
-from ttmfs.fs import tuning
+from ttmfs.fs.kernel import tuning
 
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -95,7 +95,7 @@ def test_without_privileges_everything_is_reported_and_nothing_raises(serve: Cal
     server = serve()
     program = """
 import os, sys
-from ttmfs.fs import tuning
+from ttmfs.fs.kernel import tuning
 os.setgid(65534); os.setuid(65534)
 n = int(sys.argv[1])
 report = tuning.raise_background_limits(n).merge(tuning.tune_bdi(n))

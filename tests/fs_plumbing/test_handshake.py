@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from ttmfs.fs.handshake import BACKGROUND, patched_reply
+from ttmfs.fs.kernel.handshake import BACKGROUND, patched_reply
 
 KILLPRIV_V2 = 1 << 28
 OTHERS = 0b1011

@@ -1,11 +1,11 @@
 """The part of selfcheck that knows inodes and open files: what is planted is named."""
 
 from ttmfs.driver.entries import File
-from ttmfs.fs.inodecheck import check_inodes, check_opens
-from ttmfs.fs.inodes import Inodes
-from ttmfs.fs.listing import FixedNames
-from ttmfs.fs.nodes import VirtualDir
-from ttmfs.fs.rights import Owner
+from ttmfs.fs.kernel.rights import Owner
+from ttmfs.fs.requests.inode_check import check_inodes, check_opens
+from ttmfs.fs.requests.inodes import Inodes
+from ttmfs.fs.tree.listing import FixedNames
+from ttmfs.fs.tree.nodes import VirtualDir
 
 
 def test_inodes_and_opens_are_counted() -> None:

@@ -11,8 +11,8 @@ import trio
 
 from tests.fs_plumbing.plumbing_harness import Server, cat
 from ttmfs.errors import TtmError
-from ttmfs.fs import tuning
-from ttmfs.fs.notify import PageCache, SessionFd
+from ttmfs.fs.kernel import tuning
+from ttmfs.fs.kernel.inval import PageCache, SessionFd
 
 
 @pytest.mark.mount

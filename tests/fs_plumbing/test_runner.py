@@ -15,11 +15,11 @@ from ttmfs.driver.config import Config
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.namespace import Namespace
 from ttmfs.errors import TtmError
-from ttmfs.fs import results, runner
-from ttmfs.fs.command import Command, Machine
-from ttmfs.fs.handles import CommandHandle, CommandOutcome
-from ttmfs.fs.opening import Opening
-from ttmfs.fs.runner import Runner
+from ttmfs.fs.commands import results, runner
+from ttmfs.fs.commands.command import Command, Machine
+from ttmfs.fs.commands.handles import CommandHandle, CommandOutcome
+from ttmfs.fs.commands.runner import Runner
+from ttmfs.fs.kernel.opening import Opening
 from ttmfs.svm.svm import Svm
 
 MIB = 1 << 20

@@ -14,8 +14,8 @@ import pytest
 import trio
 
 from tests.fs_plumbing.plumbing_harness import Server, cat
-from ttmfs.fs import session_loop
-from ttmfs.fs.session_loop import _FastWait
+from ttmfs.fs.kernel import session_loop
+from ttmfs.fs.kernel.session_loop import _FastWait
 
 LOOPS = pytest.mark.parametrize("loop", ["stock", "fast"])
 

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from ttmfs.fs.signals import Masks, Opener, masks_of, parse_status
+from ttmfs.fs.kernel.processes import Masks, Opener, masks_of, parse_status
 
 STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 HARMLESS = (

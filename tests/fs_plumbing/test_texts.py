@@ -10,14 +10,14 @@ import trio
 import trio.testing
 
 from ttmfs.errors import TtmError
-from ttmfs.fs import inodes as inodes_module
-from ttmfs.fs.handles import TextHandle
-from ttmfs.fs.inodes import ROOT_INO, Inodes
-from ttmfs.fs.listing import FixedNames
-from ttmfs.fs.nodes import UNKNOWN_LENGTH, Lengths, VirtualDir, VirtualFile
-from ttmfs.fs.opening import Opening
-from ttmfs.fs.rights import Fixed
-from ttmfs.fs.slowtext import SlowTextHandle
+from ttmfs.fs.commands.handles import TextHandle
+from ttmfs.fs.kernel.opening import Opening
+from ttmfs.fs.kernel.rights import Fixed
+from ttmfs.fs.requests import inodes as inodes_module
+from ttmfs.fs.requests.inodes import ROOT_INO, Inodes
+from ttmfs.fs.tree.listing import FixedNames
+from ttmfs.fs.tree.nodes import UNKNOWN_LENGTH, Lengths, VirtualDir, VirtualFile
+from ttmfs.fs.tree.slow_text import SlowTextHandle
 
 READS = Opening(1, 0, 0, os.O_RDONLY)
 ANYBODY = Fixed(0o666, 0, 0)

@@ -8,8 +8,8 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from ttmfs.errors import TtmError
-from ttmfs.fs import tracepipe
-from ttmfs.fs.tracepipe import MAX_READERS, PipeHandle, TracePipe
+from ttmfs.fs.tree import trace_pipe
+from ttmfs.fs.tree.trace_pipe import MAX_READERS, PipeHandle, TracePipe
 from ttmfs.observe.trace import Trace
 
 
@@ -69,7 +69,7 @@ class CountingTrace:
 
 async def test_events_that_come_at_once_reach_as_many_readers_as_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
     trace, pipe = make()
-    monkeypatch.setattr(tracepipe, "_READ_BYTES", 1)  # one line a read
+    monkeypatch.setattr(trace_pipe, "_READ_BYTES", 1)  # one line a read
     async with trio.open_nursery() as nursery:
         readers = Readers(pipe, 10, nursery)
         await wait_all_tasks_blocked()
@@ -84,8 +84,8 @@ async def test_events_that_come_at_once_reach_as_many_readers_as_they_need(monke
 async def test_a_signaled_reader_passes_its_event_on(autojump_clock: object, monkeypatch: pytest.MonkeyPatch) -> None:
     trace, pipe = make()
     signaled = {3, 4}
-    monkeypatch.setattr(tracepipe, "signal_pending", lambda pid: pid in signaled)
-    monkeypatch.setattr(tracepipe, "_signaled_holder", lambda: False)
+    monkeypatch.setattr(trace_pipe, "signal_pending", lambda pid: pid in signaled)
+    monkeypatch.setattr(trace_pipe, "_signaled_holder", lambda: False)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(pipe.watch_signals)

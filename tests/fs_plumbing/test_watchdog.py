@@ -15,8 +15,8 @@ from trio.testing import MockClock
 
 from tests.fs_plumbing.plumbing_harness import HERE, Server, cat
 from ttmfs.errors import TtmError
-from ttmfs.fs import tuning
-from ttmfs.fs.watchdog import Ward, Watchdog, _leader, rescue, watch
+from ttmfs.fs.kernel import tuning
+from ttmfs.fs.kernel.watchdog import Ward, Watchdog, _leader, rescue, watch
 
 TIMEOUT = 1.0
 
@@ -206,12 +206,12 @@ def test_a_full_pipe_does_not_block_the_daemon() -> None:
 
 def test_the_process_loads_only_the_standard_library() -> None:
     # Without site-packages nothing else can be imported; what a Python loads at its start is its own business.
-    program = "import sys; sys.path.append(sys.argv[1]); import ttmfs.fs.watchdog; print(*sys.modules)"
+    program = "import sys; sys.path.append(sys.argv[1]); import ttmfs.fs.kernel.watchdog; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", program, HERE.parents[1]], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "ttmfs.fs.watchdog" in done.stdout.split()
+    assert "ttmfs.fs.kernel.watchdog" in done.stdout.split()
 
 
 def test_a_timeout_shorter_than_two_heartbeats_is_refused() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ttmfs.errors import TtmError
-from ttmfs.fs.words import NO_NAMES, cell, escape, for_shell, readable, split_names, split_words, unescape
+from ttmfs.fs.commands.quoting import NO_NAMES, cell, escape, for_shell, readable, split_names, split_words, unescape
 
 NAMES = st.binary(min_size=1, max_size=255).filter(lambda raw: b"\0" not in raw).map(os.fsdecode) | st.sampled_from(
     ["a b", "a,b", "a\tb", "a\nb", "a\u2028b", "a\u00a0b", "übér", "\udcff", "\U00100041", "\\040", "'", '"', *NO_NAMES]

@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import pyfuse3
 import trio
 
-from ttmfs.fs import session_loop, tuning
-from ttmfs.fs.notify import PageCache, SessionFd
-from ttmfs.fs.watchdog import Watchdog
+from ttmfs.fs.kernel import session_loop, tuning
+from ttmfs.fs.kernel.inval import PageCache, SessionFd
+from ttmfs.fs.kernel.watchdog import Watchdog
 
 NAMES = {b"bo": 2, b"park": 3, b".ino-2": 2, b".ino-3": 3}
 

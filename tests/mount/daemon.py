@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.mount.holds import Control, install_holds
 from tests.mount.rules import PATCHES
 from ttmfs.cli import main as cli
-from ttmfs.fs import tuning
+from ttmfs.fs.kernel import tuning
 from ttmfs.fs.mount import Mount
 
 _answering = threading.Lock()

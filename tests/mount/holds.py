@@ -21,12 +21,13 @@ import trio
 
 from ttmfs.driver import calls, engine
 from ttmfs.driver.entries import File
-from ttmfs.fs import attributes, operations
-from ttmfs.fs.guard import guarded
+from ttmfs.fs.kernel.unmappers import BoPageCache, SpacePageCache
 from ttmfs.fs.mount import Mount
-from ttmfs.fs.pagecache import BoPageCache, SpacePageCache
-from ttmfs.fs.stats import stats
-from ttmfs.fs.svmhandle import SpaceHandle
+from ttmfs.fs.requests import read_write
+from ttmfs.fs.requests.guard import guarded
+from ttmfs.fs.requests.space_handle import SpaceHandle
+from ttmfs.fs.tree import attributes
+from ttmfs.fs.tree.stats import stats
 from ttmfs.svm import cpu
 from ttmfs.svm.space import AddressSpace
 from ttmfs.ttm.bo import BufferObject
@@ -105,22 +106,22 @@ def install_holds() -> None:
         await real_validate(bo, placement, ctx)
 
     calls.validate = validate
-    real_open = operations.TtmOperations.open
+    real_open = read_write.TtmOperations.open
 
-    async def open_(self: operations.TtmOperations, inode: int, flags: int, ctx: Any) -> Any:
+    async def open_(self: read_write.TtmOperations, inode: int, flags: int, ctx: Any) -> Any:
         node = self.inodes.get(inode)
         if isinstance(node, File):
             await HOLDS["open"].here(node.path)
         return await real_open(self, inode, flags, ctx)
 
-    operations.TtmOperations.open = functools.wraps(real_open)(open_)
-    real_create = operations.TtmOperations.create
+    read_write.TtmOperations.open = functools.wraps(real_open)(open_)
+    real_create = read_write.TtmOperations.create
 
-    async def create(self: operations.TtmOperations, parent_inode: int, name: bytes, *rest: Any) -> Any:
+    async def create(self: read_write.TtmOperations, parent_inode: int, name: bytes, *rest: Any) -> Any:
         await HOLDS["create"].here(os.fsdecode(name))
         return await real_create(self, parent_inode, name, *rest)
 
-    operations.TtmOperations.create = functools.wraps(real_create)(create)
+    read_write.TtmOperations.create = functools.wraps(real_create)(create)
     engine.trio = _HeldTrio()
 
 
@@ -259,10 +260,10 @@ class Control:
 
     def fail_handler(self, handler: str, exception: str) -> None:
         """Make the code of a FUSE handler raise; `restore_handlers` ends it."""
-        cls = operations.TtmOperations
+        cls = read_write.TtmOperations
         if handler in ("read", "write"):
-            self._real.setdefault(f"access.{handler}", getattr(operations.access, handler))
-            setattr(operations.access, handler, _raiser(EXCEPTIONS[exception]))
+            self._real.setdefault(f"access.{handler}", getattr(read_write.access, handler))
+            setattr(read_write.access, handler, _raiser(EXCEPTIONS[exception]))
             return
         real = getattr(cls, handler)
         assert hasattr(real, "__wrapped__"), f"{handler} is not guarded"
@@ -276,10 +277,10 @@ class Control:
 
     def restore_handlers(self) -> None:
         """As before fail_handler and fail_space."""
-        owners: dict[str, Any] = {"access": operations.access, "space": cpu}
+        owners: dict[str, Any] = {"access": read_write.access, "space": cpu}
         for name, real in self._real.items():
             owner, _, attribute = name.rpartition(".")
-            setattr(owners.get(owner, operations.TtmOperations), attribute, real)
+            setattr(owners.get(owner, read_write.TtmOperations), attribute, real)
         self._real.clear()
 
     async def inval(self, ino: int) -> bool:

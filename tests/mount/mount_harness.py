@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ttmfs.fs import tuning
+from ttmfs.fs.kernel import tuning
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent.parent

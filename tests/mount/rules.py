@@ -13,10 +13,10 @@ import pyfuse3
 from ttmfs.driver import policy
 from ttmfs.driver.namespace import BoFile
 from ttmfs.fs import mount as mount_module
-from ttmfs.fs import session_loop, tuning
-from ttmfs.fs.guard import guarded
-from ttmfs.fs.operations import TtmOperations
-from ttmfs.fs.pagecache import BoPageCache
+from ttmfs.fs.kernel import session_loop, tuning
+from ttmfs.fs.kernel.unmappers import BoPageCache
+from ttmfs.fs.requests.guard import guarded
+from ttmfs.fs.requests.read_write import TtmOperations
 from ttmfs.memory.stores import FileStore
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm import access, fault
@@ -138,7 +138,7 @@ def without_guard() -> None:
 
 def without_inval() -> None:
     """Moves INVAL nothing: a validate after which mapped clients go on without a fault."""
-    from ttmfs.fs.pagecache import BoPageCache  # noqa: PLC0415
+    from ttmfs.fs.kernel.unmappers import BoPageCache  # noqa: PLC0415
 
     async def invalidate(self: BoPageCache, bo: BufferObject, first_page: int, num_pages: int) -> None:
         """Nothing."""
@@ -148,7 +148,7 @@ def without_inval() -> None:
 
 def without_svm_inval() -> None:
     """The device uses pages of address spaces without a look at what clients have cached."""
-    from ttmfs.fs.pagecache import SpacePageCache  # noqa: PLC0415
+    from ttmfs.fs.kernel.unmappers import SpacePageCache  # noqa: PLC0415
 
     async def invalidate(self: SpacePageCache, space: object, first_byte: int, num_bytes: int) -> None:
         """Nothing."""

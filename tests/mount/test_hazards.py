@@ -15,7 +15,7 @@ import pyfuse3
 import pytest
 
 from tests.mount.mount_harness import MIB, PATIENCE, Client, Device, children
-from ttmfs.fs.operations import TtmOperations
+from ttmfs.fs.requests.read_write import TtmOperations
 
 pytestmark = pytest.mark.mount
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.mount.mount_harness import MIB, Device
-from ttmfs.fs.attributes import SETTABLE
-from ttmfs.fs.commands import OBJECT_COMMANDS
+from ttmfs.fs.commands.objects_and_ctl import OBJECT_COMMANDS
+from ttmfs.fs.tree.attributes import SETTABLE
 
 pytestmark = pytest.mark.mount
 MOUNT_OPTIONS = ("--vram", "32M", "--gtt", "32M", "--memory", "64M", "--swap", "32M", "--fault-timeout", "20")

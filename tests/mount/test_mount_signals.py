@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.mount.mount_harness import MIB, Device
-from ttmfs.fs.signals import masks_of
+from ttmfs.fs.kernel.processes import masks_of
 
 pytestmark = pytest.mark.mount
 

@@ -10,7 +10,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from tests.mount.mount_harness import MIB, PAGE, REPOSITORY, Device
 from tests.mount.trace_reading import record, slurp
-from ttmfs.fs.statkeys import COUNTER, KEYS, OPTIONAL, key_of, leaves, markdown
+from ttmfs.fs.tree.stat_keys import COUNTER, KEYS, OPTIONAL, key_of, leaves, markdown
 
 pytestmark = [pytest.mark.mount, pytest.mark.usefixtures("no_trace_left")]
 MOUNT_OPTIONS = ("--vram", "32M", "--visible-vram", "16M", "--gtt", "64M", "--memory", "128M", "--fault-timeout", "20")
@@ -21,14 +21,14 @@ MOUNT_OPTIONS = ("--vram", "32M", "--visible-vram", "16M", "--gtt", "64M", "--me
 
 def test_every_key_of_stats_is_documented_and_the_other_way_round(device: Device) -> None:
     found = {key_of(path)[0] for path, _value in leaves(json.loads(slurp(device, "stats")))}
-    assert not found - set(KEYS), "add these to ttmfs/fs/statkeys.py, then write docs/STATS.md anew"
+    assert not found - set(KEYS), "add these to ttmfs/fs/tree/stat_keys.py, then write docs/STATS.md anew"
     missing = {key for key in set(KEYS) - found if key not in OPTIONAL and key.split(".")[0] not in OPTIONAL}
     assert not missing
 
 
 def test_the_document_is_that_of_the_table() -> None:
     written = (REPOSITORY / "docs" / "STATS.md").read_text(encoding="utf-8")
-    assert written == markdown(), "python -m ttmfs.fs.statkeys > docs/STATS.md"
+    assert written == markdown(), "python -m ttmfs.fs.tree.stat_keys > docs/STATS.md"
 
 
 def samples(device: Device) -> dict[tuple[str, str], float]:

@@ -22,8 +22,8 @@ from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.jobs import Job
 from ttmfs.driver.submit import submit_job
 from ttmfs.errors import TtmError
-from ttmfs.fs.tracectl import set_trace, trace_state
-from ttmfs.fs.words import escape, split_words, unescape
+from ttmfs.fs.commands.quoting import escape, split_words, unescape
+from ttmfs.fs.commands.trace import set_trace, trace_state
 from ttmfs.observe import points
 from ttmfs.observe.points import EVENTS
 from ttmfs.observe.trace import Event, Trace

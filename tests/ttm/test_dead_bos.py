@@ -23,7 +23,7 @@ from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.jobs import Job
 from ttmfs.driver.submit import submit_job
 from ttmfs.errors import TtmError
-from ttmfs.fs.attributes import set_text
+from ttmfs.fs.tree.attributes import set_text
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm import lifetime
 from ttmfs.ttm.backup import BackupFlags

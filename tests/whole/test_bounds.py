@@ -8,8 +8,8 @@ import trio
 
 from tests.core.bounds import BOUND, CASES, FAULT, SPOTS, TARGETS, Case, Scene, Spot, scene
 from tests.core.harness import MIB
-from ttmfs.fs.commands import CTL_COMMANDS, OBJECT_COMMANDS
-from ttmfs.fs.svmcommands import SPACE_COMMANDS
+from ttmfs.fs.commands.objects_and_ctl import CTL_COMMANDS, OBJECT_COMMANDS
+from ttmfs.fs.commands.spaces import SPACE_COMMANDS
 
 GRACE = 1.0
 """Seconds for putting back what was half done."""

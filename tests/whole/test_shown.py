@@ -14,9 +14,9 @@ from ttmfs.driver.jobs import Job, Work
 from ttmfs.driver.namespace import BoFile, Namespace
 from ttmfs.driver.shown import NOT_SHOWN
 from ttmfs.driver.submit import submit_job
-from ttmfs.fs.attributecache import KernelAttributes
-from ttmfs.fs.attributes import set_text
-from ttmfs.fs.notify import SessionFd
+from ttmfs.fs.kernel.attribute_cache import KernelAttributes
+from ttmfs.fs.kernel.inval import SessionFd
+from ttmfs.fs.tree.attributes import set_text
 from ttmfs.ttm import access
 from ttmfs.ttm.backup import BackupFlags
 from ttmfs.ttm.bo import BufferObject

@@ -57,7 +57,10 @@ class Entry:
             self.cache.changed(self.ino)
 
     def set_mode(self, mode: int) -> None:
-        """Type and permissions. Files never have set-ID bits: writing would have to clear them (ttmfs.fs.handshake)."""
+        """Type and permissions. Files never have set-ID bits: writing would have to clear them.
+
+        See ttmfs.fs.kernel.handshake.
+        """
         self.mode = mode & ~(stat.S_ISUID | stat.S_ISGID) if stat.S_ISREG(mode) else mode
 
     @property

@@ -21,23 +21,23 @@ from ttmfs.driver.config import Config
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.namespace import Namespace
 from ttmfs.errors import TtmError
-from ttmfs.fs import session_loop, tuning
-from ttmfs.fs.attributecache import KernelAttributes
-from ttmfs.fs.command import Machine
-from ttmfs.fs.handshake import BACKGROUND, Handshake
-from ttmfs.fs.namecache import NameCache
-from ttmfs.fs.namerequests import ALIAS_PREFIX
-from ttmfs.fs.notify import PageCache, SessionFd
-from ttmfs.fs.observetree import CLIENTS_KEY
-from ttmfs.fs.operations import TtmOperations
-from ttmfs.fs.pagecache import BoPageCache, SpacePageCache
-from ttmfs.fs.rights import Owner
-from ttmfs.fs.runner import Runner
-from ttmfs.fs.svmconfig import check_notifier_size
-from ttmfs.fs.svmnames import SpaceNames
-from ttmfs.fs.tasks import dump_on_signal
-from ttmfs.fs.tree import Tree
-from ttmfs.fs.watchdog import Watchdog
+from ttmfs.fs.commands.command import Machine
+from ttmfs.fs.commands.runner import Runner
+from ttmfs.fs.commands.space_knobs import check_notifier_size
+from ttmfs.fs.kernel import session_loop, tuning
+from ttmfs.fs.kernel.attribute_cache import KernelAttributes
+from ttmfs.fs.kernel.handshake import BACKGROUND, Handshake
+from ttmfs.fs.kernel.inval import PageCache, SessionFd
+from ttmfs.fs.kernel.rights import Owner
+from ttmfs.fs.kernel.unmappers import BoPageCache, SpacePageCache
+from ttmfs.fs.kernel.watchdog import Watchdog
+from ttmfs.fs.requests.name import ALIAS_PREFIX
+from ttmfs.fs.requests.name_cache import NameCache
+from ttmfs.fs.requests.read_write import TtmOperations
+from ttmfs.fs.tree.device import Tree
+from ttmfs.fs.tree.observe import CLIENTS_KEY
+from ttmfs.fs.tree.tasks import dump_on_signal
+from ttmfs.svm.names import SpaceNames
 from ttmfs.svm.svm import Svm
 from ttmfs.ttm.unmap import unmap_virtual
 

@@ -1,0 +1,293 @@
+"""INVAL: dropping what clients have cached of an inode, the kernel's unmap_mapping_range of this file system.
+
+`SessionFd` writes the notification, a 40-byte message on the session's /dev/fuse descriptor (pyfuse3 can only name
+whole inodes); `PageCache` does it in worker threads, after starting writeback through the mount. Promises:
+
+* nothing here blocks the loop's thread: the kernel answers an INVAL only after the daemon has answered the READs
+  and WRITEs of the pages concerned, so an INVAL on that thread would wait for itself;
+* "nobody has it cached" (ENOENT) and "the connection is gone" are no errors: in both, no client sees the pages;
+* NOTIFY_DELETE is not offered: it waits, with its folder locked, for a lock that a parked write holds.
+
+The kernel side is fuse_notify_inval_inode. It does not tell when a page that was dirtied again meanwhile stays.
+"""
+
+import contextlib
+import ctypes
+import errno
+import os
+import queue
+import select
+import stat
+import struct
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from ttmfs.errors import TtmError
+from ttmfs.fs.kernel.tuning import connection_number
+
+_NOTIFY_INVAL_INODE: Final = 2
+_NOTIFY_INVAL_ENTRY: Final = 3
+_INVAL_INODE: Final = struct.Struct("=IiQQqq")
+_INVAL_ENTRY: Final = struct.Struct("=IiQQII")
+_ROOT_INO: Final = 1
+_SYNC_FILE_RANGE_WRITE: Final = 2
+_SYNC_FILE_RANGE_WRITE_AND_WAIT: Final = 1 | 2 | 4
+_THREADS: Final = 8
+_INODES_COUNTED: Final = 4096
+
+_libc: Final = ctypes.CDLL(None, use_errno=True)  # CDLL, not PyDLL: the call runs without the interpreter lock
+_sync_file_range = _libc.sync_file_range
+_sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+_sync_file_range.restype = ctypes.c_int
+
+
+class SessionFd:
+    """The /dev/fuse descriptor through which this process serves the mount at `mountpoint`.
+
+    Found by connection number, in /proc/self/fdinfo; not duplicated, so that closing the session really closes it.
+    Raises TtmError(ENOENT) when nothing of this process serves that mount point.
+    """
+
+    def __init__(self, mountpoint: str) -> None:
+        self.connection = connection_number(mountpoint)
+        self.fd = _find(self.connection)
+        self._rdev = os.fstat(self.fd).st_rdev
+        self._closed = False
+
+    def invalidate_inode(self, ino: int, offset_bytes: int = 0, length_bytes: int = 0) -> bool:
+        """Drop cached pages and attributes of `ino`; True when the kernel knew it. **Blocks**: never on the loop.
+
+        The byte range is rounded outwards to pages; length 0 means to the end of the file; `offset_bytes` -1 drops
+        the attributes only, which cannot block. Dirty pages in the range are written to the daemon first, one page
+        a WRITE. False: no client has the inode (ENOENT), or the session ended. Raises TtmError with the kernel's
+        errno for anything else.
+        """
+        message = _INVAL_INODE.pack(_INVAL_INODE.size, _NOTIFY_INVAL_INODE, 0, ino, offset_bytes, length_bytes)
+        return self._notify(message, f"inode {ino} from byte {offset_bytes}, {length_bytes} bytes")
+
+    def invalidate_entry(self, folder_ino: int, name: bytes) -> bool:
+        """Drop a name of a folder, and what is below it, from the kernel's cache; True when it was there. **Blocks**:
+        never on the loop, for it waits for the LOOKUPs and READDIRPLUSes of the folder. Returns and raises as
+        `invalidate_inode`.
+        """
+        size = _INVAL_ENTRY.size + len(name) + 1
+        message = _INVAL_ENTRY.pack(size, _NOTIFY_INVAL_ENTRY, 0, folder_ino, len(name), 0) + name + b"\0"
+        return self._notify(message, f"the name {os.fsdecode(name)!r} in folder {folder_ino}")
+
+    def _notify(self, message: bytes, what: str) -> bool:
+        if self._gone():
+            return False
+        try:
+            os.write(self.fd, message)
+        except OSError as exc:
+            if exc.errno == errno.ENOENT or self._gone():
+                return False
+            raise TtmError(
+                exc.errno or errno.EIO, f"the kernel refused to invalidate {what}: {exc.strerror}"
+            ) from exc
+        return True
+
+    def close(self) -> None:
+        """Forget the descriptor (call it before `pyfuse3.close()`): later notifications do nothing."""
+        self._closed = True
+
+    @property
+    def connected(self) -> bool:
+        """False once the connection was aborted or unmounted, or the session closed."""
+        return not self._gone()
+
+    def _gone(self) -> bool:
+        if self._closed:
+            return True
+        try:
+            # The number may belong to another file by now, and 40 bytes written there would be damage.
+            status = os.fstat(self.fd)
+        except OSError:
+            return True
+        if not stat.S_ISCHR(status.st_mode) or status.st_rdev != self._rdev:
+            return True
+        poller = select.poll()
+        poller.register(self.fd, 0)
+        return any(events & (select.POLLERR | select.POLLNVAL) for _, events in poller.poll(0))
+
+
+def _find(connection: int) -> int:
+    """The lowest descriptor of this process that serves `connection`."""
+    candidates = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if os.readlink(f"/proc/self/fd/{name}") == "/dev/fuse":
+                candidates.append(int(name))
+        except OSError:  # the directory's own descriptor is closed by now
+            continue
+    unknown = []
+    for fd in sorted(candidates):
+        number = _fuse_connection(fd)
+        if number == connection:
+            return fd
+        if number is None:
+            unknown.append(fd)
+    if len(unknown) == 1:  # kernels before 6.16 do not say which connection a descriptor serves
+        return unknown[0]
+    raise TtmError(
+        errno.ENOENT, f"no descriptor of this process serves FUSE connection {connection}: mount it in this process"
+    )
+
+
+def _fuse_connection(fd: int) -> int | None:
+    with open(f"/proc/self/fdinfo/{fd}", "rb") as file:
+        for line in file:
+            if line.startswith(b"fuse_connection:"):
+                return int(line.split()[1])
+    return None
+
+
+@dataclass(frozen=True)
+class PageCacheStatistics:
+    """Counts of INVALs: `invals` finished, `outstanding` now, `not_cached` of them without effect.
+
+    `flushes` were preceded by writeback through the mount, `flush_failures` could not be; `seconds` is the sum and
+    `max_seconds` the longest of the time from call to return, including the wait for a thread.
+    """
+
+    invals: int
+    outstanding: int
+    not_cached: int
+    flushes: int
+    flush_failures: int
+    seconds: float
+    max_seconds: float
+
+
+class _Closer:
+    """Closes descriptors of aliases in a thread of its own, that nobody waits for, and has the kernel forget the names:
+    it would keep them, and so the BOs, until memory is short.
+
+    close(2) there sends FLUSH and takes the inode's i_rwsem (H17). A client may hold that in a pwrite whose source
+    buffer is a mapping of another BO, which may wait for the very move that an INVAL belongs to.
+    """
+
+    def __init__(self, session: SessionFd) -> None:
+        self._session = session
+        self._fds: queue.SimpleQueue[tuple[int, bytes]] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def close(self, fd: int, alias: bytes) -> None:
+        """Close `fd` some time soon; it was opened by the name `alias` in the root."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="ttmfs-closer", daemon=True)
+            self._thread.start()
+        self._fds.put((fd, alias))
+
+    def _run(self) -> None:
+        while True:
+            fd, alias = self._fds.get()
+            # FLUSH reports an earlier error of writeback here; the WRITE handler has already recorded it.
+            with contextlib.suppress(OSError):
+                os.close(fd)
+            with contextlib.suppress(OSError):
+                self._session.invalidate_entry(_ROOT_INO, alias)
+
+
+class PageCache:
+    """The clients' cached pages of this mount: what the core's unmap_virtual stands on.
+
+    `alias(ino)` names a path in the mount's root that opens inode `ino` whatever its name (or None), for writing dirty
+    pages back in large WRITEs before the INVAL: 18 times faster than page by page when all is dirty. Create it on
+    the loop's thread.
+    """
+
+    def __init__(
+        self, session: SessionFd, alias: Callable[[int], str | None] | None = None, *, threads: int = _THREADS
+    ) -> None:
+        self._session = session
+        self._alias = alias
+        # An own limiter: INVALs that wait for parked requests must not use up the threads of everyone else.
+        self._limiter = trio.CapacityLimiter(threads)
+        self._loop_thread = threading.get_ident()
+        self._closer = _Closer(session)
+        self._by_inode: OrderedDict[int, int] = OrderedDict()
+        self._invals = self._outstanding = self._not_cached = self._flushes = self._flush_failures = 0
+        self._seconds = self._max_seconds = 0.0
+
+    async def invalidate(self, ino: int, first_byte: int = 0, num_bytes: int = 0, *, flush: bool = True) -> bool:
+        """Write back (`flush`) and drop what clients cache of `ino`, from `first_byte`, `num_bytes` (0: to the end).
+
+        One thread hop for both. Returns what `SessionFd.invalidate_inode` returns; raises as it does. Once begun it
+        is not cancelled half way: a caller may rely on "returned" meaning "over". The BO's READs and WRITEs must go
+        on being served meanwhile, its OPEN and FLUSH too.
+        """
+        if ino < 1 or num_bytes < 0 or first_byte < -1:
+            raise TtmError(errno.EINVAL, f"no such range to invalidate: inode {ino}, {first_byte}+{num_bytes}")
+        begin = time.perf_counter()
+        self._outstanding += 1
+        try:
+            known, flushed = await trio.to_thread.run_sync(
+                self._in_thread, ino, first_byte, num_bytes, flush and first_byte >= 0, limiter=self._limiter
+            )
+        finally:
+            self._outstanding -= 1
+            spent = time.perf_counter() - begin
+            self._seconds += spent
+            self._max_seconds = max(self._max_seconds, spent)
+        self._invals += 1
+        self._not_cached += not known
+        self._flushes += flushed is True
+        self._flush_failures += flushed is False
+        self._by_inode[ino] = self._by_inode.pop(ino, 0) + 1
+        if len(self._by_inode) > _INODES_COUNTED:
+            self._by_inode.popitem(last=False)
+        return known
+
+    async def write_back(self, ino: int) -> bool:
+        """Have the kernel write back what clients have dirty of `ino`; True when all of it has come, and was answered.
+
+        The inode's WRITEs and its OPEN must be served meanwhile.
+        """
+        return await trio.to_thread.run_sync(self._flush_and_wait, ino, limiter=self._limiter)
+
+    def invalidations(self, ino: int) -> int:
+        """INVALs finished for `ino`; 0 also when it is not among the 4096 most recent ones."""
+        return self._by_inode.get(ino, 0)
+
+    def forget(self, ino: int) -> None:
+        """Drop the count of an inode that no longer exists."""
+        self._by_inode.pop(ino, None)
+
+    def statistics(self) -> PageCacheStatistics:
+        """All counts now."""
+        return PageCacheStatistics(
+            self._invals, self._outstanding, self._not_cached, self._flushes, self._flush_failures,
+            self._seconds, self._max_seconds,
+        )  # fmt: skip
+
+    def _in_thread(self, ino: int, first: int, count: int, flush: bool) -> tuple[bool, bool | None]:
+        if threading.get_ident() == self._loop_thread:
+            raise AssertionError("INVAL on the loop's thread would wait for itself")
+        flushed = None
+        if flush and self._alias is not None and self._session.connected:
+            flushed = self._flush(ino, first, count)
+        return self._session.invalidate_inode(ino, first, count), flushed
+
+    def _flush_and_wait(self, ino: int) -> bool:
+        return self._session.connected and self._flush(ino, 0, 0, _SYNC_FILE_RANGE_WRITE_AND_WAIT)
+
+    def _flush(self, ino: int, first: int, count: int, how: int = _SYNC_FILE_RANGE_WRITE) -> bool:
+        """Start writeback of the range in WRITEs of up to 1 MiB; False when it could not be, which is no error."""
+        path = self._alias(ino) if self._alias is not None else None
+        if path is None:
+            return False
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
+            return False
+        try:
+            return int(_sync_file_range(fd, first, count, how)) == 0
+        finally:
+            self._closer.close(fd, os.fsencode(os.path.basename(path)))

@@ -1,0 +1,1 @@
+"""The FUSE requests: inodes, open files, names, READ and WRITE."""

@@ -1,0 +1,184 @@
+"""NameRequests: LOOKUP and FORGET, making, renaming and removing names."""
+
+import errno
+import os
+import stat
+from collections.abc import Sequence
+from typing import Final
+
+import pyfuse3
+
+from ttmfs.driver.entries import Entry, Folder, Symlink
+from ttmfs.driver.names import check_length
+from ttmfs.driver.namespace import BoFile, Namespace
+from ttmfs.errors import TtmError
+from ttmfs.fs.requests.base import is_own
+from ttmfs.fs.requests.guard import guarded
+from ttmfs.fs.requests.open import OpenRequests
+from ttmfs.fs.tree.nodes import VirtualDir
+from ttmfs.svm.names import SpaceFile, SpaceNames
+
+ALIAS_PREFIX: Final = b".ttmfs-ino-"
+"""Names in the root that open a BO by inode number; only the daemon's own threads may look them up."""
+
+
+class NameRequests(OpenRequests):
+    """Names: those below bo/ and svm/ are files and folders, all others are made up when they are asked for."""
+
+    @guarded
+    async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        """LOOKUP; names that do not exist are not cached by the kernel either."""
+        parent = self.inodes.get(parent_inode)
+        if isinstance(parent, Folder):
+            return self._reply(self._names(parent).child(parent, name))
+        check_length(name)
+        if parent is self.tree.root and name.startswith(ALIAS_PREFIX) and is_own(ctx.pid):
+            return self._reply_alias(name)
+        node = parent.child(os.fsdecode(name)) if isinstance(parent, VirtualDir) else None
+        if node is None:
+            raise TtmError(errno.ENOENT, "no such file")
+        if isinstance(node, VirtualDir):
+            node.above = parent_inode
+        return self._reply(node)
+
+    def _reply_alias(self, name: bytes) -> pyfuse3.EntryAttributes:
+        ino = int(name[len(ALIAS_PREFIX) :])
+        file = self.names.files.get(ino) or self.spaces.files.get(ino)
+        if file is None:
+            raise TtmError(errno.ENOENT, "no such BO or address space")
+        attr = self._reply(file)
+        attr.entry_timeout = 0
+        return attr
+
+    @guarded
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        """FORGET. What the kernel knew was kept for its sake: an OPEN may have been on its way."""
+        for ino, lookups in inode_list:
+            node = self.inodes.forget(ino, lookups)
+            if isinstance(node, BoFile):
+                self.names.drop_if_unused(node)
+            elif isinstance(node, SpaceFile):
+                self.spaces.drop_if_unused(node)
+
+    # -- names ---------------------------------------------------------------------------------------------------
+
+    def _folder(self, inode: int) -> Folder:
+        node = self.inodes.get(inode)
+        if isinstance(node, VirtualDir) and node.gone():
+            raise TtmError(errno.ENOENT, "the BO of this folder was unlinked")
+        if not isinstance(node, Folder):
+            raise TtmError(errno.EPERM, "BOs and folders are made below bo/ only, address spaces in svm/")
+        return node
+
+    def _names(self, folder: Folder) -> Namespace | SpaceNames:
+        return self.spaces if folder is self.spaces.root else self.names
+
+    @guarded
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        """A new BO or address space, opened."""
+        self._check_open()
+        folder = self._folder(parent_inode)
+        if name in folder.children and not flags & os.O_EXCL:
+            # It came while this was on its way, by ctl/import: the kernel shall look again, and ask who may open it.
+            raise TtmError(errno.ESTALE, f"{os.fsdecode(name)!r} was made meanwhile")
+        file = self._create(folder, name, mode, ctx)
+        return await self._open_file(file, flags, ctx), self._reply(file)
+
+    def _create(self, folder: Folder, name: bytes, mode: int, ctx: pyfuse3.RequestContext) -> BoFile | SpaceFile:
+        try:
+            file = self._names(folder).create(folder, name, mode & ~ctx.umask, ctx.uid, ctx.gid)
+        except TtmError as error:
+            if error.errno == errno.EDQUOT:
+                self._failed(os.fsdecode(name), "create", error, ctx.uid)
+            raise
+        if isinstance(file, BoFile):
+            self.names.clients.adopt(file, ctx.pid)
+        return file
+
+    @guarded
+    async def mknod(
+        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        """Regular files only."""
+        if not stat.S_ISREG(mode):
+            raise TtmError(errno.EPERM, "a BO is a regular file")
+        folder = self._folder(parent_inode)
+        return self._reply(self._create(folder, name, mode, ctx))
+
+    @guarded
+    async def mkdir(
+        self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        """A folder of BOs."""
+        folder = self._folder(parent_inode)
+        return self._reply(self._names(folder).mkdir(folder, name, mode & ~ctx.umask, ctx.uid, ctx.gid))
+
+    @guarded
+    async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        """The BO or address space lives on while it is open or mapped, or has another name."""
+        folder = self._folder(parent_inode)
+        self._names(folder).unlink(folder, name)
+
+    @guarded
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        """An empty folder."""
+        folder = self._folder(parent_inode)
+        self._names(folder).rmdir(folder, name)
+
+    @guarded
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: pyfuse3.RequestContext,
+    ) -> None:
+        """rename(2), RENAME_NOREPLACE, RENAME_EXCHANGE."""
+        old, new = self._folder(parent_inode_old), self._folder(parent_inode_new)
+        names = self._names(old)
+        if names is not self._names(new):
+            raise _stays()
+        if flags == pyfuse3.RENAME_EXCHANGE:
+            names.exchange(old, name_old, new, name_new)
+        elif flags in (0, pyfuse3.RENAME_NOREPLACE):
+            names.rename(old, name_old, new, name_new, replace=flags == 0)
+        else:
+            raise TtmError(errno.EINVAL, f"rename flags {flags} are not supported")
+
+    @guarded
+    async def link(
+        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        """One more name of a BO or of a symbolic link."""
+        entry, folder = self.inodes.get(inode), self._folder(new_parent_inode)
+        if not isinstance(entry, Entry):
+            raise TtmError(errno.EXDEV, "what is below bo/ gets names there, nothing else does")
+        names = self._names(folder)
+        if isinstance(entry, SpaceFile) is not (names is self.spaces):
+            raise _stays()
+        names.link(entry, folder, new_name)
+        return self._reply(entry)
+
+    @guarded
+    async def symlink(
+        self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        """A symbolic link, to anything."""
+        folder = self._folder(parent_inode)
+        return self._reply(self._names(folder).symlink(folder, name, target, ctx.uid, ctx.gid))
+
+    @guarded
+    async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
+        """Where a symbolic link leads."""
+        node = self.inodes.get(inode)
+        if not isinstance(node, Symlink):
+            raise TtmError(errno.EINVAL, "this is no symbolic link")
+        return node.target
+
+
+def _stays() -> TtmError:
+    return TtmError(errno.EXDEV, "an address space stays in svm/, a BO in bo/")

@@ -1,0 +1,149 @@
+"""OpenRequests: OPEN, FLUSH, RELEASE, poll and fsync of BO files, svm files and virtual files."""
+
+import errno
+import os
+import select
+from functools import partial
+from typing import Final
+
+import pyfuse3
+
+from ttmfs.driver.namespace import BoFile
+from ttmfs.errors import TtmError
+from ttmfs.fs.commands.handles import CommandHandle, TextHandle
+from ttmfs.fs.kernel.opening import Opening
+from ttmfs.fs.requests.base import BoHandle, is_own
+from ttmfs.fs.requests.guard import guarded
+from ttmfs.fs.requests.inode import InodeRequests
+from ttmfs.fs.requests.space_handle import SpaceHandle
+from ttmfs.fs.tree.nodes import VirtualFile
+from ttmfs.fs.tree.trace_pipe import READABLE, PipeFile, PipeHandle
+from ttmfs.observe.asker import asked_anew
+from ttmfs.svm.names import SpaceFile
+from ttmfs.ttm.looking import after_stores, before_stores
+from ttmfs.ttm.unmap import unmap_virtual
+from ttmfs.units import PAGE_SIZE
+
+WORTH_COUNTING: Final = 64 << 10
+"""Bytes of a text from which on it is counted for whoever has it open."""
+
+ALWAYS_READY: Final = READABLE | select.POLLOUT | select.POLLWRNORM
+
+
+class OpenRequests(InodeRequests):
+    """The life of an open file, apart from its READs and WRITEs."""
+
+    async def _open_file(
+        self, file: BoFile | SpaceFile, flags: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.FileInfo:
+        writes = flags & os.O_ACCMODE != os.O_RDONLY
+        own = is_own(ctx.pid)
+        file.opens += 1
+        file.write_opens += writes
+        handle: BoHandle | SpaceHandle
+        if isinstance(file, SpaceFile):
+            handle = SpaceHandle(
+                file, self.counters, self._failed, self.tree.page_cache, pid=ctx.pid, writes=writes, own=own
+            )
+            file.client_opens += not own
+            # A read ahead would be a touch of ranges that nobody has asked for.
+            read_ahead = 0
+        else:
+            handle = BoHandle(file, pid=ctx.pid, writes=writes, own=own)
+            read_ahead = max(file.bo.prefault, 1) * PAGE_SIZE >> 10
+        fh = self._new_handle(handle)
+        if writes:
+            await self._before_stores(file)
+        if not own:
+            self.set_read_ahead(read_ahead)
+        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(fh))
+
+    @staticmethod
+    async def _before_stores(file: BoFile | SpaceFile) -> None:
+        """Who may store into it has been counted: zeros that were only looked at leave the caches."""
+        if isinstance(file, SpaceFile):
+            await before_stores(file.space, file.space.drop_looked)
+        else:
+            await before_stores(file.bo, partial(unmap_virtual, file.bo))
+
+    @guarded
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        """O_TRUNC arrives here, not as a SETATTR."""
+        asked_anew(ctx.pid)
+        self._check_open()
+        node = self.inodes.get(inode)
+        if isinstance(node, BoFile):
+            if flags & os.O_TRUNC:
+                # Unlike a SETATTR, an OPEN holds no writeback back: a WRITE of old bytes that is under way would
+                # arrive after the truncate and make the file grow again. INVAL waits for it.
+                await unmap_virtual(node.bo)
+                self._set_size(node, 0)
+            return await self._open_file(node, flags, ctx)
+        if isinstance(node, SpaceFile):
+            if flags & os.O_TRUNC:
+                if self.tree.page_cache is not None:
+                    await self.tree.page_cache.invalidate(node.ino)
+                self._set_size(node, 0)
+            return await self._open_file(node, flags, ctx)
+        if not isinstance(node, VirtualFile):
+            raise TtmError(errno.EISDIR, "a folder cannot be opened as a file")
+        if flags & os.O_ACCMODE != os.O_RDONLY and not node.writable:
+            raise TtmError(errno.EACCES, "this file is read-only")
+        handle = await node.open(Opening(ctx.pid, ctx.uid, ctx.gid, flags))
+        fh = self._new_handle(handle)
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            self.openers[fh] = ctx.pid
+        if isinstance(handle, TextHandle) and handle.size > WORTH_COUNTING:
+            self._readers[fh] = ctx.uid
+            self.texts.keep(ctx.uid, handle, handle.size)
+        stream = isinstance(node, PipeFile)
+        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(fh), direct_io=True, keep_cache=False, nonseekable=stream)
+
+    @guarded
+    async def flush(self, fh: int) -> None:
+        """close(2): what was written through it shows in mtime now."""
+        handle = self._handles.get(fh)
+        if isinstance(handle, (BoHandle, SpaceHandle)):
+            await self._touch(handle)
+
+    async def _touch(self, handle: BoHandle | SpaceHandle) -> None:
+        """Move mtime if there were WRITEs, and have the kernel ask for it: it may have looked since the last one."""
+        if handle.file.written and not handle.own:
+            handle.file.written = False
+            handle.file.touch()
+            await handle.file.settle()
+
+    @guarded
+    async def release(self, fh: int) -> None:
+        """The last descriptor and the last mapping are gone."""
+        handle = self._handles.get(fh)
+        self.openers.pop(fh, None)
+        if isinstance(handle, (BoHandle, SpaceHandle)):
+            await self._touch(handle)
+        self._handles.pop(fh, None)
+        if isinstance(handle, (BoHandle, SpaceHandle)):
+            handle.file.opens -= 1
+            handle.file.write_opens -= handle.writes
+            if handle.writes and not handle.file.write_opens:
+                after_stores(handle.file.space if isinstance(handle, SpaceHandle) else handle.file.bo)
+            if isinstance(handle, SpaceHandle):
+                handle.file.client_opens -= not handle.own
+                self.spaces.drop_if_unused(handle.file)
+            else:
+                self.names.drop_if_unused(handle.file)
+        elif isinstance(handle, PipeHandle | CommandHandle):
+            handle.close()
+        elif isinstance(handle, TextHandle) and fh in self._readers:
+            self.texts.drop(self._readers.pop(fh), handle)
+
+    @guarded
+    async def poll(
+        self, inode: int, fh: int, poll_handle: "pyfuse3.PollHandle | None", ctx: pyfuse3.RequestContext
+    ) -> int:
+        """poll(2) and its like: everything is always ready but trace_pipe."""
+        handle = self._handles.get(fh)
+        return handle.poll(poll_handle) if isinstance(handle, PipeHandle) else ALWAYS_READY
+
+    @guarded
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        """The kernel has sent its WRITEs; there is no medium behind a BO."""
