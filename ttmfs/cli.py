@@ -56,6 +56,7 @@ _DEVICE_OPTIONS: Final[list[Callable[[Callable[..., Any]], Callable[..., Any]]]]
     _option("--command-timeout", type=SECONDS, default=60.0, help="Seconds that a command may take."),
     _option("--svm-notifier-size", type=SIZE, default="512M", help="Window of one svm notifier, a power of two."),
     _option("--propagate-enospc", is_flag=True, help="A full region is ENOSPC, not ENOMEM."),
+    _option("--purgeable", type=click.Choice(["zeros", "strict"]), default="zeros", help="strict: purged is an error."),
     _option("--allow-other", is_flag=True, help="Let other users in (file modes decide)."),
     _option("--user-pins", is_flag=True, help="Who may write a BO may pin it; else root and who mounts may."),
     _option(

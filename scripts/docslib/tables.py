@@ -115,7 +115,7 @@ STATUS: Final[Mapping[str, str]] = {
     "prefault_pages": "pages populated beyond those",
     "reservation_retries": "faults that met it reserved",
     "beneficial_order_failed": "1: a piece of the beneficial order was not to be had; it is on the defrag list",
-    "purged": "1: its content was dropped since it was last advised otherwise than `dontneed`",
+    "purged": "1: its content was dropped; until it is truncated to 0, or (if it reads as zeros) advised otherwise",
     "imported": "1: its memory is another file's",
     "dirty_pages": "pages written by clients since the device last took them",
     "dirty_runs": "runs of those",

@@ -15,7 +15,7 @@ from ttmfs.errors import TtmError
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm.advice import trace_use, used, want
 from ttmfs.ttm.backup import BackupFlags
-from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.bo import PURGED, BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.evict import evict_all, evict_first
 from ttmfs.ttm.placement import SYSTEM, Placement
@@ -52,13 +52,14 @@ def _moved(bo: BufferObject, ctx: OperationContext) -> Result:
 
 
 async def validate_bo(vdev: VirtualDevice, bo: BufferObject, placement: Placement, ctx: OperationContext) -> Result:
-    """ttm_bo_validate on one BO."""
+    """ttm_bo_validate on one BO. EINVAL for one that is gone (`--purgeable strict`)."""
     check_device(vdev)
     used(bo, "validate")
 
     async def work() -> Result:
         # Again, here and below: it may have waited for long.
         check_device(vdev)
+        _check_there((bo,))
         ctx.resv = bo.resv
         await validate(bo, placement, ctx)
         _validated((bo,), placement)
@@ -67,6 +68,13 @@ async def validate_bo(vdev: VirtualDevice, bo: BufferObject, placement: Placemen
         return result
 
     return await with_all_reserved([bo], ctx, work)
+
+
+def _check_there(bos: Sequence[BufferObject]) -> None:
+    """TtmError(EINVAL) for what was purged and is not to be zeros."""
+    for bo in bos:
+        if bo.gone:
+            raise TtmError(errno.EINVAL, f"{bo.name}: {PURGED}")
 
 
 def _validated(bos: Sequence[BufferObject], placement: Placement) -> None:
@@ -120,6 +128,7 @@ async def validate_many(
 
     async def work() -> Result:
         check_device(vdev)
+        _check_there(each)
         moved = await validate_all(each, placement, ctx)
         _validated(each, placement)
         result: Result = {"bytes_moved": ctx.bytes_moved, "evictions": ctx.evictions, "moved": len(moved)}

@@ -40,6 +40,8 @@ class Config:
     fault_timeout: float = 15.0
     command_timeout: float = 60.0
     propagate_enospc: bool = False
+    purgeable: str = "zeros"
+    """What a purged BO is to who wants its content: `zeros`, or an error (`strict`)."""
     allow_other: bool = False
     user_pins: bool = False
     user_limit: str = ""

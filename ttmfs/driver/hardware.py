@@ -52,6 +52,7 @@ class Hardware:
         self.ttm.prefault = config.prefault
         self.ttm.fault_timeout = config.fault_timeout
         self.ttm.propagate_enospc = config.propagate_enospc
+        self.ttm.strict_purge = config.purgeable == "strict"
         self.ttm.swap_store = make_store(config.swap_store, config.swap)
         if config.pages_limit is not None:
             self.ttm.pages_limit = min(self.ttm.pages_limit, config.pages_limit >> PAGE_SHIFT)

@@ -11,7 +11,7 @@ from ttmfs.observe import points
 from ttmfs.sync.fence import Fence
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm.advice import trace_use, used, want
-from ttmfs.ttm.bo import CONTENT_LOST, BufferObject
+from ttmfs.ttm.bo import CONTENT_LOST, PURGED, BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.external import ExternalTT
 from ttmfs.ttm.placement import SYSTEM
@@ -27,12 +27,14 @@ async def submit_job(vdev: VirtualDevice, job: Job, ctx: OperationContext) -> Qu
     """Reserve all BOs of the job under one ticket, validate them, queue the job behind their fences.
 
     TtmError: EINVAL for a range outside a BO, ENODEV unplugged, EIO for a BO whose content was lost, ENOMEM, EBUSY
-    also for BOs that do not stop growing.
+    also for BOs that do not stop growing. With `--purgeable strict` EBUSY for a BO that is advised `dontneed`, EACCES
+    for one that was purged.
     """
     check_device(vdev)
     check(job)
     bos = job.bos
     for bo in bos:
+        _check_content(bo)
         used(bo, "job")
 
     async def work() -> QueuedJob:
@@ -54,8 +56,7 @@ async def submit_job(vdev: VirtualDevice, job: Job, ctx: OperationContext) -> Qu
 
 async def _prepare(bo: BufferObject, ctx: OperationContext) -> None:
     """To its placement, with all its memory. Placement `system` means that the job takes it where it is."""
-    if bo.unknown_state:
-        raise TtmError(errno.EIO, f"{bo.name}: {CONTENT_LOST}")
+    _check_content(bo)
     if isinstance(bo.tt, ExternalTT):
         await bo.tt.check_whole()
     ctx.resv = bo.resv
@@ -66,6 +67,16 @@ async def _prepare(bo: BufferObject, ctx: OperationContext) -> None:
     added = await _populate(bo, ctx)
     points.populate(bo.device.trace, bo, pages=added, why="job")
     bo.resv.reserve_fences(1)
+
+
+def _check_content(bo: BufferObject) -> None:
+    """TtmError: EIO, EACCES, EBUSY; as msm and panfrost do with what is purged, or may be at any time."""
+    if bo.unknown_state:
+        raise TtmError(errno.EIO, f"{bo.name}: {CONTENT_LOST}")
+    if bo.gone:
+        raise TtmError(errno.EACCES, f"{bo.name}: {PURGED}")
+    if bo.purgeable and bo.device.strict_purge:
+        raise TtmError(errno.EBUSY, f"{bo.name} is advised dontneed: say willneed first, and look at `retained`")
 
 
 async def _populate(bo: BufferObject, ctx: OperationContext) -> int:

@@ -22,7 +22,7 @@ from ttmfs.errors import TtmError
 from ttmfs.memory.copy import gather
 from ttmfs.ttm import lifetime
 from ttmfs.ttm.advice import trace_use, used
-from ttmfs.ttm.bo import CONTENT_LOST, BufferObject
+from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.copy import Backing, Copy, CopyState
 from ttmfs.ttm.eof import drop_cached_eof_page
@@ -53,14 +53,14 @@ def try_read(bo: BufferObject, offset: int, size: int) -> Buffer | None:
         return b""
     if not bo.view_known:
         bo.make_view()
-    return None if bo.unknown_state else _read_now(bo, offset, size)
+    return None if bo.lost else _read_now(bo, offset, size)
 
 
 def _try_look(bo: BufferObject, offset: int, size: int) -> Buffer | None:
     """As `try_read`, for who only looks: holes are zeros and stay holes."""
     if bo.resv.locked or bo.copies or bo.gate.unmapping or not bo.visible:
         return None
-    if bo.external or bo.device.unplugged or bo.unknown_state:
+    if bo.external or bo.device.unplugged or bo.lost:
         return None
     size = min(size, bo.size - offset)
     return _look(bo, offset, size) if size > 0 else b""
@@ -184,7 +184,7 @@ async def _read_slowly(bo: BufferObject, offset: int, size: int, request: Reques
         request.note(vmf)
         if result is FaultResult.OK:
             # A copy or a truncate slipped in before, or the move that was waited for failed: start over.
-            stale = bo.copies or bo.unknown_state or size > bo.size - offset
+            stale = bo.copies or bo.lost or size > bo.size - offset
             data = None if stale else _read_now(bo, offset, size)
             if data is None and bo.looks_only and not stale:
                 data = _look(bo, offset, size)
@@ -199,9 +199,9 @@ async def _read_slowly(bo: BufferObject, offset: int, size: int, request: Reques
 
 
 def _check_content(bo: BufferObject, what: str) -> None:
-    """TtmError(EIO) when a copy failed and nobody knows what the BO's memory holds: no byte of it is right."""
-    if bo.unknown_state:
-        raise TtmError(errno.EIO, f"{what}: {CONTENT_LOST}")
+    """TtmError(EIO) when no byte of it is right: a copy failed, or it was purged and is not to read as zeros."""
+    if bo.lost:
+        raise TtmError(errno.EIO, f"{what}: {bo.lost}")
 
 
 def _give_memory_now(bo: BufferObject, first: int, count: int, *, late: bool, holes: bool = True) -> None:
@@ -294,7 +294,7 @@ def _try_write(bo: BufferObject, offset: int, data: bytes) -> bool:
     count = ((offset + len(data) - 1) >> PAGE_SHIFT) - first + 1
     if not data or bo.device.unplugged:
         return True
-    if bo.unknown_state:
+    if bo.lost:
         return False
     if not bo.copies:
         if bo.external or not bo.has_memory(first, count):
@@ -372,7 +372,7 @@ async def _write_slowly(bo: BufferObject, offset: int, data: bytes, request: Req
             request.note(vmf)
             if result in _ERRNO and end <= bo.size and not bo.has_memory(first, count):
                 raise TtmError(vmf.code or _ERRNO[result], f"write to {bo.name} page {first}: {vmf.message}")
-            if result is FaultResult.SIGBUS and not bo.copies and not bo.unknown_state and end <= bo.size:
+            if result is FaultResult.SIGBUS and not bo.copies and not bo.lost and end <= bo.size:
                 # Pinned out of the CPU's reach, say: the memory is there, and a WRITE must not be lost.
                 _scatter(bo, offset, data)
                 return

@@ -39,6 +39,8 @@ from ttmfs.units import PAGE_SHIFT, pages_of
 NUM_PRIORITIES: Final = 4
 CONTENT_LOST: Final = "its content was lost in a failed copy; truncate it to 0, or validate none, and write it anew"
 """Why nothing is served of a BO in unknown state, and what ends that."""
+PURGED: Final = "its content was purged (--purgeable strict); truncate it to 0, and write it anew"
+"""Likewise, of one that is gone for good."""
 MAX_SIZE: Final = 1 << 47
 """Bytes: 128 TiB, the address space of a process, so that a BO can always be mapped whole."""
 _NO_COPIES: Final[deque[Copy]] = deque()
@@ -121,7 +123,8 @@ class BufferObject:
         self.prefault = device.prefault
         self.madvise = "normal"
         self.purged = False
-        """Its content was dropped while it was advised `dontneed`, or by a purge; so until it is advised anew."""
+        """Its content was dropped while it was advised `dontneed`, or by a purge. Until it is truncated to 0, or, where
+        that shows as zeros, advised anew."""
         self.deleted = self.zombie = False
         """`deleted`: the last reference is gone, nobody begins anything with it; `zombie`: and it still has memory."""
         self.ghost = False
@@ -196,6 +199,16 @@ class BufferObject:
     def unevictable(self) -> bool:
         """Pinned or swapped out: on the device's unevictable list instead of a manager's LRU."""
         return self.pin_count > 0 or self.swapped
+
+    @property
+    def gone(self) -> bool:
+        """Purged on a device that does not show zeros instead: nobody gets a byte of it until it is truncated to 0."""
+        return self.purged and self.device.strict_purge
+
+    @property
+    def lost(self) -> str:
+        """Why no byte of it is served; empty when all are."""
+        return CONTENT_LOST if self.unknown_state else PURGED if self.gone else ""
 
     def content_changed(self) -> None:
         """Somebody else than a client has changed it, or dropped it."""
@@ -301,7 +314,7 @@ class BufferObject:
         """Set `fast` if all of the BO is one visible run of memory and no copy is pending."""
         self.fast = None
         self.view_known = True
-        if not self.size or self._copies or self.device.unplugged or self.unknown_state or not self.visible:
+        if not self.size or self._copies or self.device.unplugged or self.lost or not self.visible:
             return
         if self.external:
             # Imported memory may go away: it is looked at each time.

@@ -77,6 +77,8 @@ class Device:
         self.unplugged = self.closing = False
         """The mount is going: requests end with ESHUTDOWN instead of waiting."""
         self.propagate_enospc = False
+        self.strict_purge = False
+        """What was purged is an error to whoever wants it, not zeros."""
         self.defrag_list = DefragList()
         self.suspended = False
         """Every BO is in system and the device does no work; a fault of a BO that was never placed stays there."""

@@ -16,7 +16,7 @@ from ttmfs.errors import TtmError
 from ttmfs.observe import points
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm.advice import want
-from ttmfs.ttm.bo import CONTENT_LOST, BufferObject
+from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.contention import NoRoom
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.funcs import FaultFlag, FaultResult, Protection, VmFault
@@ -89,8 +89,8 @@ async def fault_reserved(vmf: VmFault, prot: Protection, num_prefault: int) -> F
     vmf.prot = prot
     if bo.external:
         return vmf.fail(FaultResult.SIGBUS, "it is imported: its exporter serves it")
-    if bo.unknown_state:
-        return vmf.fail(FaultResult.SIGBUS, CONTENT_LOST)
+    if bo.lost:
+        return vmf.fail(FaultResult.SIGBUS, bo.lost)
     if vmf.first >= bo.num_pages:
         return vmf.fail(FaultResult.SIGBUS, f"page {vmf.first} is past the end of {bo.num_pages} pages")
     looking = bo.looks_only and FaultFlag.WRITE not in vmf.flags

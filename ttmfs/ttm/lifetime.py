@@ -40,7 +40,7 @@ def resize(bo: BufferObject, size: int) -> None:
     old_size, bo.size = bo.size, size
     if not size:
         # Nothing is left that could be lost.
-        bo.unknown_state = False
+        bo.unknown_state = bo.purged = False
     if size == old_size:
         return
     bo.drop_view()
@@ -215,7 +215,7 @@ def set_madvise(bo: BufferObject, advice: str) -> None:
         bo.device.purgeable_bos[bo] = None
     else:
         bo.device.purgeable_bos.pop(bo, None)
-        bo.purged = False
+        bo.purged = bo.gone
 
 
 def _is_idle(bo: BufferObject) -> bool:

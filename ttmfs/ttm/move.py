@@ -282,8 +282,10 @@ def move_sync_cleanup(bo: BufferObject, resource: Resource) -> None:
     bo.assign(resource)
 
 
-async def pipeline_gutting(bo: BufferObject, ctx: OperationContext) -> None:
+async def pipeline_gutting(bo: BufferObject, ctx: OperationContext, *, purge: bool = False) -> None:
     """ttm_bo_pipeline_gutting: drop content and resource; the BO reads as zeros and is placed anew by its next use.
+
+    `purge`: its content goes because somebody wants the memory, and its owner is to know.
 
     Unlike the kernel, which guts pinned BOs, a pinned one is refused with EINVAL.
     """
@@ -292,6 +294,7 @@ async def pipeline_gutting(bo: BufferObject, ctx: OperationContext) -> None:
     if ctx.faulting is not bo:
         await unmap_virtual(bo)
     if bo.held_pages:
+        bo.purged |= purge
         bo.content_changed()
     if bo.resv.test_signaled(Usage.BOOKKEEP):
         if bo.tt is not None:

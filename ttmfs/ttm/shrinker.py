@@ -130,16 +130,18 @@ async def _move_to_system(bo: BufferObject, ctx: OperationContext, flags: Backup
 async def purge(bo: BufferObject, ctx: OperationContext) -> int:
     """Drop the content of a reserved BO, in memory and in the store, past the pool; returns the pages of both.
 
-    It reads as zeros afterwards. TtmError(EBUSY) when it is in use and may not be waited for.
+    It reads as zeros afterwards, or not at all (`--purgeable strict`). TtmError(EBUSY) when it is in use and may not be
+    waited for.
     """
     await wait_ctx(bo, ctx)
     pages = 0 if bo.tt is None else bo.tt.populated_pages + bo.tt.backed_up_pages
     if bo.resource is not None and not bo.resource.manager.use_tt:
         pages += bo.resource.num_pages
-        await pipeline_gutting(bo, ctx)
+        await pipeline_gutting(bo, ctx, purge=True)
     elif bo.tt is not None:
         await unmap_virtual(bo)
         bo.drop_view()
+        bo.purged |= bool(bo.held_pages)
         bo.tt.unpopulate(to_pool=False)
         pages_gone(bo.device.prefetcher, bo, 0, bo.tt.num_pages)
         if pages:
@@ -147,7 +149,6 @@ async def purge(bo: BufferObject, ctx: OperationContext) -> int:
         # Published; whoever read old bytes meanwhile must see the zeros.
         await unmap_virtual(bo)
     bo.unknown_state = False
-    bo.purged = True
     bo.device.counters.backup.purged_pages += pages
     points.purge(bo.device.trace, bo, pages=pages)
     return pages

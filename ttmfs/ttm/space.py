@@ -411,9 +411,8 @@ async def _evict_live(bo: BufferObject, ctx: OperationContext) -> None:
     if not placement:
         await wait_ctx(bo, ctx)
         pages = bo.num_pages
-        await pipeline_gutting(bo, ctx)
+        await pipeline_gutting(bo, ctx, purge=bo.purgeable)
         if bo.purgeable:
-            bo.purged = True
             bo.device.counters.backup.purged_pages += pages
         _count_eviction(bo, ctx)
         return
