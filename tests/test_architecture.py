@@ -32,6 +32,9 @@ LAYERS = (
 )
 """From the ground up: what a row names imports only from the rows above it here, and its own package."""
 
+ROOMS = {"fs": (("kernel",), ("commands",), ("tree",), ("requests",), ("mount", "daemon"))}
+"""The same inside a package: its rooms, each a folder or a module, from the ground up."""
+
 KNOW_FUSE = ("batch", "cli", "doctor", "fs", "run")
 ENTRIES = ("ttmfs.__main__",)
 """Modules that are run, not imported."""
@@ -74,10 +77,20 @@ def layer(module: str) -> int | None:
     return None if len(parts) == 1 else next(n for n, row in enumerate(LAYERS) if parts[1] in row)
 
 
+def room(module: str) -> int | None:
+    """The row of ROOMS that a module is in; None for a package without rooms, and for the package itself."""
+    parts = module.split(".")
+    if len(parts) < 3 or parts[1] not in ROOMS:
+        return None
+    return next((n for n, row in enumerate(ROOMS[parts[1]]) if parts[2] in row), -1)
+
+
 def in_no_layer(tree: SourceTree) -> Iterator[str]:
-    """Modules that LAYERS does not know."""
+    """Modules that LAYERS or ROOMS do not know."""
     known = {name for row in LAYERS for name in row}
-    yield from (name for name in tree.modules if "." in name and name.split(".")[1] not in known)
+    for name in tree.modules:
+        if ("." in name and name.split(".")[1] not in known) or room(name) == -1:
+            yield name
 
 
 def upward(tree: SourceTree) -> Iterator[str]:
@@ -88,6 +101,15 @@ def upward(tree: SourceTree) -> Iterator[str]:
             beside = found.importer.split(".")[1:2] == found.imported.split(".")[1:2]
             if mine is not None and other is not None and (other > mine or (other == mine and mine and not beside)):
                 yield f"{found.importer}:{found.line} imports {found.imported}, which is above it"
+
+
+def up_the_stairs(tree: SourceTree) -> Iterator[str]:
+    """Imports from a room above, in the same package."""
+    for found in tree.imports:
+        if found.imported.split(".")[:2] == found.importer.split(".")[:2]:
+            mine, other = room(found.importer), room(found.imported)
+            if mine is not None and other is not None and other > mine:
+                yield f"{found.importer}:{found.line} imports {found.imported}, a room above it"
 
 
 def inside_functions(tree: SourceTree) -> Iterator[str]:
@@ -178,8 +200,8 @@ def _in_core(module: str) -> bool:
 
 
 RULES: tuple[Callable[[SourceTree], Iterator[str]], ...] = (
-    *(in_no_layer, upward, inside_functions, fuse_below_fs, new_circles, without_header, imported_by_none),
-    *(own_threads, own_clocks, sets_of_objects, past_the_setters),
+    *(in_no_layer, upward, up_the_stairs, inside_functions, fuse_below_fs, new_circles),
+    *(without_header, imported_by_none, own_threads, own_clocks, sets_of_objects, past_the_setters),
 )
 
 TTMFS = SourceTree.read(REPOSITORY / "ttmfs")
@@ -220,13 +242,15 @@ def test_no_file_is_too_long() -> None:
 
 BROKEN: dict[str, tuple[Callable[[SourceTree], Iterator[str]], str]] = {
     "shops/a.py": (in_no_layer, '"""x"""\n'),
+    "fs/attic/a.py": (in_no_layer, '"""x"""\n'),
+    "fs/kernel/a.py": (up_the_stairs, '"""x"""\nfrom ttmfs.fs.tree.b import C\n'),
     "ttm/a.py": (upward, '"""x"""\nfrom ttmfs.driver import b\n'),
     "ttm/b.py": (
         upward,
         '"""x"""\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ttmfs.driver.b import C\n',
     ),
     "doctor.py": (upward, '"""x"""\nfrom ttmfs import cli\n'),
-    "fs/a.py": (upward, '"""x"""\nfrom ttmfs.replay import b\n'),
+    "fs/mount.py": (upward, '"""x"""\nfrom ttmfs.replay import b\n'),
     "sync/a.py": (inside_functions, '"""x"""\ndef f():\n    if f:\n        import json\n'),
     "svm/a.py": (fuse_below_fs, '"""x"""\nimport pyfuse3\n'),
     "driver/c.py": (new_circles, '"""x"""\nfrom ttmfs.driver import d\n'),
@@ -248,7 +272,9 @@ def test_each_rule_finds_what_breaks_it(tmp_path: Path, name: str) -> None:
     package = tmp_path / "ttmfs"
     files = {
         "__init__.py": '"""x"""\n',
-        "cli.py": '"""x"""\nimport ttmfs.driver.b\nimport ttmfs.driver.d\nimport ttmfs.replay.b\n',
+        "cli.py": '"""x"""\n'
+        + "".join(f"import ttmfs.{name}\n" for name in ("driver.b", "driver.d", "fs.tree.b", "replay.b")),
+        "fs/tree/b.py": '"""x"""\n',
         "replay/b.py": '"""x"""\n',
         "__main__.py": '"""x"""\nfrom ttmfs.cli import C\n',
         "driver/__init__.py": '"""x"""\n',
