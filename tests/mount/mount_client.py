@@ -26,7 +26,8 @@ def path(name: str) -> Any:
 
 
 def command(name: Any, text: str | bytes) -> int | None:
-    """Write `text` into a command file in one write; the errno, or 0."""
+    """Write `text` into a command file in one write; the errno, or 0. A write of nothing would be no command."""
+    assert text
     data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
     fd = os.open(path(name), os.O_WRONLY | os.O_TRUNC)
     try:

@@ -26,8 +26,8 @@ def test_without_a_descriptor_commands_fail_in_sentences_and_bytes_move(device: 
         code, lines = device.transact("ctl/import", "host /etc/hostname mappable\n")
         assert code == "EMFILE"
         assert "no descriptor left" in lines[0]["error"]
-        assert device.command("objects/a/evict", "") == "ok"
-        assert device.command("objects/a/backup", "") == "ok"
+        assert device.command("objects/a/evict", "\n") == "ok"
+        assert device.command("objects/a/backup", "\n") == "ok"
         assert device.shell.do("open(path('bo/a'), 'rb').read(3)") == b"\7\7\7"
         assert device.shell.do("open(path('ctl/selfcheck')).read()") == "ok\n"
         assert "EMFILE" in device.shell.do("open(path('error_log')).read()")

@@ -74,7 +74,7 @@ def test_a_store_beyond_is_sigbus_and_loses_nothing(device: Device) -> None:
     anna.do("fd = os.open(path('bo/m'), os.O_CREAT | os.O_RDWR, 0o644); os.ftruncate(fd, 1 << 20)")
     anna.do("m = mmap.mmap(fd, 1 << 20); m[0:4] = b'kept'")
     # All that is cached of the other goes back, and is paid for already.
-    device.command("objects/a/unmap", "")
+    device.command("objects/a/unmap", "\n")
     anna.begin("m[1 << 19] = 1")
     assert anna.died() == -7
     other = user(device, A)
@@ -90,12 +90,25 @@ def test_commands_are_refused_where_no_place_is_left(device: Device) -> None:
     assert fill(anna, "bo/a", 2 * MIB) == "ok"
     assert fill(anna, "bo/b", MIB) == "ok"
     assert give(anna, "objects/a/validate", "vram") == "ok"
+    assert device.command("objects/a/pin", "\n") == "ok"
     assert give(anna, "objects/b/validate", "vram") == "EDQUOT"
     assert give(anna, "objects/b/validate", "vram gtt") == "ok"
     assert device.status("b")["mem_type"] == "gtt"
-    device.command("objects/b/validate", "system")
-    assert device.command("ctl/evict", "vram all") == "ok"
+    assert device.command("objects/a/unpin", "\n") == "ok"
     assert give(anna, "objects/b/validate", "vram") == "ok"
+    assert (device.status("a")["mem_type"], device.status("b")["mem_type"]) == ("gtt", "vram")
+    assert selfcheck(device) == "ok\n"
+
+
+def test_a_region_is_as_large_as_the_limit_and_others_stay_in_it(device: Device) -> None:
+    anna, bert = user(device, A), user(device, B)
+    assert fill(bert, "bo/theirs", 2 * MIB) == "ok"
+    assert give(bert, "objects/theirs/validate", "vram") == "ok"
+    for number in range(4):
+        assert fill(anna, f"bo/m{number}", MIB) == "ok"
+        assert give(anna, f"objects/m{number}/validate", "vram") == "ok"
+    where = [device.status(name)["mem_type"] for name in ("theirs", "m0", "m1", "m2", "m3")]
+    assert where == ["vram", "gtt", "gtt", "vram", "vram"]
     assert selfcheck(device) == "ok\n"
 
 

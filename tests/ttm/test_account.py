@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
+from tests.core.advised import install
 from tests.core.harness import MIB, PAGE, check, device, idle, make, move, outcome, pattern
 from ttmfs.driver import calls
 from ttmfs.driver.device import VirtualDevice
@@ -87,6 +89,7 @@ async def test_a_place_over_the_limit_is_passed_over_and_refused_only_when_it_wa
         await fill(second, MIB)
         await move(vdev, second, "vram gtt")
         assert second.mem_type == "gtt"
+        await calls.pin(vdev, first)
         with pytest.raises(TtmError, match=r"1001 has 1M of the 1M of vram that it may have, and needs 1M") as caught:
             await move(vdev, second, "vram")
         assert caught.value.errno == errno.EDQUOT
@@ -96,11 +99,93 @@ async def test_a_place_over_the_limit_is_passed_over_and_refused_only_when_it_wa
         )) == errno.EDQUOT
         assert charged(vdev, ANNA) == {"vram": 256, "gtt": 256, "memory": 256}
         await check(second)
+        await calls.unpin(vdev, first)
         # In its own place it may be what it is, or less.
         await move(vdev, first, "vram:topdown vram@0-255")
         await calls.evict_one(vdev, first, OperationContext())
         await move(vdev, second, "vram")
         await check(second)
+
+
+async def test_what_one_has_goes_before_one_is_refused_and_nobody_elses() -> None:
+    """As for dmem.max: in the order of eviction, no more than needed, only what the same user pays for."""
+    async with device(user_limit="vram=2M", vram=8 * MIB) as vdev:
+        bert = theirs(vdev, BERT, "bert", MIB)
+        await move(vdev, bert, "vram")
+        first, second, third = (theirs(vdev, ANNA, name, MIB) for name in "abc")
+        for bo in (first, second, third):
+            await fill(bo, MIB)
+            await move(vdev, bo, "vram")
+        assert [bo.mem_type for bo in (first, second, third, bert)] == ["gtt", "vram", "vram", "vram"]
+        # A place elsewhere is better than an eviction, for limits as for full regions.
+        await move(vdev, first, "system")
+        await move(vdev, first, "vram gtt")
+        assert first.mem_type == "gtt"
+        big = theirs(vdev, ANNA, "big", 2 * MIB + PAGE)
+        with pytest.raises(TtmError, match=r"2M of the 2M of vram .* needs 2052K more"):
+            await move(vdev, big, "vram")
+        assert [bo.mem_type for bo in (second, third)] == ["vram", "vram"]
+        for bo in (first, second, third):
+            await check(bo)
+        assert not check_accounts(vdev)
+
+
+async def test_others_go_only_where_the_limit_lets_one_have_the_space() -> None:
+    async with device(user_limit="vram=2M", vram=4 * MIB) as vdev:
+        owner = await make(vdev, "owner", 3 * MIB, place="vram")
+        mine, more = theirs(vdev, ANNA, "a", MIB), theirs(vdev, ANNA, "b", 2 * MIB)
+        await move(vdev, mine, "vram")
+        await move(vdev, more, "vram")
+        assert (mine.mem_type, more.mem_type, owner.mem_type) == ("gtt", "vram", "gtt")
+
+
+async def test_who_has_no_memory_for_it_evicts_nothing_of_his() -> None:
+    async with device(user_limit="memory=1M,vram=1M", vram=8 * MIB) as vdev:
+        first, second, third = (theirs(vdev, ANNA, name, MIB) for name in "abc")
+        await fill(first, MIB)
+        await move(vdev, first, "vram")
+        await idle(first)
+        await fill(second, MIB)
+        assert await outcome(lambda: move(vdev, second, "vram")) == errno.EDQUOT
+        assert (first.mem_type, second.mem_type) == ("vram", "system")
+        lifetime.release(second)
+        await move(vdev, third, "vram")
+        assert (first.mem_type, charged(vdev, ANNA)["memory"]) == ("gtt", 256)
+        await check(first)
+
+
+async def test_one_that_is_at_work_is_waited_for_and_not_refused() -> None:
+    async with device(user_limit="vram=1M") as vdev, trio.open_nursery() as nursery:
+        first, second = theirs(vdev, ANNA, "a"), theirs(vdev, ANNA, "b")
+        for bo in (first, second):
+            await fill(bo, MIB)
+        await move(vdev, first, "vram")
+        assert first.resv.trylock()
+        nursery.start_soon(move, vdev, second, "vram")
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert second.mem_type == "system"
+        first.unlock()
+        with trio.fail_after(5):
+            while second.mem_type != "vram":
+                await trio.sleep(0.001)
+        assert first.mem_type == "gtt"
+        await check(first)
+        await check(second)
+
+
+async def test_a_policy_names_only_what_may_go() -> None:
+    async with device(user_limit="vram=2M", vram=8 * MIB) as vdev:
+        await install(vdev, "fifo")
+        bert = theirs(vdev, BERT, "bert", MIB)
+        await move(vdev, bert, "vram")
+        bos = [theirs(vdev, ANNA, name, MIB) for name in "abcd"]
+        for bo in bos:
+            await fill(bo, MIB)
+            await move(vdev, bo, "vram")
+        assert [bo.mem_type for bo in (bert, *bos)] == ["vram", "gtt", "gtt", "vram", "vram"]
+        stats = vdev.policies.stats()["evict"]["vram"]
+        assert (stats["taken"], stats["ejected"]) == (2, 0)
+        assert not check_accounts(vdev)
 
 
 async def test_first_touch_and_jobs_are_refused_where_their_placement_is() -> None:

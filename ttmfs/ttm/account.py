@@ -96,14 +96,25 @@ class Account:
         """How much of `what` it may have at all."""
         return min(account.limits.get(what, _BOUNDLESS) for account in self._chain)
 
-    def check(self, what: str, count: int, *, slack: int = 0) -> None:
-        """TtmError(EDQUOT) if it may not have `count` more of `what`: asked right before they are taken."""
+    def limited_by(self, what: str, count: int, *, slack: int = 0) -> "Account | None":
+        """The nearest one, upwards, that may not have `count` more of `what`; None: it may have them."""
         for account in self._chain:
             limit = account.limits.get(what)
             if limit is not None and account.used(what) + count > limit + slack:
-                for one in self._chain:
-                    one.refused += 1
-                raise account.over(what, limit, count)
+                return account
+        return None
+
+    def pays_for(self, account: "Account") -> bool:
+        """Does it pay for what is charged to `account`: is it that one, or above it?"""
+        return self in account._chain
+
+    def check(self, what: str, count: int, *, slack: int = 0) -> None:
+        """TtmError(EDQUOT) if it may not have `count` more of `what`: asked right before they are taken."""
+        account = self.limited_by(what, count, slack=slack)
+        if account is not None:
+            for one in self._chain:
+                one.refused += 1
+            raise account.over(what, account.limits[what], count)
 
     def over(self, what: str, limit: int, count: int) -> TtmError:
         """The EDQUOT."""

@@ -23,10 +23,10 @@ def named_victim(walk: Walk, adviser: Adviser, *, may_wait: bool) -> tuple[Resou
     With `may_wait` somebody whom others hold is an answer too, as in a walk of the LRU.
     """
     for level in _levels(walk.manager):
-        with adviser.victims(walk.bo.num_pages, walk.bo, level, walk.is_own) as victims:
+        with adviser.victims(walk.bo.num_pages, walk.bo, level, walk.spares) as victims:
             for bo in victims:
                 resource = bo.resource
-                if not isinstance(resource, Resource) or walk.is_own(bo) or not walk.wants(resource):
+                if not isinstance(resource, Resource) or walk.spares(bo) or not walk.wants(resource):
                     continue
                 if walk.trylock(bo):
                     return resource, True

@@ -23,6 +23,7 @@ from ttmfs.observe.asker import WHY
 from ttmfs.sync.resv import Usage
 from ttmfs.sync.ww_mutex import AcquireContext
 from ttmfs.ttm import lifetime
+from ttmfs.ttm.account import Account
 from ttmfs.ttm.advice import Adviser
 from ttmfs.ttm.advised import named_victim
 from ttmfs.ttm.afford import afford, check_space, limit_met, more_space
@@ -123,13 +124,30 @@ async def _find(
         return _take(bo, manager, place, ctx)
     except TtmError as error:
         _trace_place(bo, place, evicting, _WHY.get(error.errno or 0, "error"), error.message)
-        if error.errno in (errno.E2BIG, errno.EDQUOT):
-            return None
-        if error.errno != errno.ENOSPC:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.E2BIG):
             raise
-    if not evicting or manager.name == SYSTEM:
-        return None
+        if not evicting or manager.name == SYSTEM or error.errno == errno.E2BIG:
+            return None
+        if error.errno == errno.EDQUOT:
+            return await _evict_own(bo, manager, place, ctx)
     return await evict_alloc(bo, manager, place, ctx)
+
+
+async def _evict_own(
+    bo: BufferObject, manager: ResourceManager, place: Place, ctx: OperationContext
+) -> Resource | None:
+    """The limit of who pays for `bo` is in the way: what he has in the region goes for it, as for dmem.max.
+
+    Others' goes only where the limit lets him have the space, and the region has none.
+    """
+    count = more_space(bo, manager)
+    payer = bo.account.limited_by(manager.name, count)
+    if payer is None or bo.account.most(manager.name) < count:
+        return None
+    resource = await evict_alloc(bo, manager, place, ctx, payer)
+    if resource is None and ctx.contended is None and bo.account.limited_by(manager.name, count) is None:
+        resource = await evict_alloc(bo, manager, place, ctx)
+    return resource
 
 
 def _take(bo: BufferObject, manager: ResourceManager, place: Place, ctx: OperationContext) -> Resource:
@@ -243,13 +261,14 @@ async def _bounce(bo: BufferObject, hop: Placement, ctx: OperationContext) -> No
 
 
 async def evict_alloc(
-    bo: BufferObject, manager: ResourceManager, place: Place, ctx: OperationContext
+    bo: BufferObject, manager: ResourceManager, place: Place, ctx: OperationContext, payer: Account | None = None
 ) -> Resource | None:
     """ttm_bo_evict_alloc: evict from `manager` until `bo` fits into `place`; None when that cannot be done.
 
     Then `ctx.contended` says whether it might be done later. TtmError for errors that end the whole validate.
+    `payer`: only what that one pays for goes.
     """
-    walk = Walk(bo, manager, place, ctx)
+    walk = Walk(bo, manager, place, ctx, payer)
     resource = await _walk_lru(walk, None)
     while resource is None and not ctx.no_wait_gpu:
         ticket, left, evicted = walk.ticket, walk.left(), walk.evicted
@@ -258,7 +277,8 @@ async def evict_alloc(
         if ticket is None:
             ctx.contended = left
             return None
-        manager.claims.lay(ctx.age)
+        if payer is None:
+            manager.claims.lay(ctx.age)
         resource = _try_alloc(walk) or await _walk_lru(walk, ticket)
         if resource is None and walk.evicted == evicted:
             ctx.contended = walk.left() or left
@@ -281,7 +301,7 @@ async def _walk_lru(walk: Walk, ticket: AcquireContext | None) -> Resource | Non
             assert isinstance(item, Resource)
             victim = item.bo
             position, walk.looked = walk.looked, walk.looked + 1
-            if walk.is_own(victim):
+            if walk.spares(victim):
                 continue
             if not walk.trylock(victim):
                 if ticket is None or not walk.wants(item):
@@ -332,6 +352,9 @@ async def _walk_named(
 
 async def _evict_candidate(walk: Walk, resource: Resource, position: int) -> bool:
     """Evict the locked BO of `resource`; True when it went."""
+    if not walk.affords(resource):
+        walk.refused[resource] = None
+        return False
     try:
         await evict_bo(resource.bo, walk.ctx, for_bo=walk.bo.name, position=position)
     except TtmError as error:

@@ -11,6 +11,7 @@ import trio
 
 from ttmfs.errors import TtmError
 from ttmfs.sync.ww_mutex import AcquireContext
+from ttmfs.ttm.account import MEMORY, Account
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.contention import HOLD_SECONDS, Changed, Contended, Held
 from ttmfs.ttm.context import OperationContext
@@ -21,15 +22,26 @@ _CHANGED: Final = Changed()
 
 
 class Walk:
-    """Who evicts, for what place, and what it met."""
+    """Who evicts, for what place, and what it met.
 
-    __slots__ = ("bo", "ctx", "evicted", "looked", "manager", "place", "refused")
+    `payer`: whose limit is in the way (the kernel's `limit_pool`). Only what it pays for is a victim then.
+    """
 
-    def __init__(self, bo: BufferObject, manager: ResourceManager, place: Place, ctx: OperationContext) -> None:
+    __slots__ = ("bo", "ctx", "evicted", "looked", "manager", "payer", "place", "refused")
+
+    def __init__(
+        self,
+        bo: BufferObject,
+        manager: ResourceManager,
+        place: Place,
+        ctx: OperationContext,
+        payer: Account | None = None,
+    ) -> None:
         self.bo = bo
         self.manager = manager
         self.place = place
         self.ctx = ctx
+        self.payer = payer
         self.evicted = 0
         """BOs that went, in all walks."""
         self.looked = 0
@@ -46,6 +58,13 @@ class Walk:
         """Is it named in the same call (EALREADY), and so never its victim, nor its victims'?"""
         holder = victim.resv.holder
         return victim is self.bo or (holder is not None and (holder is self.ticket or holder is self.ctx.ticket))
+
+    def spares(self, victim: BufferObject) -> bool:
+        """Is it none of those who may go for this: its own, or somebody else's where only one's limit is in the way?"""
+        resource = victim.resource
+        return self.is_own(victim) or (
+            self.payer is not None and resource is not None and not self.payer.pays_for(resource.account)
+        )
 
     def shares_held(self, victim: BufferObject) -> bool:
         """Is the victim's reservation one that the caller holds, and allows to be evicted from?"""
@@ -85,6 +104,13 @@ class Walk:
             and self.manager.intersects(resource, self.place)
         )
 
+    def affords(self, resource: Resource) -> bool:
+        """May who pays for a victim have its content elsewhere? Not asked for where others need the space."""
+        bo = resource.bo
+        if self.payer is None or bo.deleted or not bo.funcs.evict_flags(bo):
+            return True
+        return bool(resource.account.room(MEMORY) >= resource.own_pages)
+
     def left(self) -> Contended | None:
         """What might still make room, after a walk that did not: somebody who is reserved, or on his way here, or who
         came while it was walked. None: nobody. Nothing is awaited."""
@@ -92,13 +118,13 @@ class Walk:
         for resource in self.manager.lru:
             assert isinstance(resource, Resource)
             victim = resource.bo
-            if self.is_own(victim) or not self.wants(resource):
+            if self.spares(victim) or not self.wants(resource):
                 continue
             if not victim.resv.locked or self.shares_held(victim):
                 return _CHANGED
             busy = busy or victim
         for resource in self.manager.unassigned:
             # Allocated, but not assigned yet: nobody can evict it, for the moment.
-            if busy is None and resource.bo.resv.locked and not self.is_own(resource.bo):
+            if busy is None and resource.bo.resv.locked and not self.spares(resource.bo):
                 busy = resource.bo
         return None if busy is None else Held(busy)
