@@ -23,6 +23,7 @@ from ttmfs.ttm.account import Account
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.placement import SYSTEM, Place
 from ttmfs.ttm.shrinker import shrink_for
+from ttmfs.ttm.zero_pages import reclaim_zero_pages
 
 POOL_TRIM_INTERVAL = 1.0
 _CLEAN_WINDOWS = 16
@@ -38,6 +39,7 @@ class VirtualDevice(Hardware):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.ttm.shrinkers.append(partial(shrink_for, self.ttm))
+        self.ttm.reclaimers.append(partial(reclaim_zero_pages, self.ttm))
         set_user_limit(self, config.user_limit)
         self.power = PowerState(self)
         self.defrag = DefragWorker(self)

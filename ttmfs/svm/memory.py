@@ -2,16 +2,13 @@
 
 import errno
 
-import trio
-
 from ttmfs.errors import TtmError
 from ttmfs.svm.pages import Pages, Payer, take_pages
 from ttmfs.ttm.afford import afford
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
-from ttmfs.ttm.device import Device
-from ttmfs.ttm.room import COMMAND_WAIT, FAULT_WAIT, LONGEST, below_limit, make_room
-from ttmfs.ttm.tt import out_of_memory
+from ttmfs.ttm.device import Device, Need
+from ttmfs.ttm.reclaim import COMMAND_WAIT, FAULT_WAIT, Attempts, below_limit
 
 
 async def alloc_pages(
@@ -33,18 +30,14 @@ async def alloc_pages(
     device.inject.check("page_alloc", errno.ENOMEM, f"{count} pages for {what}", count, bo=what)
     if not unlimited:
         await afford(device, payer.account, count, ctx)
-    await below_limit(device, count, but=but)
-    until = trio.current_time() + LONGEST
+    need = Need(count, but, patience=FAULT_WAIT if but is None else COMMAND_WAIT, no_wait_gpu=ctx.no_wait_gpu)
+    await below_limit(device, need)
+    attempts = Attempts(device, need)
     while True:
         try:
             pages = take_pages(payer, count, zero=zero, unlimited=unlimited)
             break
         except TtmError as error:
-            if error.errno != errno.ENOMEM:
-                raise
-            patience = FAULT_WAIT if but is None else COMMAND_WAIT
-            in_vain = count > device.pool.num_pages or trio.current_time() >= until
-            if in_vain or not await make_room(device, count, ctx, but=but, patience=patience):
-                raise out_of_memory(count, device.pool) from error
+            await attempts.after(error, count)
     device.note_pressure()
     return pages

@@ -12,6 +12,7 @@ import trio
 
 from ttmfs.svm.chunk import Chunk
 from ttmfs.svm.pages import CHUNK_PAGES, CHUNK_SHIFT, index_of, lowest, mask_from, mask_of, run_length
+from ttmfs.ttm.device import Need
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -19,14 +20,14 @@ if TYPE_CHECKING:
     from ttmfs.svm.space import AddressSpace
 
 
-async def reclaim_zero_pages(spaces: "Collection[AddressSpace]", pages: int) -> int:
-    """Free about `pages` pages of these spaces; returns how many were freed."""
+async def reclaim_zero_pages(spaces: "Collection[AddressSpace]", need: Need) -> int:
+    """A Reclaimer: free about `need.pages` pages of these spaces; returns how many were freed."""
     freed = 0
     for space in list(spaces):
         # From where the last visit ended: most of what it left behind holds something.
         numbers = list(space.chunks.irange(space.reclaim_hand)) + list(space.chunks.irange(0, space.reclaim_hand - 1))
         for number in numbers:
-            if freed >= pages:
+            if freed >= need.pages:
                 return freed
             freed += await _reclaim_chunk(space, number)
             space.reclaim_hand = number + 1

@@ -23,8 +23,8 @@ from ttmfs.memory.copy import gather
 from ttmfs.ttm import lifetime
 from ttmfs.ttm.advice import trace_use, used
 from ttmfs.ttm.bo import BufferObject
-from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.copy import Backing, Copy, CopyState
+from ttmfs.ttm.device import Need
 from ttmfs.ttm.eof import drop_cached_eof_page
 from ttmfs.ttm.external import read_external, write_external
 from ttmfs.ttm.fault import serve_fault
@@ -32,8 +32,8 @@ from ttmfs.ttm.funcs import FaultFlag, FaultResult, VmFault
 from ttmfs.ttm.growth import growing
 from ttmfs.ttm.move import retreat_to_system
 from ttmfs.ttm.park import park
+from ttmfs.ttm.reclaim import FAULT_WAIT, make_room
 from ttmfs.ttm.request import Request, parked, trace_fault
-from ttmfs.ttm.room import FAULT_WAIT, make_room
 from ttmfs.ttm.tt import TT
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, pages_of
 
@@ -227,9 +227,8 @@ def _give_memory_now(bo: BufferObject, first: int, count: int, *, late: bool, ho
 
 async def _make_room(bo: BufferObject, count: int, error: TtmError, request: Request) -> None:
     """There is no memory right now: make some, or raise the error."""
-    if error.errno != errno.ENOMEM or request.expired or not await make_room(
-        bo.device, count, OperationContext(), but=bo, patience=min(FAULT_WAIT, request.time_to_live)
-    ):
+    need = Need(count, bo, patience=min(FAULT_WAIT, request.time_to_live))
+    if error.errno != errno.ENOMEM or request.expired or not await make_room(bo.device, need):
         raise error
 
 

@@ -35,12 +35,19 @@ CLEAR_STEP_PAGES: Final = 64
 class Need:
     """System pages that somebody finds none free of: `pages` of them, for the BO `but`.
 
-    `but` is reserved by who asks. Its pages outside `keep` may go like those of others; none of it without `keep`.
+    `but` is reserved by who asks. Its pages outside `keep`, which the request being served has locked (H30), may go
+    like those of others; none of it without `keep`. What only others use is tried for again for `patience` seconds.
     """
 
     pages: int
     but: Any = None
     keep: range | None = None
+    patience: float = 0.5
+    no_wait_gpu: bool = False
+
+
+Reclaimer = Callable[[Need], Awaitable[int]]
+"""Asked to free so many pages it says how many it did. It waits for nobody's reservation."""
 
 
 class Device:
@@ -92,10 +99,10 @@ class Device:
         """Set when populated pages come near the limit, for who shrinks ahead of need."""
         self.purgeable_bos: dict[Any, None] = {}
         """BOs that are advised `dontneed`, the first one advised so first."""
-        self.shrinkers: list[Callable[[Need], Awaitable[int]]] = []
-        """Who makes BOs give memory up without waiting for anything: they say how many pages left it."""
-        self.reclaimers: list[Callable[[int], Awaitable[int]]] = []
-        """Who else has system pages: asked to free so many, they say how many they did."""
+        self.shrinkers: list[Reclaimer] = []
+        """Who makes BOs give memory up without waiting for anything, in this order."""
+        self.reclaimers: list[Reclaimer] = []
+        """Who else has system pages that nobody needs, in this order: asked when the shrinkers found nothing."""
         self.uses = 0
         """The clock of uses: it ticks once for every use of any BO."""
         self.homes: Homes | None = None

@@ -11,8 +11,9 @@ from ttmfs.ttm.account import MEMORY
 from ttmfs.ttm.afford import afford
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.device import Need
+from ttmfs.ttm.reclaim import COMMAND_WAIT, FAULT_WAIT, Attempts, below_limit
 from ttmfs.ttm.restore import restore_all, restore_range
-from ttmfs.ttm.room import COMMAND_WAIT, FAULT_WAIT, LONGEST, below_limit, make_room
 from ttmfs.ttm.tt import TT, out_of_memory
 from ttmfs.units import MAX_ORDER
 
@@ -66,9 +67,10 @@ async def populate_range(
         more = len(tt.holes_in(first, first + count))
         await afford(device, tt.account, more, ctx)
         prefault = min(prefault, tt.account.room(MEMORY) - more)
-    await below_limit(device, min(count + prefault, tt.num_pages - tt.populated_pages), but=bo, keep=keep)
+    need = _need(bo, ctx, min(count + prefault, tt.num_pages - tt.populated_pages), keep)
+    await below_limit(device, need)
     added = 0
-    until = trio.current_time() + LONGEST
+    attempts = Attempts(device, need)
     while not complete():
         try:
             if len(tt.handles_in(first, first + count)):
@@ -77,7 +79,7 @@ async def populate_range(
                 # Last, so that nothing is awaited between pages that come unzeroed and the caller's overwriting them.
                 added += tt.populate_range(first, count, prefault=prefault, zero=zero, unlimited=ctx.unlimited)
         except TtmError as error:
-            await _reclaim_for(bo, tt, count, ctx, error, keep, until)
+            await attempts.after(error, count)
             prefault = 0
     device.defrag_list.join_if_marked(bo)
     device.note_pressure()
@@ -103,14 +105,14 @@ async def populate_all(bo: BufferObject, tt: TT, ctx: OperationContext, *, overw
         _check_fits(tt)
         bo.device.inject.check("page_alloc", errno.ENOMEM, f"{pages} pages for {bo.name}", pages, bo=bo.name)
         await afford(bo.device, tt.account, pages - tt.backed_up_pages, ctx)
-        await below_limit(bo.device, tt.num_pages - tt.populated_pages, but=bo)
-    until = trio.current_time() + LONGEST
+        await below_limit(bo.device, _need(bo, ctx, tt.num_pages - tt.populated_pages))
+    attempts = Attempts(bo.device, _need(bo, ctx, tt.num_pages))
     while tt.backed_up_pages:
         # First, and for good: what came back from the store is content, not part of an attempt that may be undone.
         try:
             await restore_all(bo, tt)
         except TtmError as error:
-            await _reclaim_for(bo, tt, min(tt.backed_up_pages, _RESTORED_AT_ONCE), ctx, error, None, until)
+            await attempts.after(error, min(tt.backed_up_pages, _RESTORED_AT_ONCE))
     while not tt.is_populated:
         # Looked at anew for each attempt: while memory was reclaimed, WRITEs may have added pages, or made it longer.
         _check_fits(tt)
@@ -122,7 +124,7 @@ async def populate_all(bo: BufferObject, tt: TT, ctx: OperationContext, *, overw
             tt.populate_all(zero=not whole, unlimited=ctx.unlimited)
         except TtmError as error:
             tt.depopulate(np.setdiff1d(tt.present(), present_before, assume_unique=True))
-            await _reclaim_for(bo, tt, tt.num_pages - tt.populated_pages, ctx, error, None, until)
+            await attempts.after(error, tt.num_pages - tt.populated_pages)
     bo.device.defrag_list.join_if_marked(bo)
     bo.device.note_pressure()
     await trio.lowlevel.checkpoint_if_cancelled()
@@ -136,19 +138,7 @@ def _check_fits(tt: TT) -> None:
         raise out_of_memory(tt.num_pages - tt.populated_pages, tt.pool)
 
 
-async def _reclaim_for(
-    bo: BufferObject,
-    tt: TT,
-    pages: int,
-    ctx: OperationContext,
-    error: TtmError,
-    keep: range | None,
-    until: float,
-) -> None:
-    """Free memory somewhere, or raise the ENOMEM that the caller has met; also when it is `until` on trio's clock."""
-    if error.errno != errno.ENOMEM:
-        raise error
-    in_vain = pages > tt.pool.arena.num_pages or trio.current_time() >= until
+def _need(bo: BufferObject, ctx: OperationContext, pages: int, keep: range | None = None) -> Need:
+    """What is asked of reclaim for `bo`, which is reserved: a request of its own waits longest."""
     patience = FAULT_WAIT if ctx.faulting is bo else COMMAND_WAIT
-    if in_vain or not await make_room(bo.device, pages, ctx, but=bo, keep=keep, patience=patience):
-        raise out_of_memory(pages, tt.pool) from error
+    return Need(pages, bo, keep, patience, ctx.no_wait_gpu)

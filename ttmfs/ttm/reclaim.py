@@ -1,113 +1,117 @@
-"""Reclaim: memory of the system arena that can be had back without losing a byte.
+"""Direct reclaim: free system pages for who finds none (what the page allocator does under ttm_tt_populate).
 
-First pages that hold nothing but zeros: a hole says the same at no cost. They are looked for without disturbing
-anybody, unmapped, looked at again (a client may have written meanwhile) and freed. Then memory that copies in flight
-are about to free.
+First the device's shrinkers (others give memory up, then other parts of the BO that needs it), then what else has been
+registered as a reclaimer (pages that hold nothing but zeros), then what copies in flight are about to free. Nothing
+here knows any of them. Trylock only (H31): what others hold is tried again when they have had time to let go of it, for
+a bounded time.
 """
 
-import numpy as np
-import trio
-from numpy.typing import NDArray
+import errno
+from dataclasses import replace
+from typing import Final
 
+import trio
+
+from ttmfs.errors import TtmError
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm.bo import BufferObject
-from ttmfs.ttm.context import OperationContext
-from ttmfs.ttm.device import Device
+from ttmfs.ttm.device import Device, Need, Reclaimer
 from ttmfs.ttm.lru_cursor import LruCursor
-from ttmfs.ttm.placement import SYSTEM
-from ttmfs.ttm.tt import TT
-from ttmfs.ttm.unmap import unmap_virtual
+from ttmfs.ttm.tt import out_of_memory
 
+FAULT_WAIT: Final = 5.0
+"""Seconds that a request tries for memory that only BOs in use hold."""
+COMMAND_WAIT: Final = 0.5
+"""Seconds that a command does: less, because requests may wait for what it holds."""
 GHOST_WAIT: float = 1.0
 """Seconds to wait for copies in flight to give their source back."""
-_SCAN_PAGES = 256
+LONGEST: Final = 15.0
+"""Seconds after which who still finds none gives up, even if some was freed each time and others were faster."""
+_FIRST_PAUSE: Final = 0.0005
+_LONGEST_PAUSE: Final = 0.05
+_LEAST_SHRINK: Final = 512
+"""Pages that who finds none free makes others give up at the least."""
 
 
-async def reclaim(
-    device: Device, pages: int, ctx: OperationContext, *, faulting: BufferObject | None, keep: tuple[int, int] | None
-) -> int:
-    """Free about `pages` pages; returns how many were freed, 0 when nothing more can be.
+async def below_limit(device: Device, need: Need) -> None:
+    """The soft limit on populated pages, before `need.pages` more: others than its BO, then parts of it, give some up.
 
-    `faulting` is reserved by the caller. `keep` is its page range that a request in flight has locked: that range is
-    neither unmapped nor freed; None leaves `faulting` alone altogether. Trylocks others, so it never waits for another
-    request (H31).
+    What cannot go stays: the caller allocates anyway.
     """
+    over = device.over_limit(need.pages)
+    if over > 0:
+        # Some more, so that the next faults need not unmap anything.
+        await _ask(device.shrinkers, replace(need, pages=over + device.pages_gap))
+
+
+async def make_room(device: Device, need: Need) -> bool:
+    """Free some memory for `need`. False when nothing can be had.
+
+    Waits for INVALs of other BOs only, whose requests have their memory.
+    """
+    give_up = trio.current_time() + need.patience
+    pause = _FIRST_PAUSE
+    while True:
+        if await _ask(device.shrinkers, replace(need, pages=max(need.pages, _LEAST_SHRINK))):
+            return True
+        if await _ask(device.reclaimers, need) or await _ghosts_gone(device, need):
+            return True
+        if device.pool.free_pages >= need.pages:
+            return True
+        if need.no_wait_gpu or trio.current_time() >= give_up or not _held_by_others(device, need.but):
+            return False
+        await trio.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+class Attempts:
+    """The attempts of one allocation: what fails with ENOMEM is tried again while something can be reclaimed for it."""
+
+    def __init__(self, device: Device, need: Need) -> None:
+        self._device = device
+        self._need = need
+        self._give_up = trio.current_time() + LONGEST
+
+    async def after(self, error: TtmError, pages: int) -> None:
+        """An attempt at `pages` pages ended with `error`: free memory for another one, or raise it."""
+        if error.errno != errno.ENOMEM:
+            raise error
+        pool = self._device.pool
+        in_vain = pages > pool.num_pages or trio.current_time() >= self._give_up
+        if in_vain or not await make_room(self._device, replace(self._need, pages=pages)):
+            raise out_of_memory(pages, pool) from error
+
+
+async def _ask(reclaimers: list[Reclaimer], need: Need) -> int:
+    """Each for what those before it have not found; returns how many pages were freed."""
     freed = 0
-    if faulting is not None and keep is not None and _droppable(faulting):
-        freed += await drop_zero_pages(faulting, keep)
-    with LruCursor(device.managers[SYSTEM].lru, until_now=True) as cursor:
-        while freed < pages and (item := cursor.next()) is not None:
-            victim: BufferObject = item.bo
-            if victim is faulting or not _droppable(victim) or not victim.resv.trylock():
-                continue
-            try:
-                freed += await drop_zero_pages(victim, None)
-            finally:
-                victim.unlock()
-    for reclaimer in device.reclaimers:
-        if freed < pages:
-            freed += await reclaimer(pages - freed)
-    if not freed and device.num_ghosts and not ctx.no_wait_gpu:
-        freed = await _wait_for_ghosts(device)
+    for reclaimer in reclaimers:
+        if freed < need.pages:
+            freed += await reclaimer(replace(need, pages=need.pages - freed))
     return freed
 
 
-def _droppable(bo: BufferObject) -> bool:
-    tt = bo.tt
-    return (
-        tt is not None
-        and not tt.external
-        and tt.populated_pages > 0
-        and bo.mem_type == SYSTEM
-        and not bo.pin_count
-        and not bo.copies
-        and bo.resv.test_signaled(Usage.BOOKKEEP)
-    )
-
-
-async def drop_zero_pages(bo: BufferObject, keep: tuple[int, int] | None) -> int:
-    """Turn the all-zero pages of a reserved, idle system BO into holes; returns how many."""
-    tt = bo.tt
-    assert tt is not None
-    candidates = tt.present()
-    if keep is not None:
-        candidates = candidates[(candidates < keep[0]) | (candidates >= keep[0] + keep[1])]
-    candidates = await _look_for_zero_pages(tt, candidates)
-    if not len(candidates):
+async def _ghosts_gone(device: Device, need: Need) -> int:
+    """Wait for a copy in flight to give its source back; how many pages are free that were not."""
+    if need.no_wait_gpu or not device.num_ghosts:
         return 0
-    if keep is None:
-        await unmap_virtual(bo)
-    else:
-        # The folios of this range are locked by the request being served: INVAL around it (H30).
-        first, count = keep
-        if first:
-            await unmap_virtual(bo, 0, first)
-        if first + count < bo.num_pages:
-            await unmap_virtual(bo, first + count)
-    if not _droppable(bo) or bo.tt is not tt:
-        return 0
-    bo.drop_view()
-    return tt.depopulate(_zero_pages(tt, candidates))
-
-
-async def _look_for_zero_pages(tt: TT, candidates: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Those of `candidates` that hold only zeros, a step at a time; clients may write meanwhile."""
-    found = [candidates[:0]]
-    for start in range(0, len(candidates), _SCAN_PAGES):
-        found.append(_zero_pages(tt, candidates[start : start + _SCAN_PAGES]))
-        await trio.lowlevel.checkpoint()
-    return np.concatenate(found)
-
-
-def _zero_pages(tt: TT, index: NDArray[np.intp]) -> NDArray[np.intp]:
-    words = tt.arena.mem[tt.pages_at(index)].view(np.uint64)
-    zeros: NDArray[np.intp] = index[~words.any(axis=1)]
-    return zeros
-
-
-async def _wait_for_ghosts(device: Device) -> int:
     before = device.pool.free_pages
     with trio.move_on_after(GHOST_WAIT):
         while device.num_ghosts and device.pool.free_pages <= before:
             await device.ghost_gone.wait()
     return max(0, device.pool.free_pages - before)
+
+
+def _held_by_others(device: Device, but: BufferObject | None) -> bool:
+    """Has another BO pages that could go if nobody used it just now?"""
+    for manager in device.managers.values():
+        if not manager.use_tt:
+            continue
+        with LruCursor(manager.lru, until_now=True) as cursor:
+            while (item := cursor.next()) is not None:
+                other = item.bo
+                if other is but or other.tt is None or not other.tt.populated_pages or other.external:
+                    continue
+                if other.resv.locked or other.gate.unmapping or not other.resv.test_signaled(Usage.BOOKKEEP):
+                    return True
+    return False
