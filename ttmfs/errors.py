@@ -30,6 +30,12 @@ class TtmError(OSError):
         return str(self.strerror)
 
 
+def meant(word: str, known: Iterable[str]) -> str:
+    """Which of these somebody may have meant by a word that is none of them; "" when none is near."""
+    near = get_close_matches(word, list(known), 1)
+    return near[0] if near else ""
+
+
 def no_such(word: str, what: str, known: Iterable[str], more: str = "") -> TtmError:
     """EINVAL for a word that a vocabulary does not have: what it may have been, and what there is, `more` besides.
 
@@ -37,7 +43,7 @@ def no_such(word: str, what: str, known: Iterable[str], more: str = "") -> TtmEr
     "'vrm' is no region: did you mean vram? Say one of gtt vram"
     """
     words = list(known)
-    near = get_close_matches(word, words, 1)
-    hint = f"did you mean {near[0]}? Say" if near else "say"
+    near = meant(word, words)
+    hint = f"did you mean {near}? Say" if near else "say"
     said = f"{word[:80]!r} is no {what}: {hint}" if word else f"no {what} is named: say"
     return TtmError(_errno.EINVAL, f"{said} one of {' '.join(words)}{more}")

@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
 from typing import Final
 
 import click
+
+from ttmfs.errors import meant
 
 IGNORED: Final = frozenset(
     (
@@ -52,8 +53,8 @@ def mount_words(options: Iterable[str], mount: click.Command) -> list[str]:
         if key == "ro":
             raise click.UsageError("-o ro: a device is read and written; modes say who may")
         if found is None or name == "foreground":
-            near = get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"say some of {' '.join(sorted(known))}"
+            near = meant(name, known)
+            hint = f"did you mean {near}?" if near else f"say some of {' '.join(sorted(known))}"
             raise click.UsageError(f"-o {key}: ttmfs has no such option: {hint}")
         if found.is_flag == bool(equals):
             raise click.UsageError(f"-o {part}: say {key}{'' if found.is_flag else '=VALUE'}")

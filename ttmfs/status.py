@@ -39,12 +39,9 @@ def show(text: str) -> None:
         sizes = [format_size(region[key]) for key in ("size", "used", "visible_size", "visible_used")]
         table.add_row(name, *sizes, str(region["bos"]))
     console.print(table)
-    state = values.get("state", {})
-    facts = [key.replace("_", " ") for key in ("suspended", "unplugged", "engines_paused") if state.get(key)]
-    facts += [f"injecting {' '.join(state['injecting'])}"] if state.get("injecting") else []
-    facts += [f"tracing {state['tracing']}"] if state.get("tracing", "off") != "off" else []
-    if facts:
-        console.print(f"{'state':9} {', '.join(facts)}", highlight=False)
+    said = values.get("state", {}).get("says")
+    if said:
+        console.print(f"{'state':9} {', '.join(said)}", highlight=False, markup=False)
     for part in ("bos", "pool", "faults", "requests", "moves", "fences"):
         plain = {key: value for key, value in values.get(part, {}).items() if not isinstance(value, list)}
         counts = "  ".join(f"{key} {value}" for key, value in plain.items())

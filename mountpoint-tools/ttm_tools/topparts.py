@@ -56,10 +56,14 @@ def region_line(name: str, region: dict[str, int], width: int, view: bool) -> Te
 
 
 def header_line(mount: str, stats: dict[str, Any]) -> Text:
-    """Which mount, and what is pending."""
+    """Which mount, what about its device is out of the ordinary, and what is pending."""
     bos, fences, requests = (stats.get(key, {}) for key in ("bos", "fences", "requests"))
     text = Text(no_wrap=True, overflow="ellipsis")
     text.append(f" ttm-top  {mount}", "bold")
+    said = stats.get("state", {}).get("says")
+    if said:
+        text.append("   ")
+        text.append(f" {', '.join(said)} ", "bold black on #ffb74d")
     text.append(f"   {bos.get('count', 0)} BOs")
     for key, value in (
         ("ghosts", bos.get("ghosts", 0)),

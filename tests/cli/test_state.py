@@ -10,7 +10,15 @@ from ttm_tools import Device
 
 pytestmark = pytest.mark.mount
 
-ORDINARY = {"suspended": False, "unplugged": False, "engines_paused": False, "injecting": [], "tracing": "off"}
+ORDINARY = {
+    "suspended": False,
+    "unplugged": False,
+    "engines_paused": False,
+    "injecting": [],
+    "policies": [],
+    "tracing": "off",
+    "says": [],
+}
 
 
 def status(device: Device) -> list[str]:
@@ -28,12 +36,32 @@ def test_what_is_out_of_the_ordinary_is_seen(ttmfs_device: Device) -> None:
         with ttmfs_device.inject("move"), ttmfs_device.inject("ghost", times=0), ttmfs_device.pause_engines():
             ttmfs_device.files.command("ctl/trace", "move_end evict")
             found = ttmfs_device.stats["state"]
-            assert found == {**ORDINARY, "engines_paused": True, "injecting": ["move"], "tracing": "evict move_end"}
+            says = ["engines paused", "injecting move", "tracing evict move_end"]
+            assert found == {
+                **ORDINARY, "engines_paused": True, "injecting": ["move"], "tracing": "evict move_end", "says": says
+            }  # fmt: skip
             assert status(ttmfs_device) == ["state     engines paused, injecting move, tracing evict move_end"]
             ttmfs_device.files.command("ctl/trace", "off")
         ttmfs_device.command("suspend")
-        assert ttmfs_device.stats["state"] == {**ORDINARY, "suspended": True}
+        assert ttmfs_device.stats["state"] == {**ORDINARY, "suspended": True, "says": ["suspended"]}
         ttmfs_device.command("resume")
+        assert ttmfs_device.stats["state"] == ORDINARY
+
+
+def test_policies_in_office_are_seen(ttmfs_device: Device) -> None:
+    files = ttmfs_device.files
+    chosen = {"evict": "vram clock bits=2", "prefetch": "tree", "promote": "moverate"}
+    files.command("ctl/trace", "off")
+    try:
+        for kind, words in chosen.items():
+            files.command(f"policies/{kind}", words)
+        policies = [f"{kind} {words}" for kind, words in chosen.items()]
+        says = [f"policy {policy}" for policy in policies]
+        assert ttmfs_device.stats["state"] == {**ORDINARY, "policies": policies, "says": says}
+        assert status(ttmfs_device) == [f"state     {', '.join(says)}"]
+    finally:
+        for kind, words in {"evict": "vram lru", "prefetch": "none", "promote": "none"}.items():
+            files.command(f"policies/{kind}", words)
         assert ttmfs_device.stats["state"] == ORDINARY
 
 

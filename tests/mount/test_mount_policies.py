@@ -101,8 +101,8 @@ def test_a_policy_is_chosen_asked_and_watched(device: Device) -> None:
 
 
 REFUSED = (
-    ("evict", "vram nope", "there is no evict policy 'nope'"),
-    ("evict", "vram tree", "there is no evict policy 'tree'"),
+    ("evict", "vram nope", "'nope' is no evict policy: say one of lru"),
+    ("evict", "vram tree", "'tree' is no evict policy"),
     ("evict", "vram", "say REGION NAME"),
     ("evict", "\n", "say REGION NAME"),
     ("evict", "nowhere fifo", "is no region"),
@@ -113,7 +113,7 @@ REFUSED = (
     ("evict", "vram lru size=1", "has no parameter 'size'"),
     ("evict", "vram mine.py:Mine", "say the whole path"),
     ("evict", "vram os:path", "is no evict policy"),
-    ("prefetch", "vram", "there is no prefetch policy 'vram'"),
+    ("prefetch", "vram", "'vram' is no prefetch policy"),
     ("prefetch", "vram tree", "key=value"),
     ("prefetch", "\n", "say which prefetch policy"),
     ("promote", "moverate rate=-1", "whole number of bytes a second"),

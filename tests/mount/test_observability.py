@@ -10,7 +10,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from tests.mount.mount_harness import MIB, PAGE, REPOSITORY, Device
 from tests.mount.trace_reading import record, slurp
-from ttmfs.fs.tree.stat_keys import COUNTER, KEYS, OPTIONAL, key_of, leaves, markdown
+from ttmfs.fs.tree.stat_keys import COUNTER, KEYS, OPTIONAL, key_of, leaves, markdown, metric_name
 
 pytestmark = [pytest.mark.mount, pytest.mark.usefixtures("no_trace_left")]
 MOUNT_OPTIONS = ("--vram", "32M", "--visible-vram", "16M", "--gtt", "64M", "--memory", "128M", "--fault-timeout", "20")
@@ -50,11 +50,26 @@ def test_metrics_are_the_numbers_of_stats(device: Device) -> None:
         name, region = key_of(path)
         if not KEYS[name].kind or name.split(".")[0] in ("requests", "faults"):
             continue
-        metric = "ttmfs_" + name.replace(".*", "").replace(".", "_") + ("_total" if KEYS[name].kind == COUNTER else "")
+        metric = metric_name(name) + ("_total" if KEYS[name].kind == COUNTER else "")
         for label, number in enumerate(value) if isinstance(value, list) else [(region, value)]:
-            assert metrics[metric, str(label)] == number, path
+            assert metrics[metric, str(label)] == KEYS[name].metric_value(number), path
             seen += 1
     assert seen > 40
+
+
+def test_metrics_have_base_units_that_their_names_end_in(device: Device) -> None:
+    device.make("a", 4 * MIB, 1, "vram")
+    families = {family.name: family for family in text_string_to_metric_families(slurp(device, "metrics"))}  # type: ignore[no-untyped-call]
+    known = {metric_name(path): key for path, key in KEYS.items() if key.kind}
+    assert len(known) == len([key for key in KEYS.values() if key.kind]), "two keys have one metric"
+    for name, family in families.items():
+        assert family.documentation, name
+        assert not family.unit or name.endswith(f"_{family.unit}")
+        if name in known:
+            assert family.unit == known[name].metric_unit, name
+    assert families["ttmfs_regions_used_bytes"].unit == "bytes"
+    assert families["ttmfs_faults_max_seconds"].unit == families["ttmfs_gate_wait_seconds"].unit == "seconds"
+    assert {"ttmfs_moves_bytes", "ttmfs_requests_read_bytes", "ttmfs_svm_in_bytes"} <= set(families)
 
 
 def test_histograms_count_what_they_say(device: Device) -> None:

@@ -76,10 +76,11 @@ def test_arguments_have_the_types_of_the_signature(mine: str) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("nosuch", "EINVAL there is no evict policy 'nosuch': say one of lru fifo"),
-        ("tree", "EINVAL there is no evict policy 'tree'"),
+        ("nosuch", "EINVAL 'nosuch' is no evict policy: say one of lru fifo"),
+        ("tree", "EINVAL 'tree' is no evict policy"),
         ("lru depth=1", "EINVAL lru has no parameter 'depth': it takes no parameters"),
-        ("clock bit=1", "EINVAL clock has no parameter 'bit': it takes bits=1"),
+        ("clck", "EINVAL 'clck' is no evict policy: did you mean clock? Say one of lru fifo"),
+        ("clock bit=1", "EINVAL clock has no parameter 'bit': did you mean bits? It takes bits=1"),
         ("clock bits=one", "EINVAL bits=one: say a whole number"),
         ("clock bits=1.5", "EINVAL bits=1.5: say a whole number"),
         ("lirs hir=x", "EINVAL hir=x: say a number"),

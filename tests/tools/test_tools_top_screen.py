@@ -28,6 +28,7 @@ from tests.tools.web_tools import PATIENCE
 from ttm_tools.bolist import NAME, columns_for
 from ttm_tools.top import picture_of
 from ttm_tools.topdetail import Detail, detail_text, strip, turn_text
+from ttm_tools.topparts import header_line
 from ttm_tools.topview import Top
 
 DATA = REPOSITORY / "tests" / "data"
@@ -290,3 +291,11 @@ def test_in_a_browser_only_its_own_page_is_answered(device: Mounted) -> None:
         server.wait(PATIENCE)
         assert server.stdout is not None
         server.stdout.close()
+
+
+def test_the_head_says_what_is_out_of_the_ordinary() -> None:
+    says = ["engines paused", "policy evict vram fifo"]
+    plain = header_line("/tmp/gpu", {"state": {"says": []}}).plain
+    found = header_line("/tmp/gpu", {"state": {"says": says}}).plain
+    assert found == plain.replace("gpu", "gpu    engines paused, policy evict vram fifo ", 1)
+    assert header_line("/tmp/gpu", {}).plain == plain, "a device that does not say it yet"

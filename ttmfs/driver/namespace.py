@@ -4,7 +4,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable
-from itertools import count
+from itertools import count, islice
 from typing import Final
 
 from ttmfs import clock
@@ -13,7 +13,7 @@ from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.entries import FIRST_INO, Entry, File, Folder, Symlink
 from ttmfs.driver.names import Names
 from ttmfs.driver.shown import NOT_SHOWN
-from ttmfs.errors import TtmError
+from ttmfs.errors import TtmError, meant
 from ttmfs.observe import points
 from ttmfs.ttm import lifetime
 from ttmfs.ttm.account import BOS, Account
@@ -21,6 +21,12 @@ from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.looking import after_stores
 
 _NO_NAMES: Final = (b"", b".", b"..")
+
+_ALL_LIST: Final = 0o444
+_LOOKED_AT: Final = 4096
+_COMPARED: Final = 48
+_LONGEST: Final = 64
+"""Names of a folder that are looked at, and compared, for one that is not there, and its longest: some milliseconds."""
 
 
 class BoFile(File):
@@ -60,6 +66,16 @@ def _unlocked(bo: BufferObject) -> None:
 _WHEN_UNLOCKED: Final = (_unlocked,)
 
 
+def _perhaps(name: str, folder: Folder) -> str:
+    """What to do about a name that is not in a folder: the one that may have been meant, where everybody may list it.
+    """
+    *path, leaf = name.split("/")
+    listed = folder.children if folder.mode & _ALL_LIST == _ALL_LIST and len(leaf) <= _LONGEST else ()
+    alike = (there for there in islice(listed, _LOOKED_AT) if abs(len(there) - len(leaf)) <= 2)
+    near = meant(leaf, map(os.fsdecode, islice(alike, _COMPARED)))
+    return f"did you mean {'/'.join([*path, near])!r}?" if near else "see `ls objects`"
+
+
 class Namespace(Names[BoFile]):
     """The tree below bo/ of one device."""
 
@@ -74,16 +90,18 @@ class Namespace(Names[BoFile]):
         `entering` is told each folder before a name is looked for in it, and may raise.
         """
         entry: Entry | None = self.root
+        folder = self.root
         for part in os.fsencode(name).split(b"/"):
             if not isinstance(entry, Folder):
                 entry = None
                 break
-            entering(entry)
-            entry = entry.get(part)
+            folder = entry
+            entering(folder)
+            entry = folder.get(part)
         if isinstance(entry, Symlink):
             raise TtmError(errno.ENOENT, f"{name[:300]!r} is a symbolic link: name the BO that it leads to")
         if entry is None:
-            raise TtmError(errno.ENOENT, f"there is no BO {name[:300]!r}: see `ls objects`")
+            raise TtmError(errno.ENOENT, f"there is no BO {name[:300]!r}: {_perhaps(name, folder)}")
         if not isinstance(entry, BoFile):
             raise TtmError(errno.EISDIR, f"{name[:300]!r} is a folder: name a BO in it")
         return entry

@@ -14,7 +14,7 @@ import trio
 from ttmfs.driver.advisers import FaultAdviser, HomeKeeper, RegionAdviser
 from ttmfs.driver.hardware import Hardware
 from ttmfs.driver.promotion import Promoter
-from ttmfs.errors import TtmError
+from ttmfs.errors import TtmError, no_such
 from ttmfs.observe import points
 from ttmfs.policy import deadline
 from ttmfs.policy.api import Kind
@@ -86,7 +86,7 @@ class Policies:
             if region == SYSTEM:
                 raise TtmError(errno.EINVAL, f"nothing is evicted from system, the shrinker backs up: say {regions}")
             if region not in self.evict:
-                raise TtmError(errno.EINVAL, f"{region[:80]!r} is no region: say one of {regions}")
+                raise no_such(region, "region", self.evict)
         spec = parse_spec(kind, words)
         if spec.where is not None and spec.where[0].endswith(".py") and not spec.where[0].startswith("/"):
             raise TtmError(errno.EINVAL, f"{spec.name[:300]!r}: say the whole path: the daemon is elsewhere")
@@ -123,6 +123,16 @@ class Policies:
         if kind == "evict":
             return "".join(f"{region} {adviser.policy.name}\n" for region, adviser in self.evict.items())
         return f"{(self.prefetch.policy if kind == 'prefetch' else self.promote).name}\n"
+
+    def chosen(self) -> list[str]:
+        """Who is in office where a device without policies has nobody, as the words that choose it: `evict vram fifo`.
+        """
+        found = [f"evict {region} {one.policy.name}" for region, one in self.evict.items() if one.policy.active]
+        if self.prefetch.policy.active:
+            found.append(f"prefetch {self.prefetch.policy.name}")
+        if self.promote.active:
+            found.append(f"promote {self.promote.name}")
+        return found
 
     def stats(self) -> dict[str, Any]:
         """What each has been asked, what came of it, and how long it took."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from ttmfs.errors import TtmError
+from ttmfs.errors import TtmError, meant
 from ttmfs.policy.api import Kind
 from ttmfs.units import parse_size
 
@@ -141,8 +141,10 @@ def arguments(name: str, parameters: Iterable[Parameter], args: Mapping[str, str
     known = {parameter.name: parameter for parameter in parameters}
     for key in args:
         if key not in known:
+            near = meant(key, known)
+            hint = f"did you mean {near}? It" if near else "it"
             takes = " ".join(map(str, known.values())) or "no parameters"
-            raise TtmError(errno.EINVAL, f"{name} has no parameter {key!r}: it takes {takes}")
+            raise TtmError(errno.EINVAL, f"{name} has no parameter {key!r}: {hint} takes {takes}")
     return {key: known[key].parse(text) for key, text in args.items()}
 
 

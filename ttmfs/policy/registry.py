@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, cast
 
-from ttmfs.errors import TtmError
+from ttmfs.errors import TtmError, no_such
 from ttmfs.policy.api import BASES, Evict, Kind, Policy
 from ttmfs.policy.files import Source, read_source
 from ttmfs.policy.parameters import Parameter, Spec, arguments, first_sentence, parameters_of
@@ -138,5 +138,4 @@ def _find(kind: Kind, name: str) -> Entry:
             raise TtmError(errno.EINVAL, f"{name} ({point.value}) cannot be loaded: {error}") from None
         if kind_of(found) == kind:
             return entry_of(kind, name, found)
-    known = " ".join(there for of, there in _shipped() if of == kind)
-    raise TtmError(errno.EINVAL, f"there is no {kind} policy {name!r}: say one of {known}, or PATH.py:Class")
+    raise no_such(name, f"{kind} policy", (there for of, there in _shipped() if of == kind), ", or PATH.py:Class")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from ttmfs.driver.config import Config, Region
@@ -48,13 +49,26 @@ def _policy(kind: str, words: tuple[str, ...]) -> str:
 
 
 def device_state(vdev: VirtualDevice) -> dict[str, Any]:
-    """What is out of the ordinary: each is false, empty or "off" where nothing is."""
+    """What is out of the ordinary: each is false, empty or "off" where nothing is; `says` is all of it in words."""
     ttm: Device = vdev.ttm
     trace = ttm.trace
-    return {
+    state = {
         "suspended": ttm.suspended,
         "unplugged": ttm.unplugged,
         "engines_paused": any(engine.paused for engine in vdev.engines),
         "injecting": [place for place in ttm.inject if ttm.inject[place].probability and ttm.inject[place].times],
+        "policies": vdev.policies.chosen(),
         "tracing": " ".join(sorted(trace.events)) or "all" if trace.on else "off",
     }
+    return {**state, "says": _in_words(state)}
+
+
+def _in_words(state: Mapping[str, Any]) -> list[str]:
+    """A phrase for each thing that is out of the ordinary."""
+    said = [key.replace("_", " ") for key, value in state.items() if value is True]
+    if state["injecting"]:
+        said.append(f"injecting {' '.join(state['injecting'])}")
+    said += [f"policy {chosen}" for chosen in state["policies"]]
+    if state["tracing"] != "off":
+        said.append(f"tracing {state['tracing']}")
+    return said

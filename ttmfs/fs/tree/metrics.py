@@ -1,7 +1,7 @@
 """metrics: the numbers of `stats` and three histograms as OpenMetrics text, by prometheus_client.
 
-Names come from the table of stats' keys: `a.b` is `ttmfs_a_b`, a region's name is the label `region`, the index of a
-list the label `order`. Numbers that the table does not have are left out.
+Names and units come from the table of stats' keys (`metric_name`); a region's name is the label `region`, the index of
+a list the label `order`. Numbers that the table does not have are left out.
 """
 
 import importlib
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from ttmfs.fs.tree.stat_keys import COUNTER, KEYS, key_of, leaves
+from ttmfs.fs.tree.stat_keys import COUNTER, KEYS, key_of, leaves, metric_name
 from ttmfs.observe.counters import Counters, Histogram
 
 if TYPE_CHECKING:
@@ -71,19 +71,19 @@ def _add(found: "dict[str, Family]", name: str, label: str, value: Any) -> None:
     if family is None:
         labels = ["region"] if "*" in name else ["order"] if isinstance(value, list) else []
         kind = CounterMetricFamily if key.kind == COUNTER else GaugeMetricFamily
-        family = found[name] = kind("ttmfs_" + name.replace(".*", "").replace(".", "_"), key.does, labels=labels)
+        family = found[name] = kind(metric_name(name), key.does, labels=labels, unit=key.metric_unit)
     if isinstance(value, list):
         for order, number in enumerate(value):
-            family.add_metric([str(order)], number)
+            family.add_metric([str(order)], key.metric_value(number))
     else:
-        family.add_metric([label] if label else [], value)
+        family.add_metric([label] if label else [], key.metric_value(value))
 
 
 def _histogram(name: str, does: str, histogram: Histogram) -> "Metric":
     from prometheus_client.core import HistogramMetricFamily  # noqa: PLC0415
     from prometheus_client.utils import floatToGoString  # noqa: PLC0415
 
-    family = HistogramMetricFamily(f"ttmfs_{name}", does)
+    family = HistogramMetricFamily(f"ttmfs_{name}", does, unit=name.rpartition("_")[2])
     bounds = [*map(floatToGoString, histogram.bounds), "+Inf"]
     family.add_metric([], list(zip(bounds, accumulate(histogram.counts), strict=True)), sum_value=histogram.sum)
     return family

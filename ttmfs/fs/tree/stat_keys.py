@@ -23,6 +23,15 @@ class Key:
     kind: str
     does: str
 
+    @property
+    def metric_unit(self) -> str:
+        """The unit in `metrics`, which has base units only; "" for what is counted."""
+        return {"bytes": "bytes", "ms": "seconds", "ratio": "ratio"}.get(self.unit, "")
+
+    def metric_value(self, value: float) -> float:
+        """A number of `stats` in that unit."""
+        return value / 1000 if self.unit == "ms" else value
+
 
 def _section(prefix: str, **keys: tuple[str, str, str]) -> dict[str, Key]:
     return {f"{prefix}.{name}": Key(*facts) for name, facts in keys.items()}
@@ -37,7 +46,9 @@ KEYS: Final[Mapping[str, Key]] = {
         unplugged=("yes or no", "", "The device is gone."),
         engines_paused=("yes or no", "", "debug/pause_engine holds the copy engines."),
         injecting=("places", "", "Where debug/fail_* is armed; a list."),
+        policies=("policies", "", "Who is in office, as the words that chose it: `evict vram fifo`; a list."),
         tracing=("events", "", "What is recorded: off, all, or the events."),
+        says=("phrases", "", "All of this in words, a phrase for each that is out of the ordinary; a list."),
     ),
     **_section(
         "regions.*",
@@ -197,6 +208,22 @@ def key_of(path: str) -> tuple[str, str]:
     return (f"{section}.*.{leaf}", name) if dot else (path, "")
 
 
+def metric_name(path: str) -> str:
+    """The metric of one of KEYS: its parts joined by `_`, the unit last where it has one (`regions.*.used`:
+    `ttmfs_regions_used_bytes`); a counter's samples have `_total` besides."""
+    section, _, name = path.rpartition(".")
+    unit = KEYS[path].metric_unit
+    if unit:
+        words = [word for word in name.split("_") if word not in (unit, "ms")]
+        name = "_".join([*words, unit])
+    return "_".join(filter(None, ("ttmfs", section.removesuffix(".*").replace(".", "_"), name)))
+
+
+def _metric_cell(path: str) -> str:
+    total = "_total" if KEYS[path].kind == COUNTER else ""
+    return f"`{metric_name(path)}{total}`" if KEYS[path].kind else "-"
+
+
 def markdown() -> str:
     """docs/STATS.md."""
     lines = [
@@ -206,8 +233,9 @@ def markdown() -> str:
         "while the mount lives. A key whose part this device has not is absent. No key is ever renamed or given "
         f"another unit; `schema` ({SCHEMA}) would say so.",
         "",
-        "`metrics` has the same as OpenMetrics text: `regions.*.used` is `ttmfs_regions_used{region=\"vram\"}`, a "
-        "counter's samples end in `_total`. Besides, there are histograms:",
+        "`metrics` has the same as OpenMetrics text, in base units (bytes, seconds), which its names end in: "
+        "`regions.*.used` is `ttmfs_regions_used_bytes{region=\"vram\"}`, a counter's samples end in `_total`. "
+        "Besides, there are histograms:",
         "",
         "| metric | unit | what is observed |",
         "|---|---|---|",
@@ -216,10 +244,13 @@ def markdown() -> str:
         "| `ttmfs_gate_wait_seconds` | s | each time that a READ or WRITE was parked on its BO |",
         "| `ttmfs_move_bytes` | bytes | each move of a BO |",
         "",
-        "| key | unit | kind | meaning |",
-        "|---|---|---|---|",
+        "| key | unit | kind | meaning | metric |",
+        "|---|---|---|---|---|",
     ]
-    lines += [f"| `{name}` | {key.unit} | {key.kind or '-'} | {key.does} |" for name, key in KEYS.items()]
+    lines += [
+        f"| `{name}` | {key.unit} | {key.kind or '-'} | {key.does} | {_metric_cell(name)} |"
+        for name, key in KEYS.items()
+    ]
     return "\n".join(lines) + "\n"
 
 
