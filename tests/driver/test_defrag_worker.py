@@ -23,7 +23,7 @@ from ttmfs.ttm.context import OperationContext
 
 @pytest.fixture
 def clock() -> MockClock:
-    return MockClock(autojump_threshold=0.02)
+    return MockClock(autojump_threshold=0)
 
 
 def watch_runs(vdev: VirtualDevice, times: list[float]) -> None:

@@ -1,11 +1,14 @@
 """Zero pages of address spaces give way: to BOs, to other pages of the space, never with a byte of anybody's."""
 
+import errno
 import random
+from functools import partial
 
 import pytest
 import trio
 from trio.testing import MockClock
 
+from tests.core.harness import outcome
 from tests.svm.conftest import MakeDevice
 from ttmfs.svm import calls, cpu
 from ttmfs.svm.audit import check_svm
@@ -29,6 +32,24 @@ async def test_reading_through_a_space_leaves_room_for_bos(svm_device: MakeDevic
         assert await device.cache.load(space, 40 * MIB, 3 * PAGE) == bytes(3 * PAGE)
         assert check_svm(device.svm) == []
         lifetime.release(bo)
+        space.release()
+        await device.check_nothing_left()
+
+
+async def test_a_request_is_not_given_what_it_was_given_already(
+    svm_device: MakeDevice, autojump_clock: MockClock
+) -> None:
+    """What a WRITE fills first is zeros until all of it has memory: it would go round until its time is over."""
+    async with svm_device(memory=2 * MIB, swap=0) as device:
+        space = device.space(8 * MIB)
+        started = trio.current_time()
+        for _ in range(2):
+            assert await outcome(partial(cpu.write, space, PAGE, bytes([1]) * 3 * MIB)) == errno.ENOMEM
+            assert trio.current_time() == started
+            assert not space.filling
+        assert bytes(await cpu.read(space, 0, 8 * PAGE)) == bytes(8 * PAGE)
+        await cpu.write(space, 3 * MIB, bytes([2]) * MIB)
+        assert bytes(await cpu.read(space, 3 * MIB, MIB)) == bytes([2]) * MIB
         space.release()
         await device.check_nothing_left()
 

@@ -9,6 +9,7 @@ from typing import TypeVar
 import pytest
 import trio
 import trio.testing
+from trio.testing import MockClock
 
 from tests.core.harness import MIB, PAGE, check, device, make, move, pattern
 from tests.core.stores import (
@@ -148,7 +149,7 @@ class ReadingMeanwhile:
         return work()
 
 
-async def test_why_is_the_reason_of_this_backup(tmp_path: Path) -> None:
+async def test_why_is_the_reason_of_this_backup(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with device(swap_store=spec("file", tmp_path)) as vdev:
         bo = await make_noise(vdev, "a", 1200)
         bo.last_error = "something of long ago"

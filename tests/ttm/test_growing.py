@@ -97,7 +97,9 @@ async def test_a_truncate_meanwhile_is_what_a_failed_append_leaves(autojump_cloc
         assert bo.size == 100
 
 
-async def test_a_space_is_as_before_when_a_write_to_it_fails(svm_device: MakeDevice) -> None:
+async def test_a_space_is_as_before_when_a_write_to_it_fails(
+    svm_device: MakeDevice, autojump_clock: MockClock
+) -> None:
     async with svm_device(memory=2 * MIB, swap=0) as dev:
         size = 12 * PAGE + 100
         space = dev.space(size)

@@ -215,17 +215,27 @@ async def fill_holes(space: "AddressSpace", first: int, end: int, *, at_once: bo
     TtmError(ENOMEM).
     """
     waited = False
-    for number, mask in space.masks(first, end):
-        holes = mask & ~space.held(number)
-        if holes and not anew:
-            holes = space.mapped_mask(number, holes)
-        if not holes:
-            continue
-        handed = anew and number in space.chunks and bool(space.chunks[number].handed & holes)
-        pages = await _pages_for(space, holes.bit_count(), at_once=at_once, must=anew, handed=handed)
-        waited |= not at_once
-        _put(space, number, holes, pages)
+    pages = (first, end)
+    space.filling.append(pages)
+    try:
+        for number, mask in space.masks(first, end):
+            waited |= await _fill_chunk(space, number, mask, at_once=at_once, anew=anew)
+    finally:
+        space.filling.remove(pages)
     return waited
+
+
+async def _fill_chunk(space: "AddressSpace", number: int, mask: int, *, at_once: bool, anew: bool) -> bool:
+    """`fill_holes` of some pages of one chunk."""
+    holes = mask & ~space.held(number)
+    if holes and not anew:
+        holes = space.mapped_mask(number, holes)
+    if not holes:
+        return False
+    handed = anew and number in space.chunks and bool(space.chunks[number].handed & holes)
+    pages = await _pages_for(space, holes.bit_count(), at_once=at_once, must=anew, handed=handed)
+    _put(space, number, holes, pages)
+    return not at_once
 
 
 async def _pages_for(space: "AddressSpace", count: int, *, at_once: bool, must: bool, handed: bool) -> Pages:

@@ -70,6 +70,7 @@ class AddressSpace:
         "bytes_moved",
         "chunks",
         "cpu_faults",
+        "filling",
         "gpu_faults",
         "growth",
         "held_pages",
@@ -129,6 +130,8 @@ class AddressSpace:
         self.released = False
         self.unmapping: list[tuple[int, int]] = []
         """Page ranges whose INVAL has not returned."""
+        self.filling: list[tuple[int, int]] = []
+        """Page ranges that requests are giving memory to: what they have of it already is not reclaimed."""
         self.parked: dict[trio.CancelScope, tuple[int, int]] = {}
         """Requests that wait, by their pages."""
         self.cpu_faults = 0
