@@ -55,8 +55,9 @@ def work():
     import random
     rng, n = random.Random(%(seed)d), 0
     lines = [('objects/f0/validate', 'vram'), ('objects/f1/validate', 'vram'), ('objects/f2/validate', 'gtt'),
-             ('objects/f0/backup', '\\n'), ('objects/f1/defrag', '\\n'), ('objects/f2/evict', '\\n'), ('ctl/shrink', '2M'),
-             ('svm_objects/heap/prefetch', '0 4M vram'), ('svm_objects/heap/gpu', 'fill 3M 64K 9'),
+             ('objects/f0/backup', '\\n'), ('objects/f1/defrag', '\\n'), ('objects/f2/evict', '\\n'),
+             ('ctl/shrink', '2M'), ('svm_objects/heap/prefetch', '0 4M vram'),
+             ('svm_objects/heap/gpu', 'fill 3M 64K 9'),
              ('svm_objects/heap/gpu', 'atomic_add 4194296 1'), ('ctl/evict', 'vram'), ('ctl/defrag', 'all'),
              ('ctl/submit', 'checksum src=f0 wait'), ('ctl/submit', 'busy bo=f1,f2 seconds=0.01')]
     allowed = (0, errno.EBUSY, errno.ENOMEM, errno.ENOSPC, errno.ETIME, errno.EINTR, errno.ENODATA, %(more)s)

@@ -5,12 +5,13 @@ is ready, ends on SIGTERM, SIGINT or an unmount, and leaves neither a mount nor 
 process owns the way out if it cannot.
 """
 
+import contextlib
 import errno
 import logging
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Final
 
@@ -88,6 +89,16 @@ def check_mountpoint(mountpoint: str) -> str:
     return path
 
 
+@contextlib.contextmanager
+def _no_ticks() -> Iterator[None]:
+    """libfuse waits for the program that mounts and takes an EINTR for a failure: the tick of a policy is one."""
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
 def mounted_here() -> list[str]:
     """Mountpoints of all ttmfs mounts, from mountinfo: never touches the mounts themselves."""
     return tuning.mountpoints(f"fuse.{FS_NAME}")
@@ -125,7 +136,8 @@ class Mount:
         if self.config.allow_other:
             options.add("allow_other")
         try:
-            pyfuse3.init(self.operations, self.mountpoint, options)
+            with _no_ticks():
+                pyfuse3.init(self.operations, self.mountpoint, options)
         except RuntimeError as error:
             raise TtmError(errno.EIO, f"cannot mount on {self.mountpoint}: {error}{self._mount_hint()}") from None
         session = SessionFd(self.mountpoint)
