@@ -3,12 +3,18 @@
 import errno
 
 import pytest
+import trio
+import trio.testing
 
 from tests.core.harness import MIB, check, device, idle, make, move
 from ttmfs.driver import calls
+from ttmfs.driver.locking import reserved_dead_or_alive
 from ttmfs.errors import TtmError
 from ttmfs.ttm import lifetime
 from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.placement import Place
+from ttmfs.ttm.space import mem_space, move_to
+from ttmfs.ttm.validate import validate
 
 
 async def test_suspend_empties_every_region_and_resume_brings_all_back() -> None:
@@ -37,6 +43,54 @@ async def test_suspend_empties_every_region_and_resume_brings_all_back() -> None
             await check(bo)
         with pytest.raises(TtmError):
             await vdev.power.resume(OperationContext())
+
+
+async def test_a_command_that_began_before_finds_no_space_in_a_device_that_was_emptied_meanwhile() -> None:
+    """A validate that had waited for a victim put its BO into VRAM behind the back of suspend."""
+    async with device() as vdev:
+        bo = await make(vdev, "a", place="vram")
+        await vdev.power.suspend(OperationContext())
+        for region in ("vram", "gtt"):
+            async with reserved_dead_or_alive(bo):
+                with pytest.raises(TtmError, match="suspended") as caught:
+                    await validate(bo, (Place(region),), OperationContext())
+            assert caught.value.errno == errno.ENODEV
+            assert not vdev.ttm.managers[region].usage
+        await check(bo)
+        await vdev.power.resume(OperationContext())
+        assert bo.mem_type == "vram"
+        await check(bo)
+
+
+@pytest.mark.parametrize("region", ["vram", "gtt"])
+async def test_a_move_that_has_its_space_already_is_waited_for(region: str) -> None:
+    """Until it ends the space is on no list of the region: suspend said that all was empty."""
+    async with device() as vdev:
+        bo = await make(vdev, "a")
+        ctx = OperationContext()
+        suspended = trio.Event()
+
+        async def suspend() -> None:
+            await vdev.power.suspend(OperationContext())
+            assert not vdev.ttm.managers[region].usage
+            suspended.set()
+
+        async with trio.open_nursery() as nursery, reserved_dead_or_alive(bo):
+            resource = await mem_space(bo, (Place(region),), ctx)
+            nursery.start_soon(suspend)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not suspended.is_set()
+            if region == "gtt":
+                await move_to(bo, resource, ctx, evict=False)
+            else:
+                with pytest.raises(TtmError, match="suspended"):
+                    await move_to(bo, resource, ctx, evict=False)
+        assert suspended.is_set()
+        assert bo.mem_type == "system"
+        await check(bo)
+        await vdev.power.resume(OperationContext())
+        assert bo.mem_type == ("gtt" if region == "gtt" else "system")
+        await check(bo)
 
 
 async def test_bos_come_and_go_while_suspended() -> None:

@@ -17,6 +17,7 @@ from ttmfs.ttm.advice import trace_use, used, want
 from ttmfs.ttm.backup import BackupFlags
 from ttmfs.ttm.bo import PURGED, BufferObject
 from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.device import suspended_error
 from ttmfs.ttm.evict import evict_all, evict_first
 from ttmfs.ttm.placement import SYSTEM, Placement
 from ttmfs.ttm.populate import populate_all
@@ -40,7 +41,7 @@ def check_device(vdev: VirtualDevice) -> None:
     """TtmError(ENODEV) when the device does no work: unplugged or suspended."""
     check_plugged(vdev)
     if vdev.ttm.suspended:
-        raise TtmError(errno.ENODEV, "the device is suspended: write ctl/resume first")
+        raise suspended_error()
 
 
 def _moved(bo: BufferObject, ctx: OperationContext) -> Result:

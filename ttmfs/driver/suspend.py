@@ -49,6 +49,7 @@ class PowerState:
     async def suspend(self, ctx: OperationContext) -> Result:
         """Every BO to system; refuses device work. TtmError: EBUSY already, ENOMEM no memory (then nothing changed)."""
         ttm = self.vdev.ttm
+        ctx.power = True
         if ttm.suspended:
             raise TtmError(errno.EBUSY, "the device is suspended already: write ctl/resume")
         with self._exclusive():
@@ -59,7 +60,7 @@ class PowerState:
                 await self._idle()
             except BaseException as error:
                 with undoing():
-                    await self._bring_back(OperationContext())
+                    await self._bring_back(OperationContext(power=True))
                 self._give_up()
                 self._back_to_work()
                 code = getattr(error, "errno", None) or errno.EINTR
@@ -76,7 +77,7 @@ class PowerState:
         ttm = self.vdev.ttm
         if not ttm.suspended:
             raise TtmError(errno.EINVAL, "the device is not suspended")
-        ctx.unlimited = True
+        ctx.unlimited = ctx.power = True
         with self._exclusive():
             restored, failed = await self._bring_back(ctx)
             self._back_to_work()
@@ -121,10 +122,13 @@ class PowerState:
             await fence.wait()
 
     def _next(self, manager: ResourceManager) -> BufferObject | None:
+        """Who has something in the region, or will have: a move that is under way is waited for by reserving its BO."""
         item = manager.lru.first()
         if item is None:
             pinned = (item for item in self.vdev.ttm.unevictable if isinstance(item, Resource))
             item = next((resource for resource in pinned if resource.manager is manager), None)
+        if item is None:
+            item = next(iter(manager.unassigned), None)
         bo: BufferObject | None = None if item is None else item.bo
         return bo
 

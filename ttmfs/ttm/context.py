@@ -41,6 +41,8 @@ class OperationContext:
     """What an allocation met that may be gone soon: give everything up, wait for it, start over (`Turn`)."""
     unlimited: bool = False
     """What it takes is charged, but no limit of an account refuses it: content that has to go, or to come back."""
+    power: bool = False
+    """Part of suspend or resume: to nobody else does a suspended device give space."""
     together: Sequence[Gated] = ()
     """BOs that one ticket holds for a common move: none of their requests waits while one of them is unmapped."""
     bytes_moved: int = 0

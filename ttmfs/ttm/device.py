@@ -5,12 +5,14 @@ that somebody is to look at. It lies below the BO, which knows its device: what 
 here. What happens to one as a whole is in `ttmfs.ttm.lifetime`.
 """
 
+import errno
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 import trio
 
+from ttmfs.errors import TtmError
 from ttmfs.memory.account import Held
 from ttmfs.memory.pool import PagePool
 from ttmfs.memory.stores import SwapStore
@@ -29,6 +31,11 @@ from ttmfs.ttm.resource import ResourceManager
 
 CLEAR_STEP_PAGES: Final = 64
 """The step (256 KiB) in which bytes are copied and cleared on the loop while clients want something."""
+
+
+def suspended_error() -> TtmError:
+    """What all are told that want something of a suspended device."""
+    return TtmError(errno.ENODEV, "the device is suspended: write ctl/resume first")
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,7 +149,7 @@ def _notify_failed(vmf: VmFault, error: TtmError) -> FaultResult:
     if isinstance(error, NoRoom) and error.contended is not None:
         vmf.contended = error.contended
         return FaultResult.NOPAGE
-    if error.errno in (errno.EBUSY, errno.EINTR):
+    if error.errno in (errno.EBUSY, errno.EINTR) or (error.errno == errno.ENODEV and vmf.bo.device.suspended):
         return FaultResult.NOPAGE
     result = FaultResult.OOM if error.errno in (errno.ENOMEM, errno.ENOSPC) else FaultResult.SIGBUS
     return vmf.fail(result, error)

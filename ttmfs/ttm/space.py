@@ -30,6 +30,7 @@ from ttmfs.ttm.afford import afford, check_space, limit_met, more_space
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.contention import OLDEST, NoRoom
 from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.device import suspended_error
 from ttmfs.ttm.funcs import Multihop
 from ttmfs.ttm.in_the_way import in_the_way
 from ttmfs.ttm.lru_cursor import LruCursor
@@ -151,7 +152,12 @@ async def _evict_own(
 
 
 def _take(bo: BufferObject, manager: ResourceManager, place: Place, ctx: OperationContext) -> Resource:
-    """Space for the BO, as its account allows. TtmError as `alloc` of the manager, and EDQUOT."""
+    """Space for the BO, as its account allows. TtmError as `alloc` of the manager, EDQUOT, and ENODEV once suspended.
+
+    Here, and not only where a call begins: one that has waited for a victim may meet a device that was emptied.
+    """
+    if bo.device.suspended and manager.name != SYSTEM and not ctx.power:
+        raise suspended_error()
     check_space(bo, manager, ctx)
     return manager.alloc(bo, place)
 
