@@ -36,6 +36,7 @@ def report(parsed: Parsed, top: int = 15) -> list[Section]:
         ),
         _times(events),
         _bos(events, top),
+        _evictions(events, top),
         _moves(events),
         _engines(events),
         _reasons(events, top),
@@ -89,6 +90,23 @@ def _bos(events: list[Event], top: int) -> Section:
         (bo, c["all"], c["fault"], c["pages"], c["move_end"], c["bytes"], c["evict"], c["error"]) for bo, c in ranked
     ]
     return Section("bos", columns, rows)
+
+
+def _evictions(events: list[Event], top: int) -> Section:
+    """Who was evicted for whom, how often, and what had been tried for the latter before that."""
+    found: dict[tuple[str, str, str], Counter[str]] = defaultdict(Counter)
+    tried: dict[str, str] = {}
+    for event in events:
+        if event.name == "place_tried":
+            tried[event.bo] = f"{event.fact('place') or '-'} {event.fact('why') or '-'}"
+        elif event.name == "evict":
+            gets = event.facts.get("for_bo", "-")
+            way = found[event.bo or "-", gets, tried.get(gets, "-")]
+            way["count"] += 1
+            way["pages"] += int(event.number("pages") or 0)
+    ranked = sorted(found.items(), key=lambda item: (-item[1]["count"], item[0]))[:top]
+    rows = [(*who, way["count"], way["pages"]) for who, way in ranked]
+    return Section("evictions", ("evicted", "for", "tried", "count", "pages"), rows)
 
 
 _OUTCOMES: Final = {"": "moves", "0": "moves", "multihop": "multihop"}

@@ -335,7 +335,8 @@ def follow(events: tuple[str, ...], mount: str | None, bos: tuple[str, ...]) -> 
 def report_(file: str, perfetto: str | None, top: int, as_json: bool) -> None:
     """Say what a recording shows: events, latencies, BOs, moves, engines, reasons.
 
-    FILE is one that `record` wrote, or a copy of MNT/trace; - is standard input.
+    FILE is one that `record` wrote, or a copy of MNT/trace or MNT/trace.json; - is standard input. Who was evicted for
+    whom, and what was tried before that, is in the table of evictions: record evict and place_tried for it.
 
     \b
     ttm-trace report run.trace
@@ -362,7 +363,7 @@ def report_(file: str, perfetto: str | None, top: int, as_json: bool) -> None:
 def _parsed(file: str) -> Parsed:
     path = os.path.abspath(file)
     mount = next((mount for mount in ttmfs_mounts() if path.startswith(mount + "/")), None)
-    if mount is not None:
+    if mount is not None and file != "-":
         with Device(mount) as device:
             return parse(device.text(os.path.relpath(path, mount)).splitlines())
     with click.open_file(file, encoding="utf-8", errors="surrogateescape") as lines:

@@ -2,6 +2,8 @@ r"""The text of `trace` and `trace_pipe`: lines of ftrace's layout, read lenient
 
     TASK-PID   [CPU] flags  SECONDS: event: bo=NAME key=value key="with \"spaces\"" ...
 
+A line of `trace.json` is read too: `{"ts": SECONDS, "event": …, "bo": …, "task": "TASK-PID", key: value …}`.
+
 Lines that begin with `#` are comments, the part before the time may be missing. Events and keys are not checked: what
 a later version adds is kept. A line that is no event is counted, never an error.
 """
@@ -101,6 +103,8 @@ def parse_line(line: str) -> Event | None:
     """The event of a line; None for a comment or anything else."""
     if line.startswith("#"):
         return None
+    if line.startswith("{"):
+        return _of_json(line)
     found = _LINE.fullmatch(line.rstrip("\n"))
     if found is None:
         return None
@@ -116,6 +120,21 @@ def parse_line(line: str) -> Event | None:
         found["task"] or "",
         int(found["pid"] or 0),
     )
+
+
+def _of_json(line: str) -> Event | None:
+    """The event of a line of trace.json; None where it is no such object."""
+    try:
+        facts: dict[str, Any] = json.loads(line)
+        head = [facts.pop(key) for key in ("ts", "event", "bo", "task")]
+        when, (name, bo, task) = float(head[0]), map(str, head[1:])
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return None
+    if not math.isfinite(when):
+        return None
+    comm, _, pid = task.rpartition("-")
+    texts = {key: str(value) for key, value in facts.items()}
+    return Event(when, name, bo, texts, comm, int(pid) if pid.isdecimal() and pid.isascii() and len(pid) < 20 else 0)
 
 
 def sample_line(when: float, values: Mapping[str, object]) -> str:

@@ -167,6 +167,15 @@ def test_figures_of_a_report() -> None:
     assert sections["bos"][0][:4] == ("a", 105, 100, 400)
 
 
+def test_who_was_evicted_for_whom_after_what_had_been_tried() -> None:
+    tried = "  0.1: place_tried: bo=b place=vram pages=4 evicting={} why={}\n"
+    lines = tried.format(0, "full") + tried.format(1, "full")
+    lines += 2 * "  0.2: evict: bo=a from=vram pages=4 for_bo=b\n" + "  0.3: evict: bo=c from=vram pages=1\n"
+    sections = {section.title: section for section in report(parse(lines.splitlines()))}
+    assert sections["evictions"].columns == ("evicted", "for", "tried", "count", "pages")
+    assert sections["evictions"].rows == [("a", "b", "vram full", 2, 8), ("c", "-", "-", 1, 1)]
+
+
 def test_percentiles() -> None:
     assert percentile([5.0], 0.5) == 5
     assert percentile([4.0, 1.0, 3.0, 2.0], 0.5) == 2

@@ -43,6 +43,22 @@ def test_whatever_the_device_writes_is_read_back(bo: str, facts: dict[str, objec
     assert event == Event(12.5, "fault", bo, {key: str(value) for key, value in facts.items()}, "ttmfs", 99)
 
 
+@given(names, st.dictionaries(st.sampled_from(["why", "pages"]), st.one_of(st.text(), st.integers(), st.none())))
+def test_a_line_of_trace_json_is_the_event_of_the_text(bo: str, facts: dict[str, object]) -> None:
+    for task in ("a b-c-12", ""):
+        written = DeviceEvent(12.5, "fault", bo, facts, task)
+        comm, _, pid = task.rpartition("-")
+        expected = Event(12.5, "fault", bo, {key: str(value) for key, value in facts.items()}, comm, int(pid or 0))
+        assert parse_line(written.json_line()) == expected
+
+
+def test_json_that_is_no_event_is_none() -> None:
+    rest = '"event": "e", "bo": "", "task": ""}'
+    for line in ("{", "{}", f'{{"ts": NaN, {rest}', f'{{"ts": [], {rest}'):
+        assert parse_line(line) is None, line
+    assert parse(["{}", "[1]"]).odd_lines == 2
+
+
 @given(st.text())
 def test_no_text_is_too_odd(text: str) -> None:
     parsed = parse(text.splitlines())
