@@ -23,6 +23,7 @@ from ttmfs.ttm.copy import CopyState
 from ttmfs.ttm.funcs import Multihop
 from ttmfs.ttm.placement import GTT, Place, PlaceFlag
 from ttmfs.ttm.resource import Resource
+from ttmfs.ttm.tt import TT
 from ttmfs.ttm.validate import validate
 from ttmfs.units import PAGE_SIZE
 
@@ -168,11 +169,13 @@ async def test_every_failure_leaves_tt_placement_and_content(device: MakeDevice,
 class HopsOnce(DefaultDriver):
     hops = 1
 
-    async def move(self, bo: BufferObject, resource: Resource, ctx: OperationContext, *, evict: bool) -> None:
-        if bo.defrag_old_tt is not None and self.hops:
+    async def move(
+        self, bo: BufferObject, resource: Resource, ctx: OperationContext, *, evict: bool, source: TT | None = None
+    ) -> None:
+        if source is not None and self.hops:
             self.hops -= 1
             raise Multihop((Place(GTT, flags=PlaceFlag.TEMPORARY),))
-        await super().move(bo, resource, ctx, evict=evict)
+        await super().move(bo, resource, ctx, evict=evict, source=source)
 
 
 @pytest.mark.parametrize("room", [True, False])

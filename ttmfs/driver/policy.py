@@ -24,6 +24,7 @@ from ttmfs.ttm.move import IDLE_TIMEOUT, linger, move_accel_cleanup, move_null, 
 from ttmfs.ttm.placement import GTT, NOWHERE, SYSTEM, Place, PlaceFlag, Placement
 from ttmfs.ttm.populate import populate_all
 from ttmfs.ttm.resource import Resource
+from ttmfs.ttm.tt import TT
 from ttmfs.ttm.validate import validate
 
 _HOP: Placement = (Place(GTT, flags=PlaceFlag.TEMPORARY),)
@@ -84,13 +85,15 @@ class DefaultDriver:
     def delete_mem_notify(self, bo: BufferObject) -> None:
         """Nothing to undo."""
 
-    async def move(self, bo: BufferObject, resource: Resource, ctx: OperationContext, *, evict: bool) -> None:
+    async def move(
+        self, bo: BufferObject, resource: Resource, ctx: OperationContext, *, evict: bool, source: TT | None = None
+    ) -> None:
         """xe_bo_move."""
         old = bo.resource
-        if bo.defrag_old_tt is not None and resource.manager.use_tt:
+        if source is not None:
             # Behind all that writes it, without Deps: growing a collection may wait, and nothing may before the copy.
             writers = tuple(bo.resv.get_fences(Usage.WRITE))
-            await self._submit(bo, bo.defrag_old_tt, resource, writers, evict=evict, dst=bo.need_tt())
+            await self._submit(bo, source, resource, writers, evict=evict, dst=bo.need_tt())
             return
         if old is None or old.mem_type == SYSTEM:
             if resource.manager.use_tt:

@@ -103,7 +103,7 @@ async def _system(
     painter = _Painter(pool.num_pages)
     pace = Pace()
     for bo in await _all_bos(vdev, names):
-        tts = [tt for tt in (bo.tt, bo.defrag_old_tt) if tt is not None and tt.populated_pages and not tt.external]
+        tts = [tt for tt in bo.tts if tt.populated_pages and not tt.external]
         if tts:
             label = painter.label(bo)
             for tt in tts:

@@ -62,9 +62,7 @@ def add_bo(usages: Usages, bo: BufferObject, moving: _InFlight) -> None:
 
 
 def _resident(bo: BufferObject) -> list[tuple[str, int]]:
-    in_tt = bo.tt.populated_pages if bo.tt is not None else 0
-    if bo.defrag_old_tt is not None:
-        in_tt += bo.defrag_old_tt.populated_pages
+    in_tt = sum(tt.populated_pages for tt in bo.tts)
     if bo.resource is not None and not bo.resource.manager.use_tt:
         return [(bo.mem_type, bo.own_pages), (SYSTEM, in_tt)]
     return [(bo.mem_type, in_tt)]

@@ -22,6 +22,7 @@ from ttmfs.ttm.funcs import FaultResult, VmFault
 from ttmfs.ttm.move import IDLE_TIMEOUT, move_null
 from ttmfs.ttm.placement import SYSTEM, Place, Placement
 from ttmfs.ttm.resource import Resource
+from ttmfs.ttm.tt import TT
 from ttmfs.units import PAGE_SHIFT
 
 if TYPE_CHECKING:
@@ -149,8 +150,11 @@ class DevMemFuncs:
     def delete_mem_notify(self, bo: BufferObject) -> None:
         """Its pages have gone before."""
 
-    async def move(self, bo: BufferObject, resource: Resource, ctx: OperationContext, *, evict: bool) -> None:
+    async def move(
+        self, bo: BufferObject, resource: Resource, ctx: OperationContext, *, evict: bool, source: TT | None = None
+    ) -> None:
         """Into VRAM: it is fresh, and what it had is not read before the copy into it. To system: evict_to_ram."""
+        assert source is None, "it has no tt that could be backed anew"
         old = bo.resource
         if old is not None and resource.mem_type != SYSTEM:
             raise TtmError(errno.EINVAL, f"{bo.name} is memory of an address space: it stays in {bo.mem_type}")

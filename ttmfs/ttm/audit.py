@@ -141,7 +141,7 @@ class _Walk:
 
 def _tts(bo: BufferObject) -> list[TT]:
     """All that it has whose pages are the pool's."""
-    return [tt for tt in (bo.tt, bo.fresh_tt, bo.defrag_old_tt) if tt is not None and not tt.external]
+    return [tt for tt in bo.tts if not tt.external]
 
 
 def _pages_of(bo: BufferObject) -> PageArray:

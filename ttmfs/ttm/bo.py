@@ -160,6 +160,11 @@ class BufferObject:
         """For messages and traces: `named`, or what that says, where somebody may rename the BO."""
         return self.named if isinstance(self.named, str) else self.named.path
 
+    @property
+    def tts(self) -> list[TT]:
+        """All that hold something for it: its own, and while it is backed anew the old or the fresh one."""
+        return [tt for tt in (self.tt, self.defrag_old_tt, self.fresh_tt) if tt is not None]
+
     # -- size and place ------------------------------------------------------------------------------------------
 
     @property

@@ -1,9 +1,9 @@
 """Defrag: re-back a resident BO with fresh pages at the beneficial order, by way of an ordinary move (ctx->defrag).
 
-Until `commit` the BO's tt is the old one and nothing has happened: a failure to make the fresh tt, to populate it or to
-reserve a fence slot zaps nothing and is seen by nobody. From `commit` on `bo.tt` is the fresh tt and `bo.defrag_old_tt`
-the old one, which the driver's move copies from and a ghost keeps until the copy's fence signals. `restore` undoes a
-commit whose move failed.
+Until `Rebacking.commit` the BO's tt is the old one and nothing has happened: a failure to make the fresh tt, to
+populate it or to reserve a fence slot zaps nothing and is seen by nobody. From `commit` on `bo.tt` is the fresh tt and
+`bo.defrag_old_tt` the old one, which the driver is handed as the source of its copy and a ghost keeps until the copy's
+fence signals. `undo` takes back a move that failed.
 
 Pieces of 2**beneficial_order pages that are populated whole get one block each; what is populated in part (a tail, a
 sparse piece) keeps its shape, because only a whole piece can be better off than it was.
@@ -20,8 +20,6 @@ from ttmfs.ttm.page_vector import decode_pages
 from ttmfs.ttm.placement import PlaceFlag
 from ttmfs.ttm.resource import Resource
 from ttmfs.ttm.tt import TT
-
-__all__ = ["commit", "fresh_tt", "improvable", "is_defrag", "nothing_to_gain", "restore", "whole_pieces"]
 
 
 def whole_pieces(tt: TT) -> NDArray[np.intp]:
@@ -113,26 +111,60 @@ def _follow(old: TT, fresh: TT) -> None:
         fresh.adopt(missing, fresh.alloc(len(missing), max_order=below, zero=False, reclaim_backoff=True))
 
 
-def commit(bo: BufferObject, fresh: TT) -> None:
-    """Make `fresh` the BO's tt, and the old one the source of the driver's move. Synchronous.
+class Rebacking:
+    """The move of a BO from its tt to a fresh one. Nothing is awaited from its `commit` until the copy is submitted."""
 
-    Requests that came while the BO was unmapped may have filled holes of the old tt: they get memory now.
-    TtmError(ENOMEM): nothing has changed.
-    """
-    old = bo.tt
-    assert old is not None
-    assert bo.defrag_old_tt is None
-    _follow(old, fresh)
-    old.past_pool = True
-    bo.defrag_old_tt = old
-    fresh.pay(old.account)
-    bo.set_tt(fresh)
+    verb = "was backed anew"
 
+    def __init__(self, bo: BufferObject) -> None:
+        self.bo = bo
+        self.moved_pages = 0
+        """Pages that the copy covers: those of the fresh tt."""
 
-def restore(bo: BufferObject, fresh: TT) -> None:
-    """The move failed, before or after the commit: the BO is on its old tt, `fresh` is freed."""
-    old, bo.defrag_old_tt = bo.defrag_old_tt, None
-    if old is not None:
-        old.past_pool = False
-        bo.set_tt(old)
-    fresh.unpopulate()
+    @property
+    def source(self) -> TT | None:
+        """What the driver copies from, to `bo.tt`: the old tt, once committed."""
+        return self.bo.defrag_old_tt
+
+    def prepare(self) -> None:
+        """Make the fresh tt and reserve a slot for the fence. TtmError(ENOMEM): nobody was disturbed."""
+        self.bo.fresh_tt = fresh_tt(self.bo)
+        self.bo.resv.reserve_fences(1)
+
+    async def commit(self) -> None:
+        """Make the fresh tt the BO's, and the old one the source of the driver's move. Waits for nothing.
+
+        Requests that came while the BO was unmapped may have filled holes of the old tt: they get memory now.
+        TtmError(ENOMEM): nothing has changed.
+        """
+        bo, old, fresh = self.bo, self.bo.tt, self.bo.fresh_tt
+        assert old is not None
+        assert fresh is not None
+        assert bo.defrag_old_tt is None
+        _follow(old, fresh)
+        old.past_pool = True
+        bo.defrag_old_tt = old
+        fresh.pay(old.account)
+        bo.set_tt(fresh)
+        bo.fresh_tt = None
+        self.moved_pages = fresh.populated_pages
+
+    def undo(self) -> None:
+        """The move failed, before or after the commit: the BO is on its old tt, the fresh one is freed."""
+        bo = self.bo
+        fresh, bo.fresh_tt = bo.fresh_tt, None
+        old, bo.defrag_old_tt = bo.defrag_old_tt, None
+        if old is not None:
+            fresh = bo.tt
+            old.past_pool = False
+            bo.set_tt(old)
+        if fresh is not None:
+            fresh.unpopulate()
+
+    def done(self) -> None:
+        """It succeeded. A driver that copied synchronously, and made no ghost, leaves the old tt here."""
+        bo = self.bo
+        bo.device.defrag_list.leave(bo)
+        old, bo.defrag_old_tt = bo.defrag_old_tt, None
+        if old is not None:
+            old.fini()

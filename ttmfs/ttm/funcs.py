@@ -16,6 +16,7 @@ from ttmfs.ttm.contention import Contended
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.placement import Place, Placement
 from ttmfs.ttm.resource import Resource
+from ttmfs.ttm.tt import TT
 
 Bo_contra = TypeVar("Bo_contra", contravariant=True)
 """The BufferObject."""
@@ -160,11 +161,13 @@ class DriverFuncs(Protocol[Bo_contra]):
     async def fault_reserve_notify(self, bo: Bo_contra) -> None:
         """Bring the BO to where the CPU can reach it. EBUSY and ERESTARTSYS mean again, other errors SIGBUS."""
 
-    async def move(self, bo: Bo_contra, resource: Resource, ctx: OperationContext, *, evict: bool) -> None:
+    async def move(
+        self, bo: Bo_contra, resource: Resource, ctx: OperationContext, *, evict: bool, source: TT | None = None
+    ) -> None:
         """Move the BO to `resource` and assign it, or raise Multihop; on any error the BO is as it was.
 
-        With `bo.defrag_old_tt` set, copy from there to `bo.tt`, and await nothing before the copy is submitted:
-        requests find the bytes through the copy.
+        With a `source` (a BO is backed anew, see ttmfs.ttm.defrag) copy from there to `bo.tt`, and await nothing before
+        the copy is submitted: requests find the bytes through the copy.
         """
 
     def evict_flags(self, bo: Bo_contra) -> Placement:

@@ -118,9 +118,8 @@ def set_account(bo: BufferObject, account: Account) -> None:
             resources.append(bo.resource)
         for resource in resources:
             resource.pay(account)
-    for tt in (bo.tt, bo.defrag_old_tt, bo.fresh_tt):
-        if tt is not None:
-            tt.pay(account)
+    for tt in bo.tts:
+        tt.pay(account)
 
 
 def release(bo: BufferObject) -> None:

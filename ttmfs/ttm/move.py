@@ -20,7 +20,7 @@ from ttmfs.ttm import lifetime
 from ttmfs.ttm.advice import pages_gone, tell, want
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
-from ttmfs.ttm.defrag import commit, fresh_tt, is_defrag, restore
+from ttmfs.ttm.defrag import Rebacking, is_defrag
 from ttmfs.ttm.funcs import FaultResult, Multihop, VmFault
 from ttmfs.ttm.placement import SYSTEM, Place, PlaceFlag, Placement
 from ttmfs.ttm.populate import populate_all
@@ -42,7 +42,9 @@ class _GhostFuncs:
     async def fault_reserve_notify(self, bo: BufferObject) -> None:
         raise NotImplementedError
 
-    async def move(self, bo: BufferObject, resource: Resource, ctx: OperationContext, *, evict: bool) -> None:
+    async def move(
+        self, bo: BufferObject, resource: Resource, ctx: OperationContext, *, evict: bool, source: TT | None = None
+    ) -> None:
         raise NotImplementedError
 
     def evict_flags(self, bo: BufferObject) -> Placement:
@@ -82,10 +84,63 @@ async def wait_ctx(bo: BufferObject, ctx: OperationContext) -> None:
         raise TtmError(errno.EBUSY, f"{bo.name or 'a BO'} did not become idle within {IDLE_TIMEOUT:g} s")
 
 
+class PlainMove:
+    """A move to where the driver brings the bytes; before that the target has a populated tt, if it uses one.
+
+    `verb` says in the flight recorder what became of the BO.
+    """
+
+    verb = "moved"
+    source: TT | None = None
+    """Its bytes are where the BO is."""
+
+    def __init__(self, bo: BufferObject, resource: Resource, ctx: OperationContext) -> None:
+        self.bo = bo
+        self.old = bo.resource
+        self.resource = resource
+        self.ctx = ctx
+
+    def prepare(self) -> None:
+        """All that may fail comes after the INVAL: what requests populate meanwhile need not be."""
+
+    async def commit(self) -> None:
+        """Memory for the target, and a slot for the fence of the copy. Raises what populating raises."""
+        bo, resource = self.bo, self.resource
+        if resource.manager.use_tt:
+            bo.device.inject.check("tt_create", errno.ENOMEM, f"making a tt for {bo.name}", bo=bo.name)
+            tt = bo.need_tt()
+            # A hop of a BO without content stays without memory: its last leg is a clear.
+            passing = PlaceFlag.TEMPORARY in resource.flags and _is_empty(bo)
+            if resource.mem_type != SYSTEM and not passing:
+                before = tt.populated_pages
+                await populate_all(bo, tt, self.ctx, overwritten=bo.own_pages)
+                points.populate(bo.device.trace, bo, pages=tt.populated_pages - before, why="move")
+        bo.resv.reserve_fences(1)
+
+    def undo(self) -> None:
+        """It failed out of a region with memory of its own: the tt keeps only what it had to."""
+        bo, old = self.bo, self.old
+        if old is None or old.manager.use_tt or bo.resource is not old or bo.tt is None:
+            return
+        present = bo.tt.present()
+        bo.tt.depopulate(present[present < old.own_pages])
+        if not bo.tt.has_content:
+            bo.set_tt(None)
+
+    def done(self) -> None:
+        """The driver has decided what becomes of the old space."""
+
+    @property
+    def moved_pages(self) -> int:
+        """What counts as moved."""
+        return self.bo.num_pages
+
+
 async def handle_move_mem(bo: BufferObject, resource: Resource, ctx: OperationContext, *, evict: bool) -> None:
     """ttm_bo_handle_move_mem: unmap, give the target a populated tt, let the driver move.
 
-    A defrag move gets its fresh tt first and is unmapped only then, so that its usual failure disturbs nobody.
+    A move is plain or a re-backing. `prepare` may fail and disturbs nobody; `commit` follows the INVAL; then the driver
+    moves, and it is `done`, or whatever was done `undo` takes back.
     `bo` is reserved. Raises what the driver raises; the BO is then as it was and `resource` still the caller's. So it
     is when it is cancelled, which it can be wherever it waits, but for INVAL: that is not cancelled half way, and ends
     because the BO's requests are served meanwhile (R1).
@@ -93,41 +148,24 @@ async def handle_move_mem(bo: BufferObject, resource: Resource, ctx: OperationCo
     device = bo.device
     old = bo.resource
     inject = device.inject
-    fresh: TT | None = None
+    how = Rebacking(bo) if is_defrag(bo, resource, ctx, evict=evict) else PlainMove(bo, resource, ctx)
     src, dst, size = "-" if old is None else old.mem_type, resource.mem_type, bo.num_pages * PAGE_SIZE
     points.move_start(device.trace, bo, src=src, dst=dst, bytes=size, evict=evict, defrag=ctx.defrag)
     try:
-        if is_defrag(bo, resource, ctx, evict=evict):
-            fresh = bo.fresh_tt = fresh_tt(bo)
-            bo.resv.reserve_fences(1)
+        how.prepare()
         inject.check("unmap", errno.EIO, f"unmapping {bo.name}", bo=bo.name)
         if ctx.faulting is not bo:
             await unmap_virtual(bo, together=ctx.together)
-        if fresh is not None:
-            commit(bo, fresh)
-            bo.fresh_tt = None
-        elif resource.manager.use_tt:
-            inject.check("tt_create", errno.ENOMEM, f"making a tt for {bo.name}", bo=bo.name)
-            tt = bo.need_tt()
-            # A hop of a BO without content stays without memory: its last leg is a clear.
-            passing = PlaceFlag.TEMPORARY in resource.flags and _is_empty(bo)
-            if resource.mem_type != SYSTEM and not passing:
-                await _populate(bo, tt, ctx, overwritten=bo.own_pages)
-        if fresh is None:
-            bo.resv.reserve_fences(1)
+        await how.commit()
         inject.check("move", errno.EIO, f"moving {bo.name}", bo=bo.name)
-        await bo.funcs.move(bo, resource, ctx, evict=evict)
+        await bo.funcs.move(bo, resource, ctx, evict=evict, source=how.source)
     except BaseException as error:
-        if fresh is not None:
-            bo.fresh_tt = None
-            restore(bo, fresh)
-        _undo_populate(bo, old)
+        how.undo()
         errno_or_hop = _not_moved(bo, old, resource, error)
         points.move_end(device.trace, bo, src=src, dst=dst, bytes=size, evict=evict, fence=None, errno=errno_or_hop)
         raise
-    if fresh is not None:
-        _defragmented(bo)
-    moved = (bo.num_pages if fresh is None else fresh.populated_pages) * PAGE_SIZE
+    how.done()
+    moved = how.moved_pages * PAGE_SIZE
     ctx.bytes_moved += moved
     bo.bytes_moved += moved
     bo.moves += 1
@@ -137,8 +175,8 @@ async def handle_move_mem(bo: BufferObject, resource: Resource, ctx: OperationCo
     device.counters.move_bytes.observe(moved)
     fence = bo.copies[-1].fence if bo.copies else None
     points.move_end(device.trace, bo, src=src, dst=dst, bytes=size, evict=evict, fence=fence, errno=0)
-    done = "was backed anew" if fresh is not None else "was evicted" if evict else "moved"
-    bo.last_move = device.recorder.note("move", bo.name, f"{_way(bo, old, resource)}: {done}, {format_size(moved)}")
+    verb = "was evicted" if evict else how.verb
+    bo.last_move = device.recorder.note("move", bo.name, f"{_way(bo, old, resource)}: {verb}, {format_size(moved)}")
 
 
 def _not_moved(bo: BufferObject, old: Resource | None, resource: Resource, error: BaseException) -> int | str:
@@ -156,32 +194,8 @@ def _way(bo: BufferObject, old: Resource | None, new: Resource) -> str:
     return f"{bo.name!r} {'nowhere' if old is None else old.mem_type} to {new.mem_type}"
 
 
-async def _populate(bo: BufferObject, tt: TT, ctx: OperationContext, *, overwritten: int) -> None:
-    before = tt.populated_pages
-    await populate_all(bo, tt, ctx, overwritten=overwritten)
-    points.populate(bo.device.trace, bo, pages=tt.populated_pages - before, why="move")
-
-
-def _defragmented(bo: BufferObject) -> None:
-    """A defrag move succeeded. A driver that copied synchronously, and made no ghost, leaves the old tt here."""
-    bo.device.defrag_list.leave(bo)
-    old, bo.defrag_old_tt = bo.defrag_old_tt, None
-    if old is not None:
-        old.fini()
-
-
 def _is_empty(bo: BufferObject) -> bool:
     return not bo.own_pages and (bo.tt is None or not (bo.tt.populated_pages or bo.tt.backed_up_pages))
-
-
-def _undo_populate(bo: BufferObject, old: Resource | None) -> None:
-    """A failed move out of a region with memory of its own: its tt keeps only what it had to."""
-    if old is None or old.manager.use_tt or bo.resource is not old or bo.tt is None:
-        return
-    present = bo.tt.present()
-    bo.tt.depopulate(present[present < old.own_pages])
-    if not bo.tt.has_content:
-        bo.set_tt(None)
 
 
 def move_null(bo: BufferObject, resource: Resource) -> None:
