@@ -2,11 +2,13 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from docslib.kernel_map import kernel_map
 from docslib.reference import reference
+from docslib.schemas import SCHEMAS, text
 from ttmfs.fs.tree.stat_keys import markdown
 
 DOCS: Final = Path(__file__).resolve().parents[2] / "docs"
@@ -14,6 +16,7 @@ GENERATED: Final[Mapping[str, Callable[[], str]]] = {
     "reference.md": reference,
     "STATS.md": markdown,
     "kernel-map.md": kernel_map,
+    **{f"schemas/{name}.json": partial(text, name) for name in SCHEMAS},
 }
 """Files below docs/ and what writes them."""
 
@@ -39,6 +42,7 @@ def main(arguments: Sequence[str]) -> int:
         print("scripts/docs [--check]", file=sys.stderr)
         return 2
     for name, make in GENERATED.items():
+        (DOCS / name).parent.mkdir(exist_ok=True)
         (DOCS / name).write_text(make(), encoding="utf-8")
     return 0
 

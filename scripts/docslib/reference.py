@@ -34,6 +34,10 @@ without `desired` ones. `none` alone is the empty placement: the content is drop
 Writing returns when the TTM call has returned, or fails with its errno. A program that opens a command file for reading
 and writing reads the result back, one JSON object a line: `ok`, and what the call says (`bytes_moved`, `fence`,
 `mem_type`, …) or `errno` and `error`; `line` when there were several lines. Reading without writing prints the grammar.
+
+JSON Schemas of what programs read, made from the same tables: [stats](schemas/stats.json),
+[status.json of a BO](schemas/status.json) and [of an address space](schemas/space_status.json),
+[the result of a command](schemas/result.json). Keys are added, never renamed or given another type.
 """
 
 
@@ -51,6 +55,8 @@ def reference() -> str:
     ]
     parts.append(_table(("operation", "file"), rows))
 
+    parts.append("## Keys of a command's result\n\nA result has those that say something about its command.\n")
+    parts.append(_table(("key", "meaning"), _pairs({key: does for key, (_type, does) in tables.RESULTS.items()})))
     _same("FILES", tables.FILES, found.files)
     parts.append("## Files\n\nBO files are below `bo/`, address spaces in `svm/`. The others:\n")
     files = [

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from ttmfs.driver.config import Config, Region
@@ -18,6 +19,7 @@ from ttmfs.fs.tree.attributes import status
 from ttmfs.fs.tree.device import Tree
 from ttmfs.fs.tree.nodes import Node, VirtualDir, VirtualFile
 from ttmfs.fs.tree.spaces import status as space_status
+from ttmfs.fs.tree.stat_keys import key_of, leaves
 from ttmfs.observe.inject import PLACES
 from ttmfs.svm.names import SpaceNames
 from ttmfs.svm.svm import Svm
@@ -28,14 +30,17 @@ MIB = 1 << 20
 @dataclass(frozen=True, slots=True)
 class Found:
     """What a mount has. `files`: path with names replaced (`objects/NAME/status`) and whether it can be written,
-    commands left out. The others are the keys that files of several values show."""
+    commands left out. The others are the keys that files of several values show, with the values of that device; of
+    `stats` the keys of the table stat_keys.KEYS."""
 
     files: dict[str, bool]
-    status: tuple[str, ...]
-    space_status: tuple[str, ...]
+    status: dict[str, Any]
+    space_status: dict[str, Any]
     knobs: dict[str, str]
+    stats: dict[str, Any]
 
 
+@cache
 def walk() -> Found:
     """Look at a device with one BO `tex0` and one address space `heap`. Nothing of it stays."""
     config = Config(vram=4 * MIB, gtt=4 * MIB, memory=8 * MIB, swap=4 * MIB, regions=(Region("stolen", MIB),))
@@ -53,9 +58,8 @@ def walk() -> Found:
             name = _general(path)
             if name is not None:
                 files[name] = bool(node.mode & 0o200)
-        return Found(
-            files, tuple(status(file.bo)), tuple(space_status(space)), {**knobs(vdev), **svm_knobs(svm)}
-        )
+        counted = {key_of(path)[0]: value for path, value in leaves(tree.stats())}
+        return Found(files, status(file.bo), space_status(space), {**knobs(vdev), **svm_knobs(svm)}, counted)
     finally:
         vdev.close()
 

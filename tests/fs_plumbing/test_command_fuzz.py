@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from tests.core.harness import MIB, device
+from tests.schemas import faults
 from tests.svm.page_cache import PageCache
 from ttmfs.driver.namespace import Namespace
 from ttmfs.errors import TtmError
@@ -68,6 +69,7 @@ def test_no_line_is_an_internal_error(lines: list[tuple[str, str]]) -> None:
                     command, None if of_device else "a", None if of_device else bos[0], data, Opening(0, 0, 0, 2)
                 )
                 for result in map(json.loads, outcome.text.splitlines()):
+                    assert not faults("result", result), (name, line)
                     assert result["ok"] or "internal error" not in result["error"], (name, line, result)
 
     trio.run(run, clock=MockClock(autojump_threshold=0.01))
@@ -123,6 +125,7 @@ def test_no_line_for_a_space_is_an_internal_error(lines: list[tuple[str, str]], 
                 outcome = await runner.run(SPACE_COMMANDS[name], "a", opened, data, Opening(0, 0, 0, os.O_RDWR))
                 assert trio.current_time() - started < 6.0, (name, line)
                 for result in map(json.loads, outcome.text.splitlines()):
+                    assert not faults("result", result), (name, line)
                     assert result["ok"] or "internal error" not in result["error"], (name, line, result)
                     assert len(result.get("error", "")) < 400, (name, line, result)
             assert vdev.selfcheck() + check_svm(svm) == []
