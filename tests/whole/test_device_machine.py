@@ -74,9 +74,6 @@ class DeviceMachine(RuleBasedStateMachine):
                 nursery.cancel_scope.cancel()
             return result
 
-        # What an engine waits on belongs to one run of trio.
-        for engine in self.vdev.all_engines:
-            engine._work = trio.Event()
         return trio.run(run)
 
     @rule(target=bos, size=SIZES, priority=st.integers(0, 3))

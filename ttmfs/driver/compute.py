@@ -5,11 +5,10 @@ import logging
 from collections import deque
 from typing import Protocol
 
-import trio
-
 from ttmfs.driver.engine import FenceErrors
 from ttmfs.errors import TtmError
 from ttmfs.observe import points
+from ttmfs.sync.bell import Bell
 from ttmfs.sync.fence import Fence, FenceCounters, Timeline
 from ttmfs.sync.offload import Lane
 
@@ -43,14 +42,14 @@ class ComputeEngine:
         self._trace = counters.trace
         self._queue: deque[QueuedWork] = deque()
         self._errors = errors
-        self._work = trio.Event()
+        self._work = Bell()
         # Its own thread: jobs must not wait for INVALs or the other way round.
         self._lane = Lane(name, 1)
 
     def submit(self, queued: QueuedWork) -> None:
         """Queue a job whose fence was emitted by `timeline`."""
         self._queue.append(queued)
-        self._work.set()
+        self._work.ring()
 
     def pending(self) -> list[Fence]:
         """Fences of jobs that are queued or running, oldest first."""
@@ -59,6 +58,7 @@ class ComputeEngine:
     async def run(self) -> None:
         """Execute jobs for ever."""
         while True:
+            await self._work.heard()
             while self._queue:
                 queued = self._queue[0]
                 for fence in queued.deps:
@@ -72,8 +72,6 @@ class ComputeEngine:
                 if error:
                     self._errors.add(queued.fence, error)
                 queued.fence.signal(error)
-            self._work = trio.Event()
-            await self._work.wait()
 
     async def _execute(self, queued: QueuedWork) -> int:
         """0 or the errno that the job's fence carries."""

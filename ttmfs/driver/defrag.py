@@ -182,7 +182,7 @@ class DefragWorker:
         self.delay = self.interval
         while True:
             if not len(listed):
-                await listed.joined.wait()
+                await listed.joined.park()
                 self.delay = self.interval
             await self._pause()
             if len(listed) and not idle(self.vdev):
@@ -206,7 +206,7 @@ class DefragWorker:
         try:
             while True:
                 with trio.move_on_at(deadline) as scope:
-                    await listed.joined.wait()
+                    await listed.joined.park()
                 if scope.cancelled_caught:
                     return
                 self.delay = self.interval

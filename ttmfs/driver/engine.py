@@ -20,6 +20,7 @@ from ttmfs import clock
 from ttmfs.observe import points
 from ttmfs.observe.counters import RequestCounters
 from ttmfs.observe.inject import Injection
+from ttmfs.sync.bell import Bell
 from ttmfs.sync.fence import Fence, FenceCounters, Timeline
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.copy import Backing, Copy, CopyState
@@ -137,7 +138,7 @@ class CopyEngine:
         self._inject = inject
         self._errors = errors
         self._queue: deque[_Queued] = deque()
-        self._work = trio.Event()
+        self._work = Bell()
         self._resumed = trio.Event()
         self._resumed.set()
 
@@ -174,7 +175,7 @@ class CopyEngine:
         copy = Copy(src, dst, num_pages, fence) if make is None else make(fence)
         bo.add_copy(copy)
         self._queue.append(_Queued(bo, copy, tuple(deps), cpu_reachable))
-        self._work.set()
+        self._work.ring()
         return fence
 
     def pending(self) -> list[Fence]:
@@ -184,14 +185,13 @@ class CopyEngine:
     async def run(self) -> None:
         """Execute copies for ever."""
         while True:
+            await self._work.heard()
             while self._queue:
                 queued = self._queue[0]
                 for fence in queued.deps:
                     await fence.wait()
                 await self._execute(queued)
                 self._queue.popleft()
-            self._work = trio.Event()
-            await self._work.wait()
 
     async def _execute(self, queued: _Queued) -> None:
         copy = queued.copy

@@ -16,6 +16,7 @@ from ttmfs.errors import TtmError
 from ttmfs.observe import points
 from ttmfs.policy.api import BO
 from ttmfs.policy.promote import PromoteAdviser
+from ttmfs.sync.bell import Bell
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.placement import GTT, Place, PlaceFlag
@@ -35,18 +36,17 @@ class Promoter:
     def __init__(self, vdev: Hardware, policy: PromoteAdviser) -> None:
         self.vdev = vdev
         self.policy = policy
-        self._in_office = trio.Event()
+        self._in_office = Bell()
 
     def begin(self) -> None:
         """A policy is in office."""
-        self._in_office.set()
+        self._in_office.ring()
 
     async def run(self) -> None:
         """Background; runs until cancelled."""
         while True:
-            if not self.policy.active:
-                self._in_office = trio.Event()
-            await self._in_office.wait()
+            while not self.policy.active:
+                await self._in_office.heard()
             await trio.sleep(TICK_SECONDS)
             if self.policy.active and self.policy.displaced_bos and self._works:
                 for view, home in self.policy.tick(trio.current_time()):

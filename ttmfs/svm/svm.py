@@ -17,6 +17,7 @@ from ttmfs.svm.devmem import DevMemFuncs
 from ttmfs.svm.reclaim import reclaim_zero_pages
 from ttmfs.svm.shared import NoSpaceUnmapper, SpaceUnmapper
 from ttmfs.svm.space import AddressSpace
+from ttmfs.sync.bell import Bell
 from ttmfs.ttm.account import Account
 from ttmfs.ttm.resource import Resource
 
@@ -48,7 +49,7 @@ class Svm:
         vdev.ttm.reclaimers.append(partial(reclaim_zero_pages, self.spaces))
         vdev.ttm.holders.append(self._holders)
         self._leaving: list[AddressSpace] = []
-        self._garbage = trio.Event()
+        self._garbage = Bell()
         self._numbers: dict[str, NDArray[np.uint32]] = {}
 
     def create(self, name: str, account: Account | None = None) -> AddressSpace:
@@ -96,13 +97,12 @@ class Svm:
 
     def garbage_listed(self) -> None:
         """A range waits for the garbage collector."""
-        self._garbage.set()
+        self._garbage.ring()
 
     async def run(self) -> None:
         """The garbage collector's worker; runs until cancelled."""
         while True:
-            await self._garbage.wait()
-            self._garbage = trio.Event()
+            await self._garbage.heard()
             for space in list(self.spaces):
                 space.collect_garbage()
                 await trio.lowlevel.checkpoint()

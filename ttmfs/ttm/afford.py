@@ -26,7 +26,7 @@ async def afford(device: Device, account: Account, count: int, ctx: OperationCon
     if not ctx.no_wait_gpu and account.most(what) >= count:
         with trio.move_on_after(GHOST_WAIT):
             while device.num_ghosts and account.room(what) < count:
-                await device.ghost_gone.wait()
+                await device.ghost_gone.park()
     account.check(what, count)
 
 

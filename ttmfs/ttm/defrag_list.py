@@ -17,8 +17,8 @@ class DefragList:
 
     def __init__(self) -> None:
         self._bos: dict[Any, None] = {}
-        self.joined = trio.Event()
-        """Set, and replaced, when a BO joins that was not listed."""
+        self.joined = trio.lowlevel.ParkingLot()
+        """Who waits here goes on when a BO joins that was not listed."""
         self.runs = self.moved = self.failed = 0
         """Passes over the list or a part of it; BOs that were re-backed; attempts at a BO that failed."""
 
@@ -38,8 +38,7 @@ class DefragList:
         if tt is None or not tt.beneficial_order_failed or bo.deleted or bo.ghost or bo in self._bos:
             return
         self._bos[bo] = None
-        self.joined.set()
-        self.joined = trio.Event()
+        self.joined.unpark_all()
 
     def leave(self, bo: Any) -> None:
         """Nothing is left to be done about it."""

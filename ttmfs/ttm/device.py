@@ -20,6 +20,7 @@ from ttmfs.observe.counters import Counters
 from ttmfs.observe.inject import Injection
 from ttmfs.observe.recorder import Recorder
 from ttmfs.observe.trace import Trace
+from ttmfs.sync.bell import Bell
 from ttmfs.sync.ww_mutex import WwClass
 from ttmfs.ttm.account import Accounts
 from ttmfs.ttm.advice import Homes, Prefetcher
@@ -82,8 +83,8 @@ class Device:
         self.bos: dict[Any, None] = {}
         """Live BOs, ghosts and zombies included, oldest first."""
         self.num_ghosts = self.num_zombies = 0
-        self.ghost_gone = trio.Event()
-        """Set, and replaced, when a ghost gives its memory back."""
+        self.ghost_gone = trio.lowlevel.ParkingLot()
+        """Who waits here goes on when a ghost gives its memory back."""
         self.prefault = 256
         self.fault_timeout = 15.0
         self.max_parked = 1 << 30
@@ -102,8 +103,8 @@ class Device:
         """Where swapout puts pages; None: nothing can be swapped out."""
         self.pages_limit = pool.num_pages - pool.reserve_pages
         """Soft limit on populated pages (ttm_tt_pages_limit): populating beyond it first makes others give some up."""
-        self.pressure = trio.Event()
-        """Set when populated pages come near the limit, for who shrinks ahead of need."""
+        self.pressure = Bell()
+        """Rung when populated pages come near the limit, for who shrinks ahead of need."""
         self.purgeable_bos: dict[Any, None] = {}
         """BOs that are advised `dontneed`, the first one advised so first."""
         self.shrinkers: list[Reclaimer] = []
@@ -141,4 +142,4 @@ class Device:
     def note_pressure(self) -> None:
         """Pages were populated: wake the one who shrinks ahead of need when the gap is used up."""
         if self.over_limit(self.pages_gap) > 0:
-            self.pressure.set()
+            self.pressure.ring()

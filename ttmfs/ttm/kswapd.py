@@ -8,6 +8,7 @@ from typing import Final
 
 import trio
 
+from ttmfs.sync.bell import Bell
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.device import Device
 from ttmfs.ttm.shrinker import shrink, store_has_room
@@ -20,8 +21,7 @@ BACKOFF: Final = 0.25
 async def watermark(device: Device) -> None:
     """Shrink ahead of need; runs until cancelled."""
     while True:
-        await device.pressure.wait()
-        device.pressure = trio.Event()
+        await device.pressure.heard()
         while (over := device.over_limit(2 * device.pages_gap)) > 0:
             if not store_has_room(device) and not device.purgeable_bos:
                 break
@@ -36,17 +36,13 @@ async def upkeep(device: Device) -> None:
     store = device.swap_store
     if store is None:
         return
-    wanted = trio.Event()
-
-    def wake() -> None:
-        wanted.set()
-
-    store.wake = wake
+    wanted = Bell()
+    store.wake = wanted.ring
     try:
         while True:
-            await wanted.wait()
+            await wanted.heard()
             await trio.sleep(store.warm_seconds)
-            wanted = trio.Event()
+            wanted.hush()
             await do_upkeep(store)
     finally:
         store.wake = None

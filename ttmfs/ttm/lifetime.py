@@ -6,8 +6,6 @@ reservation is released, or when its last fence signals. Nothing here waits.
 
 import errno
 
-import trio
-
 from ttmfs.errors import TtmError
 from ttmfs.observe import points
 from ttmfs.sync.resv import Reservation, Usage
@@ -201,8 +199,7 @@ def cleanup(bo: BufferObject) -> None:
     device.bos.pop(bo, None)
     if bo.ghost:
         device.num_ghosts -= 1
-        device.ghost_gone.set()
-        device.ghost_gone = trio.Event()
+        device.ghost_gone.unpark_all()
     else:
         device.num_zombies -= 1
 

@@ -98,7 +98,7 @@ async def _ghosts_gone(device: Device, need: Need) -> int:
     before = device.pool.free_pages
     with trio.move_on_after(GHOST_WAIT):
         while device.num_ghosts and device.pool.free_pages <= before:
-            await device.ghost_gone.wait()
+            await device.ghost_gone.park()
     return max(0, device.pool.free_pages - before)
 
 

@@ -11,6 +11,7 @@ import trio
 
 from ttmfs.errors import TtmError
 from ttmfs.fs.kernel.inval import SessionFd
+from ttmfs.sync.bell import Bell
 
 log = logging.getLogger(__name__)
 
@@ -26,33 +27,31 @@ class KernelAttributes:
         self._limiter = trio.CapacityLimiter(1)
         self._changed: dict[int, None] = {}
         self._reported = self._dropped = 0
-        self._wanted = trio.Event()
-        self._progress = trio.Event()
+        self._wanted = Bell()
+        self._progress = trio.lowlevel.ParkingLot()
 
     def changed(self, ino: int) -> None:
         """See ttmfs.driver.shown.AttributeCache."""
         self._changed[ino] = None
         self._reported += 1
-        self._wanted.set()
+        self._wanted.ring()
 
     async def settle(self) -> None:
         """See ttmfs.driver.shown.AttributeCache."""
         reported = self._reported
         while self._dropped < reported:
-            await self._progress.wait()
+            await self._progress.park()
 
     async def run(self) -> None:
         """Tell the kernel what `changed` has noted, until cancelled."""
         while True:
-            await self._wanted.wait()
-            self._wanted = trio.Event()
+            await self._wanted.heard()
             batch, self._changed, reported = list(self._changed), {}, self._reported
             for first in range(0, len(batch), _AT_ONCE):
                 part = batch[first : first + _AT_ONCE]
                 await trio.to_thread.run_sync(self._drop, part, limiter=self._limiter, abandon_on_cancel=True)
             self._dropped = reported
-            self._progress.set()
-            self._progress = trio.Event()
+            self._progress.unpark_all()
 
     def _drop(self, inos: list[int]) -> None:
         for ino in inos:

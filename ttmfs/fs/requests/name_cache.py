@@ -21,6 +21,7 @@ from ttmfs.fs.kernel.inval import SessionFd
 from ttmfs.fs.requests.inodes import Inodes
 from ttmfs.fs.tree.mirrors import dentry_key, folder_key
 from ttmfs.fs.tree.nodes import VirtualDir
+from ttmfs.sync.bell import Bell
 
 _AT_ONCE: Final = 1000
 _LOOK_AGAIN_SECONDS: Final = 0.5
@@ -39,21 +40,21 @@ class NameCache:
         self._left: list[tuple[int, bytes]] = []
         self._dropped: dict[str, Dentry] = {}
         """By key, those that the kernel may know all the same: somebody was in there."""
-        self._wanted = trio.Event()
+        self._wanted = Bell()
         self._limiter = trio.CapacityLimiter(1)
 
     def gone(self, dentry: Dentry) -> None:
         """A name was taken away, or means something else now. Costs nothing if the kernel does not know its mirror."""
         if self._inodes.find(dentry_key(dentry)) is not None:
             self._gone.append(dentry)
-            self._wanted.set()
+            self._wanted.ring()
 
     def left(self, folder_key: str, name: str) -> None:
         """A name that a folder made up is not there any more."""
         folder = self._inodes.find(folder_key)
         if folder is not None:
             self._left.append((folder, os.fsencode(name)))
-            self._wanted.set()
+            self._wanted.ring()
 
     async def run(self) -> None:
         """Send what was noted, until cancelled."""
@@ -61,7 +62,7 @@ class NameCache:
         look_again = math.inf
         while True:
             with trio.move_on_at(look_again):
-                await self._wanted.wait()
+                await self._wanted.heard()
                 patience = _LOOK_AGAIN_SECONDS
             await self._send(self._noted())
             if trio.current_time() >= look_again:
@@ -73,8 +74,8 @@ class NameCache:
 
     def _noted(self) -> list[_Message]:
         batch, self._gone = self._gone[:_AT_ONCE], self._gone[_AT_ONCE:]
-        if not self._gone:
-            self._wanted = trio.Event()
+        if self._gone:
+            self._wanted.ring()
         left, self._left = self._left, []
         messages: list[_Message] = [partial(self._session.invalidate_entry, folder, name) for folder, name in left]
         for dentry in batch:
