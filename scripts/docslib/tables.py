@@ -28,6 +28,8 @@ FILES: Final[Mapping[str, str]] = {
     "objects/NAME/madvise": "`normal`, `random` (prefault 1), `sequential` (prefault at least 256), `willneed`, "
     "`dontneed` (purgeable: its content may be dropped); any other advice answers `retained`: is the content there?",
     "objects/NAME/caching": "`uncached`, `write_combined` or `cached`; EBUSY once it is populated or while in use",
+    "objects/NAME/peek": "the BO's bytes where they are (VRAM beyond the window, the store): nothing moves, no fault "
+    "is counted. What is stored through a mapping and not written back yet is not seen; EIO past its end",
     "objects/NAME/snapshot": "one letter a page: `.` unpopulated, `s` system, `g` gtt, `v` vram, `b` in the store, "
     "`m` moving; another region has its first letter",
     "objects/NAME/status": "`key:<TAB>value` lines, see below",
@@ -69,6 +71,7 @@ FILES: Final[Mapping[str, str]] = {
     "clients/CLIENT": "drm fdinfo of a process (PID), a user whose process is gone (uid-N), or of what belongs to "
     "nobody's file (kernel)",
     "debug/REGION_mm": "the manager's debug text; vram's file is `vram0_mm`",
+    "debug/vram": "the bytes of VRAM by device address, whoever has them",
     "debug/gem_info": "the clients and their BOs in amdgpu's format",
     "debug/loop": "the session loop's counts, and what could not be tuned",
     "debug/recorder": "the last 1,000 evictions, moves, wants of room, long waits, injected failures, always: JSON "

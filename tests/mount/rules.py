@@ -53,7 +53,7 @@ def without_r4_running() -> None:
     real = access._try_write
 
     def try_write(bo: BufferObject, offset: int, data: bytes) -> bool:
-        return access._scatter(bo, offset, data) if bo.copies else real(bo, offset, data)
+        return access.scatter_now(bo, offset, data) if bo.copies else real(bo, offset, data)
 
     access._try_write = try_write
 

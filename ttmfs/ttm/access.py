@@ -74,7 +74,7 @@ def _look(bo: BufferObject, offset: int, size: int) -> Buffer | None:
     if tt is not None and len(tt.handles_in(first, first + count)):
         return None
     bo.looked = True
-    return bytes(size) if tt is None and not bo.own_pages else _gather(bo, offset, size)
+    return bytes(size) if tt is None and not bo.own_pages else gather_now(bo, offset, size)
 
 
 def _read_now(bo: BufferObject, offset: int, size: int) -> Buffer | None:
@@ -89,10 +89,10 @@ def _read_now(bo: BufferObject, offset: int, size: int) -> Buffer | None:
         return None
     if first + count <= backing.num_pages:
         return gather(backing.arena, backing.numbers(first, count), offset & PAGE_MASK, size)
-    return _gather(bo, offset, size)
+    return gather_now(bo, offset, size)
 
 
-def _gather(bo: BufferObject, offset: int, size: int) -> bytearray:
+def gather_now(bo: BufferObject, offset: int, size: int) -> bytearray:
     """Bytes out of several runs, from where each page is now; holes and fresh pages are zeros."""
     out = bytearray(size)
     view = memoryview(out)
@@ -178,7 +178,7 @@ async def _read_slowly(bo: BufferObject, offset: int, size: int, request: Reques
                 await _make_room(bo, count, error, request)
                 continue
             bo.looked |= bo.looks_only
-            return _gather(bo, offset, size)
+            return gather_now(bo, offset, size)
         vmf = VmFault(bo, first, count, deadline=request.deadline, flags=flags)
         result = await serve_fault(vmf, request.turn)
         request.note(vmf)
@@ -300,7 +300,7 @@ def _try_write(bo: BufferObject, offset: int, data: bytes) -> bool:
             return False
         if not (bo.placed and bo.visible) and not bo.gate.unmaps(first, count):
             return False
-        _scatter(bo, offset, data)
+        scatter_now(bo, offset, data)
         return True
     index = first
     while index < first + count:
@@ -312,7 +312,7 @@ def _try_write(bo: BufferObject, offset: int, data: bytes) -> bool:
         if backing is None or copy.state is not CopyState.QUEUED or _has_hole(backing, index, first + count, copy):
             return False
         index = copy.covers
-    return _scatter(bo, offset, data)
+    return scatter_now(bo, offset, data)
 
 
 def _has_hole(src: Backing, index: int, end: int, copy: Copy) -> bool:
@@ -332,7 +332,7 @@ def _fill_holes(bo: BufferObject, index: int, count: int) -> None:
             tt.populate_range(index, min(count, tt.num_pages - index), use_reserve=True)
 
 
-def _scatter(bo: BufferObject, offset: int, data: bytes) -> bool:
+def scatter_now(bo: BufferObject, offset: int, data: bytes) -> bool:
     """Put the bytes where each page is now; every page has memory."""
     done, size = 0, len(data)
     view = memoryview(data)
@@ -373,7 +373,7 @@ async def _write_slowly(bo: BufferObject, offset: int, data: bytes, request: Req
                 raise TtmError(vmf.code or _ERRNO[result], f"write to {bo.name} page {first}: {vmf.message}")
             if result is FaultResult.SIGBUS and not bo.copies and not bo.lost and end <= bo.size:
                 # Pinned out of the CPU's reach, say: the memory is there, and a WRITE must not be lost.
-                _scatter(bo, offset, data)
+                scatter_now(bo, offset, data)
                 return
             if result is FaultResult.RETRY:
                 flags = FaultFlag.WRITE
@@ -399,7 +399,7 @@ def _write_anyway(bo: BufferObject, offset: int, data: bytes, first: int, count:
     moving = any(copy.src is not copy.dst for copy in bo.copies)
     if not request.late or moving or not bo.has_memory(first, count):
         return False
-    return _scatter(bo, offset, data)
+    return scatter_now(bo, offset, data)
 
 
 async def _wait_for_copy(bo: BufferObject, first: int, count: int, request: Request) -> None:

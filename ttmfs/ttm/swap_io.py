@@ -17,7 +17,7 @@ from ttmfs.memory.stores import SwapStore
 from ttmfs.sync.offload import Lane
 from ttmfs.ttm.device import Device
 from ttmfs.ttm.page_vector import Index, Vector
-from ttmfs.ttm.tt import TT
+from ttmfs.ttm.tt import TT, Load
 
 SHORT_STEP_PAGES: Final = FRAME_PAGES
 """2 MiB: what a store may take over as it is."""
@@ -66,22 +66,46 @@ async def load_pages(
     device: Device, tt: TT, index: Index, pages: Vector, *, bo: str
 ) -> tuple[NDArray[np.bool_], TtmError | None]:
     """One step of the BO `bo` back from the store, as `TT.end_load` says."""
-    store = tt.store
-    assert store is not None
-    fault = device.inject["store_read"]
-    store.fail_read = (lambda _number: fault.should_fail(bo=bo)) if fault.probability else None
-    load = tt.begin_load(index, takes=True)
+    load = _begin_load(device, tt, index, bo, takes=True)
     try:
-        if store.blocking:
-            await _STORE.run(store.read, load.transfer, tt.arena, pages)
-        else:
-            await _on_the_loop(store.read_steps(load.transfer, tt.arena, pages))
+        await _read(load, tt, tt.arena, pages)
     except BaseException:
         # Cancelled, perhaps half way. The caller hears of nothing that has come, so nothing has: the pages are its own.
         load.transfer.error, load.transfer.loaded = TtmError(errno.EINTR, "interrupted"), 0
         tt.end_load(load, pages)
         raise
     return tt.end_load(load, pages)
+
+
+async def look_pages(device: Device, tt: TT, index: Index, arena: Arena, pages: Vector, *, bo: str) -> None:
+    """What the BO `bo`, which is reserved, has in the store at `index`, into `pages` of `arena`; it stays there too.
+
+    TtmError with what the store says.
+    """
+    load = _begin_load(device, tt, index, bo, takes=False)
+    try:
+        await _read(load, tt, arena, pages)
+    except BaseException:
+        load.transfer.error = None
+        tt.end_look(load)
+        raise
+    tt.end_look(load)
+
+
+def _begin_load(device: Device, tt: TT, index: Index, bo: str, *, takes: bool) -> Load:
+    assert tt.store is not None
+    fault = device.inject["store_read"]
+    tt.store.fail_read = (lambda _number: fault.should_fail(bo=bo)) if fault.probability else None
+    return tt.begin_load(index, takes=takes)
+
+
+async def _read(load: Load, tt: TT, arena: Arena, pages: Vector) -> None:
+    store = tt.store
+    assert store is not None
+    if store.blocking:
+        await _STORE.run(store.read, load.transfer, arena, pages)
+    else:
+        await _on_the_loop(store.read_steps(load.transfer, arena, pages))
 
 
 async def _on_the_loop(steps: Iterator[None]) -> None:

@@ -20,7 +20,7 @@ from ttmfs.memory.pool_types import Caching
 from ttmfs.memory.stores import LoadError, LoadTransfer, SwapStore
 from ttmfs.ttm.account import MEMORY, SLACK_PAGES, SWAP, Account
 from ttmfs.ttm.page_vector import HOLE, Index, PageVector, Vector, decode_handles, encode_handles, encode_pages
-from ttmfs.units import MAX_ORDER, PAGE_MASK, PAGE_SHIFT
+from ttmfs.units import MAX_ORDER, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
 
 __all__ = ["HOLE", "TT", "Load", "Restore", "encode_pages", "out_of_memory"]
 
@@ -330,8 +330,31 @@ class TT(PageVector):
         self.adopt(index, taken, taken=True)
         self.account.uncharge(SWAP, len(index))
         self.backed_up_pages -= len(index)
-        self._drop(load.handles[arrived | ~waiting])
+        self.drop_stored(load.handles[arrived | ~waiting])
         return arrived | ~waiting, error
+
+    def end_look(self, load: Load) -> None:
+        """The load was for who only looks: the entries keep their handles. TtmError with what the store says."""
+        assert self.store is not None
+        self._loads.remove(load)
+        try:
+            self.store.end_load(load.transfer)
+        finally:
+            inside = load.index < self.num_pages
+            inside[inside] = self.at(load.index[inside]) == encode_handles(load.handles[inside])
+            self.drop_stored(load.handles[~inside])
+
+    def store_again(self, index: Index, handles: Vector) -> None:
+        """These entries, all of them handles, are stored under other ones now, as they are to be: no cut counts."""
+        old = decode_handles(self.at(index))
+        self.put(index, encode_handles(handles))
+        for at in index.tolist() if self._cuts else ():
+            self._cuts.pop(at, None)
+        self.drop_stored(old)
+
+    def cut_at(self, index: int) -> int:
+        """From which of its bytes on an entry in the store reads as zeros: PAGE_SIZE when a truncate cut none off."""
+        return self._cuts.get(index, PAGE_SIZE)
 
     def load_now(self, first: int, count: int, *, use_reserve: bool = False) -> int:
         """Load what is in the store of [first, first + count), at once; returns the pages.
@@ -362,9 +385,9 @@ class TT(PageVector):
         self.backed_up_pages -= len(index)
         for at in index.tolist() if self._cuts else ():
             self._cuts.pop(at, None)
-        self._drop(handles)
+        self.drop_stored(handles)
 
-    def _drop(self, handles: Vector) -> None:
+    def drop_stored(self, handles: Vector) -> None:
         """Drop handles from the store; those on their way back are dropped by who has begun that."""
         for load in self._loads:
             handles = handles[~np.isin(handles, load.handles)]

@@ -30,6 +30,7 @@ from ttmfs.fs.tree.listing import FixedNames
 from ttmfs.fs.tree.mirrors import FolderNames, entry_key, folder_key
 from ttmfs.fs.tree.nodes import Handle, Lengths, NameTable, Node, VirtualDir, VirtualFile
 from ttmfs.fs.tree.observe import REGION_FILES, ObserveTree
+from ttmfs.fs.tree.peek import PeekHandle
 from ttmfs.fs.tree.policies import POLICIES, PolicyTree
 from ttmfs.fs.tree.readme import readme
 from ttmfs.fs.tree.slow_text import slow_file
@@ -50,7 +51,7 @@ from ttmfs.units import MAX_ORDER, PAGE_SIZE
 
 _SWAP_FILES: Final = ("store", "size", "used", "pages", "ratio")
 _OBJECT_NAMES: Final = FixedNames(
-    (*OBJECT_COMMANDS, *attributes.SETTABLE, "snapshot", "status", "status.json")
+    (*OBJECT_COMMANDS, *attributes.SETTABLE, "peek", "snapshot", "status", "status.json")
 )
 _CHECK_THEMSELVES: Final = ("submit", "copy")
 """Commands of ctl/ that anybody may give: they look at the rights on each BO that they name."""
@@ -189,6 +190,9 @@ class Tree:
             return self._value(
                 lambda: attributes.get_text(bo, name) + "\n", store, f"{bo.name} {name}", AttributeOf(file)
             )
+        if name == "peek":
+            log = self.runner.error_log
+            return VirtualFile(lambda opening: PeekHandle(bo, log, opening), AttributeOf(file), writable=True)
         if name == "snapshot":
             return VirtualFile(lambda _opening: SnapshotHandle(bo), ReadersOf(file))
         if name == "status":

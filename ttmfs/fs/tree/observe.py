@@ -24,6 +24,7 @@ from ttmfs.fs.tree.fdinfo import client_text, gem_info, mem_info
 from ttmfs.fs.tree.listing import FixedNames
 from ttmfs.fs.tree.metrics import Exporter
 from ttmfs.fs.tree.nodes import Lengths, Node, VirtualDir, VirtualFile
+from ttmfs.fs.tree.peek import VramHandle
 from ttmfs.fs.tree.slow_text import SlowText, bounded, paced_lines, slow_file, trigger_file
 from ttmfs.fs.tree.trace_pipe import PipeFile, TracePipe
 from ttmfs.observe.recorder import Entry
@@ -101,7 +102,10 @@ class ObserveTree:
         self._managers = {
             "vram0_mm" if name == VRAM else f"{name}_mm": manager for name, manager in machine.vdev.ttm.managers.items()
         }
-        self.debug_files = ("gem_info", "recorder", *self._managers)
+        vram = machine.vdev.ttm.managers.get(VRAM)
+        self._vram = None if vram is None else vram.arena
+        own = ("vram",) if self._vram is not None else ()
+        self.debug_files = ("gem_info", "recorder", *own, *self._managers)
         """Its files in debug/, beside the folder `ttm`."""
         self._pool_shrink = "0/0\n"
         self._tt_shrink = "0\n"
@@ -187,6 +191,8 @@ class ObserveTree:
             return slow_file(self._gem_info, self.owner.only(0o400), self.lengths)
         if name == "recorder":
             return slow_file(self._recorder, self.owner.only(0o400), self.lengths)
+        if name == "vram" and (arena := self._vram) is not None:
+            return VirtualFile(lambda _opening: VramHandle(arena), self.owner.only(0o400))
         manager = self._managers.get(name)
         return None if manager is None else self._private(manager.debug)
 

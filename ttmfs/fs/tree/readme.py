@@ -28,6 +28,7 @@ def readme(regions: Sequence[str]) -> str:
     parts = [_HEAD, f"Regions of this device: {' '.join(regions)}\n", "\nobjects/NAME/…\n"]
     parts += [_indented(command.help(f"objects/tex0/{name}")) for name, command in OBJECT_COMMANDS.items()]
     parts.append(f"  attributes, read and written: {' '.join(SETTABLE)}; read: status status.json snapshot\n")
+    parts.append("  peek: its bytes where they are, read and written; nothing moves for it\n")
     parts.append(
         "\nsvm_objects/NAME/…   svm/NAME is an address space (offset = address) that processes and the device share\n"
         "  truncate -s 1G svm/heap             make one; unlink destroys it\n"
@@ -45,7 +46,7 @@ def readme(regions: Sequence[str]) -> str:
         "fences/{timelines,pending}  stats (JSON)  metrics (OpenMetrics)  error_log  options (TOML)\n"
         "trace  trace.json  trace_pipe (consuming, blocks, can be polled): what ctl/trace asked for\n"
         "clients/{PID,uid-N,kernel} (drm fdinfo)  mem_info_{vram,vis_vram,gtt}_{total,used}\n"
-        "debug/{system_mm,gtt_mm,vram0_mm,gem_info,loop,pause_engine,ban_memcpy,fail_*/}\n"
+        "debug/{vram,system_mm,gtt_mm,vram0_mm,gem_info,loop,pause_engine,ban_memcpy,fail_*/}\n"
         "debug/recorder (always): what happened to BOs, for whom, and who had asked\n"
         "debug/ttm/{buffer_objects,page_pool}; page_pool_shrink, tt_shrink: write to run one, read what it came to\n"
     )
