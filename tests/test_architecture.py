@@ -26,7 +26,7 @@ LAYERS = (
     ("svm",),
     ("fs", "replay"),
     ("batch", "config_file", "doctor", "fstab", "logs", "mounts", "run", "service", "status"),
-    ("device_words",),
+    ("device_words", "metrics_server"),
     ("cli",),
     ("__main__",),
 )
@@ -43,7 +43,7 @@ INSIDE = {
     # The other commands need no FUSE library, no numpy and no tables.
     "ttmfs.cli": (
         *("ttmfs.batch", "ttmfs.fs", "ttmfs.doctor", "ttmfs.fstab", "ttmfs.run", "ttmfs.service"),
-        *("ttmfs.driver.limits", "ttmfs.memory.stores", "ttmfs.status", "ttmfs.ttm.placement"),
+        *("ttmfs.driver.limits", "ttmfs.memory.stores", "ttmfs.metrics_server", "ttmfs.status", "ttmfs.ttm.placement"),
     ),
     # It is needed when somebody reads `metrics`, and takes long to load.
     "ttmfs.fs.tree.metrics": ("prometheus_client",),

@@ -370,18 +370,47 @@ def list_mounts(as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="The whole `stats` object.")
 def status(mountpoint: str | None, as_json: bool) -> None:
     """Show the regions, requests and moves of the mount at MOUNTPOINT. Without it: $TTMFS_MOUNT, or the only one."""
-    from ttmfs.status import read_stats, show  # noqa: PLC0415 - it loads what draws tables
+    from ttmfs.status import read_text, show  # noqa: PLC0415 - it loads what draws tables
 
     path = mounts.meant(mountpoint)
     mounts.connection(path)
     try:
-        text = read_stats(path)
+        text = read_text(path, "stats")
     except TtmError as error:
         _fail(error)
     if as_json:
         click.echo(text, nl=False)
     else:
         show(text)
+
+
+@main.command()
+@_mountpoint
+@click.option("--listen", metavar="HOST:PORT", help="Serve them over HTTP until the mount goes; port 0: any.")
+def metrics(mountpoint: str | None, listen: str | None) -> None:
+    """Print the metrics of the mount at MOUNTPOINT, or serve them to Prometheus. Without it: $TTMFS_MOUNT, or the only.
+
+    Whoever can connect to HOST:PORT reads them, on 127.0.0.1 every user of this machine: they name regions, no BOs.
+
+    \b
+    ttmfs metrics --listen 127.0.0.1:9464 /tmp/gpu &
+    curl http://127.0.0.1:9464/metrics
+    """
+    from ttmfs.metrics_server import Server  # noqa: PLC0415 - it loads what serves
+    from ttmfs.status import read_text  # noqa: PLC0415
+
+    path = mounts.meant(mountpoint)
+    mounts.connection(path)
+    try:
+        text = read_text(path, "metrics")
+        if listen is None:
+            click.echo(text, nl=False)
+            return
+        with contextlib.closing(Server(path, listen)) as server, contextlib.suppress(KeyboardInterrupt):
+            click.echo(f"ttmfs: the metrics of {path} are at {server.url}", err=True)
+            server.serve()
+    except OSError as error:
+        _fail(error)
 
 
 @main.command(hidden=True)

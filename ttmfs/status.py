@@ -12,10 +12,10 @@ from ttmfs.errors import TtmError
 from ttmfs.units import format_size
 
 
-def read_stats(path: str) -> str:
-    """The `stats` of the mount at `path`. TtmError with what to do when it does not answer."""
+def read_text(path: str, name: str) -> str:
+    """A file of the mount at `path`. TtmError with what to do when it does not answer."""
     try:
-        with open(os.path.join(path, "stats"), encoding="utf-8") as file:
+        with open(os.path.join(path, name), encoding="utf-8") as file:
             return file.read()
     except PermissionError:
         raise TtmError(
