@@ -45,6 +45,7 @@ _DEVICE_OPTIONS: Final[list[Callable[[Callable[..., Any]], Callable[..., Any]]]]
     _option("--pool-limit", type=SIZE, default="64M", help="Freed pages kept ready by the pool."),
     _option("--beneficial-order", type=click.IntRange(0, 10), default=9, help="Page order worth having (0: off)."),
     _option("--copy-engines", type=click.IntRange(1, 16), default=1, help="Engines that copy at the same time."),
+    _option("--compute-engines", type=click.IntRange(1, 16), default=2, help="Engines that run jobs at the same time."),
     _option("--copy-bandwidth", type=SIZE, default="0", help="Simulated link, bytes per second (0: not simulated)."),
     _option("--copy-latency", type=SECONDS, default=0.0, help="Simulated latency of a copy, seconds."),
     _option("--sync-moves", is_flag=True, help="Wait for every copy inside the move (for comparison)."),

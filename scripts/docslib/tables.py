@@ -67,7 +67,7 @@ FILES: Final[Mapping[str, str]] = {
     "swap/pages": "pages that it holds",
     "swap/ratio": "bytes of those pages by bytes stored",
     "fences/pending": "fences that have not signaled: fence, what, waits_for",
-    "fences/timelines": "a line an engine: context, name, last signaled seqno",
+    "fences/timelines": "a line a copy engine and a queue of jobs: context, name, last signaled seqno",
     "clients/CLIENT": "drm fdinfo of a process (PID), a user whose process is gone (uid-N), or of what belongs to "
     "nobody's file (kernel)",
     "debug/REGION_mm": "the manager's debug text; vram's file is `vram0_mm`",
@@ -169,6 +169,7 @@ PLACES: Final[Mapping[str, str]] = {
     "unmap": "unmapping before a move (EIO)",
     "move": "the driver's move (EIO)",
     "engine": "a copy on the engine, after `space` pages: the CPU copies, or with `ban_memcpy` the content is lost",
+    "job": "a job, after it has begun and before it writes: its fence has EIO, the BOs are as they were",
     "work_alloc": "the work item behind a copy: the move waits for the copy",
     "store_write": "a page to the swap store (ENOSPC)",
     "store_read": "a page from it",

@@ -205,7 +205,7 @@ class Scene:
         for name in ("working", "idle", "pending"):
             # The first victims of vram are those that it is hardest to move.
             self.bos[name].bump()
-        fences = [fence for engine in vdev.all_engines for fence in engine.pending()]
+        fences = [fence for queue in vdev.all_queues for fence in queue.pending()]
         self.pending = fences[0].name if fences else "1:1"
         if spot.held:
             for name in HELD:

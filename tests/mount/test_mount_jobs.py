@@ -1,6 +1,5 @@
 """Jobs and asynchronous moves seen through a mount: what a client with a mapping sees of the device's work."""
 
-
 import pytest
 
 from tests.mount.mount_harness import MIB, Device
@@ -122,3 +121,52 @@ def test_injected_engine_failure_is_intercepted_and_a_banned_memcpy_loses_loudly
     assert device.command("debug/fail_engine/probability", "0") == "ok"
     assert device.command("objects/a/validate", "none") == "ok"
     assert device.shell.do("sorted(set(open(path('bo/a'), 'rb').read()))") == [0]
+
+
+def test_jobs_of_two_queues_pass_each_other_and_after_orders_them(device: Device) -> None:
+    device.make("a", MIB, 0x41, "vram")
+    device.make("b", MIB, 0x42, "vram")
+    long = submit(device, "queue=render busy bo=a seconds=4")
+    assert long["point"] == "render:1"
+    assert str(submit(device, "fill dst=b value=7 wait", 3.0)["point"]).startswith("default:"), "it waits for nobody"
+    assert device.transact("ctl/wait", "render:1 0")[0] == "ETIME"
+    after = submit(device, "add src=b dst=b queue=video point=20 after=render:1")
+    assert after["point"] == "video:20"
+    assert device.command("ctl/wait", "video:3 20", 22) == "ok", "20 is the point that comes after 3"
+    assert device.command("ctl/wait", "render:1 0") == "ok"
+    assert device.shell.do("sorted(set(open(path('bo/b'), 'rb').read()))") == [14]
+    names = [line.split("\t")[1] for line in device.shell.do("slurp('fences/timelines')").splitlines()[1:]]
+    assert set(names) >= {"copy0", "default", "svm", "render", "video"}
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ("busy seconds=0 bo=a queue=7", "EINVAL"),
+        ("busy seconds=0 bo=a queue=svm", "EACCES"),
+        ("busy seconds=0 bo=a queue=q priority=urgent", "EINVAL"),
+        ("busy seconds=0 bo=a point=9", "EINVAL"),
+        ("busy seconds=0 bo=a queue=q point=0", "EINVAL"),
+        ("busy seconds=0 bo=a queue=q after=r:1", "ENOENT"),
+        ("busy seconds=0 bo=a queue=q after=default:99", "EINVAL"),
+        ("busy seconds=0 bo=a queue=q queue=r", "EINVAL"),
+        ("busy seconds=0 bo=nope queue=q", "ENOENT"),
+        ("queue=q", "EINVAL"),
+    ],
+)
+def test_bad_words_about_queues_make_none(device: Device, words: str, code: str) -> None:
+    device.make("a", 4096, 0x41)
+    submit(device, "busy seconds=0 bo=a")
+    assert device.transact("ctl/submit", words)[0] == code
+    assert "\tq\t" not in device.shell.do("slurp('fences/timelines')")
+
+
+def test_a_point_whose_job_failed_says_so(device: Device) -> None:
+    device.make("a", 4096, 0x41)
+    assert device.command("debug/fail_job/probability", "100") == "ok"
+    submit(device, "fill dst=a value=1 queue=failing")
+    assert device.command("ctl/wait", "failing:1 9") == "EIO"
+    assert device.command("debug/fail_job/probability", "0") == "ok"
+    submit(device, "fill dst=a value=2 queue=failing wait")
+    assert device.command("ctl/wait", "failing:2 9") == "EIO", "not all jobs up to it have succeeded"
+    assert device.shell.do("sorted(set(open(path('bo/a'), 'rb').read()))") == [2]

@@ -218,6 +218,11 @@ JOBS = [
     ("checksum src=through/open", "ok"),
     ("checksum src=group", "ok"),
     ("checksum src=missing", "ENOENT"),
+    ("busy seconds=0 bo=mine queue=roots", "EACCES"),
+    ("busy seconds=0 bo=mine queue=svm", "EACCES"),
+    ("busy seconds=0 bo=mine queue=own", "ok"),
+    ("busy seconds=0 bo=mine priority=high", "EACCES"),
+    ("busy seconds=0 bo=mine priority=low", "ok"),
 ]
 
 
@@ -231,6 +236,7 @@ def test_a_job_needs_the_rights_on_each_bo_that_it_names(device: Device) -> None
     make_file(owner, "bo/priv/open", 0o666, page)
     make_file(owner, "bo/through/open", 0o666, page)
     make_file(other, "bo/mine", 0o600, page)
+    assert device.transact("ctl/submit", "busy seconds=0 bo=public queue=roots priority=high")[0] == "ok"
     for job, expected in JOBS:
         code, lines = other.do(f"transact('ctl/submit', {job!r})")
         assert errno.errorcode.get(code, "ok") == expected, (job, lines)

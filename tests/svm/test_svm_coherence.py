@@ -119,7 +119,7 @@ async def test_a_read_that_waits_for_a_copy_is_served_when_its_page_is_invalidat
         # Cached although in VRAM: answered beyond the first range.
         await cpu.read(space, 2 * MIB - PAGE, 2 * PAGE)
         release = trio.Event()
-        device.vdev.compute.submit(_Hold(device, release))
+        device.vdev.compute.submit(device.vdev.compute.queues.svm, _Hold(device, release))
         job = await calls.gpu_fill(space, 2 * MIB, PAGE, 2, wait=False)
         got: list[bytes] = []
 
@@ -146,7 +146,7 @@ class _Hold:
     def __init__(self, device: SvmDevice, release: trio.Event) -> None:
         self.release = release
         self.deps: tuple[Fence, ...] = ()
-        self.fence = device.vdev.compute.timeline.next_fence("hold")
+        self.fence = device.vdev.compute.queues.svm.timeline.next_fence("hold")
 
     async def run(self, lane: Lane) -> None:
         await self.release.wait()
@@ -174,7 +174,7 @@ async def test_jobs_keep_the_pages_they_use(svm_device: MakeDevice, autojump_clo
         await calls.gpu_fill(space, 0, 2 * MIB, 1)
         await calls.prefetch(space, 2 * MIB, 2 * MIB, "system")
         release = trio.Event()
-        device.vdev.compute.submit(_Hold(device, release))
+        device.vdev.compute.submit(device.vdev.compute.queues.svm, _Hold(device, release))
         in_vram = await calls.gpu_fill(space, 0, 2 * MIB, 7, wait=False)
         in_system = await calls.gpu_fill(space, 2 * MIB, 2 * MIB, 7, wait=False)
         assert in_vram["fence"] != in_system["fence"]
@@ -324,7 +324,7 @@ async def test_a_migration_waits_for_jobs_on_the_system_pages(
         space = device.space(2 * MIB)
         await calls.prefetch(space, 0, 1, "system")
         release = trio.Event()
-        device.vdev.compute.submit(_Hold(device, release))
+        device.vdev.compute.submit(device.vdev.compute.queues.svm, _Hold(device, release))
         await calls.gpu_fill(space, 0, 2 * MIB, 3, wait=False)
         assert device.locations(space) == [(0, "2M", "system")]
         async with trio.open_nursery() as nursery:

@@ -98,7 +98,7 @@ def _run(seed: int) -> Found:
 @example(1)
 def test_no_byte_is_wrong_under_any_schedule(seed: int) -> None:
     log, events = _run(seed)
-    assert {lane for lane, _ in log} >= {"store", "import", "compute0"}
+    assert {lane.rstrip("01") for lane, _ in log} >= {"store", "import", "compute"}
     assert events
 
 

@@ -115,7 +115,7 @@ class Damaged:
     # Fences and BOs.
 
     def emit_a_fence_for_nobody(self) -> None:
-        self.vdev.compute.timeline.next_fence("nobody's")
+        self.vdev.compute.queues.default.timeline.next_fence("nobody's")
 
     def count_a_fence_wrong(self) -> None:
         self.vdev.fence_counters.emitted += 1

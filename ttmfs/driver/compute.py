@@ -1,82 +1,99 @@
-"""ComputeEngine: runs jobs one after another on its own timeline, in a worker thread (numpy releases the GIL)."""
+"""Compute: the engines that run jobs, and which queue each takes next (drm_sched).
+
+An engine takes a queue whose first job waits for nothing: of the most urgent ones, the one that became ready first. So
+no engine is held by a job that waits, and an unrelated job runs past a long one while another engine is free. A queue
+that was passed over MAX_PASSED times is taken first, whatever its priority: nobody starves. Each engine has a worker
+thread (numpy releases the GIL).
+"""
 
 import errno
 import logging
-from collections import deque
-from typing import Protocol
+from functools import partial
+from typing import Final
+
+import trio
 
 from ttmfs.driver.engine import FenceErrors
+from ttmfs.driver.queues import Priority, Queue, QueuedWork, Queues
 from ttmfs.errors import TtmError
 from ttmfs.observe import points
-from ttmfs.sync.bell import Bell
-from ttmfs.sync.fence import Fence, FenceCounters, Timeline
+from ttmfs.sync.fence import Fence, FenceCounters
 from ttmfs.sync.offload import Lane
 
 log = logging.getLogger(__name__)
 
-
-class QueuedWork(Protocol):
-    """A job in the queue. It knows by itself what it works on, what it flushes before and what it publishes after."""
-
-    fence: Fence
-    deps: tuple[Fence, ...]
-
-    @property
-    def kind(self) -> str:
-        """For the trace."""
-
-    @property
-    def name(self) -> str:
-        """Whose memory it is, for the trace."""
-
-    async def run(self, lane: Lane) -> None:
-        """Do it, off the loop in `lane` where it is long. TtmError: the errno that the fence carries."""
+MAX_PASSED: Final = 16
 
 
-class ComputeEngine:
-    """One engine; `run` is its task."""
+class Compute:
+    """`engines` engines over the queues of one device; `run` is the task of all."""
 
-    def __init__(self, name: str, counters: FenceCounters, errors: FenceErrors) -> None:
-        self.name = name
-        self.timeline = Timeline(name, counters)
+    def __init__(self, engines: int, counters: FenceCounters, errors: FenceErrors) -> None:
+        self.queues = Queues(counters)
+        # Threads of its own: jobs must not wait for INVALs or the other way round.
+        self._lanes = [Lane(f"compute{number}", 1) for number in range(engines)]
         self._trace = counters.trace
-        self._queue: deque[QueuedWork] = deque()
         self._errors = errors
-        self._work = Bell()
-        # Its own thread: jobs must not wait for INVALs or the other way round.
-        self._lane = Lane(name, 1)
+        self._ready: dict[Queue, None] = {}
+        self._idle = trio.lowlevel.ParkingLot()
 
-    def submit(self, queued: QueuedWork) -> None:
-        """Queue a job whose fence was emitted by `timeline`."""
-        self._queue.append(queued)
-        self._work.ring()
+    def submit(self, queue: Queue, queued: QueuedWork, priority: Priority = Priority.NORMAL, point: int = 0) -> None:
+        """Queue a job whose fence was emitted by the queue's timeline, as a point that was checked (0: the next)."""
+        queue.push(queued, priority, point or queue.next_point())
+        if len(queue) == 1 and not queue.running:
+            self._look(queue)
 
-    def pending(self) -> list[Fence]:
-        """Fences of jobs that are queued or running, oldest first."""
-        return [queued.fence for queued in self._queue]
+    def _look(self, queue: Queue) -> None:
+        """Its first job has changed, or what that one waited for has signaled."""
+        fence = queue.waits_for()
+        if fence is not None:
+            fence.add_callback(partial(self._signaled, queue))
+            return
+        self._ready[queue] = None
+        self._idle.unpark()
+
+    def _signaled(self, queue: Queue, _fence: Fence) -> None:
+        self._look(queue)
+
+    def _take(self) -> Queue | None:
+        """The queue that an engine works on next."""
+        if not self._ready:
+            return None
+        # Of equals the first: the one that is ready for longest.
+        queue = max(self._ready, key=lambda queue: (queue.passed >= MAX_PASSED, queue.priority))
+        del self._ready[queue]
+        for other in self._ready:
+            other.passed += 1
+        queue.passed = 0
+        return queue
 
     async def run(self) -> None:
         """Execute jobs for ever."""
-        while True:
-            await self._work.heard()
-            while self._queue:
-                queued = self._queue[0]
-                for fence in queued.deps:
-                    await fence.wait()
-                points.job_start(self._trace, queued, engine=self.name, fence=queued.fence, kind=queued.kind)
-                error = await self._execute(queued)
-                points.job_end(
-                    self._trace, queued, engine=self.name, fence=queued.fence, kind=queued.kind, errno=error
-                )
-                self._queue.popleft()
-                if error:
-                    self._errors.add(queued.fence, error)
-                queued.fence.signal(error)
+        async with trio.open_nursery() as nursery:
+            for lane in self._lanes:
+                nursery.start_soon(self._engine, lane)
 
-    async def _execute(self, queued: QueuedWork) -> int:
+    async def _engine(self, lane: Lane) -> None:
+        while True:
+            while (queue := self._take()) is None:
+                await self._idle.park()
+            queue.running = True
+            queued = queue.head
+            points.job_start(self._trace, queued, engine=lane.name, fence=queued.fence, kind=queued.kind)
+            error = await self._execute(queued, lane)
+            points.job_end(self._trace, queued, engine=lane.name, fence=queued.fence, kind=queued.kind, errno=error)
+            queue.pop(error)
+            if error:
+                self._errors.add(queued.fence, error)
+            queued.fence.signal(error)
+            queue.running = False
+            if len(queue):
+                self._look(queue)
+
+    async def _execute(self, queued: QueuedWork, lane: Lane) -> int:
         """0 or the errno that the job's fence carries."""
         try:
-            await queued.run(self._lane)
+            await queued.run(lane)
         except TtmError as error:
             return error.errno or errno.EIO
         except Exception:  # a job that fails must not end the engine: its fence says so

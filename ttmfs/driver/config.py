@@ -31,6 +31,7 @@ class Config:
     swap_store: str = "shmem"
     beneficial_order: int = 9
     copy_engines: int = 1
+    compute_engines: int = 2
     copy_bandwidth: float = 0.0
     copy_latency: float = 0.0
     sync_moves: bool = False

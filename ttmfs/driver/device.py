@@ -77,7 +77,7 @@ class VirtualDevice(Hardware):
 
     async def _run(self, task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as nursery:
-            tasks: list[Callable[[], Awaitable[None]]] = [engine.run for engine in self.all_engines]
+            tasks: list[Callable[[], Awaitable[None]]] = [*(engine.run for engine in self.engines), self.compute.run]
             for task in (*tasks, self._trim_pool, self.defrag.run, self.policies.promoter.run):
                 nursery.start_soon(task)
             nursery.start_soon(kswapd.watermark, self.ttm)

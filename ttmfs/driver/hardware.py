@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from itertools import count
 from typing import Final
 
-from ttmfs.driver.compute import ComputeEngine
+from ttmfs.driver.compute import Compute
 from ttmfs.driver.config import Config
 from ttmfs.driver.engine import CopyEngine, FenceErrors, Link
+from ttmfs.driver.queues import Queue
 from ttmfs.errors import TtmError
 from ttmfs.memory.arena import Arena
 from ttmfs.memory.pool import PagePool
@@ -63,7 +64,7 @@ class Hardware:
             CopyEngine(f"copy{n}", self.fence_counters, link, self.ttm.inject, self.fence_errors)
             for n in range(max(1, config.copy_engines))
         ]
-        self.compute = ComputeEngine("compute0", self.fence_counters, self.fence_errors)
+        self.compute = Compute(max(1, config.compute_engines), self.fence_counters, self.fence_errors)
         self._next_engine = count()
         self.sync_moves = config.sync_moves
 
@@ -115,9 +116,9 @@ class Hardware:
     # -- engines and fences --------------------------------------------------------------------------------------
 
     @property
-    def all_engines(self) -> tuple[CopyEngine | ComputeEngine, ...]:
-        """Copy engines and the compute engine."""
-        return (*self.engines, self.compute)
+    def all_queues(self) -> tuple[CopyEngine | Queue, ...]:
+        """What has a timeline: copy engines, and the queues of the compute engines."""
+        return (*self.engines, *self.compute.queues)
 
     def copy_engine(self) -> CopyEngine:
         """The engine for the next copy, in turn."""
@@ -134,14 +135,29 @@ class Hardware:
             engine.link = link
 
     def find_fence(self, name: str) -> Fence | None:
-        """The pending fence `CONTEXT:SEQNO`; None when it has signaled. TtmError(EINVAL) for one never emitted."""
-        context, _, seqno = name.partition(":")
+        """The pending fence `CONTEXT:SEQNO`, or what reaches `QUEUE:POINT`; None when it has signaled.
+
+        TtmError: EINVAL for one never emitted, ENOENT for no such queue.
+        """
+        at = self.compute.queues.point(name)
+        if at is not None:
+            return at[0].find_point(at[1])
         # Written in one way only: its error is remembered by this name.
         if _FENCE.fullmatch(name):
-            for engine in self.all_engines:
-                if engine.timeline.context == int(context) and 0 < int(seqno) <= engine.timeline.last_emitted:
-                    return engine.timeline.find(int(seqno))
-        raise TtmError(errno.EINVAL, f"{name[:40]!r} is no fence: say CONTEXT:SEQNO as in a command's result")
+            context, seqno = map(int, name.split(":"))
+            for queue in self.all_queues:
+                if queue.timeline.context == context and 0 < seqno <= queue.timeline.last_emitted:
+                    return queue.timeline.find(seqno)
+            if self.compute.queues.emitted_and_gone(context, seqno):
+                return None
+        raise TtmError(
+            errno.EINVAL, f"{name[:80]!r} is no fence: say CONTEXT:SEQNO as in a command's result, or QUEUE:POINT"
+        )
+
+    def fence_error(self, name: str) -> int:
+        """The errno that a signaled fence had, by its name; of a point that of the first job up to it that failed."""
+        at = self.compute.queues.point(name)
+        return self.fence_errors.get(name) if at is None else at[0].error_at(at[1])
 
     # -- the whole -----------------------------------------------------------------------------------------------
 
@@ -166,10 +182,10 @@ class Hardware:
 
     def _check_fences(self) -> Iterator[str]:
         """Every fence that is pending will be signaled by somebody."""
-        timelines = {engine.timeline for engine in self.all_engines}
-        for engine in self.all_engines:
-            queued = set(engine.pending())
-            for fence in engine.timeline.pending:
+        timelines = {queue.timeline for queue in self.all_queues}
+        for queue in self.all_queues:
+            queued = set(queue.pending())
+            for fence in queue.timeline.pending:
                 if fence not in queued:
                     yield f"fences: {fence.name} ({fence.what}) is pending, and no engine is going to signal it"
         pending = sum(len(timeline.pending) for timeline in timelines)

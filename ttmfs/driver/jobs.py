@@ -16,6 +16,7 @@ import numpy as np
 import trio
 from numpy.typing import NDArray
 
+from ttmfs.driver.queues import DEFAULT, Priority
 from ttmfs.errors import TtmError
 from ttmfs.memory.arena import Arena
 from ttmfs.memory.copy import gather, scatter
@@ -52,6 +53,12 @@ class Job:
     size: int | None = None
     dtype: str = "u8"
     after: Fence | None = None
+    queue: str = DEFAULT
+    uid: int = 0
+    """Whose queue it is, if there is none yet."""
+    priority: Priority = Priority.NORMAL
+    point: int | None = None
+    """What it is on the queue's timeline; None: the point after the last."""
 
     @property
     def bos(self) -> tuple[BufferObject, ...]:
@@ -220,7 +227,7 @@ async def execute_imported(work: Work, lane: Lane) -> int | float | None:
 
 @dataclass(slots=True)
 class QueuedJob:
-    """A job in the compute engine's queue. `value` is there once its fence has signaled."""
+    """A job in a queue, as `point` of it. `value` is there once its fence has signaled."""
 
     job: Job
     size: int
@@ -229,6 +236,7 @@ class QueuedJob:
     srcs: tuple[Span, ...]
     deps: tuple[Fence, ...]
     flush: Callable[[BufferObject], Awaitable[None]]
+    point: int
     value: int | float | None = None
 
     @property
@@ -253,6 +261,8 @@ class QueuedJob:
         await self.publish()
 
     async def _work(self, lane: Lane) -> None:
+        if self.job.bos:
+            self.job.bos[0].device.inject.check("job", errno.EIO, f"job {self.fence.what}", bo=self.name)
         if self.kind == "busy":
             await trio.sleep(self.job.seconds)
             return

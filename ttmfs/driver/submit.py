@@ -6,6 +6,7 @@ from ttmfs.driver.calls import check_device
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.jobs import Job, QueuedJob, capture, check
 from ttmfs.driver.locking import with_all_reserved
+from ttmfs.driver.queues import behind
 from ttmfs.errors import TtmError
 from ttmfs.observe import points
 from ttmfs.sync.fence import Fence
@@ -26,12 +27,13 @@ _ATTEMPTS = 8
 async def submit_job(vdev: VirtualDevice, job: Job, ctx: OperationContext) -> QueuedJob:
     """Reserve all BOs of the job under one ticket, validate them, queue the job behind their fences.
 
-    TtmError: EINVAL for a range outside a BO, ENODEV unplugged, EIO for a BO whose content was lost, ENOMEM, EBUSY
-    also for BOs that do not stop growing. With `--purgeable strict` EBUSY for a BO that is advised `dontneed`, EACCES
-    for one that was purged.
+    TtmError: EINVAL for a range outside a BO or a point that is not beyond the queue's last, EACCES for another's
+    queue, ENODEV unplugged, EIO for a BO whose content was lost, ENOMEM, EBUSY also for BOs that do not stop growing.
+    With `--purgeable strict` EBUSY for a BO that is advised `dontneed`, EACCES for one that was purged.
     """
     check_device(vdev)
     check(job)
+    vdev.compute.queues.check(job.queue, job.uid, job.point)
     bos = job.bos
     for bo in bos:
         _check_content(bo)
@@ -93,29 +95,31 @@ async def _populate(bo: BufferObject, ctx: OperationContext) -> int:
 
 
 def _queue(vdev: VirtualDevice, job: Job, size: int) -> QueuedJob:
-    """Everything is reserved and has memory: from here on nothing can fail and nothing waits."""
+    """Everything is reserved and has memory: once its queue has taken it nothing can fail, and nothing waits."""
     writes = job.bos if job.kind == "busy" else (job.dst,)
+    queue = vdev.compute.queues.open(job.queue, job.uid)
+    point = queue.next_point(job.point)
     deps: list[Fence] = []
     for bo in job.bos:
         # A writer waits for readers too; a reader for moves and writers.
         deps += bo.resv.get_fences(Usage.READ if bo in writes else Usage.WRITE)
-    if job.after is not None:
-        deps.append(job.after)
+    deps += behind(job.after)
     what = f"{job.kind} {' '.join(bo.name for bo in job.bos)}"
     queued = QueuedJob(
         job,
         size,
-        vdev.compute.timeline.next_fence(what, deps),
+        queue.timeline.next_fence(what, deps),
         capture(job.dst) if job.dst is not None else None,
         tuple(capture(bo) for bo in job.srcs) if job.kind != "busy" else (),
         tuple(deps),
         unmap_virtual,
+        point,
     )
     for bo in job.bos:
         bo.resv.add_fence(queued.fence, Usage.WRITE if bo in writes else Usage.READ)
-    vdev.compute.submit(queued)
+    vdev.compute.submit(queue, queued, job.priority, point)
     first = job.bos[0].name if job.bos else ""
-    points.job(vdev.ttm.trace, first, fence=queued.fence, kind=job.kind, bytes=size, bos=job.bos)
+    points.job(vdev.ttm.trace, first, fence=queued.fence, kind=job.kind, bytes=size, bos=job.bos, queue=queue.name)
     call = vdev.ttm.uses
     for bo in job.bos:
         trace_use(bo, "job", call)

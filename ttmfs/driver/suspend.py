@@ -147,8 +147,8 @@ class PowerState:
 
     async def _idle(self) -> None:
         """Jobs may still work on BOs in system."""
-        for engine in self.vdev.all_engines:
-            for fence in engine.pending():
+        for queue in self.vdev.all_queues:
+            for fence in queue.pending():
                 await fence.wait()
 
     async def _bring_back(self, ctx: OperationContext) -> tuple[int, int]:

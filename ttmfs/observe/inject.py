@@ -23,6 +23,7 @@ PLACES: Final = (
     "unmap",
     "move",
     "engine",
+    "job",
     "work_alloc",
     "store_write",
     "store_read",
@@ -36,7 +37,7 @@ _BOUNDS: Final = {
 KEYS: Final = (*_BOUNDS, "bo")
 KNOW_NO_BO: Final = ("fence_slot",)
 """Places that are reached for a reservation, whoever's it is."""
-KNOW_NO_PID: Final = ("engine",)
+KNOW_NO_PID: Final = ("engine", "job")
 """Places that only tasks of the device reach."""
 
 

@@ -224,15 +224,15 @@ def policy_ejected(trace: Trace, *, kind: str, region: str, why: object) -> None
         trace.emit("policy_ejected", kind=kind, region=region, why=str(why))
 
 
-def job(trace: Trace, bo: str, *, fence: Named, kind: str, bytes: int, bos: Iterable[Named]) -> None:
+def job(trace: Trace, bo: str, *, fence: Named, kind: str, bytes: int, bos: Iterable[Named], queue: str) -> None:
     """A job was submitted."""
     if trace.on:
         names = ",".join(bo_word(each.name) for each in bos)
-        trace.emit("job", bo, fence=fence.name, kind=kind, bytes=bytes, bos=names)
+        trace.emit("job", bo, fence=fence.name, kind=kind, bytes=bytes, bos=names, queue=queue)
 
 
 def job_start(trace: Trace, bo: Named, *, engine: str, fence: Named, kind: str) -> None:
-    """The compute engine begins a job."""
+    """A compute engine begins a job."""
     if trace.on:
         trace.emit("job_start", bo.name, engine=engine, fence=fence.name, kind=kind)
 

@@ -71,7 +71,7 @@ class Operation:
 
 
 class SvmJob:
-    """A part of an operation that lies in one range: a QueuedWork of the compute engine."""
+    """A part of an operation that lies in one range: a QueuedWork of the queue `svm`."""
 
     __slots__ = ("deps", "done", "fence", "first", "kind", "name", "offset", "operation", "size", "space", "span")
 
@@ -91,7 +91,7 @@ class SvmJob:
         if bound.devmem is not None:
             self.deps = tuple(bound.devmem.bo.resv.get_fences(Usage.KERNEL))
         what = f"{self.kind} svm:{space.name}@{address:#x} {size} bytes"
-        self.fence = space.vdev.compute.timeline.next_fence(what, self.deps)
+        self.fence = space.vdev.compute.queues.svm.timeline.next_fence(what, self.deps)
 
     @property
     def end(self) -> int:
@@ -112,6 +112,7 @@ class SvmJob:
 
     async def _work(self, operation: Operation, lane: Lane) -> None:
         await self.space.flush(self.first, self.end)
+        self.space.vdev.ttm.inject.check("job", errno.EIO, f"job {self.fence.what}", bo=self.name)
         if self.size <= INLINE_BYTES:
             operation.execute(self.span, self.offset, self.size, self.done)
         else:
@@ -150,4 +151,4 @@ def queue(space: "AddressSpace", operation: Operation, bound: Bound, address: in
     bound.release()
     space.svm.counters.gpu_jobs += 1
     operation.fence = job.fence
-    space.vdev.compute.submit(job)
+    space.vdev.compute.submit(space.vdev.compute.queues.svm, job)

@@ -38,6 +38,10 @@ class Machine:
     svm: Svm
     caller: Opening | None = None
 
+    def owns(self) -> bool:
+        """Is the caller root, or who mounted?"""
+        return self.caller is None or self.caller.uid in (0, *self.vdev.ttm.accounts.exempt)
+
     def bo(self, name: str, bits: int = 0) -> BufferObject:
         """The BO of a name, for a caller who needs `bits` (READ, WRITE) of it. TtmError ENOENT, EISDIR, EACCES."""
         if not bits or self.caller is None:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.jobs import DTYPES, Job
+from ttmfs.driver.queues import DEFAULT, Priority
 from ttmfs.driver.submit import submit_job
 from ttmfs.errors import TtmError, no_such
 from ttmfs.fs.commands.command import Machine
@@ -26,14 +27,15 @@ _NEEDS: Final[Mapping[str, tuple[str, ...]]] = {
     "checksum": ("src",),
     "busy": ("seconds", "bo"),
 }
-_COMMON: Final = ("offset", "bytes", "dtype", "after")
+_COMMON: Final = ("offset", "bytes", "dtype", "after", "queue", "priority", "point")
 _ONLY_READ: Final = ("src", "x")
 """Words that name what is read only; `busy` keeps others from its BOs, as a write does."""
 _FLOAT: Final = re.compile(r"[+-]?[0-9]{1,18}(\.[0-9]{1,18})?([eE][+-]?[0-9]{1,3})?")
 
 JOB_USAGE: Final = (
     "fill dst=BO value=BYTE | copy|xor|add src=BO dst=BO | saxpy a=X x=BO y=BO | reduce|checksum src=BO | "
-    "busy seconds=S bo=BO[,BO…]   [offset=N] [bytes=N] [dtype=u8|u32|i64|f32|f64] [after=FENCE] [no_wait_gpu] [wait]"
+    "busy seconds=S bo=BO[,BO…]   [offset=N] [bytes=N] [dtype=u8|u32|i64|f32|f64] [after=FENCE|QUEUE:POINT] "
+    "[queue=NAME [point=N]] [priority=low|normal|high] [no_wait_gpu] [wait]"
 )
 
 
@@ -81,13 +83,31 @@ class JobWords:
         """after=FENCE."""
         return self.machine.vdev.find_fence(self.values["after"]) if "after" in self.values else None
 
+    def queue(self) -> dict[str, Any]:
+        """queue=NAME, point=N, priority=WORD, as a Job has them. TtmError: EACCES for what is only for the owner."""
+        caller = self.machine.caller
+        priority = self.values.get("priority", "normal")
+        if not priority.islower() or priority.upper() not in Priority.__members__:
+            raise no_such(priority, "priority", [level.name.lower() for level in Priority])
+        if priority == "high" and not self.machine.owns():
+            raise TtmError(errno.EACCES, "priority=high is for root and the user who mounted")
+        return {
+            "queue": self.values.get("queue", DEFAULT),
+            "uid": 0 if caller is None else caller.uid,
+            "priority": Priority[priority.upper()],
+            "point": self.size("point", None),
+        }
+
 
 def parse_job(machine: Machine, words: list[str]) -> Job:
     """The job. TtmError: EINVAL naming the word that is wrong, ENOENT for an unknown BO, EACCES for one of others."""
-    if not words or words[0] not in _NEEDS:
-        raise no_such(words[0] if words else "", "job", _NEEDS)
-    kind = words[0]
-    given = JobWords(machine, kind, words[1:])
+    plain = [word for word in words if "=" not in word]
+    kind = plain[0] if plain else ""
+    if kind not in _NEEDS:
+        raise no_such(kind, "job", _NEEDS)
+    words = list(words)
+    words.remove(kind)
+    given = JobWords(machine, kind, words)
     dtype = given.values.get("dtype", "f32" if kind == "saxpy" else "u8")
     if dtype not in DTYPES:
         raise no_such(dtype, "dtype", DTYPES)
@@ -97,6 +117,7 @@ def parse_job(machine: Machine, words: list[str]) -> Job:
         "size": given.size("bytes", None),
         "dtype": dtype,
         "after": given.fence(),
+        **given.queue(),
     }
     if kind == "busy":
         seconds = given.number("seconds")
@@ -118,7 +139,12 @@ def parse_job(machine: Machine, words: list[str]) -> Job:
 async def run_job(vdev: VirtualDevice, job: Job, ctx: OperationContext, *, wait: bool) -> dict[str, Any]:
     """Submit; with `wait` until it is done, and say its value. TtmError(EIO) when it failed."""
     queued = await submit_job(vdev, job, ctx)
-    result: dict[str, Any] = {"fence": queued.fence.name, "bytes": queued.size, "bytes_moved": ctx.bytes_moved}
+    result: dict[str, Any] = {
+        "fence": queued.fence.name,
+        "point": f"{job.queue}:{queued.point}",
+        "bytes": queued.size,
+        "bytes_moved": ctx.bytes_moved,
+    }
     if wait:
         await queued.fence.wait()
         if queued.fence.error:

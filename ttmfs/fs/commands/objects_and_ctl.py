@@ -213,12 +213,12 @@ async def _ctl_copy(machine: Machine, words: list[str]) -> Result:
 
 async def _ctl_wait(machine: Machine, words: list[str]) -> Result:
     if not 1 <= len(words) <= 2:
-        raise TtmError(errno.EINVAL, "say FENCE [SECONDS], FENCE as CONTEXT:SEQNO")
+        raise TtmError(errno.EINVAL, "say FENCE [SECONDS], FENCE as CONTEXT:SEQNO or QUEUE:POINT")
     fence = machine.vdev.find_fence(words[0])
     timeout = parse_seconds(words[1]) if len(words) == 2 else machine.vdev.config.fault_timeout
     if fence is not None and not await fence.wait(timeout):
-        raise TtmError(errno.ETIME, f"fence {fence.name} ({fence.what}) is still pending after {timeout:g} s")
-    error = machine.vdev.fence_errors.get(words[0])
+        raise TtmError(errno.ETIME, f"fence {words[0]} ({fence.what}) is still pending after {timeout:g} s")
+    error = machine.vdev.fence_error(words[0])
     if error:
         raise TtmError(error, f"what fence {words[0]} stood for failed: see objects/*/status and the trace")
     return {}
@@ -304,8 +304,16 @@ CTL_COMMANDS: Final[Mapping[str, Command]] = {
         Command(
             "submit",
             JOB_USAGE,
-            "A job of the compute engine over BOs; the result has its fence, and its value with `wait`.",
-            ("fill dst=tex0 value=7", "checksum src=tex0 wait", "saxpy a=2.5 x=tex0 y=tex1", "busy seconds=1 bo=tex0"),
+            "A job of the compute engines over BOs; the result has its fence, its point in its queue, and its value "
+            "with `wait`. Jobs of one queue run in order; those of others pass them by, but for BOs that both use and "
+            "after=.",
+            (
+                "fill dst=tex0 value=7",
+                "checksum src=tex0 wait",
+                "saxpy a=2.5 x=tex0 y=tex1",
+                "busy seconds=1 bo=tex0 queue=render",
+                "fill dst=tex1 value=1 queue=copy after=render:1",
+            ),
             _ctl_submit,
         ),
         Command(
@@ -355,9 +363,10 @@ CTL_COMMANDS: Final[Mapping[str, Command]] = {
         Command("copy", "SRC DST", "A copy job between two BOs.", ("tex0 tex1",), _ctl_copy),
         Command(
             "wait",
-            "FENCE [SECONDS]",
-            "Until a fence CONTEXT:SEQNO is signaled; 0 seconds polls; ETIME while it is pending.",
-            ("2:1 5",),
+            "FENCE|QUEUE:POINT [SECONDS]",
+            "Until a fence CONTEXT:SEQNO is signaled, or all jobs of a queue up to a point are done; 0 seconds polls; "
+            "ETIME while it is pending.",
+            ("2:1 5", "render:1"),
             _ctl_wait,
         ),
     )

@@ -348,8 +348,8 @@ class Tree:
                 lambda: (
                     "context\tname\tlast_signaled\n"
                     + "".join(
-                        f"{engine.timeline.context}\t{engine.name}\t{engine.timeline.last_signaled}\n"
-                        for engine in vdev.all_engines
+                        f"{queue.timeline.context}\t{queue.name}\t{queue.timeline.last_signaled}\n"
+                        for queue in vdev.all_queues
                     )
                 )
             )
@@ -359,8 +359,8 @@ class Tree:
                     "fence\twhat\twaits_for\n"
                     + "".join(
                         f"{fence.name}\t{cell(fence.what)}\t{' '.join(dep.name for dep in fence.deps) or '-'}\n"
-                        for engine in vdev.all_engines
-                        for fence in engine.pending()
+                        for queue in vdev.all_queues
+                        for fence in queue.pending()
                     )
                 )
             )
