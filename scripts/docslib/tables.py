@@ -203,6 +203,7 @@ RESULTS: Final[Mapping[str, tuple[str, str]]] = {
     "pages_out": ("integer", "pages that went to it"),
     "partial": ("boolean", "true: a part of the BO is in memory still; the next backup goes on"),
     "pin_count": ("integer", "pins"),
+    "point": ("string", "QUEUE:POINT, which the job is on the timeline of its queue"),
     "policy": ("string", "who is in office now"),
     "populated_pages": ("integer", "pages that have memory"),
     "purged_pages": ("integer", "pages whose content was dropped"),
