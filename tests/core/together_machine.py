@@ -4,7 +4,7 @@ import random
 
 import trio
 
-from tests.svm.page_cache import PAGE, PageCache
+from tests.svm.page_cache import PageCache
 from ttmfs.driver.config import Config
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.errors import TtmError
@@ -80,9 +80,7 @@ class Unmapper:
         for _ in range(self.rng.randrange(6)):
             await trio.lowlevel.checkpoint()
         if bo in self.cached:
-            await self.cache.invalidate(
-                self.cached[bo], first_page * PAGE, num_pages * PAGE if num_pages else 1 << 40  # type: ignore[arg-type]
-            )
+            await self.cache.invalidate(self.cached[bo], first_page, num_pages)  # type: ignore[arg-type]
 
 
 class Machine:

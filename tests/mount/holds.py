@@ -77,10 +77,10 @@ def _log_svm() -> None:
         SVM_LOG.append(("WRITE", self.file.space.name, offset, len(data)))
         return await real_write(self, offset, data)
 
-    async def invalidate(self: SpacePageCache, space: AddressSpace, first_byte: int, num_bytes: int) -> None:
-        SVM_LOG.append(("INVAL", space.name, first_byte, num_bytes))
+    async def invalidate(self: SpacePageCache, space: AddressSpace, first_page: int, num_pages: int) -> None:
+        SVM_LOG.append(("INVAL", space.name, first_page << 12, num_pages << 12))
         await HOLDS["svm_inval"].here(space.name)
-        await real_invalidate(self, space, first_byte, num_bytes)
+        await real_invalidate(self, space, first_page, num_pages)
         await HOLDS["svm_invalled"].here(space.name)
 
     SpaceHandle.read = read

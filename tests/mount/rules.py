@@ -150,7 +150,7 @@ def without_svm_inval() -> None:
     """The device uses pages of address spaces without a look at what clients have cached."""
     from ttmfs.fs.kernel.unmappers import SpacePageCache  # noqa: PLC0415
 
-    async def invalidate(self: SpacePageCache, space: object, first_byte: int, num_bytes: int) -> None:
+    async def invalidate(self: SpacePageCache, space: object, first_page: int, num_pages: int) -> None:
         """Nothing."""
 
     SpacePageCache.invalidate = invalidate

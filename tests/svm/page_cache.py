@@ -1,7 +1,7 @@
 """A model of what the kernel keeps for svm files: a page cache that all clients share, with locked and dirty folios.
 
-It is the SpaceUnmapper of the tests. An INVAL waits for folios that a READ has locked and writes dirty ones back, as
-the kernel does; that a request waits for the INVAL that waits for it shows as virtual time that passes.
+It is the Unmapper of address spaces in the tests. An INVAL waits for folios that a READ has locked and writes dirty
+ones back, as the kernel does; that a request waits for the INVAL that waits for it shows as virtual time that passes.
 """
 
 from typing import Any
@@ -91,9 +91,9 @@ class PageCache:
             elif len(data) == PAGE:
                 folio.data = bytearray(data)
 
-    async def invalidate(self, space: AddressSpace, first_byte: int, num_bytes: int) -> None:
+    async def invalidate(self, space: AddressSpace, first_page: int, num_pages: int) -> None:
         started = trio.current_time()
-        first, end = first_byte // PAGE, (first_byte + num_bytes + PAGE - 1) // PAGE
+        first, end = first_page, first_page + num_pages if num_pages else 1 << 40
         self.invals.append((first, end))
         await trio.lowlevel.checkpoint()
         for page in sorted(page for owner, page in self.folios if owner is space and first <= page < end):

@@ -87,6 +87,30 @@ async def test_requests_of_moving_pages_wait_and_others_do_not(
         assert bytes(await cpu.read(space, 0, 8)) == b"\1" * 8
 
 
+@pytest.mark.parametrize("cut", [None, PAGE + 100])
+async def test_an_append_drops_the_page_with_the_old_end_from_the_caches(
+    svm_device: MakeDevice, autojump_clock: MockClock, cut: int | None
+) -> None:
+    """H32, also for a page that was cached when it was in the middle, and has the end since the file was cut."""
+    async with svm_device() as device:
+        size = 3 * PAGE if cut else PAGE + 100
+        space, cache = device.space(size), device.cache
+        await cache.load(space, PAGE, 1)
+        if cut:
+            cache.truncate(space, cut)
+            space.set_size(cut)
+        await cache.pwrite(space, PAGE + 100, b"new")
+        await trio.sleep(1)
+        assert cache.invals == [(1, 2)]
+        assert not space.gate.outstanding
+        assert await cache.load(space, PAGE + 99, 4) == b"\0new"
+        cache.invals.clear()
+        await cache.pwrite(space, 2 * PAGE - 1, b"x")
+        assert cache.invals == [(1, 2)], "it was read again"
+        await cache.pwrite(space, 2 * PAGE, b"y")
+        assert cache.invals == [(1, 2)], "no page has the end in its middle"
+
+
 async def test_a_client_that_keeps_touching_wins_and_the_range_stays(
     svm_device: MakeDevice, autojump_clock: MockClock
 ) -> None:

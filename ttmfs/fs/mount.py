@@ -254,7 +254,7 @@ class Mount:
             await unmap_virtual(file.bo)
             await trio.lowlevel.checkpoint()
         for space in list(self.spaces.files.values()):
-            await self.svm.unmapper.invalidate(space.space, 0, space.space.size)
+            await self.svm.unmapper.invalidate(space.space, 0, 0)
         done.set()
 
     def _release_waiters(self) -> None:

@@ -10,6 +10,7 @@ migration could hold; it is served from where the bytes are. Between the last lo
 """
 
 import errno
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +23,7 @@ from ttmfs.svm.memory import alloc_pages
 from ttmfs.svm.pages import CHUNK_PAGES, Pages, free_pages, index_of, mask_of, take_pages
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.copy import CopyState
+from ttmfs.ttm.eof import drop_cached_eof_page
 from ttmfs.ttm.growth import growing
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
 
@@ -47,6 +49,8 @@ async def read(space: "AddressSpace", offset: int, size: int) -> Buffer:
         data = _read_quickly(space, offset, size)
     if data is None:
         data = await _shielded_read(space, offset, size)
+    if offset + len(data) >= space.size:
+        space.eof_page_read = True
     counters = space.svm.counters
     counters.cpu_faults += 1
     counters.cpu_fault_pages += (len(data) + PAGE_MASK) >> PAGE_SHIFT
@@ -120,11 +124,11 @@ async def _read_slowly(space: "AddressSpace", offset: int, size: int) -> Buffer:
         if ttm.closing:
             raise TtmError(errno.ESHUTDOWN, f"fault of {space.name}: the mount is being taken down")
         first, end = _pages(offset, size)
-        at_once = space.unmapping_any(first, end) or trio.current_time() >= deadline
+        at_once = space.gate.unmaps(first, end - first) or trio.current_time() >= deadline
         if not at_once:
             move = space.move_of(first, end)
             if move is not None:
-                await space.park(first, end, move.copy.fence.wait, deadline - trio.current_time())
+                await _park(space, first, end, move.copy.fence.wait, deadline)
                 continue
             devmem = None if came_back else space.alloc_of(first, end)
             if devmem is not None:
@@ -133,6 +137,13 @@ async def _read_slowly(space: "AddressSpace", offset: int, size: int) -> Buffer:
         if not space.looks_only and await _fill_in_time(space, first, end, deadline, at_once=at_once):
             continue
         return _gather(space, offset, size)
+
+
+async def _park(
+    space: "AddressSpace", first: int, end: int, wait: Callable[[], Awaitable[object]], deadline: float
+) -> bool:
+    """`wait` for a request of these pages, until `deadline`; False when that, or an INVAL of one of them, ended it."""
+    return await space.gate.park(wait, max(0.0, deadline - trio.current_time()), first, end - first)
 
 
 def _gather(space: "AddressSpace", offset: int, size: int) -> bytearray:
@@ -175,7 +186,7 @@ async def _bring_back(space: "AddressSpace", first: int, end: int, devmem: DevMe
         await migrate_to_ram(devmem, "cpu_fault")
 
     try:
-        return await space.park(first, end, work, deadline - trio.current_time())
+        return await _park(space, first, end, work, deadline)
     except TtmError as error:
         space.last_error = error.message
         return True
@@ -204,7 +215,7 @@ async def _fill_in_time(
         nonlocal waited
         waited = await fill_holes(space, first, end, anew=anew)
 
-    await space.park(first, end, fill, deadline - trio.current_time())
+    await _park(space, first, end, fill, deadline)
     return waited
 
 
@@ -281,13 +292,16 @@ async def write(space: "AddressSpace", offset: int, data: bytes) -> None:
     """
     if not data:
         return
-    end_byte = offset + len(data)
+    end_byte, old_size = offset + len(data), space.size
     with trio.CancelScope(shield=True):
-        if end_byte <= space.size:
+        if end_byte <= old_size:
             await _write(space, offset, data)
             return
         with growing(space, end_byte, space.resize):
             await _write(space, offset, data)
+    if old_size & PAGE_MASK:
+        page = old_size >> PAGE_SHIFT
+        await drop_cached_eof_page(space, space.svm.unmapper, old_size, range(page, page + 1))
 
 
 async def _write(space: "AddressSpace", offset: int, data: bytes) -> None:
@@ -302,7 +316,7 @@ async def _write(space: "AddressSpace", offset: int, data: bytes) -> None:
         if offset + len(data) > space.size:
             # Truncated meanwhile: the WRITE comes after that.
             space.resize(offset + len(data))
-        at_once = space.unmapping_any(first, end) or trio.current_time() >= deadline
+        at_once = space.gate.unmaps(first, end - first) or trio.current_time() >= deadline
         running = space.move_of(first, end, CopyState.RUNNING)
         if running is not None:
             # Bytes move: not for long, and nothing that an INVAL waits for is waited for here.
@@ -330,7 +344,7 @@ async def _touched(space: "AddressSpace", first: int, end: int, deadline: float)
     """A WRITE is a touch: what is in VRAM comes back, unless somebody is just invalidating these pages."""
     while (devmem := space.alloc_of(first, end)) is not None:
         left = deadline - trio.current_time()
-        if space.unmapping_any(first, end) or left <= 0:
+        if space.gate.unmaps(first, end - first) or left <= 0:
             return
         await _bring_back(space, first, end, devmem, deadline)
         if not devmem.dead:

@@ -180,7 +180,7 @@ async def _invalidate_cpu(space: "AddressSpace", found: Range, chunk: Chunk) -> 
         await space.flush(found.first, found.end)
         _check(space, found, chunk)
         handed = space.handed_out(found.first, found.end)
-        if not (handed or chunk.busy(found.mask) or space.unmapping_any(found.first, found.end)):
+        if not (handed or chunk.busy(found.mask) or space.gate.unmaps(found.first, found.end - found.first)):
             return
     raise TtmError(errno.EBUSY, f"clients keep touching the range at {found.first << PAGE_SHIFT:#x}")
 

@@ -22,15 +22,13 @@ from ttmfs.ttm.looking import after_stores
 class SpaceFile(File):
     """One address space and its name."""
 
-    __slots__ = ("client_opens", "eof_page_read", "last_error", "space")
+    __slots__ = ("client_opens", "last_error", "space")
 
     def __init__(self, ino: int, mode: int, uid: int, gid: int, space: AddressSpace) -> None:
         super().__init__(ino, mode, uid, gid)
         self.space = space
         self.client_opens = 0
         """Those opens that are not the daemon's own."""
-        self.eof_page_read = False
-        """A client may have the page with the end of the file in its cache."""
         self.last_error = ""
 
     def content_changed(self) -> None:

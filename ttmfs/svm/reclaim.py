@@ -54,7 +54,7 @@ async def _reclaim_chunk(space: "AddressSpace", number: int) -> int:
 def _drop(space: "AddressSpace", number: int, run: int, first: int, end: int) -> int:
     """Free those of these pages that nobody was handed meanwhile and that are zeros still. Synchronous."""
     chunk = space.chunks.get(number)
-    if chunk is None or _in_use(chunk) or space.unmapping_any(first, end):
+    if chunk is None or _in_use(chunk) or space.gate.unmaps(first, end - first):
         return 0
     gone = _zero_pages(chunk, run & chunk.pages.present & ~chunk.handed & ~_filling(space, chunk))
     if gone:

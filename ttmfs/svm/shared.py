@@ -9,26 +9,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import trio
 
 from ttmfs.svm.counters import SvmCounters
-from ttmfs.ttm.funcs import DriverFuncs
+from ttmfs.ttm.funcs import DriverFuncs, Unmapper
 from ttmfs.ttm.resource import Resource
 
 if TYPE_CHECKING:
     from ttmfs.driver.device import VirtualDevice
-
-
-class SpaceUnmapper(Protocol):
-    """Who caches pages of address spaces."""
-
-    async def invalidate(self, space: Any, first_byte: int, num_bytes: int) -> None:
-        """Drop these bytes of an AddressSpace from every cache, dirty pages written back first, as WRITEs that arrive
-        while it runs."""
-
-
-class NoSpaceUnmapper:
-    """Nobody caches anything."""
-
-    async def invalidate(self, space: Any, first_byte: int, num_bytes: int) -> None:
-        """Nothing to drop."""
 
 
 class Shared(Protocol):
@@ -36,7 +21,8 @@ class Shared(Protocol):
 
     vdev: "VirtualDevice"
     counters: SvmCounters
-    unmapper: SpaceUnmapper
+    unmapper: Unmapper[Any]
+    """Who caches pages of the AddressSpaces."""
     notifier_size: int
     atomic_timeslice_ms: float
     migrate_lock: trio.Lock

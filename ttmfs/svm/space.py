@@ -9,7 +9,7 @@ it is done.
 """
 
 import errno
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -34,6 +34,7 @@ from ttmfs.ttm import lifetime
 from ttmfs.ttm.account import MEMORY, Account
 from ttmfs.ttm.advice import pages_gone
 from ttmfs.ttm.copy import CopyState
+from ttmfs.ttm.gate import Gate
 from ttmfs.ttm.growth import Growth
 from ttmfs.ttm.watcher import Watcher
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, pages_of
@@ -70,7 +71,9 @@ class AddressSpace:
         "bytes_moved",
         "chunks",
         "cpu_faults",
+        "eof_page_read",
         "filling",
+        "gate",
         "gpu_faults",
         "growth",
         "held_pages",
@@ -82,7 +85,6 @@ class AddressSpace:
         "migrations_in",
         "migrations_out",
         "name",
-        "parked",
         "private",
         "reclaim_hand",
         "released",
@@ -92,7 +94,6 @@ class AddressSpace:
         "table",
         "uncounted",
         "unlinked",
-        "unmapping",
         "vdev",
         "view",
         "watcher",
@@ -128,12 +129,11 @@ class AddressSpace:
         """Those whose content has changed since `num_blocks` counted it."""
         self.unlinked = False
         self.released = False
-        self.unmapping: list[tuple[int, int]] = []
-        """Page ranges whose INVAL has not returned."""
+        self.gate = Gate()
+        self.eof_page_read = False
+        """A client may have the page with the end of the file cached and up to date; see ttmfs.ttm.eof."""
         self.filling: list[tuple[int, int]] = []
         """Page ranges that requests are giving memory to: what they have of it already is not reclaimed."""
-        self.parked: dict[trio.CancelScope, tuple[int, int]] = {}
-        """Requests that wait, by their pages."""
         self.cpu_faults = 0
         self.gpu_faults = 0
         self.migrations_in = self.migrations_out = self.bytes_moved = 0
@@ -259,6 +259,8 @@ class AddressSpace:
         first = self.num_pages
         if size & PAGE_MASK:
             page = size >> PAGE_SHIFT
+            # It may be cached from when it was in the middle.
+            self.eof_page_read |= self.handed_out(page, page + 1)
             chunk = self.chunks.get(page >> CHUNK_SHIFT)
             if chunk is not None:
                 chunk.cut_page(page & (CHUNK_PAGES - 1), size & PAGE_MASK)
@@ -296,10 +298,6 @@ class AddressSpace:
             self.svm.garbage_listed()
         return zapped
 
-    def unmapping_any(self, first: int, end: int) -> bool:
-        """Is an INVAL of one of these pages outstanding?"""
-        return any(start < end and first < stop for start, stop in self.unmapping)
-
     def handed_out(self, first: int, end: int) -> bool:
         """May a client have one of these pages cached?"""
         if self.looked_at.any(first, end):
@@ -323,38 +321,23 @@ class AddressSpace:
                 low = min(low, chunk.first_page + lowest(handed))
                 high = max(high, chunk.first_page + handed.bit_length())
                 chunk.handed &= ~mask
-        for start, stop in self.unmapping:
+        for pages in self.gate.outstanding:
             # Its writeback may still be on the way: wait for it, by one more.
-            if start < end and first < stop:
-                low, high = min(low, max(start, first)), max(high, min(stop, end))
+            if pages.start < end and first < pages.stop:
+                low, high = min(low, max(pages.start, first)), max(high, min(pages.stop, end))
         if low >= high:
             return False
-        pages = (low, high)
-        self.unmapping.append(pages)
-        for scope, (start, stop) in list(self.parked.items()):
-            if start < high and low < stop:
-                scope.cancel()
+        unmapped = range(low, high)
+        self.gate.begin_unmapping(unmapped)
         self.svm.counters.unmaps += 1
         try:
             with trio.CancelScope(shield=True):
-                await self.svm.unmapper.invalidate(self, low << PAGE_SHIFT, (high - low) << PAGE_SHIFT)
+                await self.svm.unmapper.invalidate(self, low, high - low)
         finally:
-            self.unmapping.remove(pages)
+            self.gate.end_unmapping(unmapped)
             for chunk, _mask in self.pieces(low, high):
                 self.tidy(chunk)
         return True
-
-    async def park(self, first: int, end: int, wait: Callable[[], Awaitable[object]], timeout: float) -> bool:
-        """Run `wait` for at most `timeout` seconds; False when that, or an INVAL of these pages, ended it early."""
-        if self.unmapping_any(first, end):
-            return False
-        with trio.move_on_after(max(0.0, timeout)) as scope:
-            self.parked[scope] = (first, end)
-            try:
-                await wait()
-            finally:
-                self.parked.pop(scope, None)
-        return not scope.cancelled_caught
 
     # -- the device ----------------------------------------------------------------------------------------------
 
@@ -411,8 +394,7 @@ class AddressSpace:
         for chunk in list(self.chunks.values()):
             chunk.handed = 0
             self.tidy(chunk)
-        for scope in list(self.parked):
-            scope.cancel()
+        self.gate.wake()
         self.svm.forget(self)
 
     # -- looking at it -------------------------------------------------------------------------------------------

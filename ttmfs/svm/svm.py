@@ -15,10 +15,10 @@ from ttmfs.svm.chunk import Chunk
 from ttmfs.svm.counters import SvmCounters
 from ttmfs.svm.devmem import DevMemFuncs
 from ttmfs.svm.reclaim import reclaim_zero_pages
-from ttmfs.svm.shared import NoSpaceUnmapper, SpaceUnmapper
 from ttmfs.svm.space import AddressSpace
 from ttmfs.sync.bell import Bell
 from ttmfs.ttm.account import Account
+from ttmfs.ttm.funcs import NoUnmapper, Unmapper
 from ttmfs.ttm.resource import Resource
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Svm:
 
     def __init__(self, vdev: "VirtualDevice") -> None:
         self.vdev = vdev
-        self.unmapper: SpaceUnmapper = NoSpaceUnmapper()
+        self.unmapper: Unmapper[AddressSpace] = NoUnmapper()
         self.counters = SvmCounters()
         self.notifier_size = DEFAULT_NOTIFIER_SIZE
         self.atomic_timeslice_ms = DEFAULT_TIMESLICE_MS
@@ -110,8 +110,7 @@ class Svm:
     async def unplug(self) -> None:
         """The device is gone: nobody keeps its pages in a cache. Call it when `unplugged` is set."""
         for space in list(self.spaces):
-            for scope in list(space.parked):
-                scope.cancel()
+            space.gate.wake()
             await space.flush(0, space.num_pages)
 
     def stats(self) -> dict[str, int]:
@@ -124,8 +123,7 @@ class Svm:
     def wake(self) -> None:
         """Every request that waits looks again at what to do: the mount is going down."""
         for space in self.spaces:
-            for scope in list(space.parked):
-                scope.cancel()
+            space.gate.wake()
 
     def close(self) -> None:
         """Release every space."""

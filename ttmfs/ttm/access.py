@@ -29,6 +29,7 @@ from ttmfs.ttm.eof import drop_cached_eof_page
 from ttmfs.ttm.external import read_external, write_external
 from ttmfs.ttm.fault import serve_fault
 from ttmfs.ttm.funcs import FaultFlag, FaultResult, VmFault
+from ttmfs.ttm.gate import ALL_PAGES
 from ttmfs.ttm.growth import growing
 from ttmfs.ttm.move import retreat_to_system
 from ttmfs.ttm.park import park
@@ -275,7 +276,7 @@ async def write(bo: BufferObject, offset: int, data: bytes) -> int:
         bo.dirty.wrote(offset >> PAGE_SHIFT, (end + PAGE_MASK) >> PAGE_SHIFT)
     bo.handed_out = True
     if end > old_size and old_size & PAGE_MASK:
-        await drop_cached_eof_page(bo, old_size)
+        await drop_cached_eof_page(bo, bo.device.unmapper, old_size, ALL_PAGES)
     return len(data)
 
 

@@ -10,30 +10,49 @@ What cannot be mended here: writeback that zeroes them before the kernel has han
 appends to a page that it has dirtied through a mapping must msync it first.
 """
 
-from typing import Final
+import contextlib
+from typing import Final, Protocol, TypeVar
 
 import trio
 
-from ttmfs.ttm.bo import BufferObject
+from ttmfs.errors import TtmError
+from ttmfs.ttm.funcs import Unmapper
+from ttmfs.ttm.gate import Gate
 from ttmfs.units import PAGE_SHIFT
 
 LONGEST_WAIT: Final = 0.005
 """Seconds. A page that was not up to date is locked by the very write being served: the INVAL ends after the reply."""
 
 
-async def drop_cached_eof_page(bo: BufferObject, old_size: int) -> None:
-    """After the bytes of a WRITE that grew the file from `old_size` are in place, before it is answered."""
-    if not bo.eof_page_read:
+class Appended(Protocol):
+    """A BO or an address space."""
+
+    gate: Gate
+    eof_page_read: bool
+    """A client may have the page with the end of the file cached and up to date."""
+
+
+Owner = TypeVar("Owner", bound=Appended)
+
+
+async def drop_cached_eof_page(owner: Owner, unmapper: Unmapper[Owner], old_size: int, unmapped: range) -> None:
+    """After the bytes of a WRITE that grew the file from `old_size` are in place, before it is answered.
+
+    Requests of the pages `unmapped` are served at once while the page is dropped.
+    """
+    if not owner.eof_page_read:
         return
-    bo.eof_page_read = False
+    owner.eof_page_read = False
     done = trio.Event()
 
     async def drop() -> None:
-        bo.gate.begin_unmapping()
+        owner.gate.begin_unmapping(unmapped)
         try:
-            await bo.device.unmapper.invalidate(bo, old_size >> PAGE_SHIFT, 1)
+            # Nobody is left to hear of an error: what the kernel refuses to drop it keeps.
+            with contextlib.suppress(TtmError):
+                await unmapper.invalidate(owner, old_size >> PAGE_SHIFT, 1)
         finally:
-            bo.gate.end_unmapping()
+            owner.gate.end_unmapping(unmapped)
             done.set()
 
     trio.lowlevel.spawn_system_task(drop)

@@ -1,4 +1,4 @@
-"""Gate: when the requests of a BO may touch its bytes (the FUSE face of ttm_bo_unmap_virtual).
+"""Gate: when the requests of a BO, or an address space, may touch its bytes (the FUSE face of ttm_bo_unmap_virtual).
 
     resident → unmapping → moving → resident
 
@@ -6,7 +6,8 @@
 WRITEs of this very BO are answered, so none that names one of these pages may wait for anything that waits for the
 INVAL: they are served at once from where the bytes are (rule R1), and those that were already parked are woken for it.
 *moving*: bytes are being copied; READs wait for the copy's fence as ttm_bo_vm_fault_idle does, WRITEs wait so that none
-is lost. *moving* is not stored here: it is whatever the oldest pending copy of the BO says.
+is lost. *moving* is not stored here: it is whatever the oldest pending copy of the BO says, and the moves of a chunk of
+an address space.
 """
 
 from collections.abc import Awaitable, Callable
@@ -23,13 +24,13 @@ def _meet(some: range, others: range) -> bool:
 
 
 class Gate:
-    """The unmapping part of one BO's gate, and the requests parked on the BO."""
+    """The unmapping part of the gate of one BO or address space, and the requests parked there."""
 
     __slots__ = ("_parked", "_watched", "outstanding", "touched")
 
     def __init__(self) -> None:
         self.outstanding: tuple[range, ...] = ()
-        """Pages of the INVALs of this BO that have not returned."""
+        """Pages of the INVALs that have not returned."""
         self.touched = False
         """A page that is watched was handed out."""
         self._watched = NO_PAGES

@@ -1,4 +1,4 @@
-"""The core's Unmapper and the address spaces' SpaceUnmapper, made of INVAL messages (R6, R10)."""
+"""The Unmappers of BOs and of address spaces (see ttmfs.ttm.funcs), made of INVAL messages (R6, R10)."""
 
 from typing import Final
 
@@ -20,7 +20,7 @@ class BoPageCache:
         self._page_cache = page_cache
 
     async def invalidate(self, bo: BufferObject, first_page: int, num_pages: int) -> None:
-        """See ttmfs.ttm.funcs.Unmapper. Dirty pages are possible only while somebody has the BO open for writing."""
+        """Dirty pages are possible only while somebody has the BO open for writing."""
         file = bo.private
         if not isinstance(file, BoFile):
             return
@@ -39,10 +39,10 @@ class SpacePageCache:
     def __init__(self, page_cache: PageCache) -> None:
         self._page_cache = page_cache
 
-    async def invalidate(self, space: AddressSpace, first_byte: int, num_bytes: int) -> None:
-        """See ttmfs.svm.shared.SpaceUnmapper. Other parts of the file stay cached; nothing is done for no bytes."""
+    async def invalidate(self, space: AddressSpace, first_page: int, num_pages: int) -> None:
+        """See ttmfs.ttm.funcs.Unmapper. Other parts of the file stay cached."""
         file = space.private
-        if not isinstance(file, SpaceFile) or num_bytes <= 0:
+        if not isinstance(file, SpaceFile):
             return
         # Never through the alias: see above, and other ranges would lose what is cached of them.
-        await self._page_cache.invalidate(file.ino, first_byte, num_bytes, flush=False)
+        await self._page_cache.invalidate(file.ino, first_page << PAGE_SHIFT, num_pages << PAGE_SHIFT, flush=False)

@@ -42,9 +42,7 @@ class OpenRequests(InodeRequests):
         file.write_opens += writes
         handle: BoHandle | SpaceHandle
         if isinstance(file, SpaceFile):
-            handle = SpaceHandle(
-                file, self.counters, self._failed, self.tree.page_cache, pid=ctx.pid, writes=writes, own=own
-            )
+            handle = SpaceHandle(file, self.counters, self._failed, pid=ctx.pid, writes=writes, own=own)
             file.client_opens += not own
             # A read ahead would be a touch of ranges that nobody has asked for.
             read_ahead = 0
