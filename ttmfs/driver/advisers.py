@@ -83,8 +83,9 @@ class RegionAdviser:
     def victims(self, pages: int, for_bo: BufferObject | None, priority: int, protects: Protects) -> "Named":
         """See Adviser."""
         for_view = None if for_bo is None else view_of(for_bo)
+        group = "" if for_view is None else for_view.group
         protected = Protected(self, protects)
-        return Named(self.policy.ask(Request(pages, for_view, priority=priority, protected=protected)))
+        return Named(self.policy.ask(Request(pages, for_view, group=group, priority=priority, protected=protected)))
 
     def took(self) -> None:
         """See Adviser."""

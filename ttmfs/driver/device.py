@@ -10,7 +10,7 @@ import trio
 from ttmfs.driver.config import Config
 from ttmfs.driver.defrag import DefragWorker
 from ttmfs.driver.hardware import Hardware
-from ttmfs.driver.limits import check_accounts, set_user_limit
+from ttmfs.driver.limits import check_accounts, check_groups, set_user_limit
 from ttmfs.driver.policies import Policies
 from ttmfs.driver.policy import DefaultDriver
 from ttmfs.driver.suspend import PowerState
@@ -64,9 +64,10 @@ class VirtualDevice(Hardware):
         return bo
 
     def selfcheck_steps(self) -> Iterator[str | None]:
-        """As of the hardware, and whether accounts agree with what there is."""
+        """As of the hardware, and whether accounts and groups agree with what there is."""
         yield from super().selfcheck_steps()
         yield from check_accounts(self)
+        yield from check_groups(self)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """The engines and the housekeeping; runs until cancelled."""

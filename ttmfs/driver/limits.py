@@ -12,9 +12,12 @@ from ttmfs.driver.hardware import Hardware
 from ttmfs.errors import TtmError
 from ttmfs.ttm.account import BOS, MEMORY, SWAP, Account
 from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.dmem import Pool
+from ttmfs.ttm.drain import drain
 from ttmfs.ttm.placement import SYSTEM
 from ttmfs.ttm.resource import Resource
-from ttmfs.units import PAGE_SHIFT, format_size, parse_size
+from ttmfs.units import PAGE_SHIFT, PAGE_SIZE, format_size, parse_size
 
 RESERVED_NAMES: Final = (MEMORY, SWAP, BOS)
 """Names that no region may have."""
@@ -110,6 +113,34 @@ def check_accounts(vdev: Hardware) -> list[str]:
         ]
         if has.get(MEMORY, 0) > account.charged.get(MEMORY, 0):
             wrong.append(f"accounts: {account.name} has {has[MEMORY]} of memory, more than is charged")
+    return wrong
+
+
+async def set_max(vdev: Hardware, pool: Pool, size: int) -> int:
+    """Bytes that a group may have of a region from now on; what it has beyond goes at once. Returns how much went.
+
+    What cannot go stays, and nothing comes. TtmError as of `drain`; the new max holds all the same.
+    """
+    pool.max = size
+    return await drain(vdev.ttm.managers[pool.region], pool, OperationContext())
+
+
+def check_groups(vdev: Hardware) -> list[str]:
+    """Sentences where what groups are charged differs from what is handed out, in all and by group."""
+    ttm = vdev.ttm
+    wrong = ttm.dmem.check({name: manager.usage for name, manager in ttm.managers.items()})
+    has: dict[Pool, int] = {}
+    items = [item for manager in ttm.managers.values() for item in (*manager.lru, *manager.unassigned)]
+    for item in (*items, *ttm.unevictable):
+        assert isinstance(item, Resource)
+        for pool in () if item.pool is None else item.pool.chain:
+            has[pool] = has.get(pool, 0) + item.num_pages * PAGE_SIZE
+    for group in ttm.dmem.root.walk():
+        wrong += [
+            f"dmem: {group} is charged {pool.usage} bytes of {region} and has {has.get(pool, 0)}"
+            for region, pool in group.pools.items()
+            if pool.usage != has.get(pool, 0)
+        ]
     return wrong
 
 

@@ -41,7 +41,7 @@ class View(BO):
     @property
     def group(self) -> str:
         """See BO."""
-        return ""
+        return self.bo.group.live.name
 
     @property
     def client(self) -> str:

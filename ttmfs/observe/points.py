@@ -119,7 +119,7 @@ def place_tried(
     """A place was asked for room.
 
     evicting: 0: first pass
-    why: ok, full, never_fits, busy, claimed
+    why: ok, full, never_fits, busy, claimed, limit (of a user), over_max (of a group)
     """
     if trace.on:
         trace.emit(
@@ -145,6 +145,34 @@ def evict(
             priority=priority,
             pages=pages,
         )
+
+
+def dmem_charge(trace: Trace, bo: Named, *, region: str, group: str, bytes: int, current: int) -> None:
+    """Space that a BO got was charged to its group.
+
+    group: - for the root
+    current: of the group, with it
+    """
+    if trace.on:
+        trace.emit("dmem_charge", bo.name, region=region, group=group or "-", bytes=bytes, current=current)
+
+
+def dmem_over_max(trace: Trace, bo: Named, *, region: str, group: str, bytes: int, max: int) -> None:
+    """A BO could have no more space: its group, or one above it, would be over its max.
+
+    bytes: that group's current
+    """
+    if trace.on:
+        trace.emit("dmem_over_max", bo.name, region=region, group=group or "-", bytes=bytes, max=max)
+
+
+def dmem_spared(trace: Trace, bo: Named, *, region: str, group: str, for_bo: str, why: str) -> None:
+    """An allocation passed over the BOs of a group, this one first.
+
+    why: min or low protects it, own: it is the one that is to have more, outside: of the group that is over its max
+    """
+    if trace.on:
+        trace.emit("dmem_spared", bo.name, region=region, group=group or "-", for_bo=for_bo or "-", why=why)
 
 
 def move_start(trace: Trace, bo: Named, *, src: str, dst: str, bytes: int, evict: bool, defrag: bool) -> None:

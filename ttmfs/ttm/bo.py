@@ -26,6 +26,7 @@ from ttmfs.ttm.account import Account
 from ttmfs.ttm.advice import Adviser, compare_home, tell
 from ttmfs.ttm.copy import Backing, Copy, CopyState
 from ttmfs.ttm.device import Device
+from ttmfs.ttm.dmem import Group
 from ttmfs.ttm.funcs import DriverFuncs
 from ttmfs.ttm.gate import Gate
 from ttmfs.ttm.growth import Growth
@@ -70,7 +71,7 @@ class BufferObject:
     __slots__ = (
         "_copies", "account", "adviser", "bulk", "bytes_moved", "caching", "defrag_old_tt", "deleted", "device",
         "dirty", "eof_page_read", "evicting", "evictions", "fast", "fault_pages", "faults", "fresh_tt", "funcs",
-        "gate", "ghost", "growth", "handed_out", "home", "last_error", "last_move", "last_use", "looked",
+        "gate", "ghost", "group", "growth", "handed_out", "home", "last_error", "last_move", "last_use", "looked",
         "looks_only", "madvise", "moves", "named", "page_alignment", "pin_count", "placed", "placement", "prefault",
         "prefault_pages", "priority", "private", "purged", "reservation_retries", "resource", "resv", "shares_resv",
         "size", "tt", "unknown_state", "uses", "validations", "view", "view_known", "watcher", "when_unlocked",
@@ -86,10 +87,13 @@ class BufferObject:
         placement: Placement = (),
         resv: Reservation | None = None,
         account: Account | None = None,
+        group: Group | None = None,
     ) -> None:
         self.device = device
         self.account = device.accounts.root if account is None else account
         """Who pays for what it gets from now on."""
+        self.group = device.dmem.root if group is None else group
+        """Which group is charged for it likewise."""
         self.funcs = funcs
         self.named: Named | str = name
         self.size = 0

@@ -25,6 +25,7 @@ from ttmfs.sync.ww_mutex import WwClass
 from ttmfs.ttm.account import Accounts
 from ttmfs.ttm.advice import Homes, Prefetcher
 from ttmfs.ttm.defrag_list import DefragList
+from ttmfs.ttm.dmem import Dmem
 from ttmfs.ttm.funcs import NoUnmapper, Unmapper
 from ttmfs.ttm.lru import LruList
 from ttmfs.ttm.placement import SYSTEM, Place, Placement
@@ -68,6 +69,7 @@ class Device:
         self.managers = {manager.name: manager for manager in managers}
         assert SYSTEM in self.managers
         self.accounts = Accounts()
+        self.dmem = Dmem({name: each.size for name, each in self.managers.items() if name != SYSTEM and each.size})
         self.counters = Counters()
         self.trace = Trace()
         self.recorder = Recorder()

@@ -19,7 +19,7 @@ async def evict_first(manager: ResourceManager, ctx: OperationContext) -> bool:
     if resource is None:
         return False
     with Turn(resource.bo.device, resource.bo.name) as turn:
-        while (contended := await _evict(resource, ctx, turn)) is not None:
+        while (contended := await evict_one(resource, ctx, turn)) is not None:
             await turn.wait(contended)
             first = _first(manager)
             if first is None:
@@ -38,7 +38,7 @@ def _first(manager: ResourceManager) -> Resource | None:
     return first
 
 
-async def _evict(resource: Resource, ctx: OperationContext, turn: Turn) -> Contended | None:
+async def evict_one(resource: Resource, ctx: OperationContext, turn: Turn) -> Contended | None:
     """Evict its BO if it is still there; what to wait for before that is tried again."""
     bo: BufferObject = resource.bo
     ctx.contended = None

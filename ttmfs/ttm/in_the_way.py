@@ -8,6 +8,7 @@ from typing import Final
 
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.contention import Contended, Held
+from ttmfs.ttm.dmem import says_over
 from ttmfs.ttm.placement import SYSTEM, Placement
 from ttmfs.ttm.resource import Resource, ResourceManager
 from ttmfs.units import PAGE_SIZE, format_size
@@ -24,7 +25,11 @@ def in_the_way(bo: BufferObject, placement: Placement, contended: Contended | No
         manager = device.managers.get(name)
         if manager is None or name == SYSTEM:
             continue
-        if not manager.size:
+        pool = bo.group.live.pools.get(name)
+        limit = None if pool is None else pool.over(bo.num_pages * PAGE_SIZE)
+        if limit is not None:
+            said.append(says_over(limit, bo.num_pages * PAGE_SIZE))
+        elif not manager.size:
             said.append(f"this device has no {name}")
         elif bo.num_pages * PAGE_SIZE > manager.size:
             said.append(f"all of {name} is {format_size(manager.size)}")
@@ -45,7 +50,9 @@ def _full(bo: BufferObject, manager: ResourceManager) -> str:
     fences = [fence.name for fence in manager.eviction_fences if not fence.signaled]
     if fences:
         return f"{manager.name} is still copied out of: fence {' '.join(fences[:_MOST_NAMED])}"
-    return f"{format_size(manager.usage)} {of} is in use"
+    kept = bo.device.dmem.root.pools[manager.name].children_min
+    by_min = f", {format_size(kept)} of that is protected by dmem.min" if kept else ""
+    return f"{format_size(manager.usage)} {of} is in use{by_min}"
 
 
 def _pinned(bo: BufferObject, manager: ResourceManager) -> list[Resource]:

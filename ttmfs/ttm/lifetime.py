@@ -13,8 +13,10 @@ from ttmfs.ttm.account import Account
 from ttmfs.ttm.advice import pages_gone, tell, want
 from ttmfs.ttm.bo import MAX_SIZE, BufferObject
 from ttmfs.ttm.copy import CopyState, zero_bytes
+from ttmfs.ttm.dmem import Group, says_over
 from ttmfs.ttm.placement import SYSTEM, Place
-from ttmfs.units import PAGE_SHIFT, pages_of
+from ttmfs.ttm.resource import Resource
+from ttmfs.units import PAGE_SHIFT, PAGE_SIZE, pages_of
 
 
 def set_size(bo: BufferObject, size: int) -> None:
@@ -110,14 +112,38 @@ def apply_resize(bo: BufferObject) -> None:
 def set_account(bo: BufferObject, account: Account) -> None:
     """`account` pays for the BO from now on, also for what it has; ghosts of it stay whose they are."""
     bo.account = account
-    for manager in bo.device.managers.values():
-        resources = [resource for resource in manager.unassigned if resource.bo is bo]
-        if bo.resource is not None and bo.resource.manager is manager:
-            resources.append(bo.resource)
-        for resource in resources:
-            resource.pay(account)
+    for resource in _resources(bo):
+        resource.pay(account)
     for tt in bo.tts:
         tt.pay(account)
+
+
+def set_group(bo: BufferObject, group: Group) -> None:
+    """`group` is charged for the BO from now on, also for what it has; ghosts of it stay whose they are.
+
+    TtmError(ENOMEM): the group, or one above it, may not have so much; nothing has changed then.
+    """
+    group = group.live
+    resources = _resources(bo)
+    more: dict[str, int] = {}
+    for resource in resources:
+        more[resource.mem_type] = more.get(resource.mem_type, 0) + resource.num_pages * PAGE_SIZE
+    for region, size in more.items():
+        pool = group.pools.get(region)
+        limit = None if pool is None else pool.over(size, but=bo.group.live.pools[region])
+        if limit is not None:
+            raise TtmError(errno.ENOMEM, says_over(limit, size))
+    for resource in resources:
+        resource.charge_to(group.pools.get(resource.mem_type))
+    bo.group = group
+
+
+def _resources(bo: BufferObject) -> list[Resource]:
+    """What it has, and what is allocated for its moves."""
+    found = [] if bo.resource is None else [bo.resource]
+    for manager in bo.device.managers.values():
+        found += [resource for resource in manager.unassigned if resource.bo is bo]
+    return found
 
 
 def release(bo: BufferObject) -> None:

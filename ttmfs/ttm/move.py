@@ -215,7 +215,8 @@ def move_to_ghost(bo: BufferObject, *, take_tt: bool, kept_pages: int = 1 << 62)
     fences of the BO, readers included, and goes when the last one signals.
     """
     # A reservation of no device: what was submitted must be guarded, so this must not fail.
-    ghost = BufferObject(bo.device, _GHOST_FUNCS, name=f"{bo.name} (ghost)", resv=Reservation(), account=bo.account)
+    name, own = f"{bo.name} (ghost)", Reservation()
+    ghost = BufferObject(bo.device, _GHOST_FUNCS, name=name, resv=own, account=bo.account, group=bo.group)
     ghost.ghost = True
     ghost.size = bo.size
     ghost.priority = bo.priority

@@ -16,6 +16,7 @@ from ttmfs.sync.fence import Fence
 from ttmfs.ttm.account import Account
 from ttmfs.ttm.advice import Adviser
 from ttmfs.ttm.contention import Claims
+from ttmfs.ttm.dmem import Group, Pool
 from ttmfs.ttm.lru import LruItem, LruList, PriorityLru
 from ttmfs.ttm.placement import Place, PlaceFlag
 from ttmfs.units import PAGE_SIZE
@@ -29,6 +30,7 @@ class Owner(Protocol):
 
     page_alignment: int
     account: Account
+    group: Group
 
     @property
     def name(self) -> str:
@@ -47,7 +49,7 @@ class Resource(LruItem):
     the bytes are in the BO's tt.
     """
 
-    __slots__ = ("account", "bo", "flags", "manager", "num_pages", "pages", "private", "start")
+    __slots__ = ("account", "bo", "flags", "manager", "num_pages", "pages", "pool", "private", "start")
 
     def __init__(self, manager: "ResourceManager", bo: Owner, num_pages: int, start: int, flags: PlaceFlag) -> None:
         super().__init__()
@@ -55,6 +57,8 @@ class Resource(LruItem):
         self.bo: Any = bo
         self.account = bo.account
         """Who pays for it until it is freed, whoever has it then."""
+        self.pool: Pool | None = bo.group.live.pools.get(manager.name)
+        """Likewise the group that is charged; None: nobody is, for this region."""
         self.num_pages = num_pages
         self.start = start
         self.flags = flags
@@ -72,6 +76,16 @@ class Resource(LruItem):
         self.account.uncharge(self.mem_type, self.num_pages)
         account.charge(self.mem_type, self.num_pages)
         self.account = account
+
+    def charge_to(self, pool: Pool | None) -> None:
+        """From now on `pool` of another group is charged for it."""
+        size = self.num_pages * PAGE_SIZE
+        # In this order, or those above both would seem to have had both.
+        if self.pool is not None:
+            self.pool.uncharge(size)
+        if pool is not None:
+            pool.charge(size)
+        self.pool = pool
 
     @property
     def own_pages(self) -> int:
@@ -152,6 +166,8 @@ class ResourceManager:
     def account(self, resource: Resource) -> Resource:
         """Count a new resource in `usage`."""
         resource.account.charge(self.name, resource.num_pages)
+        if resource.pool is not None:
+            resource.pool.charge(resource.num_pages * PAGE_SIZE)
         self.usage += resource.num_pages * PAGE_SIZE
         self.num_bos += 1
         self.unassigned[resource] = None
@@ -162,6 +178,8 @@ class ResourceManager:
         self.unassigned.pop(resource, None)
         self.lru_remove(resource)
         resource.account.uncharge(self.name, resource.num_pages)
+        if resource.pool is not None:
+            resource.pool.uncharge(resource.num_pages * PAGE_SIZE)
         self.usage -= resource.num_pages * PAGE_SIZE
         self.num_bos -= 1
         self.free_space(resource)
@@ -206,6 +224,8 @@ class ResourceManager:
     def trim(self, resource: Resource, num_pages: int) -> None:
         """Shrink `resource` to its first `num_pages` pages in place, when the BO was truncated."""
         resource.account.uncharge(self.name, resource.num_pages - num_pages)
+        if resource.pool is not None:
+            resource.pool.uncharge((resource.num_pages - num_pages) * PAGE_SIZE)
         self.usage -= (resource.num_pages - num_pages) * PAGE_SIZE
         resource.num_pages = num_pages
 

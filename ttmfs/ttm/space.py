@@ -12,7 +12,6 @@ whoever owns the call gives everything up, waits and starts over (ttmfs.ttm.cont
 """
 
 import errno
-from contextvars import Token
 from typing import Final
 
 import trio
@@ -23,19 +22,20 @@ from ttmfs.observe.asker import WHY
 from ttmfs.sync.resv import Usage
 from ttmfs.sync.ww_mutex import AcquireContext
 from ttmfs.ttm import lifetime
-from ttmfs.ttm.account import Account
 from ttmfs.ttm.advice import Adviser
 from ttmfs.ttm.advised import named_victim
-from ttmfs.ttm.afford import afford, check_space, limit_met, more_space
+from ttmfs.ttm.afford import afford, limit_met, more_space, payer_over, search_for, take
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.contention import OLDEST, NoRoom
 from ttmfs.ttm.context import OperationContext
-from ttmfs.ttm.device import suspended_error
+from ttmfs.ttm.dmem import OverMax
 from ttmfs.ttm.funcs import Multihop
 from ttmfs.ttm.in_the_way import in_the_way
+from ttmfs.ttm.leaving import note_eviction, trace_evict
 from ttmfs.ttm.lru_cursor import LruCursor
 from ttmfs.ttm.move import handle_move_mem, pipeline_gutting, wait_ctx
 from ttmfs.ttm.placement import SYSTEM, Place, PlaceFlag, Placement, format_placement
+from ttmfs.ttm.protection import Search
 from ttmfs.ttm.resource import NUM_MOVE_FENCES, Resource, ResourceManager
 from ttmfs.ttm.walk import Walk
 from ttmfs.units import PAGE_SIZE, format_size
@@ -43,9 +43,11 @@ from ttmfs.units import PAGE_SIZE, format_size
 _SKIP: Final = frozenset({errno.ENOSPC, errno.EBUSY, errno.EALREADY, errno.E2BIG})
 """A victim that fails so is passed over; any other error ends the walk."""
 
-_WHY: Final = {errno.ENOSPC: "full", errno.E2BIG: "never_fits", errno.EDQUOT: "limit"}
+_WHY: Final = {errno.ENOSPC: "full", errno.E2BIG: "never_fits", errno.EDQUOT: "limit", errno.EAGAIN: "over_max"}
 """Why a manager had no room, as the trace says it."""
 
+_LOOKS: Final = 512
+"""BOs that a walk comes past before others may run: those that are protected may be many."""
 UNDO_SECONDS: Final = 0.5
 """How long a call that has failed, or whose time is up, may go on to put things back. Then they stay where they are."""
 _UNHOP_SECONDS: Final = 0.3
@@ -116,50 +118,26 @@ def _is_there(manager: ResourceManager) -> bool:
 async def _find(
     bo: BufferObject, manager: ResourceManager, place: Place, ctx: OperationContext, *, evicting: bool
 ) -> Resource | None:
-    """Space in one place, others evicted for it when `evicting`; None when it is to be passed over."""
+    """Space in one place, others evicted for it when `evicting`; None when it is to be passed over.
+
+    Who has less than what protects his group may evict already when others take idle space only.
+    """
     device = bo.device
     try:
         device.inject.check("resource_alloc", errno.ENOSPC, f"allocating in {place}", bo=bo.name)
         if evicting:
             await afford(device, bo.account, more_space(bo, manager), ctx, manager.name)
-        return _take(bo, manager, place, ctx)
+        return take(bo, manager, place, ctx)
     except TtmError as error:
         _trace_place(bo, place, evicting, _WHY.get(error.errno or 0, "error"), error.message)
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.E2BIG):
-            raise
-        if not evicting or manager.name == SYSTEM or error.errno == errno.E2BIG:
+        if error.errno == errno.E2BIG:
             return None
-        if error.errno == errno.EDQUOT:
-            return await _evict_own(bo, manager, place, ctx)
-    return await evict_alloc(bo, manager, place, ctx)
-
-
-async def _evict_own(
-    bo: BufferObject, manager: ResourceManager, place: Place, ctx: OperationContext
-) -> Resource | None:
-    """The limit of who pays for `bo` is in the way: what he has in the region goes for it, as for dmem.max.
-
-    Others' goes only where the limit lets him have the space, and the region has none.
-    """
-    count = more_space(bo, manager)
-    payer = bo.account.limited_by(manager.name, count)
-    if payer is None or bo.account.most(manager.name) < count:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) and not isinstance(error, OverMax):
+            raise
+        search = search_for(bo, manager, error, evicting=evicting)
+    if search is None or manager.name == SYSTEM:
         return None
-    resource = await evict_alloc(bo, manager, place, ctx, payer)
-    if resource is None and ctx.contended is None and bo.account.limited_by(manager.name, count) is None:
-        resource = await evict_alloc(bo, manager, place, ctx)
-    return resource
-
-
-def _take(bo: BufferObject, manager: ResourceManager, place: Place, ctx: OperationContext) -> Resource:
-    """Space for the BO, as its account allows. TtmError as `alloc` of the manager, EDQUOT, and ENODEV once suspended.
-
-    Here, and not only where a call begins: one that has waited for a victim may meet a device that was emptied.
-    """
-    if bo.device.suspended and manager.name != SYSTEM and not ctx.power:
-        raise suspended_error()
-    check_space(bo, manager, ctx)
-    return manager.alloc(bo, place)
+    return await evict_alloc(bo, manager, place, ctx, search)
 
 
 def _trace_place(bo: BufferObject, place: Place, evicting: bool, why: str, detail: str) -> None:
@@ -267,28 +245,53 @@ async def _bounce(bo: BufferObject, hop: Placement, ctx: OperationContext) -> No
 
 
 async def evict_alloc(
-    bo: BufferObject, manager: ResourceManager, place: Place, ctx: OperationContext, payer: Account | None = None
+    bo: BufferObject, manager: ResourceManager, place: Place, ctx: OperationContext, search: Search
 ) -> Resource | None:
     """ttm_bo_evict_alloc: evict from `manager` until `bo` fits into `place`; None when that cannot be done.
 
     Then `ctx.contended` says whether it might be done later. TtmError for errors that end the whole validate.
-    `payer`: only what that one pays for goes.
+    Whom `low` protects goes only when nobody else is left, first among those that are free, then among all.
     """
-    walk = Walk(bo, manager, place, ctx, payer)
-    resource = await _walk_lru(walk, None)
-    while resource is None and not ctx.no_wait_gpu:
+    walk = Walk(bo, manager, place, ctx, search)
+    resource = await _walk_anew(walk, None)
+    if resource is None and search.lower():
+        resource = await _walk_anew(walk, None)
+    if resource is not None or ctx.no_wait_gpu:
+        return resource
+    search.raise_again()
+    resource = await _wait_for_victims(walk)
+    if resource is None and search.lower():
+        resource = await _wait_for_victims(walk)
+    return resource
+
+
+async def _wait_for_victims(walk: Walk) -> Resource | None:
+    """The walks that may wait, as long as each frees something."""
+    ctx, manager = walk.ctx, walk.manager
+    resource = None
+    while resource is None:
         ticket, left, evicted = walk.ticket, walk.left(), walk.evicted
-        if left is None or _is_claimed(bo, manager, place, ctx, evicting=True):
+        if left is None or _is_claimed(walk.bo, manager, walk.place, ctx, evicting=True):
             return None
         if ticket is None:
             ctx.contended = left
             return None
-        if payer is None:
+        if walk.search.full:
             manager.claims.lay(ctx.age)
-        resource = _try_alloc(walk) or await _walk_lru(walk, ticket)
+        resource = _try_alloc(walk) or await _walk_anew(walk, ticket)
         if resource is None and walk.evicted == evicted:
             ctx.contended = walk.left() or left
             return None
+    return resource
+
+
+async def _walk_anew(walk: Walk, ticket: AcquireContext | None) -> Resource | None:
+    """A walk, and another one without waiting whenever something else came into the way after somebody went."""
+    walk.search.anew = False
+    resource = await _walk_lru(walk, ticket)
+    while resource is None and walk.search.anew:
+        walk.search.anew = False
+        resource = await _walk_lru(walk, None)
     return resource
 
 
@@ -308,6 +311,8 @@ async def _walk_lru(walk: Walk, ticket: AcquireContext | None) -> Resource | Non
             victim = item.bo
             position, walk.looked = walk.looked, walk.looked + 1
             if walk.spares(victim):
+                if not walk.looked % _LOOKS:
+                    await trio.lowlevel.checkpoint()
                 continue
             if not walk.trylock(victim):
                 if ticket is None or not walk.wants(item):
@@ -361,6 +366,8 @@ async def _evict_candidate(walk: Walk, resource: Resource, position: int) -> boo
     if not walk.affords(resource):
         walk.refused[resource] = None
         return False
+    pool = resource.pool
+    despite_low = pool is not None and walk.search.takes_low(pool)
     try:
         await evict_bo(resource.bo, walk.ctx, for_bo=walk.bo.name, position=position)
     except TtmError as error:
@@ -369,6 +376,8 @@ async def _evict_candidate(walk: Walk, resource: Resource, position: int) -> boo
             return False
         raise
     walk.evicted += 1
+    if despite_low and pool is not None:
+        pool.low_events += 1
     return True
 
 
@@ -376,10 +385,11 @@ def _try_alloc(walk: Walk) -> Resource | None:
     if _is_claimed(walk.bo, walk.manager, walk.place, walk.ctx, evicting=True):
         return None
     try:
-        return _take(walk.bo, walk.manager, walk.place, walk.ctx)
+        return take(walk.bo, walk.manager, walk.place, walk.ctx)
     except TtmError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) and not isinstance(error, OverMax):
             raise
+        walk.search.meets(error, payer_over(walk.bo, walk.manager))
     return None
 
 
@@ -392,7 +402,7 @@ async def evict_bo(bo: BufferObject, ctx: OperationContext, *, for_bo: str = "",
     ENOSPC no room there, EBUSY, EINVAL for an imported BO, or the driver's.
     """
     if bo.device.trace.on:
-        _trace_evict(bo, for_bo, position)
+        trace_evict(bo, for_bo, position)
     if bo.deleted:
         await wait_ctx(bo, ctx)
         lifetime.cleanup(bo)
@@ -402,37 +412,18 @@ async def evict_bo(bo: BufferObject, ctx: OperationContext, *, for_bo: str = "",
         raise TtmError(errno.EINVAL, f"{bo.name} is imported: it is never moved, and its content never dropped")
     defrag, ctx.defrag = ctx.defrag, False
     unlimited, ctx.unlimited = ctx.unlimited, True
-    asked = _note_eviction(bo, for_bo, position)
+    asked = note_eviction(bo, for_bo, position)
     bo.evicting = True
+    pool = None if bo.resource is None else bo.resource.pool
     try:
         await _evict_live(bo, ctx)
+        if pool is not None:
+            pool.evictions += 1
     finally:
         bo.evicting = False
         WHY.reset(asked)
         # What the target of a defrag asked for is not for its victims, nor are limits.
         ctx.defrag, ctx.unlimited = defrag, unlimited
-
-
-def _note_eviction(bo: BufferObject, for_bo: str, position: int) -> Token[str]:
-    """Have the recorder keep why a BO goes; what is done for that says so too, until WHY is reset to the token."""
-    says, why = f"{bo.name!r} has to leave {bo.mem_type}", WHY.get()
-    if for_bo:
-        before = "nobody" if not position else "1 BO" if position == 1 else f"{position} BOs"
-        says = f"{says}: room for {for_bo!r}, and {before} stood before it in the order of eviction"
-        why = ", ".join(filter(None, (f"room for {for_bo!r}", why)))
-    bo.device.recorder.note("evict", bo.name, says, for_bo)
-    return WHY.set(why)
-
-
-def _trace_evict(bo: BufferObject, for_bo: str, position: int) -> None:
-    if bo.deleted:
-        dst = "freed"
-    elif bo.external:
-        dst = "refused"
-    else:
-        dst = format_placement(bo.funcs.evict_flags(bo)) or "purged"
-    facts = {"position": position, "priority": bo.priority, "pages": bo.num_pages}
-    points.evict(bo.device.trace, bo, region=bo.mem_type, dst=dst, for_bo=for_bo, **facts)
 
 
 async def _evict_live(bo: BufferObject, ctx: OperationContext) -> None:

@@ -10,38 +10,33 @@ from typing import Final
 import trio
 
 from ttmfs.errors import TtmError
+from ttmfs.observe import points
 from ttmfs.sync.ww_mutex import AcquireContext
-from ttmfs.ttm.account import MEMORY, Account
+from ttmfs.ttm.account import MEMORY
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.contention import HOLD_SECONDS, Changed, Contended, Held
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.placement import Place
+from ttmfs.ttm.protection import Search, Spared
 from ttmfs.ttm.resource import Resource, ResourceManager
 
 _CHANGED: Final = Changed()
 
 
 class Walk:
-    """Who evicts, for what place, and what it met.
+    """Who evicts, for what place, whom limits and groups let him, and what it met."""
 
-    `payer`: whose limit is in the way (the kernel's `limit_pool`). Only what it pays for is a victim then.
-    """
-
-    __slots__ = ("bo", "ctx", "evicted", "looked", "manager", "payer", "place", "refused")
+    __slots__ = ("_told", "bo", "ctx", "evicted", "looked", "manager", "place", "refused", "search")
 
     def __init__(
-        self,
-        bo: BufferObject,
-        manager: ResourceManager,
-        place: Place,
-        ctx: OperationContext,
-        payer: Account | None = None,
+        self, bo: BufferObject, manager: ResourceManager, place: Place, ctx: OperationContext, search: Search
     ) -> None:
+        self.search = search
+        self._told: dict[tuple[object, Spared], None] = {}
         self.bo = bo
         self.manager = manager
         self.place = place
         self.ctx = ctx
-        self.payer = payer
         self.evicted = 0
         """BOs that went, in all walks."""
         self.looked = 0
@@ -60,11 +55,19 @@ class Walk:
         return victim is self.bo or (holder is not None and (holder is self.ticket or holder is self.ctx.ticket))
 
     def spares(self, victim: BufferObject) -> bool:
-        """Is it none of those who may go for this: its own, or somebody else's where only one's limit is in the way?"""
+        """Is it none of those who may go for this, whoever names it: its own, or one whom limits or groups keep?"""
         resource = victim.resource
-        return self.is_own(victim) or (
-            self.payer is not None and resource is not None and not self.payer.pays_for(resource.account)
-        )
+        return self.is_own(victim) or (resource is not None and self.keeps(resource))
+
+    def keeps(self, resource: Resource) -> bool:
+        """Do limits or groups keep it from being evicted for this?"""
+        pool = resource.pool
+        spared = self.search.spares(pool, resource.account)
+        if spared and pool is not None and self.bo.device.trace.on and (pool, spared) not in self._told:
+            self._told[pool, spared] = None
+            for_bo, trace = self.bo.name, self.bo.device.trace
+            points.dmem_spared(trace, resource.bo, region=pool.region, group=pool.group.name, for_bo=for_bo, why=spared)
+        return bool(spared)
 
     def shares_held(self, victim: BufferObject) -> bool:
         """Is the victim's reservation one that the caller holds, and allows to be evicted from?"""
@@ -102,12 +105,13 @@ class Walk:
             and resource not in self.refused
             and victim.funcs.eviction_valuable(victim, self.place)
             and self.manager.intersects(resource, self.place)
+            and not self.keeps(resource)
         )
 
     def affords(self, resource: Resource) -> bool:
         """May who pays for a victim have its content elsewhere? Not asked for where others need the space."""
         bo = resource.bo
-        if self.payer is None or bo.deleted or not bo.funcs.evict_flags(bo):
+        if self.search.payer is None or bo.deleted or not bo.funcs.evict_flags(bo):
             return True
         return bool(resource.account.room(MEMORY) >= resource.own_pages)
 
