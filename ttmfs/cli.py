@@ -13,7 +13,7 @@ import click
 import ttmfs
 from ttmfs import logs, mounts
 from ttmfs.config_file import read_config
-from ttmfs.device_words import PolicyType, RegionType
+from ttmfs.device_words import DriverType, PolicyType, RegionType
 from ttmfs.driver.config import Config
 from ttmfs.errors import TtmError
 from ttmfs.logs import LEVELS
@@ -50,7 +50,7 @@ _DEVICE_OPTIONS: Final[list[Callable[[Callable[..., Any]], Callable[..., Any]]]]
     _option("--copy-latency", type=SECONDS, default=0.0, help="Simulated latency of a copy, seconds."),
     _option("--sync-moves", is_flag=True, help="Wait for every copy inside the move (for comparison)."),
     _option("--placement", default="system", help="Where a new BO goes at its first use, as in 'vram gtt'."),
-    _option("--driver", type=click.Choice(["default", "vmwgfx"]), default="default", help="Whose policy it has."),
+    _option("--driver", type=DriverType(), default="default", help="default, vmwgfx, amdgpu or PATH.py:Class."),
     _option("--policy", "policies", type=PolicyType(), multiple=True, help="evict:REGION=NAME, prefetch=NAME, …"),
     _option("--prefault", type=click.IntRange(0, 1 << 20), default=256, help="Pages served around a fault."),
     _option("--fault-timeout", type=SECONDS, default=15.0, help="Seconds that a fault may wait."),

@@ -1,5 +1,6 @@
 """Device words: types of command line options that name parts of a device, as people write them."""
 
+import os
 from typing import Any
 
 import click
@@ -22,6 +23,18 @@ class PolicyType(click.ParamType[tuple[Kind, tuple[str, ...]]]):
             return value if isinstance(value, tuple) else parse_choice(str(value))
         except TtmError as error:
             self.fail(error.message, param, ctx)
+
+
+class DriverType(click.ParamType[str]):
+    """A driver's name, `module:Class`, or `PATH.py:Class`, whose path becomes absolute."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As find_driver takes it, by the daemon that stands elsewhere."""
+        del param, ctx
+        path, colon, attribute = str(value).rpartition(":")
+        return f"{os.path.abspath(path)}:{attribute}" if colon and path.endswith(".py") else str(value)
 
 
 class RegionType(click.ParamType[Region]):

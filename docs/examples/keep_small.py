@@ -1,18 +1,9 @@
 """A driver of your own: small BOs stay in vram while a larger one can go, streams leave it for system at once.
 
-    python docs/examples/keep_small.py MNT
-
-mounts a device with 32 MiB of vram that has this policy, and returns when it is ready.
+    ttmfs mount MNT --driver docs/examples/keep_small.py:KeepSmall
 """
 
-import sys
-from collections.abc import Callable
-
-from ttmfs.driver.config import Config
-from ttmfs.driver.device import DRIVERS
 from ttmfs.driver.policy import DefaultDriver
-from ttmfs.fs.daemon import run_in_background
-from ttmfs.fs.mount import Mount, check_mountpoint
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.fault import fault_reserved, vm_reserve
 from ttmfs.ttm.funcs import FaultResult, Protection, VmFault
@@ -45,21 +36,3 @@ class KeepSmall(DefaultDriver):
             return await fault_reserved(vmf, Protection.READ | Protection.WRITE, wide * vmf.bo.prefault)
         finally:
             vmf.unreserve()
-
-
-DRIVERS["keep-small"] = KeepSmall
-
-
-def main(mountpoint: str) -> None:
-    """Mount it. TtmError says what is missing."""
-    path = check_mountpoint(mountpoint)
-    config = Config(driver="keep-small", vram=32 << 20, gtt=64 << 20, memory=128 << 20)
-
-    def serve(ready: Callable[[], None]) -> None:
-        Mount(path, config).run(ready)
-
-    run_in_background(serve, None)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -1,21 +1,17 @@
 """VirtualDevice: the hardware, the policy that drives TTM, and the work that goes on in the background."""
 
-import errno
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
-from typing import Final
 
 import trio
 
 from ttmfs.driver.config import Config
 from ttmfs.driver.defrag import DefragWorker
+from ttmfs.driver.drivers import make_driver
 from ttmfs.driver.hardware import Hardware
 from ttmfs.driver.limits import check_accounts, check_groups, set_user_limit
 from ttmfs.driver.policies import Policies
-from ttmfs.driver.policy import DefaultDriver
 from ttmfs.driver.suspend import PowerState
-from ttmfs.driver.vmwgfx import VmwgfxDriver
-from ttmfs.errors import TtmError
 from ttmfs.memory.warm import MAX_DROP_PAGES
 from ttmfs.observe import points
 from ttmfs.ttm import kswapd
@@ -29,9 +25,6 @@ POOL_TRIM_INTERVAL = 1.0
 _CLEAN_WINDOWS = 16
 """Windows of memory without anything to give back that are passed over at once."""
 
-DRIVERS: Final[dict[str, type[DefaultDriver]]] = {"default": DefaultDriver, "vmwgfx": VmwgfxDriver}
-"""What --driver and `Config.driver` choose from. A program that makes mounts of its own may add to it."""
-
 
 class VirtualDevice(Hardware):
     """The device of one mount."""
@@ -44,9 +37,7 @@ class VirtualDevice(Hardware):
         self.power = PowerState(self)
         self.defrag = DefragWorker(self)
         self.policies = Policies(self)
-        if config.driver not in DRIVERS:
-            raise TtmError(errno.EINVAL, f"--driver {config.driver!r}: say one of {' '.join(DRIVERS)}")
-        self.funcs = DRIVERS[config.driver](self)
+        self.funcs = make_driver(config.driver, self)
         self.default_placement = self.parse_placement(config.placement.split())
         self.ttm.default_placement = self.default_placement or (Place(SYSTEM),)
 

@@ -15,6 +15,7 @@ from ttmfs.sync.containers import unwrap
 from ttmfs.sync.deps import Deps
 from ttmfs.sync.fence import Fence
 from ttmfs.sync.resv import Usage
+from ttmfs.ttm.advice import want
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.copy import Backing
@@ -57,14 +58,27 @@ class DefaultDriver:
             raise TtmError(errno.EBUSY, f"{bo.name} is on its way out of, or back into, the suspended device")
         if bo.pin_count:
             raise TtmError(errno.EINVAL, f"{bo.name} is pinned where the CPU cannot reach it: unpin it")
-        resource = bo.resource
-        assert resource is not None
-        visible = self.vdev.visible_pages(resource.mem_type)
-        places = (Place(resource.mem_type, 0, visible),) if 0 < bo.num_pages <= visible else ()
         # It has its content already, and keeps as much.
         ctx = OperationContext(faulting=bo, unlimited=True)
-        await validate(bo, (*places, Place(GTT), Place(SYSTEM)), ctx)
+        await validate(bo, self.window_placement(bo), ctx)
         self.vdev.ttm.counters.faults.window_moves += 1
+
+    def window_placement(self, bo: BufferObject) -> Placement:
+        """Where a reserved BO that the CPU cannot reach goes in a fault."""
+        assert bo.resource is not None
+        region = bo.resource.mem_type
+        visible = self.vdev.visible_pages(region)
+        places = (Place(region, 0, visible),) if 0 < bo.num_pages <= visible else ()
+        return (*places, Place(GTT), Place(SYSTEM))
+
+    async def validate_for_job(self, bo: BufferObject, ctx: OperationContext) -> None:
+        """Bring a reserved BO to where a job is to find it. A placement of `system` only: wherever it is.
+
+        TtmError as `ttmfs.ttm.validate.validate`.
+        """
+        if any(place.mem_type != SYSTEM for place in bo.placement):
+            await validate(bo, bo.placement, ctx)
+            want(bo, bo.placement)
 
     def evict_flags(self, bo: BufferObject) -> Placement:
         """xe_evict_flags: vram → gtt (or system when gtt can never hold it), gtt → system, purgeable → nowhere."""

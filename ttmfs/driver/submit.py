@@ -11,14 +11,12 @@ from ttmfs.errors import TtmError
 from ttmfs.observe import points
 from ttmfs.sync.fence import Fence
 from ttmfs.sync.resv import Usage
-from ttmfs.ttm.advice import trace_use, used, want
+from ttmfs.ttm.advice import trace_use, used
 from ttmfs.ttm.bo import CONTENT_LOST, PURGED, BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.external import ExternalTT
-from ttmfs.ttm.placement import SYSTEM
 from ttmfs.ttm.populate import populate_all, populate_range
 from ttmfs.ttm.unmap import unmap_virtual
-from ttmfs.ttm.validate import validate
 
 _ATTEMPTS = 8
 """How often BOs that grow while others are prepared are prepared again."""
@@ -45,7 +43,7 @@ async def submit_job(vdev: VirtualDevice, job: Job, ctx: OperationContext) -> Qu
         await vdev.policies.promoter.submitted(bos, ctx)
         for _ in range(_ATTEMPTS):
             for bo in bos:
-                await _prepare(bo, ctx)
+                await _prepare(vdev, bo, ctx)
                 await vdev.funcs.take_dirty(bo)
             # Sizes may have changed while others were waited for, and what has grown has holes.
             size = check(job)
@@ -56,15 +54,13 @@ async def submit_job(vdev: VirtualDevice, job: Job, ctx: OperationContext) -> Qu
     return await with_all_reserved(bos, ctx, work)
 
 
-async def _prepare(bo: BufferObject, ctx: OperationContext) -> None:
-    """To its placement, with all its memory. Placement `system` means that the job takes it where it is."""
+async def _prepare(vdev: VirtualDevice, bo: BufferObject, ctx: OperationContext) -> None:
+    """To where the driver wants it, with all its memory."""
     _check_content(bo)
     if isinstance(bo.tt, ExternalTT):
         await bo.tt.check_whole()
     ctx.resv = bo.resv
-    if any(place.mem_type != SYSTEM for place in bo.placement):
-        await validate(bo, bo.placement, ctx)
-        want(bo, bo.placement)
+    await vdev.funcs.validate_for_job(bo, ctx)
     bo.placed = True
     added = await _populate(bo, ctx)
     points.populate(bo.device.trace, bo, pages=added, why="job")

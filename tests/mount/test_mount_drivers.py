@@ -1,0 +1,83 @@
+"""Drivers from outside through a mount: they serve its faults, and what is wrong with one harms nobody else."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.mount.mount_harness import MIB, STANDARD, Device
+
+pytestmark = pytest.mark.mount
+
+OWN = """
+from ttmfs.driver.policy import DefaultDriver
+from ttmfs.ttm.fault import fault_reserved, vm_reserve
+from ttmfs.ttm.funcs import FaultResult, Protection
+from ttmfs.ttm.placement import SYSTEM, Place
+
+
+class Own(DefaultDriver):
+    \"\"\"Serves one page at a time, evicts to system, and falls over a BO called `bad`.\"\"\"
+
+    async def fault(self, vmf):
+        if vmf.bo.name == "bad":
+            raise ZeroDivisionError
+        result = await vm_reserve(vmf)
+        if result is not FaultResult.OK:
+            return result
+        try:
+            return await fault_reserved(vmf, Protection.READ, 0)
+        finally:
+            vmf.unreserve()
+
+    def evict_flags(self, bo):
+        return (Place(SYSTEM),)
+
+    async def move(self, bo, resource, ctx, *, evict, source=None):
+        if bo.name == "stuck":
+            raise KeyError(bo.name)
+        await super().move(bo, resource, ctx, evict=evict, source=source)
+"""
+
+
+def test_a_driver_file_serves_a_mount_and_its_faults_harm_nobody(
+    mounted: Callable[..., Device], tmp_path: Path
+) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    device = mounted(*STANDARD, "--driver", f"{tmp_path / 'own.py'}:Own")
+    device.make("a", MIB, 0x41, "vram")
+    device.make("stuck", MIB, 0x42)
+    assert device.command("objects/a/evict", "\n") == "ok"
+    assert device.status("a")["mem_type"] == "system", "where its evict_flags says"
+    assert device.shell.do("sorted(set(open(path('bo/a'), 'rb').read()))") == [0x41]
+    device.allowed += ["ZeroDivisionError", "KeyError", "bad", "stuck"]
+    device.shell.do("open(path('bo/bad'), 'w').close(); os.truncate(path('bo/bad'), 1 << 20)")
+    reader = device.client("fd = opened('bo/bad')")
+    with pytest.raises(Exception, match=r"Input/output error|EIO"):
+        reader.do("os.pread(fd, 4096, 0)")
+    assert device.command("objects/stuck/validate", "vram") != "ok"
+    assert device.shell.do("sorted(set(open(path('bo/stuck'), 'rb').read()))") == [0x42]
+    assert device.command("objects/a/validate", "vram") == "ok"
+    assert device.shell.do("sorted(set(open(path('bo/a'), 'rb').read()))") == [0x41]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [("vmwgfxx", "did you mean vmwgfx"), ("missing.py:Own", "No such file"), ("json:loads", "derive")],
+)
+def test_what_is_no_driver_is_said_and_nothing_is_mounted(tmp_path: Path, words: str, sentence: str) -> None:
+    folder = tmp_path / "mnt"
+    folder.mkdir()
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("ttmfs")), "mount", str(folder), "--driver", words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode
+    assert sentence in done.stderr
+    assert not folder.is_mount()
