@@ -403,3 +403,15 @@ def test_a_wrong_byte_on_the_disk_is_eio_and_never_content(mounted: Callable[...
     device.shell.do("os.truncate(path('bo/a'), 0)")
     device.end_clients()
     assert device.stop() == 0
+
+
+def test_a_file_that_grows_in_vram_beyond_memory_goes_on_into_the_store(mounted: Callable[..., Device]) -> None:
+    device = mounted("--vram", "8M", "--gtt", "8M", "--memory", "6M", "--swap", "64M")
+    device.make("a", 2 * MIB, fill=1, place="vram")
+    client = device.client(f"fd = opened('bo/a'); [os.pwrite(fd, bytes([n]) * {MIB}, n * {MIB}) for n in range(2, 12)]")
+    assert device.status("a")["mem_type"] == "vram"
+    assert device.status("a")["backed_up_pages"] > 0
+    assert client.do(f"[list(set(os.pread(fd, {MIB}, n * {MIB}))) for n in range(12)]") == [
+        [max(1, n)] for n in range(12)
+    ]
+    assert device.control("selfcheck") == []

@@ -307,9 +307,12 @@ def _try_write(bo: BufferObject, offset: int, data: bytes) -> bool:
     while index < first + count:
         backing, copy = bo.truth(index)
         if copy is None:
-            if not bo.need_tt().has_memory(index, first + count - index):
+            # Behind all copies, or below those of a tail that is stored.
+            below = bo.own_pages if index < bo.own_pages else first + count
+            if not bo.has_memory(index, min(below, first + count) - index):
                 return False
-            break
+            index = below
+            continue
         if backing is None or copy.state is not CopyState.QUEUED or _has_hole(backing, index, first + count, copy):
             return False
         index = copy.covers
@@ -406,7 +409,7 @@ def _write_anyway(bo: BufferObject, offset: int, data: bytes, first: int, count:
 async def _wait_for_copy(bo: BufferObject, first: int, count: int, request: Request) -> None:
     """Bytes are moving, or the BO is fresh on space still being copied out: wait, then place it in system."""
     unmapping = bo.gate.unmaps(first, count)
-    index = first
+    index = max(first, min(copy.first for copy in bo.copies))
     while index < first + count:
         backing, copy = bo.truth(index)
         if copy is None:

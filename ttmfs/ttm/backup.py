@@ -79,6 +79,7 @@ def closed_gate(bo: BufferObject, tt: TT, what: str) -> Iterator[Copy]:
     """
     fence = Fence(0, 0, what)
     gate = Copy(tt, tt, tt.num_pages, fence)
+    gate.first = bo.own_pages
     gate.state = CopyState.RUNNING
     bo.add_copy(gate)
     try:
@@ -89,7 +90,7 @@ def closed_gate(bo: BufferObject, tt: TT, what: str) -> Iterator[Copy]:
 
 
 async def tt_backup(bo: BufferObject, first: int, count: int, flags: BackupFlags, ctx: OperationContext) -> int:
-    """ttm_tt_backup: the pages of [first, first + count) of a reserved, idle BO in system; how many went.
+    """ttm_tt_backup: the pages of [first, first + count) of a reserved, idle BO, in system or its tail; how many went.
 
     Fewer than there are when something failed half way: `ctx.why` and `bo.last_error` say what. TtmError when nothing
     went: EBUSY clients that do not stop reading, ENOSPC no room, otherwise the medium's error. Cancelled, it has moved

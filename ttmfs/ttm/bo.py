@@ -5,7 +5,8 @@ Where its bytes are, page by page:
 * `copies` holds the copies that have not signaled, oldest first. While there are any, the truth about a page is in the
   source of the oldest copy that covers it.
 * Otherwise a page below `resource.num_pages` of a region with memory of its own (VRAM) is there; every other page is
-  in the tt. Pages that a growing file appended behind its VRAM resource are in the tt until the next validate.
+  in the tt. Pages that a growing file appended behind its VRAM resource are in the tt until the next validate:
+  its tail, which goes to the store and comes back as pages of a BO in system do.
 
 `size` is what the file says, in bytes; resources and the tt are brought in line whenever the BO is idle.
 """
@@ -195,7 +196,7 @@ class BufferObject:
     def swapped(self) -> bool:
         """All that it has is in the store."""
         tt = self.tt
-        return tt is not None and tt.backed_up_pages > 0 and not tt.populated_pages
+        return tt is not None and tt.backed_up_pages > 0 and not tt.populated_pages and not self.own_pages
 
     @property
     def held_pages(self) -> int:
@@ -301,10 +302,15 @@ class BufferObject:
         """What holds page `index` once all copies are done."""
         return self.part(index, 1)[0]
 
+    @property
+    def has_tail(self) -> bool:
+        """Is it longer than what its region's own memory holds of it?"""
+        return 0 < self.own_pages < self.num_pages
+
     def truth(self, index: int) -> tuple[Backing | None, Copy | None]:
         """(backing that holds page `index` now, the pending copy whose source it is); no backing means zeros."""
         for copy in self._copies:
-            if index < copy.covers:
+            if copy.first <= index < copy.covers:
                 return copy.src, copy
         return self.backing_now(index), None
 
@@ -361,7 +367,7 @@ class BufferObject:
                 letters[letters == ord("s")] = ord(self.mem_type[0])
         letters[: max(0, self.own_pages - first)] = ord(self.mem_type[0])
         for copy in self._copies:
-            letters[: max(0, copy.covers - first)] = ord("m")
+            letters[max(0, copy.first - first) : max(0, copy.covers - first)] = ord("m")
         return letters.tobytes()
 
     # -- reservation, LRU, pins ----------------------------------------------------------------------------------
@@ -398,6 +404,8 @@ class BufferObject:
         manager = resource.manager
         manager.unassigned.pop(resource, None)
         manager.lru_add(resource)
+        if self.has_tail:
+            self.device.tails[self] = None
         if manager.adviser is not self.adviser:
             tell(self, manager.adviser)
         if self.home:

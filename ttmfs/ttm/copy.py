@@ -47,14 +47,16 @@ class Copy:
     reads as zeros.
     """
 
-    __slots__ = ("_run", "covers", "dst", "fence", "num_pages", "src", "state", "zero_from")
+    __slots__ = ("_run", "covers", "dst", "fence", "first", "num_pages", "src", "state", "zero_from")
 
     def __init__(self, src: Backing | None, dst: Backing, num_pages: int, fence: Fence) -> None:
         self.src = src
         self.dst = dst
         self.num_pages = num_pages
+        self.first = 0
+        """Where `src` begins to be where requests find pages: behind what a region holds, of a tail that is stored."""
         self.covers = num_pages
-        """Pages for which `src` is where requests find them; fewer when a later copy takes fewer on."""
+        """Pages up to which `src` is where requests find them; fewer when a later copy takes fewer on."""
         self.fence = fence
         self.state = CopyState.QUEUED
         self.zero_from: int | None = None

@@ -109,6 +109,8 @@ class Device:
         """Rung when populated pages come near the limit, for who shrinks ahead of need."""
         self.purgeable_bos: dict[Any, None] = {}
         """BOs that are advised `dontneed`, the first one advised so first."""
+        self.tails: dict[Any, None] = {}
+        """BOs that have grown behind what their region holds of them, or had: the rest is in system pages."""
         self.shrinkers: list[Reclaimer] = []
         """Who makes BOs give memory up without waiting for anything, in this order."""
         self.reclaimers: list[Reclaimer] = []

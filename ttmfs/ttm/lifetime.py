@@ -44,6 +44,8 @@ def resize(bo: BufferObject, size: int) -> None:
     if size == old_size:
         return
     bo.drop_view()
+    if bo.has_tail:
+        bo.device.tails[bo] = None
     held = bo.resv.trylock()
     if size < old_size:
         # The page with the new end may be cached from when it was in the middle.
@@ -163,6 +165,7 @@ def release(bo: BufferObject) -> None:
     device.placed_in_suspend.pop(bo, None)
     device.defrag_list.leave(bo)
     device.purgeable_bos.pop(bo, None)
+    device.tails.pop(bo, None)
     device.unfinished_restores.pop(bo, None)
     bo.pin_count = 0
     _individualize(bo)

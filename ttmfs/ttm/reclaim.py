@@ -104,14 +104,17 @@ async def _ghosts_gone(device: Device, need: Need) -> int:
 
 def _held_by_others(device: Device, but: BufferObject | None) -> bool:
     """Has another BO pages that could go if nobody used it just now?"""
+
+    def holds(other: BufferObject) -> bool:
+        if other is but or other.tt is None or not other.tt.populated_pages or other.external:
+            return False
+        return other.resv.locked or other.gate.unmapping or not other.resv.test_signaled(Usage.BOOKKEEP)
+
     for manager in device.managers.values():
         if not manager.use_tt:
             continue
         with LruCursor(manager.lru, until_now=True) as cursor:
             while (item := cursor.next()) is not None:
-                other = item.bo
-                if other is but or other.tt is None or not other.tt.populated_pages or other.external:
-                    continue
-                if other.resv.locked or other.gate.unmapping or not other.resv.test_signaled(Usage.BOOKKEEP):
+                if holds(item.bo):
                     return True
-    return False
+    return any(bo.has_tail and holds(bo) for bo in device.tails)

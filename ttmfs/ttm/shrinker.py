@@ -171,7 +171,7 @@ async def shrink_self(bo: BufferObject, pages: int, keep: range) -> int:
     """
     tt = bo.tt
     ctx = OperationContext(no_wait_gpu=True)
-    if bo.mem_type != SYSTEM or tt is None or not shrink_suitable(bo, ctx):
+    if not (bo.mem_type == SYSTEM or bo.has_tail) or tt is None or not shrink_suitable(bo, ctx):
         return 0
     if not store_has_room(bo.device):
         return 0
@@ -190,6 +190,8 @@ async def _backup_windows(
     """
     out = 0
     present = tt.present()
+    # Below it the region has them, and the tt only for a move.
+    present = present[present >= bo.own_pages]
     present = present[(present < keep.start) | (present >= keep.stop)]
     at = int(np.searchsorted(present, tt.hand))
     present = np.concatenate((present[at:], present[:at]))
@@ -245,6 +247,7 @@ async def shrink(
     for how in passes:
         if not purge_only and store_has_room(device):
             await _backup_pass(device, pages, how, done, but)
+            await _tails_pass(device, pages, how, done, but)
     if writeback and not purge_only:
         await flush_store(device)
     points.shrink(device.trace, pages=pages, stored=done.stored, purged=done.purged, failed=done.failed)
@@ -292,6 +295,28 @@ async def _backup_pass(
             while done.pages < pages and store_has_room(device) and (item := cursor.next()) is not None:
                 assert isinstance(item, Resource)
                 await _backup_one(item, pages - done.pages, ctx, done, but)
+
+
+async def _tails_pass(
+    device: Device, pages: int, ctx: OperationContext, done: Shrunk, but: BufferObject | None
+) -> None:
+    """What stands behind the resources of regions with memory of their own: these BOs are on no LRU of system's."""
+    for bo in tuple(device.tails):
+        if done.pages >= pages or not store_has_room(device):
+            return
+        if not bo.has_tail:
+            device.tails.pop(bo, None)
+        if bo is but or not bo.has_tail or not shrink_suitable(bo, ctx) or not bo.resv.trylock():
+            continue
+        try:
+            await wait_ctx(bo, ctx)
+            if bo.has_tail and bo.tt is not None and shrink_suitable(bo, ctx):
+                done.stored += await _backup_windows(bo, bo.tt, pages - done.pages, BackupFlags(), ctx, range(0))
+        except TtmError:
+            done.failed += 1
+        finally:
+            bo.unlock()
+        await trio.lowlevel.checkpoint()
 
 
 async def _backup_one(
