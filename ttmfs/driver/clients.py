@@ -116,13 +116,14 @@ class Clients:
             self._threads.clear()
             self._threads_until = now + _THREADS_KEPT_SECONDS
         if thread not in self._threads:
-            pid = _process_id(thread)
+            pid = process_id(thread)
             started = _started(pid)
             self._threads[thread] = (pid, started) if started else None
         return self._threads[thread]
 
 
-def _process_id(thread: int) -> int:
+def process_id(thread: int) -> int:
+    """The process that a thread is of; 0 when it is gone."""
     try:
         with open(f"/proc/{thread}/status", "rb") as status:
             return next((int(line[5:]) for line in status if line.startswith(b"Tgid:")), 0)

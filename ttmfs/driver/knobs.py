@@ -3,11 +3,12 @@
 import errno
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.limits import format_user_limit, set_user_limit
 from ttmfs.errors import TtmError, no_such
+from ttmfs.ttm.dmem import Protection
 from ttmfs.units import PAGE_SHIFT, parse_size
 
 _LONGEST: Final = 1e6
@@ -88,6 +89,17 @@ def _defrag_interval_max(vdev: VirtualDevice, value: float) -> None:
     vdev.defrag.interval_max = value
 
 
+def _protection(key: str, text: str) -> str:
+    if text not in get_args(Protection):
+        raise TtmError(errno.EINVAL, f"{key}={text[:40]!r}: say one of {' '.join(get_args(Protection))}")
+    return text
+
+
+def _dmem_protection(vdev: VirtualDevice, value: Protection) -> None:
+    vdev.ttm.dmem.protection = value
+    vdev.ttm.dmem.changes += 1
+
+
 KNOBS: Final[Mapping[str, Knob]] = {
     "fault_timeout": Knob(_seconds, lambda vdev: vdev.config.fault_timeout, _fault_timeout),
     "command_timeout": Knob(_seconds, lambda vdev: vdev.config.command_timeout, _command_timeout),
@@ -95,6 +107,7 @@ KNOBS: Final[Mapping[str, Knob]] = {
     "pool_limit": Knob(_size, lambda vdev: vdev.config.pool_limit, _pool_limit),
     "propagate_enospc": Knob(_flag, lambda vdev: vdev.config.propagate_enospc, _propagate_enospc),
     "user_limit": Knob(_text, lambda vdev: format_user_limit(vdev.ttm.accounts.limits), set_user_limit),
+    "dmem_protection": Knob(_protection, lambda vdev: vdev.ttm.dmem.protection, _dmem_protection),
     "copy_bandwidth": Knob(_size, lambda vdev: vdev.link.bandwidth, _copy_bandwidth),
     "copy_latency": Knob(_seconds, lambda vdev: vdev.link.latency, _copy_latency),
     "defrag_limit": Knob(_size, lambda vdev: vdev.defrag.limit, _defrag_limit),

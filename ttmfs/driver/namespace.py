@@ -11,6 +11,7 @@ from ttmfs import clock
 from ttmfs.driver.clients import Client, Clients
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.entries import FIRST_INO, Entry, File, Folder, Symlink
+from ttmfs.driver.members import Members
 from ttmfs.driver.names import Names
 from ttmfs.driver.shown import NOT_SHOWN
 from ttmfs.errors import TtmError, meant
@@ -83,6 +84,7 @@ class Namespace(Names[BoFile]):
         super().__init__(count(FIRST_INO).__next__, uid=uid, gid=gid, mode=mode)
         self.vdev = vdev
         self.clients = Clients()
+        self.members = Members(vdev.ttm.dmem.root)
 
     def find(self, name: str, entering: Callable[[Folder], None] = lambda _folder: None) -> BoFile:
         """The BO file at a path; links are not followed. TtmError: ENOENT there is none, EISDIR it is a folder.

@@ -102,7 +102,7 @@ async def _migrate_to_devmem(space: "AddressSpace", found: Range, tally: Tally, 
             await move.copy.fence.wait()
         _check(space, found, chunk)
         ttm = space.vdev.ttm
-        bo = BufferObject(ttm, space.svm.funcs, account=space.account)
+        bo = BufferObject(ttm, space.svm.funcs, account=space.account, group=space.group)
         bo.size = found.num_pages << PAGE_SHIFT
         turn = Turn(ttm, bo.name)
         bo.resv.trylock(turn.need_ticket())

@@ -75,6 +75,7 @@ class AddressSpace:
         "filling",
         "gate",
         "gpu_faults",
+        "group",
         "growth",
         "held_pages",
         "last_error",
@@ -103,6 +104,8 @@ class AddressSpace:
         self.svm = svm
         self.account = account
         """Who pays for what it has."""
+        self.group = svm.vdev.ttm.dmem.root
+        """Which group is charged for what it gets in a region from now on."""
         self.held_pages = 0
         """System pages, those included that are given back when a job has ended."""
         self.vdev: VirtualDevice = svm.vdev

@@ -16,6 +16,7 @@ from ttmfs.errors import TtmError
 from ttmfs.fs.requests.base import Served
 from ttmfs.fs.requests.guard import guarded
 from ttmfs.fs.tree import attributes
+from ttmfs.fs.tree.groups import GroupDir
 from ttmfs.fs.tree.nodes import Node, VirtualDir, VirtualFile
 from ttmfs.svm.names import SpaceFile
 from ttmfs.ttm import lifetime
@@ -94,6 +95,11 @@ class InodeRequests(Served):
     ) -> pyfuse3.EntryAttributes:
         """chmod, chown, utimens and truncate. A size is applied at once: nothing here waits for a move (R5)."""
         node = self.inodes.get(inode)
+        if isinstance(node, GroupDir):
+            mode = stat.S_IMODE(attr.st_mode) if fields.update_mode else None
+            uid, gid = (attr.st_uid if fields.update_uid else None), (attr.st_gid if fields.update_gid else None)
+            node.delegate(mode, uid, gid)
+            return self._attributes(node, inode)
         if not isinstance(node, Entry):
             # Shells truncate what they redirect into; touch does no harm.
             if fields.update_mode or fields.update_uid or fields.update_gid:

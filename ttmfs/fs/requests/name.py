@@ -15,6 +15,7 @@ from ttmfs.errors import TtmError
 from ttmfs.fs.requests.base import is_own
 from ttmfs.fs.requests.guard import guarded
 from ttmfs.fs.requests.open import OpenRequests
+from ttmfs.fs.tree.groups import GroupDir
 from ttmfs.fs.tree.nodes import VirtualDir
 from ttmfs.svm.names import SpaceFile, SpaceNames
 
@@ -67,7 +68,7 @@ class NameRequests(OpenRequests):
         if isinstance(node, VirtualDir) and node.gone():
             raise TtmError(errno.ENOENT, "the BO of this folder was unlinked")
         if not isinstance(node, Folder):
-            raise TtmError(errno.EPERM, "BOs and folders are made below bo/ only, address spaces in svm/")
+            raise TtmError(errno.EPERM, "BOs and folders are made below bo/, address spaces in svm/, groups in groups/")
         return node
 
     def _names(self, folder: Folder) -> Namespace | SpaceNames:
@@ -95,6 +96,9 @@ class NameRequests(OpenRequests):
             raise
         if isinstance(file, BoFile):
             self.names.clients.adopt(file, ctx.pid)
+            file.bo.group = self.names.members.group_of(ctx.pid)
+        else:
+            file.space.group = self.names.members.group_of(ctx.pid)
         return file
 
     @guarded
@@ -111,7 +115,13 @@ class NameRequests(OpenRequests):
     async def mkdir(
         self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        """A folder of BOs."""
+        """A folder of BOs, or a group."""
+        node = self.inodes.get(parent_inode)
+        if isinstance(node, GroupDir):
+            check_length(name)
+            group = node.mkdir(os.fsdecode(name), mode & ~ctx.umask, ctx.uid, ctx.gid)
+            group.above = parent_inode
+            return self._reply(group)
         folder = self._folder(parent_inode)
         return self._reply(self._names(folder).mkdir(folder, name, mode & ~ctx.umask, ctx.uid, ctx.gid))
 
@@ -123,7 +133,11 @@ class NameRequests(OpenRequests):
 
     @guarded
     async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        """An empty folder."""
+        """An empty folder, or a group that has nothing."""
+        node = self.inodes.get(parent_inode)
+        if isinstance(node, GroupDir):
+            await node.rmdir(os.fsdecode(name))
+            return
         folder = self._folder(parent_inode)
         self._names(folder).rmdir(folder, name)
 

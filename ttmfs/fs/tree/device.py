@@ -26,6 +26,7 @@ from ttmfs.fs.kernel.opening import Opening
 from ttmfs.fs.kernel.rights import AttributeOf, CommandOf, FolderOf, ObjectOf, Owner, QuestionOf, ReadersOf, Rights
 from ttmfs.fs.tree import attributes
 from ttmfs.fs.tree.device_state import options_now
+from ttmfs.fs.tree.groups import GROUPS, GroupTree
 from ttmfs.fs.tree.listing import FixedNames
 from ttmfs.fs.tree.mirrors import FolderNames, entry_key, folder_key
 from ttmfs.fs.tree.nodes import Handle, Lengths, NameTable, Node, VirtualDir, VirtualFile
@@ -51,7 +52,7 @@ from ttmfs.units import MAX_ORDER, PAGE_SIZE
 
 _SWAP_FILES: Final = ("store", "size", "used", "pages", "ratio")
 _OBJECT_NAMES: Final = FixedNames(
-    (*OBJECT_COMMANDS, *attributes.SETTABLE, "peek", "snapshot", "status", "status.json")
+    (*OBJECT_COMMANDS, *attributes.SETTABLE, "group", "peek", "snapshot", "status", "status.json")
 )
 _CHECK_THEMSELVES: Final = ("submit", "copy")
 """Commands of ctl/ that anybody may give: they look at the rights on each BO that they name."""
@@ -71,6 +72,7 @@ class Tree:
         self.svm = SvmTree(spaces, runner)
         self.loop_status: Callable[[], str] = lambda: ""
         self.lengths = Lengths()
+        self.groups = GroupTree(machine, runner, owner)
         self.checks: list[Callable[[], Iterator[str | None]]] = []
         """What others have to say in selfcheck: sentences, and None where it may pause."""
         self._root_files: dict[str, Callable[[], VirtualFile]] = {
@@ -98,6 +100,7 @@ class Tree:
             "swap": self._dir("swap", self._find_swap, FixedNames(_SWAP_FILES)),
             "fences": self._dir("fences", self._find_fences, FixedNames(("pending", "timelines"))),
             "debug": VirtualDir("debug", self._find_debug, debug, owner.only(0o500)),
+            GROUPS: self.groups.root,
             POLICIES: PolicyTree(machine, runner, self.lengths, owner).root,
         }
         root_names = (*self._dirs, *self._root_files, *self.observe.files)
@@ -190,6 +193,8 @@ class Tree:
             return self._value(
                 lambda: attributes.get_text(bo, name) + "\n", store, f"{bo.name} {name}", AttributeOf(file)
             )
+        if name == "group":
+            return self.groups.object_file(file)
         if name == "peek":
             log = self.runner.error_log
             return VirtualFile(lambda opening: PeekHandle(bo, log, opening), AttributeOf(file), writable=True)

@@ -43,6 +43,7 @@ def readme(regions: Sequence[str]) -> str:
         "pool/{pages,fragmentation}  swap/{store,size,used,pages,ratio}\n"
         "policies/evict REGION NAME [KEY=VALUE…], policies/{prefetch,promote} NAME [KEY=VALUE…], policies/stats\n"
         "  NAME is one of policies/available, module:Class or /PATH.py:Class\n"
+        "groups/ (the dmem controller): mkdir makes one; dmem.{max,low,min} REGION BYTES|max, cgroup.procs PID\n"
         "fences/{timelines,pending}  stats (JSON)  metrics (OpenMetrics)  error_log  options (TOML)\n"
         "trace  trace.json  trace_pipe (consuming, blocks, can be polled): what ctl/trace asked for\n"
         "clients/{PID,uid-N,kernel} (drm fdinfo)  mem_info_{vram,vis_vram,gtt}_{total,used}\n"

@@ -1,0 +1,316 @@
+"""The nodes of groups/: folders of the dmem controller, with the files and formats of the kernel's cgroup v2.
+
+`mkdir` makes a group, `rmdir` removes one that has nothing. Who owns a folder owns its cgroup.procs and may make groups
+in it; what bounds the group (dmem.max, min, low) stays with who made it, as the kernel's delegation has it.
+"""
+
+import errno
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import trio
+
+from ttmfs.driver.entries import FIRST_NUMBER
+from ttmfs.driver.limits import set_max
+from ttmfs.driver.members import owner_of
+from ttmfs.driver.namespace import BoFile
+from ttmfs.errors import TtmError
+from ttmfs.fs.commands.command import Command, Machine, Result
+from ttmfs.fs.commands.handles import CommandHandle, TextHandle
+from ttmfs.fs.commands.runner import Runner
+from ttmfs.fs.kernel.opening import Opening
+from ttmfs.fs.kernel.rights import AttributeOf, Owner, Rights
+from ttmfs.fs.tree.nodes import Handle, Node, VirtualDir, VirtualFile
+from ttmfs.ttm import lifetime
+from ttmfs.ttm.dmem import UNLIMITED, Group, Pool
+from ttmfs.units import parse_size
+
+GROUPS: Final = "groups"
+"""The name of the folder."""
+PREFIX: Final = "drm/ttmfs/"
+"""Of the names of regions, as the kernel's drivers register them."""
+GHOST_WAIT: Final = 1.0
+"""Seconds that rmdir waits for what is only held until its last copy has ended."""
+
+_OF_ALL: Final = ("cgroup.controllers", "cgroup.procs", "cgroup.subtree_control", "dmem.current", "dmem.peak")
+_OF_ROOT: Final = ("dmem.capacity",)
+_OF_OTHERS: Final = ("dmem.max", "dmem.low", "dmem.min", "dmem.events", "dmem.effective")
+_LIMITS: Final = ("max", "low", "min")
+_CONTROLLER: Final = "dmem"
+
+
+@dataclass(slots=True)
+class GroupRights:
+    """An owner and bits that can be changed."""
+
+    bits: int
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True, slots=True)
+class _FileOf:
+    """Those of a file in a group's folder: `bits` for the owner of the folder."""
+
+    folder: Rights
+    bits: int
+
+    @property
+    def uid(self) -> int:
+        return self.folder.uid
+
+    @property
+    def gid(self) -> int:
+        return self.folder.gid
+
+
+def path_of(group: Group) -> str:
+    """Its path below groups/, as /proc/PID/cgroup would say it: "/" is the root."""
+    return f"/{group.name}"
+
+
+class GroupDir(VirtualDir):
+    """The folder of a group. It lists the files first, then the groups below in the order in which they came."""
+
+    def __init__(self, groups: "GroupTree", group: Group, rights: GroupRights, key: str) -> None:
+        super().__init__(key, self._find, self, rights, gone=lambda: group.removed)
+        self.group = group
+        self.own = rights
+        self._groups = groups
+        self._maker = _FileOf(GroupRights(0, rights.uid, rights.gid), 0)
+        self._files = (*_OF_ALL, *(_OF_OTHERS if group.parent is not None else _OF_ROOT))
+        self._below: dict[str, tuple[int, GroupDir]] = {}
+        self.last = FIRST_NUMBER - 1 + len(self._files)
+
+    # -- names (NameTable) ---------------------------------------------------------------------------------------
+
+    @property
+    def folders(self) -> int:
+        """Groups right below it."""
+        return len(self._below)
+
+    def after(self, number: int) -> Iterator[tuple[int, str]]:
+        """Files, then groups."""
+        begin = max(number + 1 - FIRST_NUMBER, 0)
+        yield from enumerate(self._files[begin:], FIRST_NUMBER + begin)
+        for name, (place, _) in tuple(self._below.items()):
+            if place > number:
+                yield place, name
+
+    def below(self, name: str) -> "GroupDir | None":
+        """The group of this name."""
+        found = self._below.get(name)
+        return None if found is None else found[1]
+
+    def mkdir(self, name: str, mode: int, uid: int, gid: int) -> "GroupDir":
+        """A new group. TtmError: EEXIST, EINVAL for a name that files of the controller could have, or a newline."""
+        if name in self._below or name in self._files:
+            raise TtmError(errno.EEXIST, f"{name!r} is there already")
+        if "\n" in name or name.startswith(("dmem.", "cgroup.")):
+            raise TtmError(errno.EINVAL, f"{name[:80]!r} is no name for a group")
+        if self.group.removed:
+            raise TtmError(errno.ENOENT, f"{self.group} was removed")
+        folder = self._groups.folder(self.group.make(name), GroupRights(stat.S_IMODE(mode), uid, gid))
+        self.last += 1
+        self._below[name] = self.last, folder
+        return folder
+
+    def delegate(self, mode: int | None, uid: int | None, gid: int | None) -> None:
+        """chmod and chown: who may make groups in it, and move processes into it. Its limits stay with who made it."""
+        own = self.own
+        own.bits = own.bits if mode is None else mode
+        own.uid = own.uid if uid is None else uid
+        own.gid = own.gid if gid is None else gid
+
+    async def rmdir(self, name: str) -> None:
+        """TtmError: ENOENT, EBUSY while it has something, or groups below it. Ghosts are waited for, for a second."""
+        folder = self.below(name)
+        if folder is None:
+            raise TtmError(errno.ENOTDIR if name in self._files else errno.ENOENT, f"there is no group {name[:80]!r}")
+        ttm, group = self._groups.machine.vdev.ttm, folder.group
+        with trio.move_on_after(GHOST_WAIT):
+            while group.charged and not group.children and ttm.num_ghosts:
+                await ttm.ghost_gone.park()
+        if self.below(name) is not folder:
+            raise TtmError(errno.ENOENT, f"there is no group {name[:80]!r}")
+        group.remove()
+        del self._below[name]
+
+    # -- files ---------------------------------------------------------------------------------------------------
+
+    def _find(self, name: str) -> Node | None:
+        if name not in self._files:
+            return self.below(name)
+        kind, group = name.partition(".")[2], self.group
+        if name == "cgroup.procs":
+            return self._command(name, "PID", self._procs, self._move, _FileOf(self.own, 0o644))
+        if name == "cgroup.subtree_control":
+            return self._command(name, f"+{_CONTROLLER}", _controllers, _control, _FileOf(self.own, 0o644))
+        if name == "cgroup.controllers":
+            return self._read(_controllers)
+        if kind in _LIMITS:
+            limit = partial(self._limit, kind)
+            return self._command(name, "REGION BYTES|max", partial(_limits, group, kind), limit, self._writable)
+        if name == "dmem.capacity":
+            return self._read(lambda: _lines(group, lambda pool: str(group.dmem.regions[pool.region])))
+        return self._read(partial(_lines, group, _SHOWS[kind]))
+
+    @property
+    def _writable(self) -> Rights:
+        return _FileOf(self._maker.folder, 0o644)
+
+    def _read(self, text: Callable[[], str]) -> VirtualFile:
+        return VirtualFile(lambda _opening: TextHandle(text), _FileOf(self._maker.folder, 0o444))
+
+    def _command(
+        self, name: str, usage: str, text: Callable[[], str], run: Callable[..., object], rights: Rights
+    ) -> VirtualFile:
+        where = "/".join(filter(None, (GROUPS, self.group.name, name)))
+        return self._groups.command(Command(where, usage, "", (), run), text, rights)  # type: ignore[arg-type]
+
+    def _procs(self) -> str:
+        return "".join(f"{pid}\n" for pid in self._groups.machine.names.members.of(self.group))
+
+    async def _move(self, machine: Machine, words: list[str]) -> Result:
+        """cgroup.procs: a pid, 0 for the writer."""
+        if len(words) != 1 or not words[0].isascii() or not words[0].isdigit() or len(words[0]) > 9:
+            raise TtmError(errno.EINVAL, "say a pid, or 0 for the process that writes")
+        caller = machine.caller
+        pid = int(words[0]) or (0 if caller is None else caller.pid)
+        members = machine.names.members
+        if caller is not None and caller.uid and owner_of(pid) != caller.uid:
+            raise TtmError(errno.EACCES, f"process {pid} is not yours")
+        self._groups.check_move(caller, members.group_of(pid), self.group)
+        members.place(pid, self._live())
+        return {"pid": pid, "group": path_of(self.group)}
+
+    def _live(self) -> Group:
+        if self.group.removed:
+            raise TtmError(errno.ENODEV, f"{self.group} was removed")
+        return self.group
+
+    async def _limit(self, kind: str, machine: Machine, words: list[str]) -> Result:
+        """dmem.max, low or min: one line `REGION BYTES`, as dmemcg_limit_write takes it."""
+        if len(words) != 2:
+            raise TtmError(errno.EINVAL, f"say REGION BYTES, or REGION max, as in {PREFIX}vram 64M")
+        region = words[0].removeprefix(PREFIX)
+        pool = self._live().pools.get(region)
+        if pool is None:
+            known = " ".join(self.group.dmem.regions)
+            raise TtmError(errno.EINVAL, f"{words[0][:80]!r} is no region that is charged for: say one of {known}")
+        value = UNLIMITED if words[1] == "max" else min(parse_size(words[1]), UNLIMITED)
+        if kind == "low":
+            pool.protect(low=value)
+        elif kind == "min":
+            pool.protect(min=value)
+        else:
+            return {"bytes_drained": await set_max(machine.vdev, pool, value)}
+        return {}
+
+
+def _controllers() -> str:
+    return f"{_CONTROLLER}\n"
+
+
+async def _control(machine: Machine, words: list[str]) -> Result:
+    """The one controller is always on."""
+    del machine
+    for word in words:
+        if word != f"+{_CONTROLLER}":
+            raise TtmError(errno.EINVAL, f"{word[:80]!r}: the one controller is {_CONTROLLER}, and it is always on")
+    return {}
+
+
+def _lines(group: Group, value: Callable[[Pool], str]) -> str:
+    return "".join(f"{PREFIX}{region} {value(pool)}\n" for region, pool in group.pools.items())
+
+
+def _limits(group: Group, kind: str) -> str:
+    return _lines(group, lambda pool: _amount(getattr(pool, kind)))
+
+
+def _amount(value: int) -> str:
+    return "max" if value >= UNLIMITED else str(value)
+
+
+def _effective(pool: Pool) -> str:
+    least, low = pool.effective()
+    return f"min={_amount(least)} low={_amount(low)}"
+
+
+_SHOWS: Final[dict[str, Callable[[Pool], str]]] = {
+    "current": lambda pool: str(pool.usage),
+    "peak": lambda pool: str(pool.peak),
+    "events": lambda pool: f"low={pool.low_events} max={pool.max_events} evictions={pool.evictions}",
+    "effective": _effective,
+}
+
+
+class GroupTree:
+    """Builds them for one mount, whose `owner` is the mounting user."""
+
+    def __init__(self, machine: Machine, runner: Runner, owner: Owner) -> None:
+        self.machine = machine
+        self._runner = runner
+        self._made = 0
+        self.root = self.folder(machine.vdev.ttm.dmem.root, GroupRights(0o755, owner.uid, owner.gid))
+
+    def folder(self, group: Group, rights: GroupRights) -> GroupDir:
+        """The folder of a new group. No two ever have the same key, or one that is gone would pass for it."""
+        self._made += 1
+        return GroupDir(self, group, rights, GROUPS if group.parent is None else f"group{self._made}")
+
+    def command(self, command: Command, text: Callable[[], str], rights: Rights) -> VirtualFile:
+        """A file that says `text`, and runs what is written to it."""
+
+        def open_handle(opening: Opening) -> Handle:
+            return CommandHandle(
+                text, lambda data: self._runner.run(command, None, None, data, opening), opening, self._runner.results
+            )
+
+        return VirtualFile(open_handle, rights, writable=True)
+
+    def object_file(self, file: BoFile) -> VirtualFile:
+        """objects/NAME/group: who is charged for it; a path that is written moves the charge."""
+
+        async def move(machine: Machine, words: list[str]) -> Result:
+            if len(words) != 1:
+                raise TtmError(errno.EINVAL, "say the path of one group, / for the root")
+            target = self._find(words[0]).group
+            caller = machine.caller
+            if caller is not None and caller.uid not in (0, file.uid):
+                raise TtmError(errno.EACCES, f"{file.bo.name} is not yours")
+            self.check_move(caller, file.bo.group.live, target)
+            file.bo.check_alive()
+            lifetime.set_group(file.bo, target)
+            return {"group": path_of(target)}
+
+        command = Command(f"objects/{file.bo.name}/group", "GROUP", "", (), move)
+        return self.command(command, lambda: path_of(file.bo.group.live) + "\n", AttributeOf(file))
+
+    def _find(self, path: str) -> GroupDir:
+        folder: GroupDir | None = self.root
+        for name in filter(None, path.split("/")):
+            folder = None if folder is None else folder.below(name)
+        if folder is None:
+            raise TtmError(errno.ENOENT, f"there is no group {path[:80]!r}: see {GROUPS}/, mkdir makes one")
+        return folder
+
+    def check_move(self, caller: Opening | None, source: Group, target: Group) -> None:
+        """TtmError(EACCES): the caller may not write cgroup.procs of the target, or of the nearest one above both."""
+        if caller is None or caller.uid == 0:
+            return
+        above = list(_chain(source))
+        for group in (target, next(group for group in _chain(target) if group in above)):
+            if self._find(group.name).own.uid != caller.uid:
+                raise TtmError(errno.EACCES, f"you may not write cgroup.procs of {group}")
+
+
+def _chain(group: Group | None) -> Iterator[Group]:
+    """It and all above it."""
+    while group is not None:
+        yield group
+        group = group.parent
