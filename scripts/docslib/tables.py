@@ -85,6 +85,7 @@ FILES: Final[Mapping[str, str]] = {
     "lines (when kind bo says task why other sentence); `ttm-why` reads it",
     "debug/tasks": "what every task of the daemon waits for; `kill -USR1 DAEMON` writes it to the log",
     "debug/pause_engine": "1 holds every copy engine before its next copy",
+    "debug/ban_exchange": "1 has moves copy all bytes, also whole 2 MiB frames that would change hands at their end",
     "debug/ban_memcpy": "1 forbids the CPU to copy for an engine that failed",
     "debug/ttm/buffer_objects": "live BOs, ghosts and zombies included",
     "debug/ttm/page_pool": "blocks in the pool by caching and order",

@@ -44,6 +44,8 @@ async def move(vdev: VirtualDevice, bo: BufferObject, place: str) -> None:
 
 
 async def make(vdev: VirtualDevice, size: int) -> tuple[BufferObject, bytes]:
+    # What changes hands takes no steps.
+    vdev.ttm.inject.ban_exchange = True
     bo = vdev.create_bo("a")
     data = random.Random(size).randbytes(size)
     await access.write(bo, 0, data)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.memory import frame_noise
 from tests.memory.framestore import FRAMES, Store, fill
 from tests.memory.moved import Moved, count_moves, need_moves
 from ttmfs.memory.arena import FRAME_PAGES, Arena
@@ -40,3 +41,12 @@ def store() -> Iterator[Store]:
     yield made
     made.check()
     made.end()
+
+
+@pytest.fixture
+def arenas() -> Iterator[tuple[Arena, Arena]]:
+    """Two of a few frames each, given back afterwards."""
+    pair = Arena("first", frame_noise.FRAMES * FRAME_PAGES), Arena("second", frame_noise.FRAMES * FRAME_PAGES)
+    yield pair
+    for arena in pair:
+        arena.close()

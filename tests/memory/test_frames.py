@@ -4,23 +4,19 @@ import ctypes
 import errno
 import os
 import random
-from collections.abc import Iterator
+import weakref
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from tests.memory.frame_noise import ADVISED, FRAMES, frame, noise, resident
 from tests.memory.host_memory import mappings, resident_pages, unmap, vm_flags
 from ttmfs.errors import TtmError
 from ttmfs.memory import frames
 from ttmfs.memory.arena import FRAME_PAGES, HUGE_SIZE, Arena
-from ttmfs.memory.frames import can_move, frames_in, move_frame
-from ttmfs.units import PAGE_SIZE
-
-FRAMES = 4
-ADVISED = {"hg", "dc"}
-"""MADV_HUGEPAGE and MADV_DONTFORK, as smaps has them."""
+from ttmfs.memory.frames import can_exchange, can_move, frames_in, move_frame
 
 
 def host_moves() -> bool:
@@ -33,29 +29,6 @@ def host_moves() -> bool:
 
 
 pytestmark = pytest.mark.skipif(not host_moves(), reason="this host does not move frames (Linux before 5.7)")
-
-
-@pytest.fixture
-def arenas() -> Iterator[tuple[Arena, Arena]]:
-    """Two of FRAMES frames each, given back afterwards."""
-    pair = Arena("first", FRAMES * FRAME_PAGES), Arena("second", FRAMES * FRAME_PAGES)
-    yield pair
-    for arena in pair:
-        arena.close()
-
-
-def noise(seed: int) -> np.ndarray:
-    """A frame's bytes, the same for the same seed."""
-    return np.random.default_rng(seed).integers(0, 256, (FRAME_PAGES, PAGE_SIZE), dtype=np.uint8)
-
-
-def frame(arena: Arena, number: int) -> np.ndarray:
-    """The memory itself, not a copy."""
-    return arena.mem[number * FRAME_PAGES : (number + 1) * FRAME_PAGES]
-
-
-def resident(arena: Arena, number: int) -> int:
-    return resident_pages(arena, number * FRAME_PAGES, FRAME_PAGES)
 
 
 # -- where frames are --------------------------------------------------------------------------------------------------
@@ -289,13 +262,20 @@ def test_no_mapping_at_all_to_be_had_is_an_error_and_the_source_keeps_its_bytes(
 
 
 def test_too_many_frames_are_not_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames, "_taking_part", weakref.WeakSet())
     pair = Arena("first", FRAME_PAGES), Arena("second", 2 * FRAME_PAGES)
     for most, answer in ((2, False), (3, True), (4, True)):
         monkeypatch.setattr(frames, "_most_frames", lambda most=most: most)
         assert can_move(*pair) is answer
         assert can_move(*pair[::-1]) is answer
+    # Those of all pairs together: each may become a mapping.
+    third = Arena("third", FRAME_PAGES)
+    assert can_move(pair[0], third)
+    assert not can_move(third, Arena("fourth", FRAME_PAGES))
+    third.close()
     monkeypatch.setattr(frames, "_host_moves", lambda: False)
     assert not can_move(*pair)
+    assert not can_exchange(*pair)
     for arena in pair:
         arena.close()
 

@@ -247,7 +247,7 @@ def test_wc_tail_and_seeks_count_from_the_end(one: Device) -> None:
 
 
 SAVED = ("ctl/config", "ctl/trace", "objects/a/placement", "objects/a/priority", "objects/a/prefault",
-         "objects/a/madvise", "debug/pause_engine", "debug/ban_memcpy", "debug/fail_move/times",
+         "objects/a/madvise", "debug/pause_engine", "debug/ban_memcpy", "debug/ban_exchange", "debug/fail_move/times",
          "debug/fail_move/probability", "debug/fail_move/interval", "debug/fail_move/space")  # fmt: skip
 
 

@@ -322,6 +322,8 @@ async def test_truncated_while_its_bytes_move(
     svm_device: MakeDevice, autojump_clock: MockClock, into_vram: bool
 ) -> None:
     async with svm_device() as device:
+        # A chunk that changes hands does so in one step.
+        device.vdev.ttm.inject.ban_exchange = True
         space = device.space(2 * MIB)
         await calls.gpu_fill(space, 0, 2 * MIB, 5)
         if into_vram:

@@ -3,7 +3,7 @@
 Copies run one after another in the order of submission, each behind its dependencies. The bytes move on the loop, in
 steps with a checkpoint in between, so that faults are served meanwhile: of 256 KiB while clients want something, up to
 4 MiB while nobody does, of 2 MiB while a request waits for a copy. Simulated latency and bandwidth are spent before any
-byte moves.
+byte moves. What lies in whole frames of 2 MiB at both ends changes hands at the end instead of being copied.
 """
 
 import errno
@@ -22,8 +22,10 @@ from ttmfs.observe.counters import RequestCounters
 from ttmfs.observe.inject import Injection
 from ttmfs.sync.bell import Bell
 from ttmfs.sync.fence import Fence, FenceCounters, Timeline
+from ttmfs.sync.resv import Usage
+from ttmfs.ttm.backing import Backing
 from ttmfs.ttm.bo import BufferObject
-from ttmfs.ttm.copy import Backing, Copy, CopyState
+from ttmfs.ttm.copy import Copy, CopyState
 from ttmfs.ttm.device import CLEAR_STEP_PAGES
 from ttmfs.ttm.request import Request
 from ttmfs.units import PAGE_SIZE
@@ -94,6 +96,8 @@ class _Queued:
     bo: BufferObject
     copy: Copy
     deps: tuple[Fence, ...]
+    users: tuple[Fence, ...]
+    """What used the BO's memory when the copy was submitted, readers included: they are no dependency of a copy."""
     cpu_reachable: bool
 
 
@@ -174,7 +178,8 @@ class CopyEngine:
         fence = self.timeline.next_fence(what, deps)
         copy = Copy(src, dst, num_pages, fence) if make is None else make(fence)
         bo.add_copy(copy)
-        self._queue.append(_Queued(bo, copy, tuple(deps), cpu_reachable))
+        users = tuple(fence for fence in bo.resv.fences(Usage.BOOKKEEP) if not fence.signaled)
+        self._queue.append(_Queued(bo, copy, tuple(deps), users, cpu_reachable))
         self._work.ring()
         return fence
 
@@ -203,11 +208,18 @@ class CopyEngine:
         points.copy_start(self._trace, queued.bo, engine=self.name, fence=copy.fence, pages=copy.num_pages)
         error = 0
         try:
-            await self._move_bytes(queued, fail=self._inject["engine"].should_fail(copy.num_pages, bo=queued.bo.name))
+            fail = self._inject["engine"].should_fail(copy.num_pages, bo=queued.bo.name)
+            if not fail and self._may_exchange(queued):
+                await self._look_for_frames(copy)
+            await self._move_bytes(queued, fail=fail)
         except Exception as failure:  # whatever it was: the BO's bytes depend on what happens now
             if not isinstance(failure, _InjectedError):
                 log.exception("%s", copy.fence.what)
+            copy.frames = ()
             error = await self._intercept(queued)
+        # No await from here to the signal (R11), and nothing that is intercepted: the source may be none any more.
+        copy.change_hands()
+        queued.bo.device.counters.moves.exchanged += sum(run.end - run.first for run in copy.frames) * PAGE_SIZE
         copy.finish()
         points.copy_end(
             self._trace, queued.bo, engine=self.name, fence=copy.fence, pages=copy.num_pages, errno=error
@@ -215,6 +227,18 @@ class CopyEngine:
         if error:
             self._errors.add(copy.fence, error)
         copy.fence.signal(error)
+
+    def _may_exchange(self, queued: _Queued) -> bool:
+        """May frames change hands? Whoever still uses the memory goes on with its page numbers when the copy is done,
+        so it would find the target's old bytes there."""
+        return not self._inject.ban_exchange and all(fence.signaled for fence in queued.users)
+
+    @staticmethod
+    async def _look_for_frames(copy: Copy) -> None:
+        index = 0
+        while (index := copy.look_for_frames(index)) < copy.num_pages:
+            await trio.lowlevel.checkpoint()
+        copy.keep_longest_frames()
 
     async def _move_bytes(self, queued: _Queued, *, fail: bool = False) -> None:
         copy = queued.copy
@@ -228,7 +252,7 @@ class CopyEngine:
             hurried = _HURRIED_STEP_PAGES if _somebody_waits_for_a_copy(requests) else 0
             pages = CLEAR_STEP_PAGES if fail else max(pace.pages, hurried)
             # To the next multiple: so a long step of large pages does not straddle two of them.
-            count = min(pages - index % pages, copy.num_pages - index)
+            count = min(pages - index % pages, copy.room(index))
             started = clock.monotonic()
             copy.step(index, count)
             index += count

@@ -16,9 +16,9 @@ from ttmfs.sync.deps import Deps
 from ttmfs.sync.fence import Fence
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm.advice import want
+from ttmfs.ttm.backing import Backing
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
-from ttmfs.ttm.copy import Backing
 from ttmfs.ttm.fault import default_fault
 from ttmfs.ttm.funcs import FaultResult, Multihop, VmFault
 from ttmfs.ttm.move import IDLE_TIMEOUT, linger, move_accel_cleanup, move_null, wait_ctx

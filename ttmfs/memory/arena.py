@@ -30,7 +30,7 @@ class Arena:
     bytes. Raises TtmError(EINVAL) for a negative size and TtmError(ENOMEM) when the host refuses the mapping.
     """
 
-    __slots__ = ("_map", "_offset", "_zeros", "address", "buf", "mem", "name", "num_pages", "rows")
+    __slots__ = ("__weakref__", "_map", "_offset", "_zeros", "address", "buf", "mem", "name", "num_pages", "rows")
 
     def __init__(self, name: str, num_pages: int) -> None:
         if num_pages < 0:

@@ -1,9 +1,10 @@
 """Frames that change hands: 2 MiB of memory go from one arena to another by page table (mremap), not byte by byte.
 
-Where the kernel would insert a page into the swap cache instead of copying it. What it promises: afterwards the target
-has the bytes, and the source reads as zeros and holds no memory there. A host that cannot do it (before Linux 5.7, or
-with so many frames that the limit of mappings of a process would be in sight, as a frame may become a mapping of its
-own) says so through `can_move`, and its callers copy.
+Where the kernel would insert a page into the swap cache instead of copying it. `move_frame` promises: afterwards the
+target has the bytes, and the source reads as zeros and holds no memory there. `exchange`: both have the other's bytes,
+and page numbers, addresses and advice are what they were. A host that cannot do it (before Linux 5.7, or with so many
+frames that the limit of mappings of a process would be in sight, as a frame may become a mapping of its own) says so
+through `can_move` and `can_exchange`, and its callers copy.
 """
 
 import ctypes
@@ -12,6 +13,7 @@ import functools
 import logging
 import mmap
 import os
+import weakref
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +30,10 @@ _MAYMOVE_FIXED_DONTUNMAP: Final = 0x1 | 0x2 | 0x4
 _MAP_FIXED: Final = 0x10
 _FAILED: Final = ctypes.c_void_p(-1).value
 _USUAL_MAPPINGS: Final = 65530
+_RUN_FRAMES: Final = 16
+"""How many frames change places at once, where the host can do that: a call costs as much for them as for one."""
+_PAGEMAP_HAS_MEMORY: Final = np.uint64(3 << 62)
+"""Bits of an entry of /proc/self/pagemap: there is a page, or it is swapped out by the host."""
 
 # A few microseconds each: less than it takes to get the interpreter lock back.
 _libc = ctypes.PyDLL(None, use_errno=True)
@@ -39,12 +45,32 @@ _mmap.restype = ctypes.c_void_p
 _mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64]
 _madvise = _libc.madvise
 _madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_pread = _libc.pread
+_pread.restype = ctypes.c_ssize_t
+_pread.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64]
+
+_taking_part: "weakref.WeakSet[Arena]" = weakref.WeakSet()
+"""Arenas of which `can_move` has said yes: their frames count, all together."""
+
+
+class _Host:
+    """What this host has shown. `refused`: an exchange, once; none is tried any more."""
+
+    refused = False
 
 
 def can_move(first: Arena, second: Arena) -> bool:
-    """Can frames of these two go to and fro?"""
-    frames = (first.num_pages + second.num_pages) // FRAME_PAGES
-    return frames <= _most_frames() and _host_moves()
+    """Can frames of these two go to and fro? From then on all their frames count as mappings that there may be."""
+    taking_part = {*_taking_part, first, second}
+    if sum(arena.num_pages for arena in taking_part) // FRAME_PAGES > _most_frames() or not _host_moves():
+        return False
+    _taking_part.update((first, second))
+    return True
+
+
+def can_exchange(first: Arena, second: Arena) -> bool:
+    """Can frames of these two change places? They may be one arena. No more once the host has refused it."""
+    return not _Host.refused and can_move(first, second)
 
 
 def frames_in(first: PageArray, second: PageArray) -> Int64Array:
@@ -88,9 +114,100 @@ def move_frame(dst: Arena, dst_page: int, src: Arena, src_page: int) -> None:
         src.give_back(src_page, FRAME_PAGES)
 
 
-def _check(arena: Arena, page: int) -> None:
-    if page & (FRAME_PAGES - 1) or not 0 <= page <= arena.num_pages - FRAME_PAGES:
-        raise TtmError(errno.EINVAL, f"no frame of {arena.name!r}, which has {arena.num_pages} pages, begins at {page}")
+def exchange(one: Arena, page: int, other: Arena, other_page: int, frames: int) -> None:
+    """`frames` frames of `one` from page `page` on, and those of `other` from `other_page` on, change places.
+
+    For the loop's thread only, at most `longest_run()` frames. It succeeds or has changed nothing: what the host
+    refuses to move is copied in this call, and `can_exchange` is false from then on. TtmError(EINVAL) for what are no
+    frames of their arenas, or the same ones. Should the host have no mapping for an address that a refusal has
+    unmapped, the process ends at once: it must not serve a hole.
+    """
+    if not 0 < frames <= longest_run():
+        raise TtmError(errno.EINVAL, f"{frames} frames do not change places at once: 1 to {longest_run()} do")
+    _check(one, page, frames)
+    _check(other, other_page, frames)
+    if one is other and abs(page - other_page) < frames * FRAME_PAGES:
+        raise TtmError(errno.EINVAL, f"frames of {one.name!r} at {page} and {other_page} overlap")
+    first = one.address + (page << PAGE_SHIFT)
+    second = other.address + (other_page << PAGE_SHIFT)
+    spare = _spare().address
+    _bring(spare, first, frames)
+    _bring(first, second, frames)
+    _bring(second, spare, frames)
+
+
+@functools.cache
+def longest_run() -> int:
+    """How many frames can change places at once: _RUN_FRAMES where a run may lie in several mappings, else 1.
+
+    From Linux 6.17 on; what is refused half way is found out by /proc/self/pagemap.
+    """
+    run = 2 * FRAME_PAGES
+    arenas = [Arena("run", run), Arena("run's target", run), Arena("run's frame", FRAME_PAGES)]
+    first, target, other = (arena.address for arena in arenas)
+    for number, arena in enumerate(arenas):
+        arena.mem[:, 0] = number + 1
+    # Its two frames are of different mappings then.
+    works = _pagemap() >= 0 and _mremap(other, HUGE_SIZE, HUGE_SIZE, _MAYMOVE_FIXED_DONTUNMAP, first) == first
+    works = works and _mremap(first, 2 * HUGE_SIZE, 2 * HUGE_SIZE, _MAYMOVE_FIXED_DONTUNMAP, target) == target
+    if not works:
+        for address in (first, target, target + HUGE_SIZE):
+            _map_anew(address)
+    expected = [3] * FRAME_PAGES + [1] * FRAME_PAGES
+    works = works and arenas[1].mem[:, 0].tolist() == expected and not arenas[0].mem[:, 0].any()
+    for arena in arenas:
+        arena.close()
+    return _RUN_FRAMES if works else 1
+
+
+@functools.cache
+def _spare() -> Arena:
+    """Where one side is while the other takes its place; empty between calls."""
+    return Arena("spare frames", _RUN_FRAMES * FRAME_PAGES)
+
+
+def _bring(target: int, source: int, frames: int) -> None:
+    """What is at `source` is at `target` then, which held no memory, and there is none at `source`."""
+    size = frames * HUGE_SIZE
+    if _mremap(source, size, size, _MAYMOVE_FIXED_DONTUNMAP, target) == target:
+        return
+    code = ctypes.get_errno()
+    for offset in range(0, size, HUGE_SIZE):
+        # Of a run in several mappings the first ones may have come before the next was refused.
+        if not _holds_memory(target + offset):
+            try:
+                _map_anew(target + offset)
+            except OSError as error:
+                log.critical("memory of the device is lost (%s): this daemon ends", error)
+                os.abort()
+            ctypes.memmove(target + offset, source + offset, HUGE_SIZE)
+            _madvise(source + offset, HUGE_SIZE, mmap.MADV_DONTNEED)
+    if not _Host.refused:
+        _Host.refused = True
+        log.warning("from now on all moves are copied, as the host exchanges no memory: %s", os.strerror(code))
+
+
+@functools.cache
+def _pagemap() -> int:
+    """Descriptor of /proc/self/pagemap, -1 where there is none. A child that forks must not use it."""
+    try:
+        return os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return -1
+
+
+def _holds_memory(address: int) -> bool:
+    """Is there any memory in the frame at `address`? Not if it is unmapped. The interpreter lock is held meanwhile."""
+    entries = np.zeros(FRAME_PAGES, np.uint64)
+    if _pagemap() >= 0:
+        _pread(_pagemap(), entries.ctypes.data, entries.nbytes, (address >> PAGE_SHIFT) * entries.itemsize)
+    return bool((entries & _PAGEMAP_HAS_MEMORY).any())
+
+
+def _check(arena: Arena, page: int, frames: int = 1) -> None:
+    if page & (FRAME_PAGES - 1) or not 0 <= page <= arena.num_pages - frames * FRAME_PAGES:
+        message = f"no {frames} frames of {arena.name!r}, which has {arena.num_pages} pages, begin at {page}"
+        raise TtmError(errno.EINVAL, message)
 
 
 @functools.cache

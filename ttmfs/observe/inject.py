@@ -124,6 +124,8 @@ class Injection:
         self._places = {name: FaultAttr(name, struck) for name in PLACES}
         self.ban_memcpy = False
         """The CPU may not copy for an engine that failed."""
+        self.ban_exchange = False
+        """Frames may not change hands at the end of a move: all of its bytes are copied."""
 
     def __getitem__(self, name: str) -> FaultAttr:
         return self._places[name]

@@ -13,6 +13,7 @@ import numpy as np
 
 from ttmfs.memory.arena import Arena
 from ttmfs.memory.copy import copy_pages, zero_pages
+from ttmfs.memory.frames import can_exchange
 from ttmfs.memory.runs import is_run
 from ttmfs.svm.counters import SpaceStats, SvmCounters
 from ttmfs.svm.pages import CHUNK_PAGES, CpuPages, Pages, Payer, free_pages, index_of, lowest, mask_from, run_length
@@ -20,6 +21,7 @@ from ttmfs.sync.fence import Fence
 from ttmfs.ttm import lifetime
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.copy import Copy, CopyState
+from ttmfs.ttm.copy_frames import FrameRun
 from ttmfs.ttm.resource import Resource
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT
 
@@ -408,6 +410,17 @@ class SvmCopy(Copy):
         super().__init__(None, move.devmem.resource, move.devmem.num_pages, fence)
         self.move = move
         move.copy = self
+
+    def look_for_frames(self, index: int) -> int:
+        """A whole chunk, without a hole, that is a frame at both sides; where to look next: nowhere."""
+        move, resource = self.move, self.move.devmem.resource
+        if index == 0 and self.num_pages == CHUNK_PAGES and move.run >= 0:
+            sides = (move.chunk.space.arena, move.run), (resource.arena, resource.start)
+            whole = all(page & (CHUNK_PAGES - 1) == 0 for _arena, page in sides)
+            if whole and can_exchange(sides[0][0], sides[1][0]):
+                source, target = sides if move.into_vram else sides[::-1]
+                self.frames = (FrameRun(0, 1, *source, *target),)
+        return self.num_pages
 
     def step(self, index: int, count: int) -> None:
         """Copy some pages; synchronous."""

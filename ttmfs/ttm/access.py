@@ -22,8 +22,9 @@ from ttmfs.errors import TtmError
 from ttmfs.memory.copy import gather
 from ttmfs.ttm import lifetime
 from ttmfs.ttm.advice import trace_use, used
+from ttmfs.ttm.backing import Backing
 from ttmfs.ttm.bo import BufferObject
-from ttmfs.ttm.copy import Backing, Copy, CopyState
+from ttmfs.ttm.copy import Copy, CopyState
 from ttmfs.ttm.device import Need
 from ttmfs.ttm.eof import drop_cached_eof_page
 from ttmfs.ttm.external import read_external, write_external

@@ -25,7 +25,8 @@ from ttmfs.sync.fence import Fence
 from ttmfs.sync.resv import Reservation, Usage
 from ttmfs.ttm.account import Account
 from ttmfs.ttm.advice import Adviser, compare_home, tell
-from ttmfs.ttm.copy import Backing, Copy, CopyState
+from ttmfs.ttm.backing import Backing
+from ttmfs.ttm.copy import Copy, CopyState
 from ttmfs.ttm.device import Device
 from ttmfs.ttm.dmem import Group
 from ttmfs.ttm.funcs import DriverFuncs

@@ -2,33 +2,25 @@
 
 A move swaps the resource at once and leaves a Copy; until its fence signals, the source is intact and owned (by the
 BO, a ghost, or whoever inherited the fence) and requests that may not wait are served from it (rules R3 and R4).
+Whole frames of 2 MiB may be left out while bytes move: they change places in the step in which the fence signals (R11).
 """
 
 import enum
-from typing import Final, Protocol
+from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ttmfs.memory.arena import Arena
+from ttmfs.memory.arena import FRAME_PAGES
 from ttmfs.memory.copy import copy_pages, zero_pages
+from ttmfs.memory.frames import can_exchange
 from ttmfs.sync.fence import Fence
+from ttmfs.ttm.backing import Backing
+from ttmfs.ttm.copy_frames import LOOK_PAGES, FrameRun, frame_runs
 from ttmfs.ttm.tt import TT
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT
 
 _RUN_AHEAD: Final = 4096
 """Pages ahead for which a copy looks whether they go on as a run."""
-
-
-class Backing(Protocol):
-    """Where bytes are: a Resource with memory of its own, or a TT. Units are pages."""
-
-    @property
-    def num_pages(self) -> int: ...
-    @property
-    def arena(self) -> Arena: ...
-    def extent(self, index: int, count: int) -> tuple[int, int]: ...
-    def numbers(self, index: int, count: int) -> NDArray[np.uint32]: ...
+_MOST_RUNS: Final = 32
+"""Runs of frames that change hands in one step, the last one of a copy: a millisecond or two."""
 
 
 class CopyState(enum.Enum):
@@ -47,7 +39,7 @@ class Copy:
     reads as zeros.
     """
 
-    __slots__ = ("_run", "covers", "dst", "fence", "first", "num_pages", "src", "state", "zero_from")
+    __slots__ = ("_run", "covers", "dst", "fence", "first", "frames", "num_pages", "src", "state", "zero_from")
 
     def __init__(self, src: Backing | None, dst: Backing, num_pages: int, fence: Fence) -> None:
         self.src = src
@@ -60,6 +52,8 @@ class Copy:
         self.fence = fence
         self.state = CopyState.QUEUED
         self.zero_from: int | None = None
+        self.frames: tuple[FrameRun, ...] = ()
+        """Frames that are not copied but change hands at the end, in order."""
         self._run = (0, 0, 0, 0)
         """First and end index of a stretch that is one run at both ends, and its first page at the source and target.
 
@@ -72,12 +66,45 @@ class Copy:
         src = self.src
         return min(src.populated_pages, self.num_pages) if isinstance(src, TT) else self.num_pages
 
+    def look_for_frames(self, index: int) -> int:
+        """Find frames that can change hands among some pages from `index` on, now that bytes move: neither end gets
+        other pages until that is over. Where to look next; `num_pages` when all was looked at."""
+        src = self.src
+        if src is None or self.num_pages - index < FRAME_PAGES or not _may_change_hands(src, self.dst):
+            return self.num_pages
+        end = min(index + LOOK_PAGES, self.num_pages)
+        self.frames += tuple(found := frame_runs(src, self.dst, index, end - index))
+        if end == self.num_pages:
+            return end
+        # A frame may begin before that and end behind it.
+        return max(end - FRAME_PAGES + 1, found[-1].end if found else 0)
+
+    def keep_longest_frames(self) -> None:
+        """No more runs of frames than one step has time for; what is left out is copied."""
+        longest = sorted(self.frames, key=lambda run: -run.frames)[:_MOST_RUNS]
+        self.frames = tuple(sorted(longest))
+
+    def change_hands(self) -> None:
+        """The last of the move, when all else is copied: the source is no source any more. Nothing may be awaited
+        between this and the signal."""
+        for run in self.frames:
+            run.change_hands()
+
     def next_to_move(self, index: int) -> int:
-        """The first page from `index` on that may have bytes; `num_pages` when none has. Holes cost nothing."""
+        """The first page from `index` on that may have bytes to be copied; `num_pages` when none has."""
+        for run in self.frames:
+            if run.first <= index < run.end:
+                index = run.end
         src = self.src
         if not isinstance(src, TT) or src.is_populated:
             return index
-        return min(src.next_content(index), self.num_pages)
+        after = min(src.next_content(index), self.num_pages)
+        # Holes cost nothing; behind them a run of frames may begin.
+        return index if after == index else self.next_to_move(after)
+
+    def room(self, index: int) -> int:
+        """How many pages can be copied from `index` on before frames come that change hands, or the end."""
+        return min((run.first for run in self.frames if run.first > index), default=self.num_pages) - index
 
     def step(self, index: int, count: int) -> None:
         """Copy (or clear) `count` pages from page `index` on; synchronous."""
@@ -124,6 +151,12 @@ class Copy:
         if self.zero_from is not None:
             zero_bytes(self.dst, self.zero_from, self.num_pages)
         self.state = CopyState.DONE
+
+
+def _may_change_hands(src: Backing, dst: Backing) -> bool:
+    """Not memory of an imported file: what its pages are called is no memory of ours."""
+    ours = not any(isinstance(end, TT) and end.external for end in (src, dst))
+    return ours and can_exchange(src.arena, dst.arena)
 
 
 def zero_bytes(backing: Backing, offset: int, end_page: int) -> None:

@@ -83,7 +83,7 @@ class Tree:
         }
         self.observe = ObserveTree(machine, runner, spaces.svm, self.stats, self.lengths, owner)
         injections = [f"fail_{place}" for place in INJECTION_PLACES]
-        debug_files = ("loop", "tasks", "pause_engine", "ban_memcpy")
+        debug_files = ("loop", "tasks", "pause_engine", "ban_memcpy", "ban_exchange")
         debug = FixedNames(
             ("ttm", *injections, *self.observe.debug_files, *debug_files), folders=1 + len(injections)
         )
@@ -381,6 +381,9 @@ class Tree:
         if name == "ban_memcpy":
             inject = self.machine.vdev.ttm.inject
             return self._value(lambda: f"{int(inject.ban_memcpy)}\n", self._ban_memcpy, "debug/ban_memcpy")
+        if name == "ban_exchange":
+            inject = self.machine.vdev.ttm.inject
+            return self._value(lambda: f"{int(inject.ban_exchange)}\n", self._ban_exchange, "debug/ban_exchange")
         if name == "pause_engine":
             engine = self.machine.vdev.engines[0]
             return self._value(lambda: f"{int(engine.paused)}\n", self._pause_engines, "debug/pause_engine")
@@ -401,6 +404,9 @@ class Tree:
 
     def _ban_memcpy(self, text: str) -> None:
         self.machine.vdev.ttm.inject.ban_memcpy = _flag(text, "forbid the CPU to copy for an engine that failed")
+
+    def _ban_exchange(self, text: str) -> None:
+        self.machine.vdev.ttm.inject.ban_exchange = _flag(text, "copy what could change hands in whole frames")
 
     def _loop_text(self) -> str:
         return self.loop_status()

@@ -47,7 +47,7 @@ def readme(regions: Sequence[str]) -> str:
         "fences/{timelines,pending}  stats (JSON)  metrics (OpenMetrics)  error_log  options (TOML)\n"
         "trace  trace.json  trace_pipe (consuming, blocks, can be polled): what ctl/trace asked for\n"
         "clients/{PID,uid-N,kernel} (drm fdinfo)  mem_info_{vram,vis_vram,gtt}_{total,used}\n"
-        "debug/{vram,system_mm,gtt_mm,vram0_mm,gem_info,loop,pause_engine,ban_memcpy,fail_*/}\n"
+        "debug/{vram,system_mm,gtt_mm,vram0_mm,gem_info,loop,pause_engine,ban_memcpy,ban_exchange,fail_*/}\n"
         "debug/recorder (always): what happened to BOs, for whom, and who had asked\n"
         "debug/ttm/{buffer_objects,page_pool}; page_pool_shrink, tt_shrink: write to run one, read what it came to\n"
     )

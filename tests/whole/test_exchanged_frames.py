@@ -1,0 +1,64 @@
+"""The whole device with moves that exchange frames, copy them, or do either: the same bytes, those of the models."""
+
+from functools import partial
+
+import pytest
+import trio
+
+from tests.core.exchange import HOW, choose, need_exchanges, noise_behind
+from tests.core.exercise import exercise
+from tests.core.together import together
+from tests.core.together_machine import SteppingClock
+from ttmfs.driver.config import Config
+from ttmfs.memory import frames
+from ttmfs.ttm.copy import Copy
+
+MIB = 1 << 20
+CONFIGS = (
+    Config(vram=16 * MIB, gtt=32 * MIB, memory=64 * MIB, swap=64 * MIB),
+    Config(vram=8 * MIB, visible_vram=4 * MIB, gtt=16 * MIB, memory=32 * MIB, swap=64 * MIB, pages_limit=16 * MIB),
+    Config(vram=16 * MIB, gtt=32 * MIB, memory=64 * MIB, swap=64 * MIB, copy_latency=0.0005, copy_engines=2),
+)
+
+
+class Frames:
+    """Frames that copies have exchanged."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        real = Copy.change_hands
+
+        def change_hands(copy: Copy) -> None:
+            self.count += sum(run.frames for run in copy.frames)
+            real(copy)
+
+        patch.setattr(Copy, "change_hands", change_hands)
+
+
+@pytest.fixture
+def exchanged(monkeypatch: pytest.MonkeyPatch, how: str) -> Frames:
+    need_exchanges()
+    monkeypatch.setattr(frames._Host, "refused", False)
+    noise_behind(monkeypatch)
+    choose(monkeypatch, how)
+    return Frames(monkeypatch)
+
+
+@pytest.mark.parametrize("first", [7100, pytest.param(7200, marks=pytest.mark.stress)])
+@pytest.mark.parametrize("how", HOW)
+async def test_no_byte_of_bos_is_wrong(exchanged: Frames, how: str, first: int) -> None:
+    for seed in range(first, first + (3 if first == 7100 else 200)):
+        config = CONFIGS[seed % len(CONFIGS)]
+        await exercise(seed, steps=60, config=config, faults=bool(seed % 2), max_size=6 * MIB)
+    assert bool(exchanged.count) is (how != "copied")
+
+
+@pytest.mark.parametrize("first", [100, pytest.param(1000, marks=pytest.mark.stress)])
+@pytest.mark.parametrize("how", HOW)
+def test_no_byte_of_address_spaces_is_wrong(exchanged: Frames, how: str, first: int) -> None:
+    for seed in range(first, first + (4 if first == 100 else 100)):
+        run = partial(
+            together, seed, config=CONFIGS[seed % 2], steps=30, faults=bool(seed & 2), suspends=bool(seed & 1)
+        )
+        trio.run(run, clock=SteppingClock())
+    assert bool(exchanged.count) is (how != "copied")
