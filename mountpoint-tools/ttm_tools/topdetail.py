@@ -1,6 +1,7 @@
-"""ttm-top's screen of one BO: its pages, when it is its turn to go, its status."""
+"""ttm-top's screen of one BO: its pages, when it is its turn to go, why it is where it is, its status."""
 
 import itertools
+from collections.abc import Iterable
 from typing import Any, ClassVar, Final
 
 from rich.style import Style
@@ -15,6 +16,7 @@ from ttm_tools.bolist import place_colour
 from ttm_tools.device import Device
 from ttm_tools.errors import MountError
 from ttm_tools.threads import in_thread
+from ttm_tools.why import last_of
 from ttm_tools.words import shown, size_text
 
 LETTERS: Final = {"s": "system", "g": "gtt", "v": "vram", "b": "in the store", "m": "moving", ".": "hole"}
@@ -22,6 +24,9 @@ _DARK: Final = {"b": "#ce93d8", "m": "#fff176", ".": "#546e7a"}
 
 LRU_BOS: Final = 1000
 """A daemon makes the text of an LRU without a pause: of a longer one it is not asked for."""
+
+WHY: Final = 4
+"""Of what has happened to it, the last so many."""
 
 Turn = tuple[int, int, str]
 """How many go before it, how many there are, who is the first."""
@@ -53,7 +58,9 @@ def turn_text(status: dict[str, Any], turn: Turn | None) -> str:
     return f"from {place}: {who} (priority {status['priority']})"
 
 
-def detail_text(status: dict[str, Any], letters: str, turn: Turn | None, width: int) -> Text:
+def detail_text(
+    status: dict[str, Any], letters: str, turn: Turn | None, width: int, why: Iterable[str] = ()
+) -> Text:
     """The whole screen."""
     text = Text()
     text.append(f"{shown(str(status['name']))}\n", "bold")
@@ -64,6 +71,10 @@ def detail_text(status: dict[str, Any], letters: str, turn: Turn | None, width: 
     text.append(f"\n{counts or 'no pages'}\n\n")
     text.append("who goes next  ", "bold")
     text.append(f"{turn_text(status, turn)}\n\n")
+    sentences = [f"{shown(sentence)}\n" for sentence in why]
+    if sentences:
+        text.append("why\n", "bold")
+        text.append("".join([*sentences, "\n"]))
     known = {**status, "size": f"{size_text(status['size'])} ({status['size']})"}
     lines = [f"{key:<22} {shown(_plain(value))}" for key, value in known.items() if key != "name"]
     if width >= 90:
@@ -82,8 +93,8 @@ def _plain(value: object) -> str:
     return "-" if value in ("", None) else str(value)
 
 
-def read(device: Device, name: str) -> tuple[dict[str, Any], str, Turn | None]:
-    """A BO's status.json, its snapshot, and its turn. MountError, or OSError when it is gone."""
+def read(device: Device, name: str) -> tuple[dict[str, Any], str, Turn | None, list[str]]:
+    """A BO's status.json, its snapshot, its turn, and why. MountError, or OSError when it is gone."""
     status = device.json(f"objects/{name}/status.json")
     letters = device.text(f"objects/{name}/snapshot").rstrip("\n")
     region = status["mem_type"]
@@ -92,7 +103,7 @@ def read(device: Device, name: str) -> tuple[dict[str, Any], str, Turn | None]:
     if bos <= LRU_BOS:
         names = [bo for _priority, bo, _size in device.lru(region)]
         turn = (names.index(name) if name in names else -1, len(names), names[0] if names else "")
-    return status, letters, turn
+    return status, letters, turn, last_of(device, name, WHY)
 
 
 class Detail(ModalScreen[None]):
@@ -133,13 +144,13 @@ class Detail(ModalScreen[None]):
 
     async def _refresh(self) -> None:
         try:
-            status, letters, turn = await in_thread(lambda: read(self.device, self.bo))
+            status, letters, turn, why = await in_thread(lambda: read(self.device, self.bo))
         except MountError as error:
             self._show(Text(error.message, "bold white on #b71c1c"))
         except OSError:
             self._show(Text(f"{shown(self.bo)} is gone: Escape goes back", "bold white on #b71c1c"))
         else:
-            self._show(detail_text(status, letters, turn, max(20, self.size.width - 4)))
+            self._show(detail_text(status, letters, turn, max(20, self.size.width - 4), why))
         finally:
             self._reading = False
 

@@ -21,6 +21,15 @@ def read_recorder(device: Device) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+def last_of(device: Device, name: str, most: int) -> list[str]:
+    """The last sentences about a BO, the latest first; none where the recorder is not there, or for its owner only."""
+    try:
+        found = read_recorder(device)
+    except (MountError, PermissionError):
+        return []
+    return [entry["sentence"] for entry in reversed(found) if concerns(entry, name)][:most]
+
+
 def concerns(entry: dict[str, Any], name: str) -> bool:
     """Is it about this BO, or done for it?"""
     return name in (entry["bo"], entry["other"])

@@ -26,8 +26,9 @@ from tests.mount.mount_harness import MIB
 from tests.mount.mount_harness import Device as Mounted
 from tests.tools.web_tools import PATIENCE
 from ttm_tools.bolist import NAME, columns_for
+from ttm_tools.device import Device
 from ttm_tools.top import picture_of
-from ttm_tools.topdetail import Detail, detail_text, strip, turn_text
+from ttm_tools.topdetail import Detail, detail_text, read, strip, turn_text
 from ttm_tools.topparts import header_line
 from ttm_tools.topview import Top
 
@@ -90,7 +91,9 @@ class MadeUp:
             "faults": 997 * number, "last_error": "",
         }  # fmt: skip
 
-    def text(self, _path: str) -> str:
+    def text(self, path: str) -> str:
+        if path == "debug/recorder":
+            raise PermissionError(13, "it is for the owner only")
         return "v" * 700 + "." * 200 + "b" * 124 + "\n"
 
 
@@ -231,6 +234,19 @@ def test_words_about_one_bo() -> None:
         text = detail_text(status, "svv", (0, 1, "a"), width).plain
         assert "1:2" in text
         assert "system 1, vram 2" in text
+        assert "why\n" not in text
+        text = detail_text(status, "svv", (0, 1, "a"), width, ["'a' was evicted\n", "'a' moved"]).plain
+        assert "why\n'a' was evicted\\012\n'a' moved\n" in text
+
+
+@pytest.mark.mount
+def test_one_bo_is_read_with_why_it_is_there(device: Mounted) -> None:
+    device.make("a", 1 << 20, 7, "vram")
+    assert device.command("objects/a/evict", "\n") == "ok"
+    with Device(device.mountpoint) as mounted:
+        status, letters, _turn, why = read(mounted, "a")
+    assert (status["mem_type"], set(letters)) == ("gtt", {"g"})
+    assert "vram to gtt" in why[0]
 
 
 @pytest.mark.mount
