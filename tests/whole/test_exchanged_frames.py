@@ -57,8 +57,8 @@ async def test_no_byte_of_bos_is_wrong(exchanged: Frames, how: str, first: int) 
 @pytest.mark.parametrize("how", HOW)
 def test_no_byte_of_address_spaces_is_wrong(exchanged: Frames, how: str, first: int) -> None:
     for seed in range(first, first + (4 if first == 100 else 100)):
-        run = partial(
-            together, seed, config=CONFIGS[seed % 2], steps=30, faults=bool(seed & 2), suspends=bool(seed & 1)
-        )
+        # What an engine fails to copy is lost where the CPU does not see it.
+        faults, suspends = seed % 2 == 0, bool(seed & 2)
+        run = partial(together, seed, config=CONFIGS[seed % 2], steps=30, faults=faults, suspends=suspends)
         trio.run(run, clock=SteppingClock())
     assert bool(exchanged.count) is (how != "copied")
