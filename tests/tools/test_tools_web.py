@@ -77,6 +77,9 @@ def test_who_is_answered_and_what_is_streamed(device: Device, web: Callable[...,
     assert (status, set(found)) == (200, {"tex0", "odd \udcff"})
     status, found = server.ask("/api/bo", {"name": "odd \udcff"})
     assert (status, found["runs"]) == (200, [["s", 256]])
+    assert found["why"] == []
+    found = server.ask("/api/bo", {"name": "tex0"})[1]
+    assert "'tex0' vram to gtt: was evicted, 4M" in found["why"][0]
     assert server.ask("/api/bo", {"name": "gone"})[0] == 404
     bodies: tuple[Any, ...] = ({"name": "../ctl"}, {"name": 7}, [], {"name": "a\0b"})
     for body in bodies:

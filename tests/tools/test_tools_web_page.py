@@ -217,6 +217,7 @@ def test_commands_and_a_list_that_is_sorted(page: Page, device: Device, web: Cal
     page.driver.find_element("xpath", "//section[@id='detail']//button[text()='to vram']").click()
     page.until("document.querySelector('#detail .result').textContent.includes('done')")
     assert device.status("tex5")["mem_type"] == "vram"
+    page.until("document.querySelector('#detail .why').textContent.includes('vram')")
     page.until("[...document.querySelectorAll('#log li')].some((line) => line.textContent.includes('move_end tex5'))")
     # Policies are switched, and groups shown where the mount has them.
     page.until("document.querySelector('#policies select[aria-label=\"evict vram\"]')")

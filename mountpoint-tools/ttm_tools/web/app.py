@@ -21,9 +21,12 @@ from ttm_tools.web import commands
 from ttm_tools.web.guard import Application, Guard
 from ttm_tools.web.palette import PALETTE
 from ttm_tools.web.state import Seen, State
+from ttm_tools.why import last_of
 
 STATIC: Final = Path(__file__).with_name("static")
 STATUSES: Final = 250
+WHY: Final = 8
+"""Sentences about a BO in its details."""
 _BODY: Final = 1 << 20
 
 
@@ -119,7 +122,7 @@ class Page:
         return await self._answered(lambda: self.reader.statuses(names[:STATUSES]))
 
     async def bo(self, request: Request) -> Response:
-        """One BO: its status, and its pages as runs of snapshot's letters."""
+        """One BO: its status, its pages as runs of snapshot's letters, and why it is where it is."""
         asked = await self._body(request)
         name = asked.get("name") if asked else None
         if not is_name(name):
@@ -168,8 +171,11 @@ def is_name(name: object) -> bool:
 
 
 def detail(device: Device, name: str) -> dict[str, Any]:
-    """A BO's status.json, and `runs`: [letter, pages] of its snapshot. FileNotFoundError when it is gone."""
+    """A BO's status.json, `runs`: [letter, pages] of its snapshot, and `why`: what `ttm-why` says, the latest first.
+
+    FileNotFoundError when it is gone.
+    """
     status = device.json(f"objects/{name}/status.json")
     letters = device.text(f"objects/{name}/snapshot").rstrip("\n")
     runs = [[letter, sum(1 for _ in same)] for letter, same in itertools.groupby(letters)]
-    return {"status": status, "runs": runs}
+    return {"status": status, "runs": runs, "why": last_of(device, name, WHY)}

@@ -29,13 +29,14 @@ export class Detail {
     this.strip = element("canvas", "", { class: "strip", role: "img" });
     this.key = element("p", "", { class: "legend" });
     this.list = element("dl");
+    this.why = element("ol", "", { class: "why", "aria-label": "why it is where it is, the latest first" });
     this.result = element("p", "", { class: "result", role: "status" });
     this.buttons = element("div", "", { class: "row2" });
     const close = element("button", "close", { type: "button", title: "Escape" });
     close.addEventListener("click", () => hooks.close());
     const bar = element("div", "", { class: "bar" });
     bar.append(this.title, close);
-    root.append(bar, this.strip, this.key, this.buttons, this.result, this.list);
+    root.append(bar, this.strip, this.key, this.buttons, this.result, this.why, this.list);
   }
 
   // The commands, for a page that may give them.
@@ -86,7 +87,9 @@ export class Detail {
     this.fill(found);
   }
 
-  fill({ status, runs }) {
+  fill({ status, runs, why }) {
+    this.why.replaceChildren(...why.map((sentence) => element("li", shown(sentence))));
+    this.why.hidden = why.length === 0;
     const lines = Object.entries(status).filter(([, value]) => value !== "" && value !== null).map(([key, value]) => {
       const line = element("div");
       const text = typeof value === "object" ? JSON.stringify(value) : shown(String(value));
