@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.mount_harness import MIB, Device
+from tests.mount.mount_harness import MIB, PAGE, Device
+from tests.mount.trace_reading import drain, events, record
 
 pytestmark = pytest.mark.mount
 
@@ -209,6 +210,24 @@ def test_a_fault_takes_along_what_the_policy_says(device: Device) -> None:
     assert device.shell.do("os.pread(fd, 1, 200 * 4096)") == b"\0"
     assert device.status("sparse")["populated_pages"] == 64
     assert policy_stats(device, "prefetch")["asked"] == 1
+
+
+@pytest.mark.parametrize(("policy", "reads"), [("lru", 0), ("fifo", 0), ("lfu", 3)])
+def test_reads_and_writes_answered_at_once_are_uses_where_a_policy_cares(
+    device: Device, policy: str, reads: int
+) -> None:
+    device.make("a", MIB, 1, "vram:contiguous")
+    assert device.command("policies/evict", f"vram {policy}") == "ok"
+    client = device.client(f"fd = opened('bo/a'); m = mapped(fd, {MIB})")
+    client.do("m[0]")
+    record(device, "use")
+    client.do(f"[m[page * {PAGE}] for page in (100, 150, 200)]")
+    device.shell.do(f"os.pwrite(opened('bo/a'), b'x' * {PAGE}, {7 * PAGE})")
+    record(device, "off")
+    found = [line["rest"] for line in events(drain(device).decode())]
+    assert len([rest for rest in found if "why=read" in rest]) == reads, found
+    assert all(f"bytes={MIB}" in rest and "region=vram" in rest for rest in found)
+    assert ["first=7 pages=1 " in rest for rest in found if "why=write" in rest] == [True] * bool(reads), found
 
 
 def test_policies_from_the_command_line(mounted: object, folder: Path) -> None:

@@ -227,9 +227,9 @@ def copy_end(trace: Trace, bo: Named, *, engine: str, fence: Named, pages: int, 
 def use(
     trace: Trace, bo: Named, *, why: str, region: str, bytes: int, first: int, pages: int, call: int
 ) -> None:
-    """A BO was used, and TTM knows it, not by a READ or WRITE that was answered at once.
+    """A BO was used, and TTM knows it: a READ or WRITE answered at once counts if a policy of its region defines used.
 
-    why: fault, write, job, validate
+    why: fault, write, read, job, validate
     region: where it is then
     call: the same for all BOs of one call
     """

@@ -21,7 +21,7 @@ from ttmfs import clock
 from ttmfs.errors import TtmError
 from ttmfs.memory.copy import gather
 from ttmfs.ttm import lifetime
-from ttmfs.ttm.advice import trace_use, used
+from ttmfs.ttm.advice import trace_use, used, used_at_once
 from ttmfs.ttm.backing import Backing
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.copy import Copy, CopyState
@@ -142,8 +142,7 @@ async def read(bo: BufferObject, offset: int, size: int) -> Buffer:
             first = offset >> PAGE_SHIFT
             trace_use(bo, "fault", bo.last_use, first, pages_of(offset + len(data)) - first)
     else:
-        if bo.adviser is not None and bo.adviser.wants_uses:
-            used(bo, "read")
+        used_at_once(bo, "read", offset, len(data))
         if started:
             trace_fault(bo, offset, len(data), started)
     faults = bo.device.counters.faults
@@ -282,8 +281,10 @@ async def write(bo: BufferObject, offset: int, data: bytes) -> int:
 
 
 async def _write(bo: BufferObject, offset: int, data: bytes) -> None:
-    used(bo, "write")
-    if not _try_write(bo, offset, data):
+    if _try_write(bo, offset, data):
+        used_at_once(bo, "write", offset, len(data))
+    else:
+        used(bo, "write")
         await parked(bo, write_external if bo.external else _write_slowly, offset, data)
         first = offset >> PAGE_SHIFT
         trace_use(bo, "write", bo.last_use, first, pages_of(offset + len(data)) - first)

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 
 from ttmfs.observe import points
 from ttmfs.ttm.placement import PlaceFlag, Placement
+from ttmfs.units import PAGE_SHIFT, pages_of
 
 UseWhy = Literal["fault", "write", "read", "job", "validate"]
 FaultWhy = Literal["fault", "svm"]
@@ -110,6 +111,19 @@ def trace_use(bo: Any, why: UseWhy, call: int, first: int = 0, pages: int = 0) -
     """Record a use, when it is over: where the BO is then. All uses of one call have its number. No pages: all."""
     trace, pages = bo.device.trace, pages or bo.num_pages
     points.use(trace, bo, why=why, region=bo.mem_type, bytes=bo.size, first=first, pages=pages, call=call)
+
+
+def used_at_once(bo: Any, why: UseWhy, offset: int, length: int) -> None:
+    """A READ or WRITE of these bytes was answered with no wait: a use where the region's adviser cares for uses.
+
+    Else a READ is none. A WRITE is always one; it is recorded only here, where a policy may have counted it.
+    """
+    wanted = bo.adviser is not None and bo.adviser.wants_uses
+    if wanted or why == "write":
+        used(bo, why)
+    if wanted and length:
+        first = offset >> PAGE_SHIFT
+        trace_use(bo, why, bo.last_use, first, pages_of(offset + length) - first)
 
 
 def pages_gone(prefetcher: Prefetcher | None, bo: Any, first: int, count: int) -> None:

@@ -18,7 +18,7 @@ from ttmfs.fs.requests.space_handle import SpaceHandle
 from ttmfs.fs.tree.device import Tree
 from ttmfs.observe.asker import ASKER, WHY
 from ttmfs.ttm import access
-from ttmfs.ttm.advice import used
+from ttmfs.ttm.advice import used_at_once
 from ttmfs.ttm.request import trace_fault
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT
 
@@ -52,8 +52,8 @@ class TtmOperations(ListRequests):
                     if off + length >= bo.size:
                         bo.eof_page_read = True
                     counters.read_bytes += length
-                    if bo.adviser is not None and bo.adviser.wants_uses:
-                        used(bo, "read")
+                    if bo.adviser is not None:
+                        used_at_once(bo, "read", off, length)
                     return data
                 ASKER.set(handle.pid)
                 WHY.set(f"READ of {bo.name}")
@@ -87,7 +87,7 @@ class TtmOperations(ListRequests):
                 if view is not None and end <= bo.size:
                     view[off:end] = buf
                     bo.handed_out = True
-                    used(bo, "write")
+                    used_at_once(bo, "write", off, len(buf))
                     if bo.dirty is not None:
                         bo.dirty.wrote(off >> PAGE_SHIFT, (end + PAGE_MASK) >> PAGE_SHIFT)
                 else:
