@@ -66,10 +66,14 @@ def test_time(function: Callable[[], None]) -> None:
 
 
 class Clocks:
-    """Both clocks, which stand still but for what is spent."""
+    """All clocks of a thread, which stand still but for what is spent."""
 
-    def __init__(self) -> None:
-        self.cpu = self.wall = 7 * SECOND
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.cpu = self.wall = self.delay = 7 * SECOND
+        # Whose ticks they are depends on what ran before: here they begin anew.
+        deadline.stop_ticks()
+        monkeypatch.setattr(deadline, "time", self)
+        monkeypatch.setattr(deadline, "run_delay_ns", lambda: self.delay)
 
     def thread_time_ns(self) -> int:
         return self.cpu
@@ -77,17 +81,17 @@ class Clocks:
     def monotonic_ns(self) -> int:
         return self.wall
 
-    def spend(self, cpu_ms: float, wall_ms: float) -> None:
+    def spend(self, cpu_ms: float, wall_ms: float, delay_ms: float = 0) -> None:
         self.cpu += int(cpu_ms * 1e6)
         self.wall += int(wall_ms * 1e6)
+        self.delay += int(delay_ms * 1e6)
 
 
 @pytest.mark.parametrize(("cpu_ms", "wall_ms"), [(2, 2), (0, 40), (0.5, 0.5)])
 def test_an_answer_has_one_budget_for_all_its_calls(
     monkeypatch: pytest.MonkeyPatch, cpu_ms: float, wall_ms: float
 ) -> None:
-    clocks = Clocks()
-    monkeypatch.setattr(deadline, "time", clocks)
+    clocks = Clocks(monkeypatch)
     allowed = int(min(5 / cpu_ms if cpu_ms else 1e9, 100 / wall_ms) - 1e-9)
     budget = Budget()
     for _ in range(allowed):
@@ -97,11 +101,46 @@ def test_an_answer_has_one_budget_for_all_its_calls(
 
 
 def test_another_process_that_had_the_processor_is_nobody_s_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    clocks = Clocks()
-    monkeypatch.setattr(deadline, "time", clocks)
+    clocks = Clocks(monkeypatch)
     budget = Budget()
     run(budget, clocks.spend, 1, 90)
     assert budget.cpu_ns == 1_000_000
+    for _ in range(3):
+        # Six seconds without a processor, and no more than 3 ms of anything else.
+        run(budget, clocks.spend, 1, 2001, 2000)
+    assert (budget.cpu_ns, budget.wall_ns) == (4_000_000, 93_000_000)
+    with pytest.raises(Overrun, match="100 ms"):
+        run(budget, clocks.spend, 0, 50, 40)
+
+
+def test_a_tick_in_a_thread_that_was_kept_from_running_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks = Clocks(monkeypatch)
+
+    def kept_waiting(slept_ms: float) -> str:
+        clocks.spend(1, 501 + slept_ms, 500)
+        os.kill(os.getpid(), signal.SIGALRM)
+        return "in time"
+
+    assert run(Budget(), kept_waiting, 98) == "in time"
+    with pytest.raises(Overrun, match="100 ms"):
+        run(Budget(), kept_waiting, 100)
+
+
+def test_the_kernel_says_how_long_a_thread_waits_for_a_processor() -> None:
+    """Two threads of one processor: one has it, the other one waits. Else nothing would ever be taken off."""
+    code = (
+        "import os, signal, time\n"
+        "from ttmfs.policy.deadline import run_delay_ns\n"
+        "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "child = os.fork()\n"
+        "if not child:\n"
+        "    signal.alarm(60)\n"
+        "    while True: pass\n"
+        "end = time.monotonic() + 30\n"
+        "while run_delay_ns() < 50_000_000: assert time.monotonic() < end\n"
+        "os.kill(child, 9)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], timeout=60, check=True)
 
 
 def test_what_is_in_time_is_left_alone() -> None:

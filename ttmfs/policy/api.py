@@ -8,7 +8,8 @@ What holds for all three kinds:
 
 * every hook is optional, except that an `Evict` has `victims`;
 * nothing may wait: no `await`, no sleep, no I/O. An answer that takes more than 5 ms of processor time or 100 ms
-  of wall time, and a hook that raises, *ejects* the policy: the default is back for that very request;
+  of wall time (without what the thread had to wait for a processor), and a hook that raises, *ejects* the policy: the
+  default is back for that very request;
 * parameters are keyword parameters of `__init__` with a default and a type (int, float, bool, str). The first
   sentence of the class's docstring is what `policies/available` shows.
 

@@ -9,6 +9,10 @@ itself or of anybody else; when the policy catches it and goes on, it is raised 
 answer that was too late is `Overrun` also when no tick met it. While it runs, Python's garbage collector is off, so
 that a collection of the process's own objects is not charged to a policy.
 
+Time in which the thread could have run and was not let to, because others had the processors, is nobody's time: the
+kernel counts it (the run delay of /proc/thread-self/schedstat), and it is taken off where a call took a millisecond or
+more.
+
 What no signal can end, an endless call into C or code that catches everything in an endless loop, does not end here.
 Signals come to the main thread only: in another thread an answer is judged when it comes.
 """
@@ -29,7 +33,7 @@ T = TypeVar("T")
 CPU_NS: Final = 5_000_000
 """Processor time that one answer may take."""
 WALL_NS: Final = 100_000_000
-"""Time that one answer may take."""
+"""Time that one answer may take, not counting what the thread had to wait for a processor."""
 SHORT_NS: Final = 1_000_000
 TICK_S: Final = 0.005
 
@@ -42,7 +46,8 @@ class Budget:
     """What there is for one answer, over all calls that it takes, and what was used of it (nanoseconds).
 
     Processor time is of this thread. Of a call that took less than a millisecond it is taken to be all of that time:
-    asking the clock of a thread costs more than most calls.
+    asking the clock of a thread costs more than most calls. `wall_ns` has no time in which the thread waited for a
+    processor.
     """
 
     __slots__ = ("cpu_limit", "cpu_ns", "wall_limit", "wall_ns")
@@ -52,11 +57,15 @@ class Budget:
         self.wall_limit = wall_limit
         self.cpu_ns = self.wall_ns = 0
 
-    def charge(self, cpu_start: int, wall_start: int) -> None:
-        """A call that began at these times of the two clocks is over."""
+    def charge(self, cpu_start: int, wall_start: int, delayed: Callable[[], int] = int) -> None:
+        """A call that began at these times of the two clocks is over. `delayed`: ns that it waited for a processor."""
         wall = time.monotonic_ns() - wall_start
-        self.wall_ns += wall
-        self.cpu_ns += wall if wall < SHORT_NS else time.thread_time_ns() - cpu_start
+        if wall < SHORT_NS:
+            self.wall_ns += wall
+            self.cpu_ns += wall
+        else:
+            self.wall_ns += max(0, wall - delayed())
+            self.cpu_ns += time.thread_time_ns() - cpu_start
 
     def check(self) -> None:
         """Overrun, with the reason, when more was used than there was."""
@@ -82,6 +91,8 @@ class _Timer:
         self.cpu_end = self.wall_end = 0
         self.entries = self.seen = 0
         self.fast = False
+        self.delay = 0
+        """The run delay of the thread at the last tick that met no policy, or after the last long call."""
         self.former: Any = None
         """The handler of SIGALRM before ours; None while it is not ours."""
 
@@ -89,7 +100,18 @@ class _Timer:
         """Tick every 5 ms from now on."""
         self.fast = True
         self.own()
+        self.delay = run_delay_ns()
         signal.setitimer(signal.ITIMER_REAL, TICK_S, TICK_S)
+
+    def delayed(self) -> int:
+        """How long the thread has waited for a processor since then. A tick of 5 ms before the call may be in it."""
+        return max(0, run_delay_ns() - self.delay)
+
+    def settled(self) -> int:
+        """The same; from now on it is counted anew."""
+        delayed = self.delayed()
+        self.delay += delayed
+        return delayed
 
     def slow(self) -> None:
         """Tick at the slow pace, or not at all."""
@@ -116,6 +138,19 @@ class _Timer:
 _timer: Final = _Timer()
 os.register_at_fork(after_in_child=_timer.after_fork)
 atexit.register(_timer.at_exit)
+
+
+def run_delay_ns() -> int:
+    """How long this thread has waited for a processor since it began; 0 where the kernel does not say."""
+    try:
+        fd = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return 0
+    try:
+        fields = os.read(fd, 100).split()
+    finally:
+        os.close(fd)
+    return int(fields[1]) if len(fields) > 1 else 0
 
 
 def start_ticks(interval: float) -> None:
@@ -177,7 +212,7 @@ def run(budget: Budget, function: Callable[..., T], /, *args: Any) -> T:
         timer.inside = False
         if collecting:
             gc.enable()
-        budget.charge(cpu, wall)
+        budget.charge(cpu, wall, timer.settled)
     budget.check()
     return result
 
@@ -200,8 +235,12 @@ def _on_tick(_signum: int, frame: FrameType | None) -> None:
     if timer.inside:
         if frame is None or frame.f_code is _RUN:
             return
-        timer.budget.judge(time.thread_time_ns() >= timer.cpu_end, time.monotonic_ns() >= timer.wall_end)
-    elif timer.entries != timer.seen:
+        late = time.monotonic_ns() - timer.wall_end
+        timer.budget.judge(time.thread_time_ns() >= timer.cpu_end, late >= 0 and late >= timer.delayed())
+        return
+    if timer.fast:
+        timer.delay = run_delay_ns()
+    if timer.entries != timer.seen:
         timer.seen = timer.entries
     elif timer.fast:
         timer.slow()
