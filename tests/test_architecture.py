@@ -27,6 +27,7 @@ LAYERS = (
     ("fs", "replay"),
     ("batch", "config_file", "doctor", "fstab", "logs", "mounts", "run", "service", "status"),
     ("device_words", "metrics_server"),
+    ("device_options",),
     ("cli",),
     ("__main__",),
 )
@@ -43,8 +44,9 @@ INSIDE = {
     # The other commands need no FUSE library, no numpy and no tables.
     "ttmfs.cli": (
         *("ttmfs.batch", "ttmfs.fs", "ttmfs.doctor", "ttmfs.fstab", "ttmfs.run", "ttmfs.service"),
-        *("ttmfs.driver.limits", "ttmfs.memory.stores", "ttmfs.metrics_server", "ttmfs.status", "ttmfs.ttm.placement"),
+        *("ttmfs.metrics_server", "ttmfs.status"),
     ),
+    "ttmfs.device_options": ("ttmfs.driver.limits", "ttmfs.memory.stores", "ttmfs.ttm.placement"),
     # It is needed when somebody reads `metrics`, and takes long to load.
     "ttmfs.fs.tree.metrics": ("prometheus_client",),
     # The other commands need neither numpy nor a core; `--engine sizes` needs no core.

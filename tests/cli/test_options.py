@@ -19,13 +19,13 @@ def parse(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[Result, Con
     def stop(mountpoint: str) -> str:
         raise OSError(0, "stopped by the test")
 
-    original = cli._config
+    original = cli.checked_config
 
     def remember(options: dict[str, object]) -> Config:
         seen.append(original(options))
         return seen[-1]
 
-    monkeypatch.setattr(cli, "_config", remember)
+    monkeypatch.setattr(cli, "checked_config", remember)
     monkeypatch.setattr("ttmfs.fs.mount.check_mountpoint", stop)
     result = CliRunner().invoke(cli.main, ["mount", "/nowhere", *arguments])
     return result, seen[0] if seen else None
