@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ttmfs import cli
+from ttmfs.device_options import checked_config
 from ttmfs.driver.config import Config
 from ttmfs.fs.tree.device_state import options_text
 
@@ -19,13 +20,11 @@ def parse(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[Result, Con
     def stop(mountpoint: str) -> str:
         raise OSError(0, "stopped by the test")
 
-    original = cli.checked_config
-
     def remember(options: dict[str, object]) -> Config:
-        seen.append(original(options))
+        seen.append(checked_config(options))
         return seen[-1]
 
-    monkeypatch.setattr(cli, "checked_config", remember)
+    monkeypatch.setattr("ttmfs.cli.checked_config", remember)
     monkeypatch.setattr("ttmfs.fs.mount.check_mountpoint", stop)
     result = CliRunner().invoke(cli.main, ["mount", "/nowhere", *arguments])
     return result, seen[0] if seen else None

@@ -16,8 +16,9 @@ from ttmfs.memory.arena import FRAME_PAGES, Arena
 from ttmfs.memory.stores import SwapStore
 from ttmfs.sync.offload import Lane
 from ttmfs.ttm.device import Device
+from ttmfs.ttm.holdings import Load
 from ttmfs.ttm.page_vector import Index, Vector
-from ttmfs.ttm.tt import TT, Load
+from ttmfs.ttm.tt import TT
 
 SHORT_STEP_PAGES: Final = FRAME_PAGES
 """2 MiB: what a store may take over as it is."""

@@ -2,84 +2,27 @@
 
 Where the kernel's tt is populated or not, this one may be partly so while the BO lives in system; gtt, vram and jobs
 populate it whole (`populate_all`). The same holds for backup: any page may be in the store while others are in memory.
-
-What goes to the store and comes back does so in steps that others await (see ttmfs.ttm.backup and ttmfs.ttm.restore);
-what changes the vector for it is here, and synchronous. A page that is on its way back may be asked for once more by
-who may not wait, or be cut off by a truncate: `end_load` finds out and gives up what nobody needs.
 """
 
 import errno
-from typing import Final, TypedDict, Unpack
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Final
 
 from ttmfs.errors import TtmError
 from ttmfs.memory.pool import PagePool
 from ttmfs.memory.pool_types import Caching
-from ttmfs.memory.stores import LoadError, LoadTransfer, SwapStore
-from ttmfs.ttm.account import MEMORY, SLACK_PAGES, SWAP, Account
-from ttmfs.ttm.page_vector import HOLE, Index, PageVector, Vector, decode_handles, encode_handles, encode_pages
-from ttmfs.units import MAX_ORDER, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
+from ttmfs.memory.stores import SwapStore
+from ttmfs.ttm.account import MEMORY, SLACK_PAGES, Account
+from ttmfs.ttm.holdings import Holdings
+from ttmfs.ttm.page_vector import Index
+from ttmfs.units import MAX_ORDER
 
-__all__ = ["HOLE", "TT", "Load", "Restore", "encode_pages", "out_of_memory"]
-
-_NO_CUTS: Final[dict[int, int]] = {}
 _NOBODY: Final = Account("nobody")
 
 
-class PoolHow(TypedDict, total=False):
-    """How `PagePool.alloc` is to allocate."""
+class TT(Holdings):
+    """The pages of a BO: how they are populated, cut and given up. What it has of them is in `Holdings`."""
 
-    zero: bool
-    use_reserve: bool
-    reclaim_backoff: bool
-    max_order: int
-    defrag: bool
-
-
-class Load:
-    """Entries on their way back: their indices and handles, and the store's transfer."""
-
-    __slots__ = ("handles", "index", "transfer")
-
-    def __init__(self, index: Index, handles: Vector, transfer: LoadTransfer) -> None:
-        self.index = index
-        self.handles = handles
-        self.transfer = transfer
-
-
-class Restore:
-    """Where a restore stands (ttm_pool_tt_restore): entries still to be filled, ascending, and the page for each.
-
-    It outlives a restore that failed or was interrupted, and the next one goes on with these pages.
-    """
-
-    __slots__ = ("index", "pages")
-
-    def __init__(self, index: Index, pages: Vector) -> None:
-        self.index = index
-        self.pages = pages
-
-
-class TT(PageVector):
-    """`external` pages belong to somebody else (an imported BO) and are never evicted, swapped or backed up."""
-
-    __slots__ = (
-        "_cuts",
-        "_loads",
-        "account",
-        "beneficial_order_failed",
-        "caching",
-        "external",
-        "hand",
-        "past_pool",
-        "restore",
-        "restoring",
-        "store",
-        "storing",
-        "taken",
-    )
+    __slots__ = ("hand", "past_pool")
 
     def __init__(
         self,
@@ -89,27 +32,11 @@ class TT(PageVector):
         store: SwapStore | None = None,
         account: Account = _NOBODY,
     ) -> None:
-        super().__init__(pool, num_pages)
-        self.account = account
-        """Who pays for its pages, in memory and in the store."""
-        self.taken = 0
-        """Pages that are taken for content on its way, and not in the vector yet."""
-        self.caching = caching
-        self.store = store
-        """Where its pages can be backed up; the device's, attached when the tt is made (ttm_tt_setup_backup)."""
-        self.restore: Restore | None = None
-        self.restoring: tuple[Restore, ...] = ()
-        """Others that are under way, with pages of their own."""
-        self.storing: Vector | None = None
-        """Handles of pages that are in the store while it is not certain that all of them get there (swapout)."""
+        super().__init__(pool, num_pages, caching, store, account)
         self.hand = 0
         """Where the shrinker goes on in a BO that it backs up piece by piece."""
-        self.beneficial_order_failed = False
-        self.external = False
         self.past_pool = False
         """Freed past the pool: fragments that defrag left behind are of use only when they merge."""
-        self._loads: list[Load] = []
-        self._cuts = _NO_CUTS
 
     def fini(self) -> None:
         """ttm_tt_fini: give everything up, for good, in the store and in a restore that was not finished, too."""
@@ -183,45 +110,6 @@ class TT(PageVector):
             self.adopt(holes, self.alloc(len(holes), zero=zero, use_reserve=use_reserve, reclaim_backoff=backoff))
         return holes
 
-    def alloc(self, count: int, **how: Unpack[PoolHow]) -> Vector:
-        """`count` pages of the pool, to be adopted at once. TtmError(ENOMEM)."""
-        got = self.pool.alloc(count, caching=self.caching, **how)
-        self.account.charge(MEMORY, count)
-        self.beneficial_order_failed |= got.beneficial_order_failed
-        return got.pages
-
-    def take_pages(self, count: int, *, use_reserve: bool = False) -> Vector:
-        """`count` pages of the pool, as they come, for content of the tt that is on its way. TtmError(ENOMEM)."""
-        pages = self.alloc(count, zero=False, use_reserve=use_reserve, reclaim_backoff=self.pool.reclaim_backoff)
-        self._take(count)
-        return pages
-
-    def _take(self, count: int) -> None:
-        self.taken += count
-        self.account.charge_flight(count)
-
-    def give_pages(self, pages: Vector) -> None:
-        """Back to the pool: pages that `take_pages` gave, and that went nowhere. Blocks may be split."""
-        if len(pages):
-            self._take(-len(pages))
-            self._free(pages)
-
-    def pay(self, account: Account) -> None:
-        """From now on `account` pays, also for what there is."""
-        if self.external:
-            return
-        memory, stored, taken = self.populated_pages + self.taken, self.backed_up_pages, self.taken
-        for who, sign in ((self.account, -1), (account, 1)):
-            who.charge(MEMORY, sign * memory)
-            who.charge(SWAP, sign * stored)
-            who.charge_flight(sign * taken)
-        self.account = account
-
-    def _free(self, pages: Vector, *, to_pool: bool = True) -> None:
-        """Back to the pool, and paid for no more."""
-        self.account.uncharge(MEMORY, len(pages))
-        self.pool.free(pages, self.caching, to_pool=to_pool, split=True)
-
     def populate_all(self, *, zero: bool = True, unlimited: bool = False) -> int:
         """Memory for every hole, order by order as ttm_pool_alloc; all or TtmError(ENOMEM, EDQUOT) with nothing kept.
 
@@ -232,26 +120,6 @@ class TT(PageVector):
         if self.backed_up_pages:
             self.load_now(0, self.num_pages)
         return len(self._fill(0, self.num_pages, zero=zero, use_reserve=False, unlimited=unlimited))
-
-    def adopt(self, index: Index, pages: Vector, *, taken: bool = False) -> None:
-        """Put `pages`, which are paid for, into entries that are holes; `taken`: by `take_pages`."""
-        if taken:
-            self._take(-len(pages))
-        self.put(index, encode_pages(pages))
-        self.populated_pages += len(pages)
-
-    def depopulate(self, index: Index, *, to_pool: bool = True) -> int:
-        """Free the memory of these entries, which become holes; returns how many pages. Entries must have pages.
-
-        Blocks of which only a part goes are split first.
-        """
-        if not len(index):
-            return 0
-        if not self.external:
-            self._free(self.pages_at(index), to_pool=to_pool)
-        self.clear(index)
-        self.populated_pages -= len(index)
-        return len(index)
 
     def unpopulate(self, *, to_pool: bool = True) -> int:
         """Free everything (ttm_tt_unpopulate, ttm_pool_drop_backed_up): all entries become holes. The pages freed."""
@@ -281,163 +149,6 @@ class TT(PageVector):
             self.populated_pages -= len(moved)
         return tail
 
-    # -- to the store --------------------------------------------------------------------------------------------
-
-    def mark_backed_up(self, index: Index, handles: Vector) -> None:
-        """The pages of these entries are stored under `handles`: free them, past the pool."""
-        if len(index):
-            self._free(self.pages_at(index), to_pool=False)
-            self.account.charge(SWAP, len(index))
-        self.put(index, encode_handles(handles))
-        self.populated_pages -= len(index)
-        self.backed_up_pages += len(index)
-
-    # -- and back ------------------------------------------------------------------------------------------------
-
-    def begin_load(self, index: Index, *, takes: bool = False) -> Load:
-        """Begin to load these entries, all of them handles. Ended with `end_load`. TtmError(EINVAL).
-
-        `takes`: no other load that `takes` brings one of them meanwhile (see SwapStore.begin_load).
-        """
-        assert self.store is not None
-        handles = decode_handles(self.at(index))
-        load = Load(index, handles, self.store.begin_load(handles, takes=takes))
-        self._loads.append(load)
-        return load
-
-    def end_load(self, load: Load, pages: Vector) -> tuple[NDArray[np.bool_], TtmError | None]:
-        """What came back goes into the vector, on `pages`; returns (which entries are done, why others are not).
-
-        Done are those that came, and those that are no handle any more: somebody was faster, or cut them off. Their
-        pages stay the caller's unless the vector has them now. The handles of what is done are dropped.
-        """
-        assert self.store is not None
-        self._loads.remove(load)
-        error: TtmError | None = None
-        came = len(load.index)
-        try:
-            self.store.end_load(load.transfer)
-        except LoadError as failure:
-            came, error = failure.loaded, failure
-        inside = load.index < self.num_pages
-        now = np.zeros(len(load.index), np.uint32)
-        now[inside] = self.at(load.index[inside])
-        waiting = now == encode_handles(load.handles)
-        arrived = np.arange(len(load.index)) < came
-        adopted = waiting & arrived
-        index, taken = load.index[adopted], pages[adopted]
-        self._apply_cuts(index, taken)
-        self.adopt(index, taken, taken=True)
-        self.account.uncharge(SWAP, len(index))
-        self.backed_up_pages -= len(index)
-        self.drop_stored(load.handles[arrived | ~waiting])
-        return arrived | ~waiting, error
-
-    def end_look(self, load: Load) -> None:
-        """The load was for who only looks: the entries keep their handles. TtmError with what the store says."""
-        assert self.store is not None
-        self._loads.remove(load)
-        try:
-            self.store.end_load(load.transfer)
-        finally:
-            inside = load.index < self.num_pages
-            inside[inside] = self.at(load.index[inside]) == encode_handles(load.handles[inside])
-            self.drop_stored(load.handles[~inside])
-
-    def store_again(self, index: Index, handles: Vector) -> None:
-        """These entries, all of them handles, are stored under other ones now, as they are to be: no cut counts."""
-        old = decode_handles(self.at(index))
-        self.put(index, encode_handles(handles))
-        for at in index.tolist() if self._cuts else ():
-            self._cuts.pop(at, None)
-        self.drop_stored(old)
-
-    def cut_at(self, index: int) -> int:
-        """From which of its bytes on an entry in the store reads as zeros: PAGE_SIZE when a truncate cut none off."""
-        return self._cuts.get(index, PAGE_SIZE)
-
-    def load_now(self, first: int, count: int, *, use_reserve: bool = False) -> int:
-        """Load what is in the store of [first, first + count), at once; returns the pages.
-
-        For who may not wait. TtmError(ENOMEM), or what the store raises: then the pages that did not come are where
-        they were.
-        """
-        index = self.handles_in(first, first + count)
-        if not len(index):
-            return 0
-        assert self.store is not None
-        pages = self.take_pages(len(index), use_reserve=use_reserve)
-        load = self.begin_load(index)
-        self.store.read(load.transfer, self.arena, pages)
-        _done, error = self.end_load(load, pages)
-        self.give_pages(pages[self.at(index) != encode_pages(pages)])
-        if error is not None:
-            raise error
-        return len(index)
-
-    def forget(self, index: Index) -> None:
-        """What is in the store of these entries, all of them handles, is needed no more: they become holes."""
-        if not len(index):
-            return
-        handles = decode_handles(self.at(index))
-        self.clear(index)
-        self.account.uncharge(SWAP, len(index))
-        self.backed_up_pages -= len(index)
-        for at in index.tolist() if self._cuts else ():
-            self._cuts.pop(at, None)
-        self.drop_stored(handles)
-
-    def drop_stored(self, handles: Vector) -> None:
-        """Drop handles from the store; those on their way back are dropped by who has begun that."""
-        for load in self._loads:
-            handles = handles[~np.isin(handles, load.handles)]
-        if self.store is not None and len(handles):
-            self.store.drop(handles, upkeep=False)
-
-    def drop_restore(self) -> int:
-        """Free the pages that an unfinished restore holds; it then starts its piece anew. Returns the pages."""
-        restore, self.restore = self.restore, None
-        if restore is None:
-            return 0
-        self.give_pages(restore.pages)
-        return len(restore.pages)
-
-    def handles(self) -> Vector:
-        """The handles that the vector has."""
-        return decode_handles(self.at(self.handles_in(0, self.num_pages)))
-
-    def handles_on_their_way(self) -> Vector:
-        """Those that the vector has not, not yet or no more, while somebody stores or loads their pages."""
-        parts = [load.handles for load in self._loads]
-        return np.concatenate([*parts, np.zeros(0, np.uint32) if self.storing is None else self.storing])
-
-    # -- truncated while it is away ------------------------------------------------------------------------------
-
-    def cut(self, offset: int, end_page: int) -> None:
-        """A truncate: what is in the store from byte `offset` to the end of page `end_page` - 1 reads as zeros."""
-        if not self.backed_up_pages:
-            return
-        index = offset >> PAGE_SHIFT
-        end_page = min(end_page, self.num_pages)
-        if offset & PAGE_MASK and index < end_page:
-            if self.entry(index) & 1:
-                if self._cuts is _NO_CUTS:
-                    self._cuts = {}
-                within = offset & PAGE_MASK
-                self._cuts[index] = min(within, self._cuts.get(index, within))
-            index += 1
-        if index < end_page:
-            self.forget(self.handles_in(index, end_page))
-
-    def _apply_cuts(self, index: Index, pages: Vector) -> None:
-        """`pages` are about to become the entries `index`: what a truncate cut off of them meanwhile is zeros."""
-        if not self._cuts:
-            return
-        for at, page in zip(index.tolist(), pages.tolist(), strict=True):
-            cut = self._cuts.pop(at, None)
-            if cut is not None:
-                self.arena.mem[page, cut:] = 0
-
 
 def out_of_memory(pages: int, pool: PagePool) -> TtmError:
     """The ENOMEM of a populate that reclaim could not help."""
@@ -446,5 +157,3 @@ def out_of_memory(pages: int, pool: PagePool) -> TtmError:
         f"no memory for {pages} pages: {pool.free_pages} of {pool.arena.num_pages} are free; "
         "unlink or evict something, or mount with more --memory",
     )
-
-
