@@ -69,6 +69,8 @@ LONG: tuple[str, ...] = ()
 CORE = ("observe", "sync", "memory", "ttm", "driver", "svm")
 OFFLOAD = "ttmfs.sync.offload"
 """The core's one way to threads. Locks are anybody's: what lanes run may need one."""
+AT_ONCE = ("ttmfs.ttm.at_once", "ttmfs.ttm.holdings", "ttmfs.ttm.tt")
+"""Where nothing awaits: what was found out about a page is true when its bytes are touched (R1)."""
 _PLAIN = ("int", "str", "bytes")
 _THREADS = ("Thread", "Timer", "to_thread", "from_thread", "concurrent", "asyncio", "multiprocessing")
 
@@ -197,6 +199,14 @@ def past_the_setters(tree: SourceTree) -> Iterator[str]:
                 yield f"{name}:{node.lineno} sets {what}: call assign or set_tt"
 
 
+def awaits_at_once(tree: SourceTree) -> Iterator[str]:
+    """An await where there is none: the bytes could lie elsewhere by the time they are touched."""
+    for name, module in tree.modules.items():
+        for node in ast.walk(module.tree) if name in AT_ONCE else ():
+            if isinstance(node, ast.AsyncFunctionDef | ast.Await):
+                yield f"{name}:{node.lineno} awaits"
+
+
 def _in_core(module: str) -> bool:
     return module.split(".")[1:2] != [] and module.split(".")[1] in CORE
 
@@ -204,6 +214,7 @@ def _in_core(module: str) -> bool:
 RULES: tuple[Callable[[SourceTree], Iterator[str]], ...] = (
     *(in_no_layer, upward, up_the_stairs, inside_functions, fuse_below_fs, new_circles),
     *(without_header, imported_by_none, own_threads, own_clocks, sets_of_objects, past_the_setters),
+    awaits_at_once,
 )
 
 TTMFS = SourceTree.read(REPOSITORY / "ttmfs")
@@ -262,6 +273,7 @@ BROKEN: dict[str, tuple[Callable[[SourceTree], Iterator[str]], str]] = {
     "ttm/d.py": (own_threads, '"""x"""\nasync def f(trio):\n    await trio.to_thread.run_sync(f)\n'),
     "driver/e.py": (own_clocks, '"""x"""\nimport time\n'),
     "ttm/f.py": (past_the_setters, '"""x"""\ndef f(bo):\n    old, bo.tt = bo.tt, None\n'),
+    "ttm/at_once.py": (awaits_at_once, '"""x"""\nasync def f():\n    pass\n'),
     "ttm/e.py": (sets_of_objects, '"""x"""\nbos: "set[str]"\nothers: set[Bo] = set()\n'),
 }
 """A file that breaks one rule, and which."""

@@ -10,7 +10,7 @@ from tests.core.harness import MIB, PAGE, check, device, make, move, pattern
 from ttmfs.driver import calls
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.sync.fence import Fence
-from ttmfs.ttm import access
+from ttmfs.ttm import access, at_once
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.resource import NUM_MOVE_FENCES
@@ -25,7 +25,7 @@ async def _with_a_write_at_the_end(vdev: VirtualDevice, bo: BufferObject, how: s
     def write(_fence: Fence) -> None:
         # What handles a WRITE is a task that runs in the same turn of the loop: here, before all others.
         if not bo.copies:
-            wrote.append(access._try_write(bo, 3 * PAGE + 5, NEW))
+            wrote.append(at_once.try_write(bo, 3 * PAGE + 5, NEW))
 
     async with trio.open_nursery() as nursery:
         if how == "evict":

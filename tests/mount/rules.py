@@ -19,7 +19,7 @@ from ttmfs.fs.requests.guard import guarded
 from ttmfs.fs.requests.read_write import TtmOperations
 from ttmfs.memory.stores import FileStore
 from ttmfs.sync.resv import Usage
-from ttmfs.ttm import access, fault
+from ttmfs.ttm import access, at_once, fault
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.gate import Gate
@@ -50,12 +50,12 @@ def without_r2() -> None:
 
 def without_r4_running() -> None:
     """A WRITE goes to the source also while its bytes are being moved."""
-    real = access._try_write
+    real = at_once.try_write
 
     def try_write(bo: BufferObject, offset: int, data: bytes) -> bool:
-        return access.scatter_now(bo, offset, data) if bo.copies else real(bo, offset, data)
+        return at_once.scatter_now(bo, offset, data) if bo.copies else real(bo, offset, data)
 
-    access._try_write = try_write
+    at_once.try_write = try_write
 
 
 def without_r4_queued() -> None:

@@ -18,7 +18,7 @@ import trio
 
 from ttmfs.errors import TtmError
 from ttmfs.memory.arena import Arena
-from ttmfs.ttm import access
+from ttmfs.ttm import access, at_once
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.external import ExternalTT
@@ -147,7 +147,7 @@ def _bytes_now(bo: BufferObject, offset: int, size: int, loaded: _Loaded) -> byt
     stored = list(_stored_now(bo, first, count))
     if any(loaded.get((id(tt), index), (0,))[0] != tt.entry(index) for tt, index in stored):
         return None
-    out = access.gather_now(bo, offset, size)
+    out = at_once.gather_now(bo, offset, size)
     for tt, index in stored:
         page = loaded[id(tt), index][1]
         begin, end = max(offset, index << PAGE_SHIFT), min(offset + size, (index + 1) << PAGE_SHIFT)
@@ -215,7 +215,7 @@ async def _write_steps(bo: BufferObject, offset: int, data: bytes) -> None:
         step = min(len(data) - done, ((stored or count) << PAGE_SHIFT) - (at & PAGE_MASK))
         part = data[done : done + step]
         if page >= 0:
-            access.scatter_now(bo, at, part)
+            at_once.scatter_now(bo, at, part)
         elif stored:
             if not await _store_anew(bo, bo.need_tt(), index, stored, at, part):
                 continue

@@ -13,7 +13,7 @@ from ttmfs.observe import points
 from ttmfs.observe.counters import RequestCounters
 from ttmfs.svm import cpu
 from ttmfs.svm.names import SpaceFile
-from ttmfs.ttm.access import Buffer
+from ttmfs.ttm.at_once import Buffer
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT
 
 
