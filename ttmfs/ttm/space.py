@@ -1,11 +1,7 @@
 """Space: allocate a Resource for a BO, evicting others as needed, and move it there.
 
-ttm_bo_alloc_resource, ttm_bo_mem_space, ttm_bo_evict_alloc, ttm_bo_evict: they call each other, because an evicted BO
-needs space too, so they live together.
-
-A first walk over the region's LRU only trylocks. If the evictor's reservation was taken with a ww ticket, more walks
-may block for one victim each, as long as the walk before freed something. After each victim the allocation is tried
-again, so never more is evicted than needed in LRU order.
+ttm_bo_alloc_resource, ttm_bo_mem_space, ttm_bo_evict: they call each other, because an evicted BO needs space too, so
+they live together. The search for victims is in ttmfs.ttm.evict_alloc.
 
 Where the kernel ends in ENOMEM although all that was missing is held by somebody at the moment, NoRoom names that:
 whoever owns the call gives everything up, waits and starts over (ttmfs.ttm.contention, ttmfs.ttm.turn).
@@ -17,25 +13,20 @@ from typing import Final
 import trio
 
 from ttmfs.errors import TtmError
-from ttmfs.observe import points
 from ttmfs.observe.asker import WHY
 from ttmfs.sync.resv import Usage
-from ttmfs.sync.ww_mutex import AcquireContext
 from ttmfs.ttm import lifetime
-from ttmfs.ttm.advice import Adviser
-from ttmfs.ttm.advised import named_victim
-from ttmfs.ttm.afford import afford, limit_met, more_space, payer_over, search_for, take
+from ttmfs.ttm.afford import afford, limit_met, more_space, search_for, take
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.contention import OLDEST, NoRoom
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.dmem import OverMax
+from ttmfs.ttm.evict_alloc import evict_alloc, is_claimed, trace_place
 from ttmfs.ttm.funcs import Multihop
 from ttmfs.ttm.in_the_way import in_the_way
 from ttmfs.ttm.leaving import note_eviction, trace_evict
-from ttmfs.ttm.lru_cursor import LruCursor
 from ttmfs.ttm.move import handle_move_mem, pipeline_gutting, wait_ctx
 from ttmfs.ttm.placement import SYSTEM, Place, PlaceFlag, Placement, format_placement
-from ttmfs.ttm.protection import Search
 from ttmfs.ttm.resource import NUM_MOVE_FENCES, Resource, ResourceManager
 from ttmfs.ttm.walk import Walk
 from ttmfs.units import PAGE_SIZE, format_size
@@ -46,8 +37,6 @@ _SKIP: Final = frozenset({errno.ENOSPC, errno.EBUSY, errno.EALREADY, errno.E2BIG
 _WHY: Final = {errno.ENOSPC: "full", errno.E2BIG: "never_fits", errno.EDQUOT: "limit", errno.EAGAIN: "over_max"}
 """Why a manager had no room, as the trace says it."""
 
-_LOOKS: Final = 512
-"""BOs that a walk comes past before others may run: those that are protected may be many."""
 UNDO_SECONDS: Final = 0.5
 """How long a call that has failed, or whose time is up, may go on to put things back. Then they stay where they are."""
 _UNHOP_SECONDS: Final = 0.3
@@ -70,17 +59,6 @@ def no_room(bo: BufferObject, placement: Placement, ctx: OperationContext) -> Tt
     return NoRoom(code, f"{what}: {why}" if why else what, ctx.contended)
 
 
-def _is_claimed(
-    bo: BufferObject, manager: ResourceManager, place: Place, ctx: OperationContext, *, evicting: bool
-) -> bool:
-    """Is it somebody older's turn to be given space there?"""
-    if not manager.claims.binds(ctx.age):
-        return False
-    ctx.contended = ctx.contended or manager.claims
-    _trace_place(bo, place, evicting, "claimed", "it is the turn of who has waited longer")
-    return True
-
-
 async def alloc_resource(
     bo: BufferObject, placement: Placement, ctx: OperationContext, *, evicting: bool
 ) -> Resource | None:
@@ -97,15 +75,15 @@ async def alloc_resource(
         manager = device.managers.get(place.mem_type)
         if manager is None or not _is_there(manager) or skipped in place.flags:
             continue
-        if _is_claimed(bo, manager, place, ctx, evicting=evicting):
+        if is_claimed(bo, manager, place, ctx, evicting=evicting):
             continue
         resource = await _find(bo, manager, place, ctx, evicting=evicting)
         if resource is None:
             continue
         if _add_eviction_fences(bo, resource, ctx):
-            _trace_place(bo, place, evicting, "ok", f"at {resource.start}" if resource.start >= 0 else "-")
+            trace_place(bo, place, evicting, "ok", f"at {resource.start}" if resource.start >= 0 else "-")
             return resource
-        _trace_place(bo, place, evicting, "busy", "what was evicted from there is still copied out")
+        trace_place(bo, place, evicting, "busy", "what was evicted from there is still copied out")
         manager.free(resource)
     return None
 
@@ -129,7 +107,7 @@ async def _find(
             await afford(device, bo.account, more_space(bo, manager), ctx, manager.name)
         return take(bo, manager, place, ctx)
     except TtmError as error:
-        _trace_place(bo, place, evicting, _WHY.get(error.errno or 0, "error"), error.message)
+        trace_place(bo, place, evicting, _WHY.get(error.errno or 0, "error"), error.message)
         if error.errno == errno.E2BIG:
             return None
         if error.errno not in (errno.ENOSPC, errno.EDQUOT) and not isinstance(error, OverMax):
@@ -137,13 +115,7 @@ async def _find(
         search = search_for(bo, manager, error, evicting=evicting)
     if search is None or manager.name == SYSTEM:
         return None
-    return await evict_alloc(bo, manager, place, ctx, search)
-
-
-def _trace_place(bo: BufferObject, place: Place, evicting: bool, why: str, detail: str) -> None:
-    points.place_tried(
-        bo.device.trace, bo, place=place, pages=bo.num_pages, evicting=evicting, why=why, detail=detail
-    )
+    return await evict_alloc(Walk(bo, manager, place, ctx, search, _evict_candidate))
 
 
 def _add_eviction_fences(bo: BufferObject, resource: Resource, ctx: OperationContext) -> bool:
@@ -244,123 +216,6 @@ async def _bounce(bo: BufferObject, hop: Placement, ctx: OperationContext) -> No
         raise
 
 
-async def evict_alloc(
-    bo: BufferObject, manager: ResourceManager, place: Place, ctx: OperationContext, search: Search
-) -> Resource | None:
-    """ttm_bo_evict_alloc: evict from `manager` until `bo` fits into `place`; None when that cannot be done.
-
-    Then `ctx.contended` says whether it might be done later. TtmError for errors that end the whole validate.
-    Whom `low` protects goes only when nobody else is left, first among those that are free, then among all.
-    """
-    walk = Walk(bo, manager, place, ctx, search)
-    resource = await _walk_anew(walk, None)
-    if resource is None and search.lower():
-        resource = await _walk_anew(walk, None)
-    if resource is not None or ctx.no_wait_gpu:
-        return resource
-    search.raise_again()
-    resource = await _wait_for_victims(walk)
-    if resource is None and search.lower():
-        resource = await _wait_for_victims(walk)
-    return resource
-
-
-async def _wait_for_victims(walk: Walk) -> Resource | None:
-    """The walks that may wait, as long as each frees something."""
-    ctx, manager = walk.ctx, walk.manager
-    resource = None
-    while resource is None:
-        ticket, left, evicted = walk.ticket, walk.left(), walk.evicted
-        if left is None or _is_claimed(walk.bo, manager, walk.place, ctx, evicting=True):
-            return None
-        if ticket is None:
-            ctx.contended = left
-            return None
-        if walk.search.full:
-            manager.claims.lay(ctx.age)
-        resource = _try_alloc(walk) or await _walk_anew(walk, ticket)
-        if resource is None and walk.evicted == evicted:
-            ctx.contended = walk.left() or left
-            return None
-    return resource
-
-
-async def _walk_anew(walk: Walk, ticket: AcquireContext | None) -> Resource | None:
-    """A walk, and another one without waiting whenever something else came into the way after somebody went."""
-    walk.search.anew = False
-    resource = await _walk_lru(walk, ticket)
-    while resource is None and walk.search.anew:
-        walk.search.anew = False
-        resource = await _walk_lru(walk, None)
-    return resource
-
-
-async def _walk_lru(walk: Walk, ticket: AcquireContext | None) -> Resource | None:
-    """One walk, oldest of the lowest priority first. With `ticket` it may block for one victim (then trylocks).
-
-    Where the region has an adviser, those whom it names come before.
-    """
-    walk.looked = 0
-    if walk.manager.adviser is not None:
-        resource, ticket = await _walk_named(walk, walk.manager.adviser, ticket)
-        if resource is not None:
-            return resource
-    with LruCursor(walk.manager.lru, until_now=True) as cursor:
-        while (item := cursor.next()) is not None:
-            assert isinstance(item, Resource)
-            victim = item.bo
-            position, walk.looked = walk.looked, walk.looked + 1
-            if walk.spares(victim):
-                if not walk.looked % _LOOKS:
-                    await trio.lowlevel.checkpoint()
-                continue
-            if not walk.trylock(victim):
-                if ticket is None or not walk.wants(item):
-                    continue
-                # At most one wait a walk, whether it ends well or not.
-                waiting, ticket = ticket, None
-                if not await walk.wait_for(victim, waiting):
-                    continue
-            try:
-                if walk.wants(item) and await _evict_candidate(walk, item, position):
-                    resource = _try_alloc(walk)
-                    if resource is not None:
-                        return resource
-            finally:
-                walk.unlock(victim)
-    return None
-
-
-async def _walk_named(
-    walk: Walk, adviser: Adviser, ticket: AcquireContext | None
-) -> tuple[Resource | None, AcquireContext | None]:
-    """The part of a walk that an adviser leads: the space, if there is some, and the ticket, if it was not used.
-
-    As many as there were in the region at most, or newcomers could make it endless.
-    """
-    for _ in range(walk.manager.lru.count):
-        named = named_victim(walk, adviser, may_wait=ticket is not None)
-        if named is None:
-            break
-        item, locked = named
-        victim = item.bo
-        position, walk.looked = walk.looked, walk.looked + 1
-        if not locked:
-            assert ticket is not None
-            waiting, ticket = ticket, None
-            if not await walk.wait_for(victim, waiting):
-                continue
-        try:
-            if walk.wants(item) and await _evict_candidate(walk, item, position):
-                adviser.took()
-                resource = _try_alloc(walk)
-                if resource is not None:
-                    return resource, ticket
-        finally:
-            walk.unlock(victim)
-    return None, ticket
-
-
 async def _evict_candidate(walk: Walk, resource: Resource, position: int) -> bool:
     """Evict the locked BO of `resource`; True when it went."""
     if not walk.affords(resource):
@@ -379,18 +234,6 @@ async def _evict_candidate(walk: Walk, resource: Resource, position: int) -> boo
     if despite_low and pool is not None:
         pool.low_events += 1
     return True
-
-
-def _try_alloc(walk: Walk) -> Resource | None:
-    if _is_claimed(walk.bo, walk.manager, walk.place, walk.ctx, evicting=True):
-        return None
-    try:
-        return take(walk.bo, walk.manager, walk.place, walk.ctx)
-    except TtmError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT) and not isinstance(error, OverMax):
-            raise
-        walk.search.meets(error, payer_over(walk.bo, walk.manager))
-    return None
 
 
 async def evict_bo(bo: BufferObject, ctx: OperationContext, *, for_bo: str = "", position: int = 0) -> None:

@@ -5,6 +5,7 @@ ticket each further one may wait for one victim, under the rules of ttmfs.ttm.co
 """
 
 import errno
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import trio
@@ -22,16 +23,26 @@ from ttmfs.ttm.resource import Resource, ResourceManager
 
 _CHANGED: Final = Changed()
 
+Evict = Callable[["Walk", Resource, int], Awaitable[bool]]
+"""Evict the locked BO of a resource, at that position of the walk; True when it went."""
+
 
 class Walk:
     """Who evicts, for what place, whom limits and groups let him, and what it met."""
 
-    __slots__ = ("_told", "bo", "ctx", "evicted", "looked", "manager", "place", "refused", "search")
+    __slots__ = ("_told", "bo", "ctx", "evict", "evicted", "looked", "manager", "place", "refused", "search")
 
     def __init__(
-        self, bo: BufferObject, manager: ResourceManager, place: Place, ctx: OperationContext, search: Search
+        self,
+        bo: BufferObject,
+        manager: ResourceManager,
+        place: Place,
+        ctx: OperationContext,
+        search: Search,
+        evict: Evict,
     ) -> None:
         self.search = search
+        self.evict = evict
         self._told: dict[tuple[object, Spared], None] = {}
         self.bo = bo
         self.manager = manager
