@@ -109,7 +109,7 @@ async def job(vdev: object, bo: BufferObject) -> int:
     queued = await submit_job(vdev, Job("add", dst=bo, srcs=(bo,)), ctx)  # type: ignore[arg-type]
     await queued.fence.wait()
     assert not queued.fence.error
-    return ctx.bytes_moved
+    return ctx.done.bytes_moved
 
 
 async def test_jobs_of_amdgpu_bring_bos_home_at_the_move_rate() -> None:

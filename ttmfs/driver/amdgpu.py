@@ -104,7 +104,7 @@ class AmdgpuDriver(DefaultDriver):
             await super().validate_for_job(bo, ctx)
             return
         allowed = bo.placement if any(place.mem_type == GTT for place in bo.placement) else (*bo.placement, Place(GTT))
-        before = ctx.bytes_moved
+        before = ctx.done.bytes_moved
         manager = self.vdev.ttm.managers[VRAM]
         try:
             if self.rate.threshold(max(0, manager.size - manager.usage), manager.size):
@@ -117,7 +117,7 @@ class AmdgpuDriver(DefaultDriver):
             else:
                 await validate(bo, allowed, ctx)
         finally:
-            self.rate.moved(ctx.bytes_moved - before)
+            self.rate.moved(ctx.done.bytes_moved - before)
         want(bo, bo.placement)
 
     def _narrow(self, bo: BufferObject, place: Place) -> Place:

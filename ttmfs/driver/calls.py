@@ -45,7 +45,7 @@ def check_device(vdev: VirtualDevice) -> None:
 
 
 def _moved(bo: BufferObject, ctx: OperationContext) -> Result:
-    result: Result = {"bytes_moved": ctx.bytes_moved, "mem_type": bo.mem_type, "evictions": ctx.evictions}
+    result: Result = {"bytes_moved": ctx.done.bytes_moved, "mem_type": bo.mem_type, "evictions": ctx.done.evictions}
     fence = bo.moving_fence()
     if fence is not None:
         result["fence"] = fence.name
@@ -132,7 +132,7 @@ async def validate_many(
         _check_there(each)
         moved = await validate_all(each, placement, ctx)
         _validated(each, placement)
-        result: Result = {"bytes_moved": ctx.bytes_moved, "evictions": ctx.evictions, "moved": len(moved)}
+        result: Result = {"bytes_moved": ctx.done.bytes_moved, "evictions": ctx.done.evictions, "moved": len(moved)}
         fences = [fence.name for bo in moved if (fence := bo.moving_fence()) is not None]
         if fences:
             result["fences"] = fences
@@ -153,7 +153,7 @@ async def evict_region(vdev: VirtualDevice, region: str, size: int | None, ctx: 
             else:
                 while before - manager.usage < size and await evict_first(manager, ctx):
                     pass
-    return {"bytes_moved": ctx.bytes_moved, "evictions": ctx.evictions, "bytes_freed": before - manager.usage}
+    return {"bytes_moved": ctx.done.bytes_moved, "evictions": ctx.done.evictions, "bytes_freed": before - manager.usage}
 
 
 async def pin(vdev: VirtualDevice, bo: BufferObject) -> Result:
@@ -204,16 +204,16 @@ async def backup_one(vdev: VirtualDevice, bo: BufferObject, flags: BackupFlags, 
     async with reserved(bo):
         if flags.purge:
             pages = 0 if bo.external else await bo_shrink(bo, ctx, flags)
-            return {"purged_pages": pages, "bytes_moved": ctx.bytes_moved}
+            return {"purged_pages": pages, "bytes_moved": ctx.done.bytes_moved}
         nothing = not bo.external and (bo.tt is None or not bo.tt.populated_pages) and bo.mem_type == SYSTEM
         out = 0 if nothing else await bo_shrink(bo, ctx, flags)
         left = 0 if bo.tt is None else bo.tt.populated_pages
-        result: Result = {"pages_out": out, "populated_pages": left, "bytes_moved": ctx.bytes_moved}
+        result: Result = {"pages_out": out, "populated_pages": left, "bytes_moved": ctx.done.bytes_moved}
         if out and left:
-            result |= {"partial": True, "why": ctx.why or f"{bo.name} was written while it was backed up"}
-        elif ctx.why:
+            result |= {"partial": True, "why": ctx.done.why or f"{bo.name} was written while it was backed up"}
+        elif ctx.done.why:
             # All of it is in the store, but not on its medium.
-            result["why"] = ctx.why
+            result["why"] = ctx.done.why
         return result
 
 
@@ -233,7 +233,7 @@ async def shrink_all(
         "purged_pages": done.purged,
         "bytes_freed": done.pages * PAGE_SIZE,
         "failed": done.failed,
-        "bytes_moved": ctx.bytes_moved,
+        "bytes_moved": ctx.done.bytes_moved,
     }
 
 
@@ -258,7 +258,7 @@ async def swapout_one(vdev: VirtualDevice, bo: BufferObject, ctx: OperationConte
     async with reserved(bo):
         nothing = not bo.external and (bo.tt is None or not bo.tt.populated_pages) and bo.mem_type == SYSTEM
         pages = 0 if nothing else await swapout(bo, ctx)
-        return {"pages_out": pages, "bytes_moved": ctx.bytes_moved}
+        return {"pages_out": pages, "bytes_moved": ctx.done.bytes_moved}
 
 
 async def swapout_all(vdev: VirtualDevice, pages: int, ctx: OperationContext) -> Result:
@@ -266,4 +266,4 @@ async def swapout_all(vdev: VirtualDevice, pages: int, ctx: OperationContext) ->
     check_plugged(vdev)
     if vdev.ttm.swap_store is None:
         raise TtmError(errno.ENOSPC, "this device has no swap: mount with --swap SIZE")
-    return {"pages_out": await device_swapout(vdev.ttm, ctx, pages), "bytes_moved": ctx.bytes_moved}
+    return {"pages_out": await device_swapout(vdev.ttm, ctx, pages), "bytes_moved": ctx.done.bytes_moved}

@@ -103,7 +103,7 @@ async def defrag_bo(vdev: Hardware, bo: BufferObject, ctx: OperationContext) -> 
         if not nothing_to_gain(bo):
             vdev.pool.shrink(vdev.pool.pooled_pages)
         moved = await re_back(vdev, bo, ctx, evicting=True)
-        result: Result = {"moved": int(moved), "bytes_moved": ctx.bytes_moved, "mem_type": bo.mem_type}
+        result: Result = {"moved": int(moved), "bytes_moved": ctx.done.bytes_moved, "mem_type": bo.mem_type}
         fence = bo.moving_fence()
         return {**result, "fence": fence.name} if fence is not None else result
 
@@ -130,7 +130,7 @@ async def try_one(vdev: Hardware, bo: BufferObject, tally: Tally, *, wait: bool,
         vdev.ttm.defrag_list.to_tail(bo)
         return False
     tally.moved += moved
-    tally.bytes_moved += ctx.bytes_moved
+    tally.bytes_moved += ctx.done.bytes_moved
     return True
 
 

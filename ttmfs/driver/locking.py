@@ -69,7 +69,7 @@ async def with_all_reserved(
     """
     with Turn(bos[0].device, bos[0].name) as turn:
         while True:
-            ctx.contended = None
+            ctx.done.contended = None
             try:
                 async with reserved_all(bos, turn.stamp) as execution:
                     ctx.ticket = execution.ticket

@@ -98,7 +98,7 @@ class Promoter:
         except TtmError as error:
             bo.last_error = f"did not come home to {home.name}: {error.message}"
         if ctx is not None:
-            ctx.bytes_moved += own.bytes_moved
+            ctx.done.bytes_moved += own.done.bytes_moved
         if bo.mem_type == home.name:
             self.policy.spent(bo.size)
             ttm.counters.moves.promotions += 1

@@ -64,10 +64,10 @@ class PowerState:
                 self._give_up()
                 self._back_to_work()
                 code = getattr(error, "errno", None) or errno.EINTR
-                points.suspend(ttm.trace, moved=0, bytes=ctx.bytes_moved, errno=code)
+                points.suspend(ttm.trace, moved=0, bytes=ctx.done.bytes_moved, errno=code)
                 raise
-        points.suspend(ttm.trace, moved=len(self._saved), bytes=ctx.bytes_moved, errno=0)
-        return {"suspended": len(self._saved), "bytes_moved": ctx.bytes_moved}
+        points.suspend(ttm.trace, moved=len(self._saved), bytes=ctx.done.bytes_moved, errno=0)
+        return {"suspended": len(self._saved), "bytes_moved": ctx.done.bytes_moved}
 
     async def resume(self, ctx: OperationContext) -> Result:
         """Bring the BOs back, then do device work again. TtmError(EINVAL) when it is not suspended.
@@ -81,8 +81,8 @@ class PowerState:
         with self._exclusive():
             restored, failed = await self._bring_back(ctx)
             self._back_to_work()
-        points.resume(ttm.trace, restored=restored, failed=failed, bytes=ctx.bytes_moved)
-        return {"restored": restored, "failed": failed, "bytes_moved": ctx.bytes_moved}
+        points.resume(ttm.trace, restored=restored, failed=failed, bytes=ctx.done.bytes_moved)
+        return {"restored": restored, "failed": failed, "bytes_moved": ctx.done.bytes_moved}
 
     def _give_up(self) -> None:
         """Those that there was no time to bring back stay in system."""

@@ -50,7 +50,7 @@ class FaultCounters:
 
 
 class MoveCounters:
-    """Moves that TTM made; `bytes` as `ctx.bytes_moved` counts them, `exchanged` those that no one had to copy."""
+    """Moves that TTM made; `bytes` as `ctx.done.bytes_moved` counts them, `exchanged` those that no one had to copy."""
 
     __slots__ = ("bytes", "count", "evictions", "exchanged", "failed", "promotions", "unmaps")
 

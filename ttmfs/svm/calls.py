@@ -86,7 +86,7 @@ async def _operate(space: AddressSpace, operation: Operation, address: int, leng
         raise
     fence = operation.fence
     assert fence is not None
-    result: Result = {"fence": fence.name, "bytes_moved": tally.ctx.bytes_moved, "faults": tally.faults}
+    result: Result = {"fence": fence.name, "bytes_moved": tally.ctx.done.bytes_moved, "faults": tally.faults}
     if tally.restarts:
         result["restarts"] = tally.restarts
     if tally.fallbacks:
@@ -181,7 +181,7 @@ async def prefetch(space: AddressSpace, addr: int, length: int, region: str) -> 
         ranges += 1
         page = found.end
         await trio.lowlevel.checkpoint()
-    return {"bytes_moved": tally.ctx.bytes_moved, "ranges": ranges}
+    return {"bytes_moved": tally.ctx.done.bytes_moved, "ranges": ranges}
 
 
 async def madvise(

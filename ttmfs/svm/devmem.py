@@ -117,7 +117,7 @@ async def _copy_out(vdev: "VirtualDevice", devmem: DevMem, ctx: OperationContext
     if fence.error:
         return TtmError(errno.EIO, f"the copy of {bo.name} to system failed; it is still in {bo.mem_type}")
     space.migrated(chunk.first_page + devmem.first, devmem.num_pages, live.bit_count(), why, into_vram=False)
-    ctx.bytes_moved += live.bit_count() << PAGE_SHIFT
+    ctx.done.bytes_moved += live.bit_count() << PAGE_SHIFT
     return None
 
 

@@ -127,7 +127,7 @@ def limit_met(bo: BufferObject, placement: Placement, ctx: OperationContext) -> 
 
     None where none is, or where what others have just now may soon be had.
     """
-    for place in placement if ctx.contended is None else ():
+    for place in placement if ctx.done.contended is None else ():
         try:
             check_space(bo, bo.device.managers[place.mem_type], ctx)
         except TtmError as error:

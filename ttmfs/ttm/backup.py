@@ -92,7 +92,7 @@ def closed_gate(bo: BufferObject, tt: TT, what: str) -> Iterator[Copy]:
 async def tt_backup(bo: BufferObject, first: int, count: int, flags: BackupFlags, ctx: OperationContext) -> int:
     """ttm_tt_backup: the pages of [first, first + count) of a reserved, idle BO, in system or its tail; how many went.
 
-    Fewer than there are when something failed half way: `ctx.why` and `bo.last_error` say what. TtmError when nothing
+    Fewer than there are when something failed half way: `ctx.done.why` and `bo.last_error` say. TtmError when nothing
     went: EBUSY clients that do not stop reading, ENOSPC no room, otherwise the medium's error. Cancelled, it has moved
     some.
     """
@@ -106,7 +106,7 @@ async def tt_backup(bo: BufferObject, first: int, count: int, flags: BackupFlags
         bo.last_error = error.message
         if not backup.out:
             raise
-        ctx.why = error.message
+        ctx.done.why = error.message
     finally:
         bo.gate.unwatch()
         if backup.out:

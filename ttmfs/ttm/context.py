@@ -1,7 +1,7 @@
 """OperationContext: how one TTM call may wait and what it did (ttm_operation_ctx)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from ttmfs.sync.resv import Reservation
@@ -19,11 +19,23 @@ class Gated(Protocol):
 
 
 @dataclass(slots=True)
+class Done:
+    """What has come of one call into TTM so far."""
+
+    bytes_moved: int = 0
+    evictions: int = 0
+    why: str = ""
+    """Why a call that succeeded did less than was asked."""
+    contended: Contended | None = None
+    """What an allocation met that may be gone soon: give everything up, wait for it, start over (`Turn`)."""
+
+
+@dataclass(slots=True)
 class OperationContext:
-    """Options and results of one call into TTM; passed down, never stored."""
+    """How one call into TTM may wait, and what it asks for; passed down, never stored. `done` is what came of it."""
 
     interruptible: bool = True
-    """Waits may end early with EINTR (a signal of the caller) or by cancellation."""
+    """Waits may be cancelled, by a signal of the caller (EINTR) or by the end of the mount. Each is bounded besides."""
     no_wait_gpu: bool = False
     """Never wait for a fence: EBUSY where a wait would happen, busy places and victims are skipped."""
     allow_res_evict: bool = False
@@ -37,18 +49,20 @@ class OperationContext:
     """With `defrag`: re-back what has no whole piece of that order too, for the sake of the frames it lies in."""
     faulting: object = None
     """The BO whose fault this call serves. It is never unmapped: its own folio is locked by the READ (H30)."""
-    contended: Contended | None = None
-    """What an allocation met that may be gone soon: give everything up, wait for it, start over (`Turn`)."""
     unlimited: bool = False
     """What it takes is charged, but no limit of an account refuses it: content that has to go, or to come back."""
     power: bool = False
     """Part of suspend or resume: to nobody else does a suspended device give space."""
     together: Sequence[Gated] = ()
     """BOs that one ticket holds for a common move: none of their requests waits while one of them is unmapped."""
-    bytes_moved: int = 0
-    evictions: int = 0
-    why: str = ""
-    """Why a call that succeeded did less than was asked."""
+    done: Done = field(default_factory=Done)
+
+    def for_victims(self) -> "OperationContext":
+        """The same call where it evicts: what its target asked for is not for its victims, nor are limits.
+
+        What comes of that is done by the call.
+        """
+        return replace(self, defrag=False, unlimited=True)
 
     @property
     def age(self) -> int:

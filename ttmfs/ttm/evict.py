@@ -41,7 +41,7 @@ def _first(manager: ResourceManager) -> Resource | None:
 async def evict_one(resource: Resource, ctx: OperationContext, turn: Turn) -> Contended | None:
     """Evict its BO if it is still there; what to wait for before that is tried again."""
     bo: BufferObject = resource.bo
-    ctx.contended = None
+    ctx.done.contended = None
     ctx.ticket = None if ctx.no_wait_gpu else turn.need_ticket()
     await bo.resv.reserve(no_wait=ctx.no_wait_gpu, ticket=ctx.ticket)
     try:

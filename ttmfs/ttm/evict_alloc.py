@@ -33,7 +33,7 @@ _LOOKS: Final = 512
 async def evict_alloc(walk: Walk) -> Resource | None:
     """ttm_bo_evict_alloc: evict from a region until the walk's BO fits into its place; None when that cannot be done.
 
-    Then `walk.ctx.contended` says whether it might be done later. TtmError for errors that end the whole validate.
+    Then `walk.ctx.done.contended` says whether it might be done later. TtmError for errors that end the whole validate.
     Whom `low` protects goes only when nobody else is left, first among those that are free, then among all.
     """
     search = walk.search
@@ -58,13 +58,13 @@ async def _wait_for_victims(walk: Walk) -> Resource | None:
         if left is None or is_claimed(walk.bo, manager, walk.place, ctx, evicting=True):
             return None
         if ticket is None:
-            ctx.contended = left
+            ctx.done.contended = left
             return None
         if walk.search.full:
             manager.claims.lay(ctx.age)
         resource = _try_alloc(walk) or await _walk_anew(walk, ticket)
         if resource is None and walk.evicted == evicted:
-            ctx.contended = walk.left() or left
+            ctx.done.contended = walk.left() or left
             return None
     return resource
 
@@ -163,7 +163,7 @@ def is_claimed(
     """Is it somebody older's turn to be given space there?"""
     if not manager.claims.binds(ctx.age):
         return False
-    ctx.contended = ctx.contended or manager.claims
+    ctx.done.contended = ctx.done.contended or manager.claims
     trace_place(bo, place, evicting, "claimed", "it is the turn of who has waited longer")
     return True
 

@@ -166,7 +166,7 @@ async def handle_move_mem(bo: BufferObject, resource: Resource, ctx: OperationCo
         raise
     how.done()
     moved = how.moved_pages * PAGE_SIZE
-    ctx.bytes_moved += moved
+    ctx.done.bytes_moved += moved
     bo.bytes_moved += moved
     bo.moves += 1
     bo.placed = True

@@ -82,7 +82,7 @@ async def bo_shrink(
 
     TtmError: EBUSY when it is not possible (imported, pinned, in use with no_wait_gpu, no store or
     no room in it, no room to move it to system); otherwise the medium's error. Fewer pages than it has: partly backed
-    up, and `ctx.why` says why; the next one goes on with the rest.
+    up, and `ctx.done.why` says why; the next one goes on with the rest.
     """
     _check_possible(bo, flags)
     if flags.purge:

@@ -55,8 +55,8 @@ def no_room(bo: BufferObject, placement: Placement, ctx: OperationContext) -> Tt
         return limit
     who = repr(bo.name) if bo.name else "a BO"
     what = f"no room for {who} ({format_size(bo.num_pages * PAGE_SIZE)}) in {format_placement(placement)}"
-    why = in_the_way(bo, placement, ctx.contended)
-    return NoRoom(code, f"{what}: {why}" if why else what, ctx.contended)
+    why = in_the_way(bo, placement, ctx.done.contended)
+    return NoRoom(code, f"{what}: {why}" if why else what, ctx.done.contended)
 
 
 async def alloc_resource(
@@ -143,7 +143,7 @@ async def mem_space(bo: BufferObject, placement: Placement, ctx: OperationContex
         if resource is not None:
             return resource
     what = f"no room for {bo.name or 'a BO'} in {format_placement(placement)}"
-    raise limit_met(bo, placement, ctx) or NoRoom(errno.ENOSPC, what, ctx.contended)
+    raise limit_met(bo, placement, ctx) or NoRoom(errno.ENOSPC, what, ctx.done.contended)
 
 
 async def move_to(bo: BufferObject, resource: Resource, ctx: OperationContext, *, evict: bool) -> None:
@@ -153,8 +153,8 @@ async def move_to(bo: BufferObject, resource: Resource, ctx: OperationContext, *
     """
     origin = bo.mem_type
     bounced = False
-    unlimited = ctx.unlimited
-    ctx.unlimited |= evict
+    if evict:
+        ctx = ctx.for_victims()
     try:
         while True:
             try:
@@ -168,8 +168,6 @@ async def move_to(bo: BufferObject, resource: Resource, ctx: OperationContext, *
         if bounced:
             await _back_from_hop(bo, origin)
         raise
-    finally:
-        ctx.unlimited = unlimited
     if evict:
         _count_eviction(bo, ctx)
 
@@ -197,7 +195,7 @@ async def _back_from_hop(bo: BufferObject, origin: str) -> None:
 def _count_eviction(bo: BufferObject, ctx: OperationContext) -> None:
     bo.evictions += 1
     bo.device.counters.moves.evictions += 1
-    ctx.evictions += 1
+    ctx.done.evictions += 1
 
 
 async def _bounce(bo: BufferObject, hop: Placement, ctx: OperationContext) -> None:
@@ -253,20 +251,16 @@ async def evict_bo(bo: BufferObject, ctx: OperationContext, *, for_bo: str = "",
         return
     if bo.external:
         raise TtmError(errno.EINVAL, f"{bo.name} is imported: it is never moved, and its content never dropped")
-    defrag, ctx.defrag = ctx.defrag, False
-    unlimited, ctx.unlimited = ctx.unlimited, True
     asked = note_eviction(bo, for_bo, position)
     bo.evicting = True
     pool = None if bo.resource is None else bo.resource.pool
     try:
-        await _evict_live(bo, ctx)
+        await _evict_live(bo, ctx.for_victims())
         if pool is not None:
             pool.evictions += 1
     finally:
         bo.evicting = False
         WHY.reset(asked)
-        # What the target of a defrag asked for is not for its victims, nor are limits.
-        ctx.defrag, ctx.unlimited = defrag, unlimited
 
 
 async def _evict_live(bo: BufferObject, ctx: OperationContext) -> None:

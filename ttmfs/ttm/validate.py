@@ -56,7 +56,7 @@ async def _validate(bo: BufferObject, placement: Placement, ctx: OperationContex
 
 async def _allocate(bo: BufferObject, placement: Placement, ctx: OperationContext) -> Resource | None:
     """The new home of `bo` by the two passes; None when it is at home already."""
-    ctx.contended = None
+    ctx.done.contended = None
     if ctx.defrag:
         _refuse_pinned(bo)
         _refuse_imported(bo)

@@ -143,7 +143,7 @@ async def run_job(vdev: VirtualDevice, job: Job, ctx: OperationContext, *, wait:
         "fence": queued.fence.name,
         "point": f"{job.queue}:{queued.point}",
         "bytes": queued.size,
-        "bytes_moved": ctx.bytes_moved,
+        "bytes_moved": ctx.done.bytes_moved,
     }
     if wait:
         await queued.fence.wait()
