@@ -1,69 +1,49 @@
 """The model-checked exerciser on small devices, under a storm of commands: no wrong byte, nobody hangs."""
 
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from tests.mount.mount_harness import REPOSITORY, Device
+from tests.mount.exercising import exercise
+from tests.mount.mount_harness import Device
 
 pytestmark = pytest.mark.mount
 
 SMALL_VRAM = ("--vram", "12M", "--gtt", "32M", "--memory", "256M", "--placement", "vram gtt system")
 
 
-def _exercise(device: Device, *options: str, seconds: int) -> None:
-    device.shell.do("[os.close(opened('bo/e%d' % n, os.O_CREAT | os.O_RDWR)) for n in range(4)] and None")
-    files = [f"{device.mountpoint}/bo/e{n}" for n in range(4)]
-    command = [
-        sys.executable,
-        str(REPOSITORY / "tests" / "exerciser.py"),
-        *files,
-        "--ctl", device.mountpoint,
-        "--seconds", str(seconds),
-        "--max-op-seconds", "10",
-        *options,
-    ]  # fmt: skip
-    runner = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        out, _ = runner.communicate(timeout=seconds + 60)
-    except subprocess.TimeoutExpired:
-        device.abort()
-        runner.kill()
-        raise
-    assert runner.returncode == 0, out[-6000:]
-    stats = device.stats()
-    assert stats["moves"]["count"] > 20
-    assert stats["requests"]["write_errors"] == 0
-    assert stats["requests"]["handler_errors"] == 0
+def moved(stats: dict[str, Any]) -> bool:
+    count: int = stats["moves"]["count"]
+    return count > 20
+
+
+def moved_into_the_window(stats: dict[str, Any]) -> bool:
+    return moved(stats) and stats["faults"]["window_moves"] > 0
 
 
 CASES = [
-    pytest.param((), (), id="storm"),
-    pytest.param(("--visible-vram", "3M"), (), id="visible-vram"),
-    pytest.param((), ("--kill",), id="kill"),
+    pytest.param((), (), moved, id="storm"),
+    pytest.param(("--visible-vram", "3M"), (), moved_into_the_window, id="visible-vram"),
+    pytest.param((), ("--kill",), moved, id="kill"),
 ]
 """A write that makes a file longer is preceded by an fsync if its last page is partial: see the last test here."""
 
 
-@pytest.mark.parametrize(("mount", "options"), CASES)
-def test_no_byte_is_wrong(mounted: Callable[..., Device], mount: tuple[str, ...], options: tuple[str, ...]) -> None:
-    device = mounted(*SMALL_VRAM, *mount)
-    _exercise(device, *options, "--max-size", "4M", seconds=10)
-    if mount:
-        assert device.stats()["faults"]["window_moves"] > 0
-
-
-@pytest.mark.stress
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize(("mount", "options"), CASES)
-def test_no_byte_is_wrong_for_long(
-    mounted: Callable[..., Device], mount: tuple[str, ...], options: tuple[str, ...]
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("seconds", "max_size"), [(4, "4M"), pytest.param(60, "8M", marks=pytest.mark.stress)])
+@pytest.mark.parametrize(("mount", "options", "met"), CASES)
+def test_no_byte_is_wrong(
+    mounted: Callable[..., Device],
+    mount: tuple[str, ...],
+    options: tuple[str, ...],
+    met: Callable[[dict[str, Any]], bool],
+    seconds: int,
+    max_size: str,
 ) -> None:
     device = mounted(*SMALL_VRAM, *mount)
-    _exercise(device, *options, "--max-size", "8M", seconds=60)
+    exercise(device, 4, "--max-op-seconds", "10", "--max-size", max_size, *options, seconds=seconds, met=met)
 
 
 @pytest.mark.xfail(reason="Linux 6.17 and later, any FUSE file system", strict=False)

@@ -1,15 +1,14 @@
 """Backup and restore through a mount: exact under a storm, told to the shell, seen in the host's memory."""
 
-import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.mount.mount_harness import MIB, REPOSITORY, Client, Device
+from tests.mount.exercising import exercise
+from tests.mount.mount_harness import MIB, Client, Device
 
 pytestmark = pytest.mark.mount
 
@@ -67,36 +66,21 @@ def until_gone(device: Device) -> None:
 # -- exactness ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(300)
+def backed_up_and_back(stats: dict[str, Any]) -> bool:
+    backup = stats["backup"]
+    return bool(backup["pages_out"] > 1024 and backup["pages_in"] > 256)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seconds", [3, pytest.param(60, marks=pytest.mark.stress)])
 @pytest.mark.parametrize(("kind", "kill"), [("shmem", ()), ("zstd", ("--kill",)), ("file", ("--kill",))])
 def test_bos_of_four_times_the_page_limit_under_a_storm(
-    mounted: Callable[..., Device], store_file: Path, kind: str, kill: tuple[str]
+    mounted: Callable[..., Device], store_file: Path, kind: str, kill: tuple[str, ...], seconds: int
 ) -> None:
     """Reads, writes, mappings and truncates at random, verified byte for byte; clients are killed in the middle."""
     device = mounted(*SMALL, "--pages-limit", "2M", "--swap-store", spec(kind, store_file))
-    device.shell.do("[os.close(opened('bo/e%d' % n, os.O_CREAT | os.O_RDWR)) for n in range(3)] and None")
-    command = [
-        sys.executable,
-        str(REPOSITORY / "tests" / "exerciser.py"),
-        *(f"{device.mountpoint}/bo/e{n}" for n in range(3)),
-        *("--ctl", device.mountpoint, "--ctl-words", STORM, "--seconds", "6"),
-        *("--max-size", "8M", "--max-op-seconds", "15", *kill),
-    ]
-    runner = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        out, _ = runner.communicate(timeout=150)
-    except subprocess.TimeoutExpired:
-        device.abort()
-        runner.kill()
-        raise
-    assert runner.returncode == 0, out[-6000:]
-    totals = json.loads(out.splitlines()[-1])
-    assert totals["verified_bytes"] > 0
-    assert totals["ctl"]["counts"]["ok"] > 5
-    stats = device.stats()
-    assert stats["backup"]["pages_out"] > 1024
-    assert stats["backup"]["pages_in"] > 256
-    assert stats["requests"]["write_errors"] == stats["requests"]["handler_errors"] == 0
+    options = ("--ctl-words", STORM, "--max-size", "8M", "--max-op-seconds", "15", *kill)
+    exercise(device, 3, *options, seconds=seconds, met=backed_up_and_back)
     assert device.control("selfcheck") == []
     unlink(device, *(f"e{n}" for n in range(3)))
     device.end_clients()
