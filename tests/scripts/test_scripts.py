@@ -2,11 +2,13 @@
 
 import argparse
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from benchlib.main import subcommands
 from lib import matrix_main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,6 +27,21 @@ def test_help_explains_and_does_nothing(name: str) -> None:
     assert done.returncode == 0, done.stderr
     assert f"scripts/{name}" in done.stdout
     assert len(done.stdout.splitlines()) > 3
+
+
+def test_a_bare_checkout_explains_itself_too(tmp_path: Path) -> None:
+    """Nothing is installed before --help is answered: here is nothing to install from."""
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in SCRIPTS:
+        done = subprocess.run(
+            [tmp_path / "scripts" / name, "--help"], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, ""), name
+    assert [path.name for path in tmp_path.iterdir()] == ["scripts"]
+
+
+def test_the_help_of_bench_names_what_it_measures() -> None:
+    assert f"Subcommands: {', '.join(sorted(subcommands()))}." in call("bench", "--help").stdout
 
 
 @pytest.mark.parametrize("name", ["setup", "lock", "test-fresh", "test-matrix", "docs"])
