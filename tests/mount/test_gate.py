@@ -192,6 +192,15 @@ def _queue_a_move(device: Device, name: str = "a") -> None:
 WRITES = ["pwrite partial", "pwrite pages", "direct write", "msync"]
 
 
+def _stop_amid_a_copy(device: Device) -> None:
+    """A move of BO a that stops amid its copy. Were whole frames exchanged, no bytes would be on their way."""
+    assert device.command("debug/ban_exchange", "1") == "ok"
+    device.hold("copy")
+    assert device.command("objects/a/validate", "gtt") == "ok"
+    device.until_held("copy")
+    assert device.command("debug/ban_exchange", "0") == "ok"
+
+
 @pytest.mark.parametrize(
     ("changes", "size"),
     [
@@ -261,9 +270,7 @@ MOVING = ["pread", "mmap", "readahead", "direct", *WRITES]
 def test_while_bytes_move_requests_wait_only_for_that(device: Device, changes: list[str], size: int) -> None:
     device.make("a", SIZE, fill=FILL, place="vram")
     clients = _clients(device, "a", changes)
-    device.hold("copy")
-    assert device.command("objects/a/validate", "gtt") == "ok"
-    device.until_held("copy")
+    _stop_amid_a_copy(device)
     _begin(clients, "a")
     if len(changes) > 1:
         # Four READs and one WRITE: the kernel lets the writers of a file in one after another, and the INVAL of the
@@ -344,9 +351,7 @@ def test_without_r4_a_write_into_moving_bytes_is_lost(mounted: Callable[..., Dev
     device = mounted(*SMALL, patches=("without_r4_running",))
     device.make("a", SIZE, fill=FILL, place="vram")
     client = device.client("fd = opened('bo/a')")
-    device.hold("copy")
-    assert device.command("objects/a/validate", "gtt") == "ok"
-    device.until_held("copy")
+    _stop_amid_a_copy(device)
     # Page 40 has been copied already.
     client.do("os.pwrite(fd, b'W' * 10, 40 * 4096 + 7)", AT_ONCE)
     device.release("copy")
