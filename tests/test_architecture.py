@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.source_tree import SourceTree
+from ttmfs.cli import COMMANDS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -33,24 +34,20 @@ LAYERS = (
 )
 """From the ground up: what a row names imports only from the rows above it here, and its own package."""
 
-ROOMS = {"fs": (("kernel",), ("commands",), ("tree",), ("requests",), ("mount", "daemon"))}
+ROOMS = {
+    "fs": (("kernel",), ("commands",), ("tree",), ("requests",), ("mount", "daemon")),
+    "cli": (("common",), ("batch", "doctor", "look", "metrics", "mount", "run", "umount")),
+}
 """The same inside a package: its rooms, each a folder or a module, from the ground up."""
 
 KNOW_FUSE = ("batch", "cli", "doctor", "fs", "run")
-ENTRIES = ("ttmfs.__main__",)
-"""Modules that are run, not imported."""
+ENTRIES = ("ttmfs.__main__", *(command.where.partition(":")[0] for command in COMMANDS))
+"""Modules that are run, or loaded when their command is asked for."""
 
 INSIDE = {
-    # The other commands need no FUSE library, no numpy and no tables.
-    "ttmfs.cli": (
-        *("ttmfs.batch", "ttmfs.fs", "ttmfs.doctor", "ttmfs.fstab", "ttmfs.run", "ttmfs.service"),
-        *("ttmfs.metrics_server", "ttmfs.status"),
-    ),
-    "ttmfs.device_options": ("ttmfs.driver.limits", "ttmfs.memory.stores", "ttmfs.ttm.placement"),
     # It is needed when somebody reads `metrics`, and takes long to load.
     "ttmfs.fs.tree.metrics": ("prometheus_client",),
-    # The other commands need neither numpy nor a core; `--engine sizes` needs no core.
-    "ttmfs.replay.command": ("ttmfs.replay",),
+    # `--engine sizes` needs no core.
     "ttmfs.replay.sweep": ("ttmfs.replay.device",),
     # The watchdog's process must not load it.
     "ttmfs.fs.kernel.watchdog": ("trio",),

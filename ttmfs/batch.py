@@ -10,9 +10,6 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-# Loaded here so that no fork has to.
-from ttmfs.fs.kernel import tuning  # noqa: F401
-
 
 def serve(command: Callable[[list[str]], object]) -> None:
     """Answer each line of standard input by one on standard output, until it ends.

@@ -11,8 +11,11 @@ import click
 from ttmfs.config_file import read_config
 from ttmfs.device_words import DriverType, PolicyType, RegionType
 from ttmfs.driver.config import Config
+from ttmfs.driver.limits import RESERVED_NAMES, parse_user_limit
 from ttmfs.errors import TtmError
+from ttmfs.memory.stores import check_spec
 from ttmfs.option_types import SECONDS, SIZE
+from ttmfs.ttm.placement import parse_placement
 from ttmfs.units import PAGE_SIZE, format_size
 
 _MAY_BE_NONE: Final = ("vram", "gtt")
@@ -89,10 +92,6 @@ def checked_config(options: dict[str, Any]) -> Config:
 
 def _check(config: Config) -> None:
     """What can be known to be wrong before anything is made."""
-    # The other commands need neither: numpy alone takes longer to load than `ttmfs --version` may.
-    from ttmfs.memory.stores import check_spec  # noqa: PLC0415
-    from ttmfs.ttm.placement import parse_placement  # noqa: PLC0415
-
     names = ("system", "gtt", "vram", *(region.name for region in config.regions))
     for name in names:
         if names.count(name) > 1:
@@ -129,8 +128,6 @@ def _check(config: Config) -> None:
 
 
 def _check_limits(config: Config, names: tuple[str, ...]) -> None:
-    from ttmfs.driver.limits import RESERVED_NAMES, parse_user_limit  # noqa: PLC0415
-
     for name in names:
         if name in RESERVED_NAMES:
             raise click.UsageError(f"--region {name}: that is the name of a user's limit: call it something else")

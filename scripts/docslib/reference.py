@@ -6,7 +6,7 @@ import click
 
 from docslib import tables
 from docslib.walk import walk
-from ttmfs.cli import main
+from ttmfs.cli import COMMANDS, load, main
 from ttmfs.fs.commands.command import Command
 from ttmfs.fs.commands.objects_and_ctl import CTL_COMMANDS, OBJECT_COMMANDS
 from ttmfs.fs.commands.spaces import GPU_OPERATIONS, SPACE_COMMANDS
@@ -108,12 +108,12 @@ def _options() -> list[str]:
     parts = []
     # With the settings of the real one: a command keeps the help option that it makes for the first context it sees.
     context = click.Context(main, info_name="ttmfs", **main.context_settings)
-    device = {param.name for param in main.commands["run"].params}
-    for name, command in main.commands.items():
-        help_text = command.get_short_help_str(200)
-        words = command.collect_usage_pieces(click.Context(command, info_name=name, parent=context))
-        parts.append(f"**`ttmfs {name} {' '.join(words)}`**\n\n{help_text}\n")
-        options = [param for param in command.params if isinstance(param, click.Option)]
+    device = {param.name for param in load("run").params}
+    for entry in COMMANDS:
+        name, found = entry.name, entry.load()
+        words = found.collect_usage_pieces(click.Context(found, info_name=name, parent=context))
+        parts.append(f"**`ttmfs {name} {' '.join(words)}`**\n\n{found.get_short_help_str(200)}\n")
+        options = [param for param in found.params if isinstance(param, click.Option)]
         if name == "run":
             parts.append("The options of a device, as `ttmfs mount`.\n")
             continue

@@ -93,5 +93,5 @@ def test_doctor_closed_device() -> None:
 
 
 def test_doctor_status_is_0_when_nothing_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "examine", lambda: iter([doctor.Finding(0, "all"), doctor.Finding(1, "some")]))
+    monkeypatch.setattr("ttmfs.cli.doctor.examine", lambda: iter([doctor.Finding(0, "all"), doctor.Finding(1, "some")]))
     assert CliRunner().invoke(cli.main, ["doctor"]).exit_code == 0

@@ -82,6 +82,6 @@ def test_a_log_begins_with_version_and_options_and_one_that_cannot_be_is_named(t
     try:
         assert ttmfs("mount", str(mountpoint), *small, "--log", str(tmp_path / "log")).returncode == 0
         first = (tmp_path / "log").read_text().splitlines()[0]
-        assert f" INFO ttmfs.cli: ttmfs 0.1.0 on {mountpoint}: Config(vram=8388608" in first
+        assert f" INFO ttmfs.cli.mount: ttmfs 0.1.0 on {mountpoint}: Config(vram=8388608" in first
     finally:
         ttmfs("umount", str(mountpoint))

@@ -146,7 +146,7 @@ def test_status_of_another_users_mount(mnt: str) -> None:
     os.chmod(os.path.dirname(mnt), 0o755)
     # Everything is imported before the rights are gone: this Python may lie below root's own folder.
     script = (
-        "import os, sys, ttmfs.fstab, ttmfs.status, ttmfs.fs.kernel.tuning, ttmfs.cli as cli\n"
+        "import os, sys, ttmfs.cli.look, ttmfs.cli as cli\n"
         "os.setgroups([]); os.setgid(65534); os.setuid(65534); cli.main(['status', sys.argv[1]])"
     )
     done = subprocess.run(

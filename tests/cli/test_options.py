@@ -24,8 +24,8 @@ def parse(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[Result, Con
         seen.append(checked_config(options))
         return seen[-1]
 
-    monkeypatch.setattr("ttmfs.cli.checked_config", remember)
-    monkeypatch.setattr("ttmfs.fs.mount.check_mountpoint", stop)
+    monkeypatch.setattr("ttmfs.cli.mount.checked_config", remember)
+    monkeypatch.setattr("ttmfs.cli.mount.check_mountpoint", stop)
     result = CliRunner().invoke(cli.main, ["mount", "/nowhere", *arguments])
     return result, seen[0] if seen else None
 
@@ -209,7 +209,7 @@ TOML_VALUES = [
     *("1", "0", "-1", "1.5", "true", "false", '"x"', '""', "[]", "[1]", '["a"]', "{}", "{a = 1}", "nan", "inf"),
     *("1979-05-27", "1979-05-27T07:32:00Z", "9" * 5000, "0x" + "f" * 5000, "[" * 5000, '"\\u0000"'),
 ]
-KEYS = [param.opts[0].removeprefix("--") for param in cli.mount.params if param.opts[0].startswith("--")]
+KEYS = [param.opts[0].removeprefix("--") for param in cli.load("mount").params if param.opts[0].startswith("--")]
 
 
 @pytest.mark.parametrize("value", TOML_VALUES, ids=lambda value: value[:20])
@@ -217,7 +217,7 @@ def test_any_value_of_any_option_in_a_file_is_taken_or_a_sentence(value: str, tm
     file = tmp_path / "device.toml"
     for key in KEYS:
         file.write_text(f"{key} = {value}\n")
-        result = CliRunner().invoke(cli.mount, [str(tmp_path / "missing"), "--config", str(file)])
+        result = CliRunner().invoke(cli.load("mount"), [str(tmp_path / "missing"), "--config", str(file)])
         assert result.exit_code in (1, 2), (key, result.output)
         assert isinstance(result.exception, SystemExit), (key, result.exception)
         assert "Error: " in result.output
@@ -226,8 +226,8 @@ def test_any_value_of_any_option_in_a_file_is_taken_or_a_sentence(value: str, tm
 def test_a_flag_in_a_file_is_true_or_false(tmp_path: Path) -> None:
     file = tmp_path / "device.toml"
     file.write_text("allow-other = 1\n")
-    result = CliRunner().invoke(cli.mount, ["/nowhere", "--config", str(file)])
+    result = CliRunner().invoke(cli.load("mount"), ["/nowhere", "--config", str(file)])
     assert result.exit_code == 2
     assert "allow-other: say true or false, not 1" in result.output
     file.write_text("prefault = 1.5\n")
-    assert "1.5" in CliRunner().invoke(cli.mount, ["/nowhere", "--config", str(file)]).output
+    assert "1.5" in CliRunner().invoke(cli.load("mount"), ["/nowhere", "--config", str(file)]).output

@@ -29,7 +29,8 @@ def test_options_of_fstab_are_split_at_commas_that_are_no_values() -> None:
 
 
 def test_options_of_fstab_are_those_of_mount() -> None:
-    words = mount_words(["rw", "noauto", "x-systemd.automount", "vram=1M", "sync_moves", "visible-vram=1M"], cli.mount)
+    asked = ["rw", "noauto", "x-systemd.automount", "vram=1M", "sync_moves", "visible-vram=1M"]
+    words = mount_words(asked, cli.load("mount"))
     assert words == ["--vram", "1M", "--sync-moves", "--visible-vram", "1M"]
 
 
@@ -46,7 +47,7 @@ def test_options_of_fstab_are_those_of_mount() -> None:
 )
 def test_what_fstab_cannot_ask_for_is_refused_with_what_can_be(option: str, why: str) -> None:
     with pytest.raises(click.UsageError, match=why.replace("?", r"\?")):
-        mount_words([option], cli.mount)
+        mount_words([option], cli.load("mount"))
 
 
 def test_a_misspelt_command_mounts_nothing() -> None:

@@ -7,6 +7,7 @@ import click
 
 from ttmfs.errors import TtmError
 from ttmfs.option_types import SIZE
+from ttmfs.replay.study import Study
 
 DEFAULT_EVICT = "lru,fifo,clock,sieve,slru,arc,s3fifo,belady"
 
@@ -81,8 +82,6 @@ def replay(
     ratio: their bytes. moved: bytes into the region and out of it. policy us: time a request spends in the policy's
     code. Every trace runs under every policy in every size, on all processors, with --dask on all workers of a cluster.
     """
-    from ttmfs.replay.study import Study  # noqa: PLC0415 - the other commands do not need numpy
-
     if size is not None and sizes is not None:
         raise click.UsageError("--size and --sizes exclude each other")
     if dask is not None and jobs is not None:
