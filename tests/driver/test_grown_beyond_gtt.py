@@ -1,5 +1,7 @@
 """A BO in VRAM that has grown beyond all of gtt: there is no way by gtt, so it is evicted straight to system."""
 
+from typing import Any
+
 import pytest
 
 from tests.core.exercise import exercise
@@ -7,7 +9,8 @@ from tests.core.harness import MIB, device, idle, make, move, pattern
 from ttmfs.driver import calls
 from ttmfs.driver.config import Config
 from ttmfs.errors import TtmError
-from ttmfs.ttm import access, populate
+from ttmfs.ttm import access, populate, space
+from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.lifetime import set_size
 
@@ -27,6 +30,29 @@ async def test_it_leaves_vram(how: str) -> None:
         assert bo.mem_type == "system"
         await idle(bo)
         assert bytes(await access.read(bo, 0, 6 * MIB)) == pattern("a", 3 * MIB) + b"x" * (3 * MIB)
+
+
+async def test_one_that_grows_beyond_gtt_while_others_leave_it_goes_to_system(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with device(vram=8 * MIB, gtt=4 * MIB, memory=64 * MIB) as vdev:
+        victim, bo = await make(vdev, "victim", 3 * MIB), await make(vdev, "a", 2 * MIB)
+        await move(vdev, bo, "vram")
+        await move(vdev, victim, "gtt")
+        await idle(bo)
+        real = space.evict_bo
+
+        async def grows(leaves: BufferObject, *arguments: Any, **options: Any) -> None:
+            await real(leaves, *arguments, **options)
+            if leaves is victim:
+                set_size(bo, 5 * MIB)
+
+        monkeypatch.setattr(space, "evict_bo", grows)
+        await calls.evict_one(vdev, bo, OperationContext())
+        assert bo.size == 5 * MIB, "it was to grow while its victim leaves gtt"
+        assert (victim.mem_type, bo.mem_type) == ("system", "system")
+        await idle(bo)
+        assert bytes(await access.read(bo, 0, 5 * MIB)) == pattern("a", 2 * MIB) + bytes(3 * MIB)
 
 
 async def test_no_byte_is_wrong_where_gtt_is_small() -> None:

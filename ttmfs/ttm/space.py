@@ -115,7 +115,14 @@ async def _find(
         search = search_for(bo, manager, error, evicting=evicting)
     if search is None or manager.name == SYSTEM:
         return None
-    return await evict_alloc(Walk(bo, manager, place, ctx, search, _evict_candidate))
+    try:
+        return await evict_alloc(Walk(bo, manager, place, ctx, search, _evict_candidate))
+    except TtmError as error:
+        if error.errno != errno.E2BIG:
+            raise
+        # Its file has grown while others were evicted: it can never be there any more.
+        trace_place(bo, place, evicting, "never_fits", error.message)
+        return None
 
 
 def _add_eviction_fences(bo: BufferObject, resource: Resource, ctx: OperationContext) -> bool:
