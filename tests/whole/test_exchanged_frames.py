@@ -20,6 +20,9 @@ CONFIGS = (
     Config(vram=16 * MIB, gtt=32 * MIB, memory=64 * MIB, swap=64 * MIB, copy_latency=0.0005, copy_engines=2),
 )
 
+SEEDS = {"exchanged": 3, "either": 2, "copied": 1}
+"""How many of each by default: other tests of the whole device copy."""
+
 
 class Frames:
     """Frames that copies have exchanged."""
@@ -47,7 +50,7 @@ def exchanged(monkeypatch: pytest.MonkeyPatch, how: str) -> Frames:
 @pytest.mark.parametrize("first", [7100, pytest.param(7200, marks=pytest.mark.stress)])
 @pytest.mark.parametrize("how", HOW)
 async def test_no_byte_of_bos_is_wrong(exchanged: Frames, how: str, first: int) -> None:
-    for seed in range(first, first + (3 if first == 7100 else 200)):
+    for seed in range(first, first + (SEEDS[how] if first == 7100 else 200)):
         config = CONFIGS[seed % len(CONFIGS)]
         await exercise(seed, steps=60, config=config, faults=bool(seed % 2), max_size=6 * MIB)
     assert bool(exchanged.count) is (how != "copied")
@@ -56,7 +59,7 @@ async def test_no_byte_of_bos_is_wrong(exchanged: Frames, how: str, first: int) 
 @pytest.mark.parametrize("first", [100, pytest.param(1000, marks=pytest.mark.stress)])
 @pytest.mark.parametrize("how", HOW)
 def test_no_byte_of_address_spaces_is_wrong(exchanged: Frames, how: str, first: int) -> None:
-    for seed in range(first, first + (4 if first == 100 else 100)):
+    for seed in range(first, first + (SEEDS[how] if first == 100 else 100)):
         # What an engine fails to copy is lost where the CPU does not see it.
         faults, suspends = seed % 2 == 0, bool(seed & 2)
         run = partial(together, seed, config=CONFIGS[seed % 2], steps=30, faults=faults, suspends=suspends)
