@@ -62,7 +62,15 @@ def test_a_document_without_commands_is_refused_with_those_that_have_some() -> N
 @pytest.mark.skipif(os.geteuid() != 0, reason="the tour shows what root gets")
 @pytest.mark.parametrize(
     ("name", "least"),
-    [("tour", 90), ("troubleshooting", 10), ("drivers", 8), ("policies", 20), ("services", 4), ("cookbook", 30)],
+    [
+        ("tour", 90),
+        ("troubleshooting", 10),
+        ("drivers", 8),
+        ("policies", 20),
+        ("services", 4),
+        ("cookbook", 30),
+        ("groups", 12),
+    ],
 )
 def test_a_document_shows_what_is_printed(name: str, least: int) -> None:
     assert run_document(DOCS / f"{name}.md", 100) >= least
