@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from ttmfs.ttm.lru import BulkMarker, LruBulkMove, LruItem, LruList, PriorityLru
-from ttmfs.ttm.lru_cursor import LruCursor
+from ttmfs.ttm.lru_cursor import LruCursor, newer
 
 RESVS = "resv 0", "resv 1"
 NUMBERS = st.integers(0, 11)
@@ -34,6 +34,7 @@ class Walk:
         self.manager = manager
         self.until_now = until_now
         self.cursor = LruCursor(machine.lrus[manager], until_now=until_now)
+        self.stamp = machine.lrus[manager].stamp
         self.birth = machine.order(manager)
         self.moved: set[int] = set()
         self.owed = set(self.birth)  # unmoved and not returned yet
@@ -56,10 +57,12 @@ class Walk:
         item = cast("Item | None", self.cursor.next())
         machine = self.machine
         if item is None:
+            self.check_newer()
             assert not self.owed, "items that did not move were skipped"
             assert self.until_now or not self.due, "bumped items were skipped"
             return None
         number = item.number
+        self.check_newer()
         kind, priority, *_ = machine.where[number]
         assert kind == self.manager, "an item that is not on the list was returned"
         assert number not in self.returned, "an item that was not bumped was returned twice"
@@ -74,6 +77,12 @@ class Walk:
         self.due.discard(number)
         self.returned.append(number)
         return item
+
+    def check_newer(self) -> None:
+        """`newer` gives what moved since the birth and is there: nobody else, and each once."""
+        machine = self.machine
+        found = sorted(cast("Item", item).number for item in newer(machine.lrus[self.manager], self.stamp))
+        assert found == sorted(self.moved.intersection(machine.order(self.manager)))
 
 
 class LruMachine(RuleBasedStateMachine):

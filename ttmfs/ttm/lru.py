@@ -204,11 +204,12 @@ class BulkGroup(LruList):
     `epoch` rises whenever the marker moves or goes: a cursor parked inside sees that its place is gone.
     """
 
-    __slots__ = ("bulk", "epoch", "home", "marker")
+    __slots__ = ("bulk", "epoch", "home", "lru", "marker")
 
     def __init__(self, bulk: "LruBulkMove", owner: "PriorityLru", priority: int) -> None:
         super().__init__(owner, priority)
         self.bulk = bulk
+        self.lru = owner
         self.epoch = 0
         self.home = owner.lists[priority]
         self.marker = BulkMarker(self)
@@ -223,6 +224,7 @@ class BulkGroup(LruList):
     def _append(self, item: LruItem) -> None:
         if not self.count:
             self.home._place(self.marker)
+            self.lru.groups[self] = None
         super()._append(item)
         self.bulk._joined(item)
 
@@ -231,6 +233,7 @@ class BulkGroup(LruList):
         if not self.count:
             unlink(self.marker)
             self.marker._lru_list = None
+            del self.lru.groups[self]
             self.epoch += 1
         self.bulk._left()
 
@@ -239,13 +242,14 @@ class PriorityLru:
     """The lists of one resource manager, one for each priority (`ttm_resource_manager.lru`).
 
     `count`: items on them, members of bulk moves included. `steps`: nodes visited since it was made, by all
-    operations. `stamp`: insertions so far.
+    operations. `stamp`: insertions so far. `groups`: those of bulk moves that have members here.
     """
 
-    __slots__ = ("count", "lists", "stamp", "steps")
+    __slots__ = ("count", "groups", "lists", "stamp", "steps")
 
     def __init__(self) -> None:
         self.count = 0
+        self.groups: dict[BulkGroup, None] = {}
         self.steps = 0
         self.stamp = 0
         self.lists = tuple(LruList(self, priority) for priority in range(NUM_PRIORITIES))
@@ -295,6 +299,7 @@ class PriorityLru:
         """Walk everything; a sentence for each thing that is wrong."""
         wrong: list[str] = []
         total = 0
+        groups: dict[BulkGroup, None] = {}
         for lru_list in self.lists:
             wrong += _check_list(lru_list, f"priority {lru_list.priority}")
             node = lru_list._lru_next
@@ -304,8 +309,11 @@ class PriorityLru:
                     if node.group.home is not lru_list or not node.group.count:
                         wrong.append(f"priority {lru_list.priority}: a bulk marker is out of place")
                     total += node.group.count
+                    groups[node.group] = None
                 node = node._lru_next
             total += lru_list.count
+        if groups.keys() != self.groups.keys():
+            wrong.append(f"lru: knows {len(self.groups)} groups of bulk moves, the lists hold {len(groups)}")
         if total != self.count:
             wrong.append(f"lru: counts {self.count} items, the lists hold {total}")
         return wrong

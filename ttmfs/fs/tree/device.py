@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -17,7 +16,7 @@ from ttmfs.errors import TtmError, no_such
 from ttmfs.fs.commands.command import Command, Machine, Result
 from ttmfs.fs.commands.handles import CommandHandle, TextHandle
 from ttmfs.fs.commands.objects_and_ctl import CTL_COMMANDS, OBJECT_COMMANDS
-from ttmfs.fs.commands.quoting import cell, escape, for_shell
+from ttmfs.fs.commands.quoting import cell, for_shell
 from ttmfs.fs.commands.runner import Runner
 from ttmfs.fs.commands.space_knobs import set_svm_knob, svm_knobs
 from ttmfs.fs.commands.trace import set_trace, trace_state
@@ -45,10 +44,9 @@ from ttmfs.svm.audit import svm_check_steps
 from ttmfs.svm.names import SpaceNames
 from ttmfs.sync.pace import Pace
 from ttmfs.ttm.account import BOS
-from ttmfs.ttm.lru_cursor import LruCursor
 from ttmfs.ttm.placement import SYSTEM
-from ttmfs.ttm.resource import Resource, ResourceManager
-from ttmfs.units import MAX_ORDER, PAGE_SIZE
+from ttmfs.ttm.resource import ResourceManager
+from ttmfs.units import MAX_ORDER
 
 _SWAP_FILES: Final = ("store", "size", "used", "pages", "ratio")
 _OBJECT_NAMES: Final = FixedNames(
@@ -57,7 +55,7 @@ _OBJECT_NAMES: Final = FixedNames(
 _CHECK_THEMSELVES: Final = ("submit", "copy")
 """Commands of ctl/ that anybody may give: they look at the rights on each BO that they name."""
 _PINS: Final = ("pin", "unpin")
-_REGION_FILES: Final = ("size", "used", "visible_size", "visible_used", "lru", "debug", *REGION_FILES)
+_REGION_FILES: Final = ("size", "used", "visible_size", "visible_used", "debug", *REGION_FILES)
 
 
 class Tree:
@@ -313,8 +311,6 @@ class Tree:
             return self._text(lambda: f"{region_stats(self.machine.vdev, manager)[name]}\n")
         if name == "fragmentation" and name in _region_files(manager):
             return self._text(self._fragmentation)
-        if name == "lru":
-            return self._dear(lambda: _lru_text(manager))
         if name == "debug":
             return self._text(manager.debug)
         return self.observe.find_region_file(manager, name)
@@ -425,14 +421,3 @@ def _flag(text: str, does: str) -> bool:
     if text.strip() not in ("0", "1"):
         raise TtmError(errno.EINVAL, f"say 1 to {does}, 0 not to")
     return text.strip() == "1"
-
-
-def _lru_text(manager: ResourceManager) -> str:
-    """The LRU, first victim first: priority, BO, bytes."""
-    rows = ["priority\tbo\tbytes"]
-    started = time.monotonic()
-    with LruCursor(manager.lru, until_now=True) as cursor:
-        while (item := cursor.next()) is not None and time.monotonic() - started < 0.05:
-            assert isinstance(item, Resource)
-            rows.append(f"{item.bo.priority}\t{escape(item.bo.name) or '-'}\t{item.num_pages * PAGE_SIZE}")
-    return "\n".join(rows) + "\n"

@@ -13,11 +13,9 @@ import trio
 from ttmfs.driver import calls
 from ttmfs.driver.clients import Client, Clients
 from ttmfs.driver.entries import FIRST_NUMBER
-from ttmfs.driver.region_map import region_map, rows
 from ttmfs.errors import TtmError
 from ttmfs.fs.commands.command import Machine
 from ttmfs.fs.commands.handles import TextHandle
-from ttmfs.fs.commands.quoting import cell, escape
 from ttmfs.fs.commands.runner import Runner
 from ttmfs.fs.kernel.rights import Fixed, Owner, Rights
 from ttmfs.fs.tree.fdinfo import client_text, gem_info, mem_info
@@ -25,13 +23,12 @@ from ttmfs.fs.tree.listing import FixedNames
 from ttmfs.fs.tree.metrics import Exporter
 from ttmfs.fs.tree.nodes import Lengths, Node, VirtualDir, VirtualFile
 from ttmfs.fs.tree.peek import VramHandle
+from ttmfs.fs.tree.region_texts import eviction_fences_text, lru_text, map_text
 from ttmfs.fs.tree.slow_text import SlowText, bounded, paced_lines, slow_file, trigger_file
 from ttmfs.fs.tree.trace_pipe import PipeFile, TracePipe
 from ttmfs.observe.recorder import Entry
 from ttmfs.observe.trace import Event
-from ttmfs.svm.owners import owned_pages
 from ttmfs.svm.svm import Svm
-from ttmfs.sync.pace import Pace
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.placement import VRAM
 from ttmfs.ttm.resource import ResourceManager
@@ -41,8 +38,7 @@ SHRINK_BATCH: Final = 352
 
 CLIENTS_KEY: Final = "clients"
 """The key of clients/."""
-REGION_FILES: Final = ("fences", "map")
-_ROWS_AT_A_TIME: Final = 1024
+REGION_FILES: Final = ("fences", "lru", "map")
 _TTM_FILES: Final = ("buffer_objects", "page_pool", "page_pool_shrink", "tt_shrink")
 
 
@@ -166,20 +162,17 @@ class ObserveTree:
     def find_region_file(self, manager: ResourceManager, name: str) -> Node | None:
         """One of REGION_FILES of a region."""
         if name == "fences":
-            return self._private(lambda: _eviction_fences(manager))
+            return self._private(lambda: eviction_fences_text(manager))
+        if name == "lru":
+            return self._slow_region_file(lambda: lru_text(manager))
         if name == "map":
-            return slow_file(lambda: self._map_text(manager), self.owner.only(0o400), self.lengths)
+            machine = self.machine
+            return self._slow_region_file(lambda: map_text(machine.vdev, machine.names, self.svm, manager))
         return None
 
-    async def _map_text(self, manager: ResourceManager) -> bytes:
-        found = await region_map(self.machine.vdev, self.machine.names, manager, owned_pages(self.svm))
-        labels = [label if index < 2 else escape(label) for index, label in enumerate(found.labels)]
-        pace = Pace()
-        parts = ["first\tpages\torder\tbo\n"]
-        for begin in range(0, len(found.first), _ROWS_AT_A_TIME):
-            parts += rows(found, begin, begin + _ROWS_AT_A_TIME, labels)
-            await pace.step()
-        return "".join(parts).encode()
+    def _slow_region_file(self, text: SlowText) -> VirtualFile:
+        """For the owner: it names BOs."""
+        return slow_file(text, self.owner.only(0o400), self.lengths)
 
     # -- debug/ --------------------------------------------------------------------------------------------------
 
@@ -240,12 +233,3 @@ class ObserveTree:
             self._tt_shrink = f"-{error.errno}\n"
             raise
         self._tt_shrink = f"{done['pages_out']}\n"
-
-
-def _eviction_fences(manager: ResourceManager) -> str:
-    """Copies out of a region that every new owner of its space waits for."""
-    lines = ["fence\twhat\twaits_for"]
-    for fence in manager.eviction_fences:
-        if not fence.signaled:
-            lines.append(f"{fence.name}\t{cell(fence.what)}\t{' '.join(dep.name for dep in fence.deps) or '-'}")
-    return "\n".join(lines) + "\n"
