@@ -4,7 +4,7 @@ Each is also read from the environment, and from a file (`--config`); the comman
 """
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import click
 
@@ -15,6 +15,7 @@ from ttmfs.driver.limits import RESERVED_NAMES, parse_user_limit
 from ttmfs.errors import TtmError
 from ttmfs.memory.stores import check_spec
 from ttmfs.option_types import SECONDS, SIZE
+from ttmfs.ttm.dmem import Protection
 from ttmfs.ttm.placement import parse_placement
 from ttmfs.units import PAGE_SIZE, format_size
 
@@ -60,6 +61,10 @@ _DEVICE_OPTIONS: Final[list[Callable[[Callable[..., Any]], Callable[..., Any]]]]
         default="",
         metavar="LIMITS",
         help="What each other user may have: memory=50%,vram=50%,bos=10000, or sizes. [default: all]",
+    ),
+    _option(
+        "--dmem-protection", type=click.Choice(get_args(Protection)), default="newer",
+        help="Which kernel's rules protect groups: the newer series', or those of 6.14 to 7.0.",
     ),
     _option("--stock-loop", is_flag=True, help="Use pyfuse3's own readiness wait."),
     _option("--watchdog", type=SECONDS, default=30.0, help="Seconds until a wedged daemon is put down (0: never)."),

@@ -128,6 +128,7 @@ STATUS: Final[Mapping[str, str]] = {
     "beneficial_order_failed": "1: a piece of the beneficial order was not to be had; it is on the defrag list",
     "purged": "1: its content was dropped; until it is truncated to 0, or (if it reads as zeros) advised otherwise",
     "imported": "1: its memory is another file's",
+    "group": "who is charged for it; `/` is the root group",
     "dirty_pages": "pages written by clients since the device last took them",
     "dirty_runs": "runs of those",
     "last_error": "why the last command or fault failed",
@@ -146,6 +147,7 @@ SPACE_STATUS: Final[Mapping[str, str]] = {
     "migrations_in": "ranges that went to the device",
     "migrations_out": "ranges that came back",
     "bytes_moved": "bytes, both ways",
+    "group": "who is charged for what it has in vram; `/` is the root group",
     "opens": "open files",
     "last_error": "why the last command failed",
 }

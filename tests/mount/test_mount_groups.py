@@ -1,6 +1,7 @@
 """groups/ on a mount: the kernel's files, who is charged, what protects, and who may do what."""
 
 import os
+from collections.abc import Callable
 
 import pytest
 
@@ -98,3 +99,25 @@ def test_a_delegated_group_is_its_owners_and_its_limits_are_not(device: Device) 
     assert put(anna, "groups/anna/sub/cgroup.procs", "0") == "ok"
     assert put(anna, "groups/anna/sub/cgroup.procs", str(device.shell.do("os.getpid()"))) == "EACCES"
     assert anna.errno("os.rmdir(path('groups/anna/sub'))") == "ok"
+
+
+def test_a_group_is_seen_in_stats_metrics_status_and_clients(device: Device) -> None:
+    shell = device.shell
+    shell.do("os.makedirs(path('groups/app.slice/game'))")
+    assert put(shell, "groups/app.slice/dmem.low", "vram 3M") == "ok"
+    assert put(shell, "groups/app.slice/game/dmem.low", "vram max") == "ok"
+    assert put(shell, "groups/app.slice/game/cgroup.procs", "0") == "ok"
+    assert fill(shell, "texture") == "ok"
+    mine = device.stats()["groups"]["/app.slice/game"]["vram"]
+    assert (mine["current"], mine["max"], mine["low"], mine["effective_low"]) == (MIB, 4 * MIB, 4 * MIB, MIB)
+    assert device.stats()["groups"]["/"]["vram"]["current"] == MIB
+    assert 'ttmfs_groups_current_bytes{group="/app.slice/game",region="vram"} 1.048576e+06' in text(device, "metrics")
+    assert "group:\t/app.slice/game" in text(device, "objects/texture/status").splitlines()
+    pid = shell.do("os.getpid()")
+    assert "ttmfs-group:\t/app.slice/game" in text(device, f"clients/{pid}").splitlines()
+
+
+@pytest.mark.parametrize("kind", ["newer", "released"])
+def test_whose_rules_protect_is_an_option(mounted: Callable[..., Device], kind: str) -> None:
+    device = mounted("--dmem-protection", kind)
+    assert f"dmem_protection={kind}" in text(device, "ctl/config").splitlines()

@@ -44,15 +44,17 @@ def samples(device: Device) -> dict[tuple[str, str], float]:
 
 def test_metrics_are_the_numbers_of_stats(device: Device) -> None:
     device.make("a", 4 * MIB, 1, "vram")
+    device.shell.do("os.makedirs(path('groups/app.slice/' + os.fsdecode(b'\\xff')))")
     metrics, stats = samples(device), json.loads(slurp(device, "stats"))
     seen = 0
     for path, value in leaves(stats):
-        name, region = key_of(path)
+        name, names = key_of(path)
         if not KEYS[name].kind or name.split(".")[0] in ("requests", "faults"):
             continue
         metric = metric_name(name) + ("_total" if KEYS[name].kind == COUNTER else "")
-        for label, number in enumerate(value) if isinstance(value, list) else [(region, value)]:
-            assert metrics[metric, str(label)] == KEYS[name].metric_value(number), path
+        for label, number in enumerate(value) if isinstance(value, list) else [(",".join(names), value)]:
+            said = str(label).encode("utf-8", "backslashreplace").decode()
+            assert metrics[metric, said] == KEYS[name].metric_value(number), path
             seen += 1
     assert seen > 40
 

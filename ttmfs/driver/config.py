@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ttmfs.policy.api import Kind
+from ttmfs.ttm.dmem import Protection
 
 MIB = 1 << 20
 
@@ -46,6 +47,8 @@ class Config:
     allow_other: bool = False
     user_pins: bool = False
     user_limit: str = ""
+    dmem_protection: Protection = "newer"
+    """Whose rules protect groups: those of the newer series, or of the released kernels."""
     svm_notifier_size: int = 512 * MIB
     stock_loop: bool = False
     watchdog: float = 30.0

@@ -34,6 +34,7 @@ class VirtualDevice(Hardware):
         self.ttm.shrinkers.append(partial(shrink_for, self.ttm))
         self.ttm.reclaimers.append(partial(reclaim_zero_pages, self.ttm))
         set_user_limit(self, config.user_limit)
+        self.ttm.dmem.protection = config.dmem_protection
         self.power = PowerState(self)
         self.defrag = DefragWorker(self)
         self.policies = Policies(self)

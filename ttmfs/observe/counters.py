@@ -27,6 +27,12 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
+    def copy(self) -> "Histogram":
+        """One that stays as it is now."""
+        other = Histogram(self.bounds)
+        other.counts, other.sum = self.counts.copy(), self.sum
+        return other
+
 
 class FaultCounters:
     """Faults by BO files. `max_ns` is the longest from request to reply."""

@@ -177,6 +177,11 @@ class Group:
         return f"group {self.name!r}" if self.name else "the root group"
 
     @property
+    def path(self) -> str:
+        """As /proc/PID/cgroup would say it: "/" is the root."""
+        return f"/{self.name}"
+
+    @property
     def live(self) -> "Group":
         """It, or, once it was removed, the nearest one above it that was not: who is charged for what belongs to it."""
         group = self

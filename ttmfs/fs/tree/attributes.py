@@ -68,6 +68,7 @@ def status(bo: BufferObject) -> dict[str, Any]:
         "beneficial_order_failed": bool(tt is not None and tt.beneficial_order_failed),
         "purged": bo.purged,
         "imported": bo.external,
+        "group": bo.group.live.path,
         **_dirty(bo),
         "last_error": bo.last_error,
         "last_move": "" if bo.last_move is None else bo.last_move.sentence(),

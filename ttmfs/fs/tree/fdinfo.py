@@ -50,7 +50,11 @@ def fdinfo(client: Client, usages: Usages) -> str:
 async def client_text(vdev: VirtualDevice, names: Namespace, client: Client) -> str:
     """The text of one client now."""
     text = fdinfo(client, await usage_of(vdev, names, client))
-    return text if client is names.clients.kernel else text + user_lines(vdev.ttm.accounts.of(client.uid), client.uid)
+    if client is names.clients.kernel:
+        return text
+    groups = sorted({escape(file.bo.group.live.path) for file in client.files.values()})
+    text += "".join(f"ttmfs-group:\t{group}\n" for group in groups)
+    return text + user_lines(vdev.ttm.accounts.of(client.uid), client.uid)
 
 
 def user_lines(account: Account, uid: int) -> str:

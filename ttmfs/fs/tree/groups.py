@@ -67,11 +67,6 @@ class _FileOf:
         return self.folder.gid
 
 
-def path_of(group: Group) -> str:
-    """Its path below groups/, as /proc/PID/cgroup would say it: "/" is the root."""
-    return f"/{group.name}"
-
-
 class GroupDir(VirtualDir):
     """The folder of a group. It lists the files first, then the groups below in the order in which they came."""
 
@@ -185,7 +180,7 @@ class GroupDir(VirtualDir):
             raise TtmError(errno.EACCES, f"process {pid} is not yours")
         self._groups.check_move(caller, members.group_of(pid), self.group)
         members.place(pid, self._live())
-        return {"pid": pid, "group": path_of(self.group)}
+        return {"pid": pid, "group": self.group.path}
 
     def _live(self) -> Group:
         if self.group.removed:
@@ -286,10 +281,10 @@ class GroupTree:
             self.check_move(caller, file.bo.group.live, target)
             file.bo.check_alive()
             lifetime.set_group(file.bo, target)
-            return {"group": path_of(target)}
+            return {"group": target.path}
 
         command = Command(f"objects/{file.bo.name}/group", "GROUP", "", (), move)
-        return self.command(command, lambda: path_of(file.bo.group.live) + "\n", AttributeOf(file))
+        return self.command(command, lambda: file.bo.group.live.path + "\n", AttributeOf(file))
 
     def _find(self, path: str) -> GroupDir:
         folder: GroupDir | None = self.root

@@ -82,7 +82,7 @@ class ObserveTree:
         self.owner = owner
         trace = machine.vdev.ttm.trace
         self.pipe = TracePipe(trace)
-        self.exporter = Exporter(stats, machine.vdev.ttm.counters)
+        self._stats = stats
         self._slow: dict[str, tuple[SlowText, Rights]] = {
             "trace": (self._trace_text, owner.only(0o400)),
             "trace.json": (self._trace_json, owner.only(0o400)),
@@ -139,8 +139,9 @@ class ObserveTree:
         return await paced_lines(list(self.machine.vdev.ttm.trace.ring), Event.json_line)
 
     async def _metrics(self) -> bytes:
-        await trio.to_thread.run_sync(self.exporter.load)
-        return self.exporter.text()
+        exporter = Exporter(self._stats(), self.machine.vdev.ttm.counters)
+        # Many groups are many lines, and a library is loaded: no request waits for either.
+        return await trio.to_thread.run_sync(exporter.text)
 
     # -- clients/ ------------------------------------------------------------------------------------------------
 

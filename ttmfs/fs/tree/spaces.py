@@ -101,5 +101,6 @@ def status(file: SpaceFile) -> dict[str, Any]:
         "populated_pages": space.num_blocks(),
         **counts(space),
         "opens": file.opens,
+        "group": space.group.live.path,
         "last_error": file.last_error,
     }

@@ -1,7 +1,7 @@
 """The keys of `stats`: one table, from which docs/STATS.md and the names of `metrics` come.
 
-A key is a path with `.` between its parts; `*` stands for a name (a region). Keys are never renamed or given another
-unit: SCHEMA rises if that must ever be.
+A key is a path with `.` between its parts; `*` stands for a name (a region; of `groups` a group, then a
+region). Keys are never renamed or given another unit: SCHEMA rises if that must ever be.
 """
 
 from collections.abc import Iterator, Mapping
@@ -82,6 +82,19 @@ KEYS: Final[Mapping[str, Key]] = {
         "users",
         count=("users", GAUGE, "Users who have something that is counted."),
         refused=("attempts", COUNTER, "What was refused (EDQUOT) for a user's limit."),
+    ),
+    **_section(
+        "groups.*.*",
+        current=("bytes", GAUGE, "What the group and those below it have of a region."),
+        peak=("bytes", GAUGE, "The most that they ever had."),
+        max=("bytes", GAUGE, "The most that they may have; without a limit, all that there is."),
+        min=("bytes", GAUGE, "So much is never evicted for others."),
+        low=("bytes", GAUGE, "So much goes only when nothing unprotected is left."),
+        effective_min=("bytes", GAUGE, "What those above and beside it leave of min."),
+        effective_low=("bytes", GAUGE, "What they leave of low."),
+        low_events=("BOs", COUNTER, "BOs of it that went although low protected them."),
+        max_events=("times", COUNTER, "Times that its max was met."),
+        evictions=("BOs", COUNTER, "BOs of it that were evicted."),
     ),
     **_section(
         "bos",
@@ -200,13 +213,25 @@ def leaves(stats: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield path, value
 
 
-def key_of(path: str) -> tuple[str, str]:
-    """(the table's key of a path, the name that its `*` stands for or "")."""
+_LABELS: Final[Mapping[str, tuple[str, ...]]] = {"regions.*": ("region",), "groups.*.*": ("group", "region")}
+"""What the `*` of a section stand for. Only the first name may have a `.` in it."""
+
+
+def labels_of(key: str) -> tuple[str, ...]:
+    """What the `*` of one of KEYS stand for, in order."""
+    return _LABELS.get(key.rpartition(".")[0], ())
+
+
+def key_of(path: str) -> tuple[str, tuple[str, ...]]:
+    """(the table's key of a path, the names that its `*` stand for)."""
     if path in KEYS:
-        return path, ""
+        return path, ()
     section, _, rest = path.partition(".")
-    name, dot, leaf = rest.rpartition(".")
-    return (f"{section}.*.{leaf}", name) if dot else (path, "")
+    for pattern, labels in _LABELS.items():
+        names = rest.rsplit(".", len(labels))
+        if pattern.partition(".")[0] == section and len(names) == len(labels) + 1:
+            return f"{pattern}.{names[-1]}", tuple(names[:-1])
+    return path, ()
 
 
 def metric_name(path: str) -> str:
@@ -217,7 +242,7 @@ def metric_name(path: str) -> str:
     if unit:
         words = [word for word in name.split("_") if word not in (unit, "ms")]
         name = "_".join([*words, unit])
-    return "_".join(filter(None, ("ttmfs", section.removesuffix(".*").replace(".", "_"), name)))
+    return "_".join(filter(None, ("ttmfs", section.replace(".*", "").replace(".", "_"), name)))
 
 
 def _metric_cell(path: str) -> str:
@@ -230,7 +255,8 @@ def markdown() -> str:
     lines = [
         "# stats and metrics",
         "",
-        "`stats` is one JSON object; this is every key of it. `*` stands for the name of a region. Counters only rise "
+        "`stats` is one JSON object; this is every key of it. `*` stands for the name of a region; in `groups` the "
+        "first is a group, and `/` the root. Counters only rise "
         "while the mount lives. A key whose part this device has not is absent. No key is ever renamed or given "
         f"another unit; `schema` ({SCHEMA}) would say so.",
         "",

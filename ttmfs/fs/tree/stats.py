@@ -9,6 +9,7 @@ from ttmfs.fs.kernel.inval import PageCache
 from ttmfs.fs.tree.device_state import device_state
 from ttmfs.fs.tree.stat_keys import SCHEMA
 from ttmfs.svm.svm import Svm
+from ttmfs.ttm.dmem import Group
 from ttmfs.ttm.managers import BuddyManager
 from ttmfs.ttm.placement import SYSTEM
 from ttmfs.ttm.resource import ResourceManager
@@ -52,6 +53,7 @@ def stats(vdev: VirtualDevice, names: Namespace, page_cache: PageCache | None, s
             "free_by_order": pool.free_by_order(),
         },
         "users": {"count": len(ttm.accounts.users()), "refused": ttm.accounts.root.refused},
+        "groups": {group.path: group_stats(group) for group in ttm.dmem.root.walk()},
         "bos": {"count": len(names.files), "ghosts": ttm.num_ghosts, "zombies": ttm.num_zombies},
         "reservations": {
             "edeadlk": ttm.ww_class.edeadlk,
@@ -70,6 +72,27 @@ def stats(vdev: VirtualDevice, names: Namespace, page_cache: PageCache | None, s
         "fences": {"emitted": fences.emitted, "signaled": fences.signaled, "pending": fences.pending},
         "trace": {"recorded": ttm.trace.emitted, "dropped": ttm.trace.dropped, "buffered": len(ttm.trace.ring)},
     }
+
+
+def group_stats(group: Group) -> dict[str, dict[str, int]]:
+    """By region; bytes. A limit beyond what there is of the region, or none, is all that there is."""
+    found = {}
+    for region, pool in group.pools.items():
+        size = group.dmem.regions[region]
+        least, low = pool.effective()
+        found[region] = {
+            "current": pool.usage,
+            "peak": pool.peak,
+            "max": min(pool.max, size),
+            "min": min(pool.min, size),
+            "low": min(pool.low, size),
+            "effective_min": min(least, size),
+            "effective_low": min(low, size),
+            "low_events": pool.low_events,
+            "max_events": pool.max_events,
+            "evictions": pool.evictions,
+        }
+    return found
 
 
 def swap_stats(vdev: VirtualDevice) -> dict[str, Any]:
