@@ -4,9 +4,11 @@
 //   ./cbench FILE fuse|tmpfs TEST...
 //
 // fuse: the file's cached pages are written back and dropped before every cold test; tmpfs: there is nothing to drop.
-// Tests: fault1 fault4 (4 KiB random faults with 1 and 4 threads, at least 64 KiB apart so that fault-around does not
-// serve them, MADV_RANDOM), sequential (MADV_SEQUENTIAL), normal (plain sequential mmap), populate, pread, hot (cached
-// pread), pwrite, pwrite4k, direct (O_DIRECT 1 MiB and 4 KiB), memset (through the mapping, with msync).
+// Tests: fault1 fault4 fault16 (4 KiB random faults with 1, 4 and 16 threads, at least 64 KiB apart so that fault-around
+// does not serve them, MADV_RANDOM), fault4p (the same with 4 processes), sequential (MADV_SEQUENTIAL), normal (plain
+// sequential mmap), populate, pread, hot (cached pread), pwrite, pwrite4k, direct (O_DIRECT 1 MiB and 4 KiB), memset
+// (through the mapping, with msync), storm (4 threads touch random pages for 4 s: what the slowest touches took while
+// somebody else takes the pages away).
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <pthread.h>
@@ -15,6 +17,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -22,6 +25,9 @@
 #define SPACING 65536ul
 #define BLOCK (1ul << 20)
 #define MAX_THREADS 64
+#define STORM_SECONDS 4.0
+#define STORM_THREADS 4
+#define SLOW 20e-3
 
 static const char *path;
 static size_t size;
@@ -108,17 +114,10 @@ static void *touch_pages(void *argument)
 	return NULL;
 }
 
-static void faults(int threads)
+static size_t *shuffled_pages(size_t slots)
 {
-	size_t slots = size / SPACING;
-	int count = slots / threads, total = count * threads;
 	size_t *page = malloc(slots * sizeof *page);
-	double *latency = malloc(total * sizeof *latency), begin, seconds;
-	struct thread t[MAX_THREADS];
-	int fd = open_cold(0);
-	char *m = map(fd);
 
-	madvise(m, size, MADV_RANDOM);
 	srand(1);
 	for (size_t i = 0; i < slots; i++)
 		page[i] = i * (SPACING / PAGE);
@@ -127,24 +126,114 @@ static void faults(int threads)
 		page[i] = page[j];
 		page[j] = swap;
 	}
+	return page;
+}
+
+// Memory that children of this process write to as well.
+static double *shared_latencies(size_t count)
+{
+	void *m = mmap(NULL, count * sizeof(double), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+	if (m == MAP_FAILED)
+		fail("mmap");
+	return m;
+}
+
+static void wait_for_children(int count)
+{
+	int status;
+
+	while (count-- > 0)
+		if (wait(&status) < 0 || status)
+			fail("a process of the test");
+}
+
+// Random faults by `workers` threads, or by as many processes, each with a mapping of its own.
+static void faults(const char *name, int workers, int processes)
+{
+	size_t slots = size / SPACING;
+	int count = slots / workers, total = count * workers;
+	size_t *page = shuffled_pages(slots);
+	double *latency = shared_latencies(total), begin, seconds;
+	struct thread t[MAX_THREADS];
+	int fd = open_cold(0);
+	char *m = map(fd);
+
+	madvise(m, size, MADV_RANDOM);
 	begin = now();
-	for (int k = 0; k < threads; k++) {
+	for (int k = 0; k < workers; k++) {
 		t[k] = (struct thread){ .map = m, .page = page + (size_t)k * count, .count = count,
 					.latency = latency + (size_t)k * count };
-		if (pthread_create(&t[k].id, NULL, touch_pages, &t[k]))
-			fail("pthread_create");
+		if (!processes) {
+			if (pthread_create(&t[k].id, NULL, touch_pages, &t[k]))
+				fail("pthread_create");
+		} else if (fork() == 0) {
+			touch_pages(&t[k]);
+			_exit(0);
+		}
 	}
-	for (int k = 0; k < threads; k++)
-		pthread_join(t[k].id, NULL);
+	if (processes)
+		wait_for_children(workers);
+	else
+		for (int k = 0; k < workers; k++)
+			pthread_join(t[k].id, NULL);
 	seconds = now() - begin;
 	qsort(latency, total, sizeof *latency, ascending);
-	printf("fault%d %.3f us\n", threads, seconds / total * 1e6);
-	printf("fault%d_p50 %.3f us\n", threads, latency[total / 2] * 1e6);
-	printf("fault%d_p99 %.3f us\n", threads, latency[(size_t)total * 99 / 100] * 1e6);
+	printf("%s %.3f us\n", name, seconds / total * 1e6);
+	printf("%s_p50 %.3f us\n", name, latency[total / 2] * 1e6);
+	printf("%s_p99 %.3f us\n", name, latency[(size_t)total * 99 / 100] * 1e6);
+	munmap(m, size);
+	munmap(latency, total * sizeof *latency);
+	close(fd);
+	free(page);
+}
+
+struct touches {
+	pthread_t id;
+	char *map;
+	unsigned int seed;
+	double longest;
+	long slow;
+};
+
+static void *touch_until(void *argument)
+{
+	struct touches *t = argument;
+	double end = now() + STORM_SECONDS, begin, took;
+
+	while ((begin = now()) < end) {
+		size_t at = ((size_t)rand_r(&t->seed) << 15 ^ rand_r(&t->seed)) % (size / PAGE) * PAGE;
+		sink += t->map[at];
+		took = now() - begin;
+		t->longest = took > t->longest ? took : t->longest;
+		t->slow += took > SLOW;
+	}
+	return NULL;
+}
+
+static void storm(void)
+{
+	struct touches t[STORM_THREADS];
+	double longest = 0;
+	long slow = 0;
+	int fd = open_file(0);
+	char *m = map(fd);
+
+	madvise(m, size, MADV_RANDOM);
+	for (int k = 0; k < STORM_THREADS; k++) {
+		t[k] = (struct touches){ .map = m, .seed = k + 1 };
+		if (pthread_create(&t[k].id, NULL, touch_until, &t[k]))
+			fail("pthread_create");
+	}
+	for (int k = 0; k < STORM_THREADS; k++) {
+		pthread_join(t[k].id, NULL);
+		longest = t[k].longest > longest ? t[k].longest : longest;
+		slow += t[k].slow;
+	}
+	printf("storm_longest %.3f ms\n", longest * 1e3);
+	printf("storm_slow %ld touches\n", slow);
 	munmap(m, size);
 	close(fd);
-	free(latency);
-	free(page);
 }
 
 static void walk(const char *name, int advice)
@@ -231,9 +320,15 @@ static void dirty(void)
 static int run(const char *test)
 {
 	if (!strcmp(test, "fault1"))
-		faults(1);
+		faults(test, 1, 0);
 	else if (!strcmp(test, "fault4"))
-		faults(4);
+		faults(test, 4, 0);
+	else if (!strcmp(test, "fault16"))
+		faults(test, 16, 0);
+	else if (!strcmp(test, "fault4p"))
+		faults(test, 4, 1);
+	else if (!strcmp(test, "storm"))
+		storm();
 	else if (!strcmp(test, "sequential"))
 		walk("sequential", MADV_SEQUENTIAL);
 	else if (!strcmp(test, "normal"))

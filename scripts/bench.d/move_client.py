@@ -48,6 +48,11 @@ class Bo:
         for offset in range(0, self.size, 1 << 20):
             os.pwrite(self.fd, block, offset)
 
+    def runs(self) -> int:
+        """Of how many pieces of memory it is."""
+        with open(f"{self.objects}/status.json", encoding="utf-8") as status:
+            return int(json.load(status)["runs"])
+
     def close(self) -> None:
         """Nobody has it open any more."""
         os.close(self.fd)
@@ -121,6 +126,21 @@ def fragmented(mount: str, size: int, rounds: int) -> None:
     moves(bo, rounds)
 
 
+def defrag(mount: str, size: int, rounds: int) -> None:
+    """Bring a BO of single pages together, a new one each time."""
+    copy = Copy(size)
+    for number in range(rounds + 1):  # the first one touches memory for the first time
+        bo = alternating(mount, "moving", size)
+        before = bo.runs()
+        seconds = bo.timed("defrag")
+        if bo.runs() * 8 > before:
+            raise SystemExit(f"the BO had {before} runs and has {bo.runs()}: it was not brought together")
+        if number:
+            say(defrag=seconds, copy=copy.seconds())
+        for name in ("moving", "other"):
+            os.unlink(f"{mount}/bo/{name}")
+
+
 def unmap(mount: str, size: int, rounds: int) -> None:
     """A mapping of which every page is dirty."""
     bo = Bo(mount, "dirty", size)
@@ -165,6 +185,8 @@ def main() -> None:
         order_9(mount, size, rounds)
     elif what == "fragmented":
         fragmented(mount, size, rounds)
+    elif what == "defrag":
+        defrag(mount, size, rounds)
     elif what == "unmap":
         unmap(mount, size, rounds)
     elif what == "fill":

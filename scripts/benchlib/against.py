@@ -25,12 +25,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from lib.device import IMPORTED_TTMFS, ROOT, ScriptError
 
-from .common import console
+from .common import console, output
 
 ONE_ROUND_SECONDS = 1200.0
 
@@ -137,7 +136,7 @@ class Comparison:
             if pairs := self.pairs(name):
                 cells += [f"{statistics.median(pairs):.2f}", f"{min(pairs):.2f} - {max(pairs):.2f}"]
             table.add_row(name, unit, *cells)
-        out = Console()
+        out = output()
         out.print(table)
         for note in self.now.rounds[-1]["notes"]:
             out.print(note, markup=False, highlight=False, soft_wrap=True)

@@ -29,6 +29,15 @@ SPINNERS = C_SOURCES / "spinners.py"
 console = Console(stderr=True)
 
 
+FILE_COLUMNS = 140
+"""How wide a table is where it goes to a file or a pipe, which do not say how wide they are."""
+
+
+def output() -> Console:
+    """Where results go: standard output."""
+    return Console() if sys.stdout.isatty() else Console(width=FILE_COLUMNS)
+
+
 def parse_size(text: str) -> int:
     """512M and the like, in bytes."""
     unit = {"K": 10, "M": 20, "G": 30}.get(text[-1:].upper())
@@ -69,16 +78,19 @@ def _tool(*command: str) -> str:
 
 
 class MemfsServer(Device):
-    """The C reference server, with the same guard against hanging as a ttmfs device."""
+    """The C reference server, with the same guard against hanging as a ttmfs device.
 
-    def __init__(self, program: Path, size: int) -> None:
+    `threads`: libfuse's multi-threaded loop with cloned descriptors, which no server in Python can be.
+    """
+
+    def __init__(self, program: Path, size: int, *, threads: bool = False) -> None:
         super().__init__([])
-        self._program, self._size = program, size
+        self._program, self._size, self._threads = program, size, threads
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> MemfsServer:
         # A session of its own, as a daemon has one: the kernel may share out time by sessions.
-        command = [str(self._program), str(self.mount), str(self._size >> 20)]
+        command = [str(self._program), str(self.mount), str(self._size >> 20), *["mt"] * self._threads]
         self._process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
         end = time.monotonic() + 60
         while not self.is_mounted():
@@ -176,6 +188,12 @@ class Report:
         mine, reference = (metric.median(w) if metric else None for w in (self.subject, self.reference))
         return mine / reference if mine is not None and reference else None
 
+    def ratios(self, name: str) -> list[float]:
+        """The same round by round: what the machine does between rounds cancels out."""
+        samples = self.metrics[name].samples if name in self.metrics else {}
+        pairs = zip(samples.get(self.subject, []), samples.get(self.reference, []), strict=False)
+        return [mine / reference for mine, reference in pairs if reference]
+
     def verdict(self, name: str) -> bool | None:
         """Whether the goal for this metric is met; None where there is no goal or nothing measured."""
         ratio = self.ratio(name)
@@ -189,8 +207,9 @@ class Report:
         """The table, for people."""
         who = self.who()
         table = Table(title=self.title)
-        for heading in ("", "unit", *who, "ratio", "goal", "", "READs of " + " / ".join(who[:2])):
-            table.add_column(heading, justify="left" if heading in ("", "unit") else "right")
+        reads = ["READs of " + " / ".join(who[:2])] if self.requests else []
+        for heading in ("", "unit", *who, "ratio", "min - max", "goal", "", *reads):
+            table.add_column(heading, justify="left" if heading in ("", "unit") else "right", no_wrap=not heading)
         for name, metric in self.metrics.items():
             ratio, verdict = self.ratio(name), self.verdict(name)
             table.add_row(
@@ -198,11 +217,12 @@ class Report:
                 metric.unit,
                 *["-" if (m := metric.median(w)) is None else f"{m:.2f}" for w in who],
                 "-" if ratio is None else f"{ratio:.2f}",
+                f"{min(ratios):.2f} - {max(ratios):.2f}" if len(ratios := self.ratios(name)) > 1 else "",
                 str(self.goals[name]) if name in self.goals else "",
                 {True: "[green]goal met[/]", False: "[red]missed[/]", None: ""}[verdict],
-                self._reads_of(name, who[:2]),
+                *[self._reads_of(name, who[:2]) for _ in reads],
             )
-        out = Console()
+        out = output()
         out.print(table)
         for note in self.notes:
             out.print(note, markup=False, highlight=False, soft_wrap=True)
@@ -225,6 +245,7 @@ class Report:
                     "samples": m.samples,
                     "medians": {w: m.median(w) for w in m.samples},
                     "ratio": self.ratio(name),
+                    "ratios": self.ratios(name),
                     "goal": str(self.goals[name]) if name in self.goals else None,
                     "met": self.verdict(name),
                 }

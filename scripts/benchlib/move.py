@@ -20,12 +20,12 @@ from . import meanwhile
 from .common import C_SOURCES, Goal, Report, awake_processors, built, console, parse_size
 
 GOALS = {
-    "evict": Goal(0.7, at_least=True),
-    "validate": Goal(0.7, at_least=True),
+    "evict": Goal(2.5, at_least=True),
+    "validate": Goal(2.5, at_least=True),
     "evict fragmented": Goal(0.3, at_least=True),
     "validate fragmented": Goal(0.3, at_least=True),
     "unmap 64 MiB dirty": Goal(1.0),
-    "fault p99": Goal(3.0),
+    "fault p99": Goal(2.0),
 }
 UNMAP_LIMIT_MS = 60.0
 CLIENT = C_SOURCES / "move_client.py"

@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> Report:
     with ExitStack() as stack:
         programs = stack.enter_context(built("cbench"))
         device = stack.enter_context(roomy_device(options.size))
-        subject = bo_subject(device, options, report)
+        subject = bo_subject(device, options.place, options.size, report)
         stack.enter_context(awake_processors())
         for number in range(options.rounds):
             for test in options.tests:

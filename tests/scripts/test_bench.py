@@ -1,6 +1,8 @@
 """scripts/bench: what its numbers rest on. Nothing here looks at a time that was measured."""
 
+import argparse
 import contextlib
+import json
 import os
 import shlex
 import shutil
@@ -13,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from benchlib import against, common, profiler
+from benchlib import against, common, every, plot, profiler
+from benchlib.main import subcommands
 from lib.device import IMPORTED_TTMFS, ROOT, Device, ScriptError
 
 
@@ -159,3 +162,44 @@ def test_the_daemon_is_found_and_what_runs_beside_it_ends_before_it(monkeypatch:
         assert device.is_mounted()
     assert events == ["begun", "ended"]
     assert not device.is_mounted()
+
+
+def test_a_quick_look_leaves_nothing_out() -> None:
+    assert set(every.QUICK) == set(subcommands())
+
+
+def test_the_spread_is_that_of_the_rounds() -> None:
+    report = common.Report("t", "ttmfs", "C", goals={"evict": common.Goal(2.5, at_least=True)})
+    for mine, reference in ((6.0, 2.0), (4.0, 2.0), (8.0, 2.0)):
+        report.add("evict", "GB/s", "ttmfs", mine)
+        report.add("evict", "GB/s", "C", reference)
+    assert report.ratio("evict") == 3.0
+    assert report.ratios("evict") == [3.0, 2.0, 4.0]
+    assert report.as_json()["metrics"]["evict"]["ratios"] == [3.0, 2.0, 4.0]
+
+
+def test_what_was_measured_can_be_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    found = [{"subcommand": "io", **one_round(2.0, 1.0, met=False)}]
+    assert plot.missed(found[0]) == ["fault1 2.00 x (≤ 1 x)"]
+    plot.draw(found, tmp_path / "ratios.svg")
+    assert "<svg" in (tmp_path / "ratios.svg").read_text()
+    with pytest.raises(ScriptError, match="a picture ends with"):
+        plot.draw(found, tmp_path / "ratios.txt")
+
+
+def test_of_all_one_that_cannot_be_measured_does_not_keep_the_others_from_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measure(command: list[str], **_more: Any) -> subprocess.CompletedProcess[bytes]:
+        name, result = command[3], Path(command[-1].removeprefix("--json="))
+        if name == "io":
+            return subprocess.CompletedProcess(command, 1)
+        result.write_text(json.dumps({"subcommand": name, **one_round(2.0, 1.0, met=False)}))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(every.subprocess, "run", measure)  # type: ignore[attr-defined]
+    options = argparse.Namespace(quick=True, only=None, json=tmp_path / "all.json", plot=None, strict=False)
+    assert every.run(options, ["io", "move"]) == 1
+    assert [report["subcommand"] for report in json.loads(options.json.read_text())["reports"]] == ["move"]
+    assert "move: fault1 2.00 x" in capsys.readouterr().out
