@@ -70,6 +70,9 @@ class Copy:
         """Find frames that can change hands among some pages from `index` on, now that bytes move: neither end gets
         other pages until that is over. Where to look next; `num_pages` when all was looked at."""
         src = self.src
+        if isinstance(src, TT):
+            # Holes cost nothing, however many there are.
+            index = max(index, src.next_content(index))
         if src is None or self.num_pages - index < FRAME_PAGES or not _may_change_hands(src, self.dst):
             return self.num_pages
         end = min(index + LOOK_PAGES, self.num_pages)
