@@ -26,7 +26,7 @@ _MAY_BE_NONE: Final = ("vram", "gtt")
 def _option(*names: str, **how: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """An option that is also read from the environment: `--visible-vram` is $TTMFS_VISIBLE_VRAM."""
     variable = "TTMFS_" + names[0].removeprefix("--").upper().replace("-", "_")
-    return click.option(*names, show_default=True, envvar=variable, **how)
+    return click.option(*names, **{"show_default": True, "envvar": variable, **how})
 
 
 _DEVICE_OPTIONS: Final[list[Callable[[Callable[..., Any]], Callable[..., Any]]]] = [
@@ -60,6 +60,7 @@ _DEVICE_OPTIONS: Final[list[Callable[[Callable[..., Any]], Callable[..., Any]]]]
         "--user-limit",
         default="",
         metavar="LIMITS",
+        show_default=False,
         help="What each other user may have: memory=50%,vram=50%,bos=10000, or sizes. [default: all]",
     ),
     _option(
