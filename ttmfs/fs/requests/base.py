@@ -11,6 +11,7 @@ from itertools import count
 
 import pyfuse3
 
+from ttmfs import clock
 from ttmfs.driver.namespace import BoFile
 from ttmfs.errors import TtmError
 from ttmfs.fs.commands.results import TEXTS_LIMIT, KeptResults
@@ -62,6 +63,8 @@ class Served(pyfuse3.Operations):
         """User ids of those who have a text open that is counted, by handle."""
         self.openers: dict[int, int] = {}
         """Process ids of those who have a virtual file open for writing, by handle."""
+        self.born = clock.wall_ns()
+        """When it was mounted: the time of what never changes."""
         self.closing = False
         self._handles: dict[int, BoHandle | SpaceHandle | Handle | Listing] = {}
         self._next_handle = count(1)

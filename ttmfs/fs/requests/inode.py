@@ -13,10 +13,12 @@ from ttmfs.driver.entries import Entry, File, Folder, Symlink
 from ttmfs.driver.names import NAME_MAX
 from ttmfs.driver.namespace import BoFile
 from ttmfs.errors import TtmError
+from ttmfs.fs.kernel.rights import Fixed
 from ttmfs.fs.requests.base import Served
 from ttmfs.fs.requests.guard import guarded
 from ttmfs.fs.tree import attributes
 from ttmfs.fs.tree.groups import GroupDir
+from ttmfs.fs.tree.listing import FixedNames
 from ttmfs.fs.tree.nodes import Node, VirtualDir, VirtualFile
 from ttmfs.svm.names import SpaceFile
 from ttmfs.ttm import lifetime
@@ -25,7 +27,8 @@ from ttmfs.ttm.growth import settled_size
 from ttmfs.units import PAGE_SIZE
 
 LONG_TIMEOUT: Final = 300.0
-"""Seconds that the kernel may trust names and attributes below bo/: only requests that it sent change them."""
+"""Seconds that the kernel may trust names and attributes below bo/: only requests that it sent change them. And of
+folders that stay, to which the way of every command leads: with nothing kept each open costs a request a folder."""
 
 _MAX_FILES: Final = 1 << 32
 """As many as statfs says there may be; nothing but memory limits them."""
@@ -59,8 +62,10 @@ class InodeRequests(Served):
             elif isinstance(node, Symlink):
                 attr.st_size = len(node.target)
             return attr
-        attr.entry_timeout = attr.attr_timeout = 0
-        attr.st_atime_ns = attr.st_mtime_ns = attr.st_ctime_ns = self.names.root.ctime
+        lasting = _is_lasting(node)
+        attr.entry_timeout = LONG_TIMEOUT if isinstance(node, VirtualDir) and node.stays else 0
+        attr.attr_timeout = LONG_TIMEOUT if lasting else 0
+        attr.st_atime_ns = attr.st_mtime_ns = attr.st_ctime_ns = self.born if lasting else self.names.root.ctime
         attr.st_nlink = 2 + node.names.folders if isinstance(node, VirtualDir) else 1
         attr.st_size = length
         attr.st_blocks = (length + 511) >> 9
@@ -210,3 +215,10 @@ class InodeRequests(Served):
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         """They are facts, they cannot be removed."""
         raise TtmError(errno.EPERM, "user.ttm.* cannot be removed")
+
+
+def _is_lasting(node: Node) -> bool:
+    """Does nothing of its attributes ever change?"""
+    if isinstance(node, VirtualDir):
+        return node.stays and isinstance(node.names, FixedNames) and isinstance(node.rights, Fixed)
+    return isinstance(node, VirtualFile) and node.empty

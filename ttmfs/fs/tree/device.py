@@ -97,7 +97,7 @@ class Tree:
             "pool": self._dir("pool", self._find_pool, FixedNames(("fragmentation", "pages"))),
             "swap": self._dir("swap", self._find_swap, FixedNames(_SWAP_FILES)),
             "fences": self._dir("fences", self._find_fences, FixedNames(("pending", "timelines"))),
-            "debug": VirtualDir("debug", self._find_debug, debug, owner.only(0o500)),
+            "debug": VirtualDir("debug", self._find_debug, debug, owner.only(0o500), stays=True),
             GROUPS: self.groups.root,
             POLICIES: PolicyTree(machine, runner, self.lengths, owner).root,
         }
@@ -105,8 +105,8 @@ class Tree:
         self.root = self._dir("", self._find_root, FixedNames(root_names, folders=len(self._dirs)))
 
     def _dir(self, key: str, find: Callable[[str], Node | None], names: NameTable) -> VirtualDir:
-        """A folder that everybody may look into."""
-        return VirtualDir(key, find, names, self.owner.public(0o555))
+        """A folder that everybody may look into, and that stays."""
+        return VirtualDir(key, find, names, self.owner.public(0o555), stays=True)
 
     def _text(self, text: Callable[[], str | bytes], rights: Rights | None = None) -> VirtualFile:
         """A file of some text, for everybody unless something else is said."""
@@ -165,7 +165,8 @@ class Tree:
                 return self._objects_dir(entry)
             return self._object_dir(entry_key(entry, folder, raw), entry) if isinstance(entry, BoFile) else None
 
-        return VirtualDir(folder_key(folder), find, FolderNames(folder), FolderOf(folder))
+        names = FolderNames(folder)
+        return VirtualDir(folder_key(folder), find, names, FolderOf(folder), stays=folder is self.machine.names.root)
 
     def _object_dir(self, key: str, file: BoFile) -> VirtualDir:
         bo = file.bo
@@ -396,7 +397,7 @@ class Tree:
             path = f"debug/fail_{place}/{key}"
             return self._value(lambda: f"{getattr(attr, key)}\n", lambda text: attr.set(key, text), path)
 
-        return VirtualDir(f"fail_{place}", find, FixedNames(INJECTION_KEYS), self.owner.only(0o500))
+        return VirtualDir(f"fail_{place}", find, FixedNames(INJECTION_KEYS), self.owner.only(0o500), stays=True)
 
     def _ban_memcpy(self, text: str) -> None:
         self.machine.vdev.ttm.inject.ban_memcpy = _flag(text, "forbid the CPU to copy for an engine that failed")

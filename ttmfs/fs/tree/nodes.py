@@ -1,9 +1,12 @@
 """Nodes: what the mount's tree is made of apart from BO files.
 
 A VirtualDir lists and finds children; a VirtualFile opens a Handle. Their contents are made when they are asked for
-and the kernel caches nothing: direct_io, timeouts 0. Each has a key, which its inode number (st_ino) is made of. But
-every LOOKUP of a file is told to the kernel as another inode (see `requests/inodes.py`): it runs all writers of one
-inode one after another, and has one size and one page cache for all who read it.
+and the kernel caches nothing: direct_io, timeouts 0. It may keep only what never changes: the name of a folder that
+stays as long as the mount, and attributes of which none ever moves.
+
+Each has a key, which its inode number (st_ino) is made of. But every LOOKUP of a file is told to the kernel as another
+inode (see `requests/inodes.py`): it runs all writers of one inode one after another, and has one size and one page
+cache for all who read it.
 
 Sizes: an open file has that of the text which its OPEN took; one that is not open that of the text as it is now, or,
 where making it is dear, as it was when it was last opened. LOOKUP and READDIRPLUS make none.
@@ -90,9 +93,12 @@ class VirtualDir(_Virtual):
         rights: Rights,
         *,
         gone: Callable[[], bool] = lambda: False,
+        stays: bool = False,
     ) -> None:
         super().__init__(rights)
         self.key = key
+        self.stays = stays
+        """Its name means it as long as there is the mount."""
         self.gone = gone
         """What it stands for was removed, while somebody has it as working directory: nothing can be made in it."""
         self.find = find
@@ -154,6 +160,8 @@ class VirtualFile(_Virtual):
     """
 
     _type = stat.S_IFREG
+    empty = False
+    """Its size is always 0 and its rights never change: all that the kernel knows of it stays true."""
 
     def __init__(
         self,

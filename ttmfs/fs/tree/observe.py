@@ -92,9 +92,10 @@ class ObserveTree:
         self.files = ("trace_pipe", *self._slow, *self._texts)
         """Its files in the mount's root."""
         self.clients = VirtualDir(
-            CLIENTS_KEY, self._find_client, _ClientNames(machine.names.clients), owner.public(0o555)
+            CLIENTS_KEY, self._find_client, _ClientNames(machine.names.clients), owner.public(0o555), stays=True
         )
-        self._ttm = VirtualDir("debug/ttm", self._find_ttm, FixedNames(_TTM_FILES), owner.only(0o500))
+        ttm_names = FixedNames(_TTM_FILES)
+        self._ttm = VirtualDir("debug/ttm", self._find_ttm, ttm_names, owner.only(0o500), stays=True)
         self._managers = {
             "vram0_mm" if name == VRAM else f"{name}_mm": manager for name, manager in machine.vdev.ttm.managers.items()
         }

@@ -56,7 +56,7 @@ class PolicyTree:
         self._lengths = lengths
         self._owner = owner
         names = FixedNames(("available", "stats", *_COMMANDS))
-        self.root = VirtualDir(POLICIES, self._find, names, owner.public(0o555))
+        self.root = VirtualDir(POLICIES, self._find, names, owner.public(0o555), stays=True)
 
     def _ejected(self, ejection: Ejection) -> None:
         where = f"{POLICIES}/{ejection.kind} {ejection.region}".strip()

@@ -35,7 +35,7 @@ class SvmTree:
         self.page_cache: PageCache | None = None
         self.runner = runner
         self.root = VirtualDir(
-            folder_key(spaces.root), self._find_space, FolderNames(spaces.root), FolderOf(spaces.root)
+            folder_key(spaces.root), self._find_space, FolderNames(spaces.root), FolderOf(spaces.root), stays=True
         )
         self._lengths = Lengths()
         self._names = FixedNames((*SPACE_COMMANDS, *READ_FILES))
