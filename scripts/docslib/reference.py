@@ -29,7 +29,8 @@ binary. A write of more than 64 KiB is E2BIG before anything runs.
 pages. Places are tried in order, first without evicting anybody and without `fallback` places, then evicting and
 without `desired` ones. `none` alone is the empty placement: the content is dropped.
 
-`FENCE = CONTEXT:SEQNO`, as in a command's result. `no_wait_gpu`: EBUSY where the command would wait for the device.
+`FENCE = CONTEXT:SEQNO`, as in a command's result. `no_wait_gpu`: EBUSY where the command would wait for the device,
+ENOMEM where it would wait for room (busy victims and places are passed over).
 
 Writing returns when the TTM call has returned, or fails with its errno. A program that opens a command file for reading
 and writing reads the result back, one JSON object a line: `ok`, and what the call says (`bytes_moved`, `fence`,

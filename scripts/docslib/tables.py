@@ -58,9 +58,10 @@ FILES: Final[Mapping[str, str]] = {
     "policies/stats": "JSON: evict by region, prefetch, promote, each with `name args asked taken rejected ejected "
     "last_error us_mean us_max`; promote also `displaced`",
     "regions/REGION/size": "bytes; of system all memory",
-    "regions/REGION/used": "bytes that its manager has given out",
+    "regions/REGION/used": "bytes that are taken; of system all memory that BOs hold, of gtt too",
     "regions/REGION/visible_size": "bytes that the CPU can reach",
-    "regions/REGION/visible_used": "those of them that are given out",
+    "regions/REGION/visible_used": "those of them that are taken",
+    "regions/REGION/usage": "bytes that its manager counts: in system BOs with their holes",
     "regions/REGION/lru": "its LRU, first victim first: priority, BO, bytes",
     "regions/REGION/debug": "what ttm_resource_manager_debug prints",
     "regions/REGION/fences": "copies out of it that every new owner of its space waits for",

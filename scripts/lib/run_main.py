@@ -182,7 +182,7 @@ def left_over(device: Device) -> list[str]:
     end = time.monotonic() + EMPTY_SECONDS
     while True:
         stats = device.stats()
-        held = {f"regions.{name}.used": region["used"] for name, region in stats["regions"].items()}
+        held = {f"regions.{name}.usage": region["usage"] for name, region in stats["regions"].items()}
         held |= {path: pick(stats, path) for path in ("pool.in_use_pages", "bos.count", "requests.waiting")}
         kept = [f"after unlink {path} is {value}" for path, value in held.items() if value]
         if not kept or time.monotonic() > end:

@@ -136,7 +136,8 @@ def test_status(mnt: str) -> None:
         assert word in done.stdout
     values = json.loads(ttmfs("status", "--json", mnt).stdout)
     assert values["regions"]["vram"] == {
-        "size": 8 << 20, "used": 8192, "visible_size": 8 << 20, "visible_used": 8192, "bos": 1,
+        "size": 8 << 20, "used": 8192, "visible_size": 8 << 20, "visible_used": 8192, "usage": 8192,
+        "bos": 1,
     }  # fmt: skip
     assert values["bos"]["count"] == 1
 

@@ -345,7 +345,7 @@ while os.read(fd, 65536): pass
 
 def left(stats: dict[str, Any]) -> dict[str, int]:
     """What is still in use, by name."""
-    used = {name: region["used"] for name, region in stats["regions"].items()}
+    used = {name: region["usage"] for name, region in stats["regions"].items()}
     used |= {"in_use_pages": stats["pool"]["in_use_pages"], "swap": stats["swap"].get("pages", 0)}
     used |= {"pending": stats["fences"]["pending"], "waiting": stats["requests"]["waiting"]}
     used |= {"bos": stats["bos"]["count"], "ghosts": stats["bos"]["ghosts"], "zombies": stats["bos"]["zombies"]}

@@ -119,7 +119,7 @@ m = None
 def _nothing_left(device: Device) -> bool:
     stats = device.stats()
     return (
-        all(region["used"] == 0 and region["bos"] == 0 for region in stats["regions"].values())
+        all(region["usage"] == 0 and region["bos"] == 0 for region in stats["regions"].values())
         and stats["pool"]["in_use_pages"] == 0
         and stats["fences"]["pending"] == 0
         and stats["bos"] == {"count": 0, "ghosts": 0, "zombies": 0}

@@ -25,7 +25,7 @@ def in_use(device: Device) -> dict[str, int]:
     """What is taken, by whom; all of it 0 when no BO is left."""
     device.control("trim_pool")
     stats = device.stats()
-    used = {name: region["used"] for name, region in stats["regions"].items()}
+    used = {name: region["usage"] for name, region in stats["regions"].items()}
     return used | {
         "pages": stats["pool"]["in_use_pages"], "swap": stats["swap"]["pages"], "fences": stats["fences"]["pending"],
         **{key: stats["bos"][key] for key in ("count", "ghosts", "zombies")},

@@ -111,7 +111,7 @@ class Crowd:
 
 def _left(device: Device) -> dict[str, int]:
     stats = device.stats()
-    left = {name: region["used"] for name, region in stats["regions"].items()}
+    left = {name: region["usage"] for name, region in stats["regions"].items()}
     left |= {"pages": stats["pool"]["in_use_pages"], "swap": stats["swap"]["pages"]}
     left |= {"pending": stats["fences"]["pending"], "waiting": stats["requests"]["waiting"]}
     left["bos"] = stats["bos"]["count"]

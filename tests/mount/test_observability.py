@@ -106,15 +106,33 @@ def test_managers_have_the_kernels_four_lines(device: Device) -> None:
     device.make("a", 4 * MIB, 1, "vram")
     for name, region in (("vram0_mm", "vram"), ("gtt_mm", "gtt"), ("system_mm", "system")):
         lines = slurp(device, f"debug/{name}").splitlines()
-        used = device.stats()["regions"][region]["used"]
+        usage = device.stats()["regions"][region]["usage"]
         assert lines[0] == "  use_type: 1"
         assert lines[1] == f"  use_tt: {int(region != 'vram')}"
         assert re.fullmatch(r"  size: \d+", lines[2])
-        assert lines[3] == f"  usage: {used}"
+        assert lines[3] == f"  usage: {usage}"
     text = slurp(device, "debug/vram0_mm")
     assert re.search(r"^chunk_size: 4KiB, total: 32MiB, free: 28MiB, clear_free: \d+MiB$", text, re.M)
     assert re.search(r"^order- ?\d+ free: +\d+ (KiB|MiB), blocks: \d+$", text, re.M)
     assert re.search(r"^total: \d+, used \d+ free \d+$", slurp(device, "debug/gtt_mm"), re.M)
+
+
+def test_how_full_memory_is_has_one_answer(device: Device) -> None:
+    device.make("sparse", PAGE, 1)
+    device.shell.do(f"os.truncate(path('bo/sparse'), {256 * MIB})")
+    device.make("there", 3 * MIB, 1)
+    device.make("behind", MIB, 1, "gtt")
+    stats = device.stats()
+    held = stats["pool"]["in_use_pages"] * PAGE
+    assert held >= 4 * MIB + PAGE
+    system = stats["regions"]["system"]
+    assert (system["used"], system["visible_used"], system["usage"]) == (held, held, 259 * MIB)
+    assert int(slurp(device, "regions/system/used")) == held
+    rows = [line.split("\t") for line in slurp(device, "regions/system/map").splitlines()[1:]]
+    assert sum(int(row[1]) for row in rows if row[3] != "(pool)") * PAGE == held
+    assert samples(device)["ttmfs_regions_used_bytes", "system"] == held
+    blocks, free = (device.shell.do(f"os.statvfs(path('bo')).{field}") for field in ("f_blocks", "f_bfree"))
+    assert (blocks - free) * PAGE == held
 
 
 def test_the_pools_file_is_the_kernels(device: Device) -> None:

@@ -111,8 +111,8 @@ OBJECT_COMMANDS: Final[Mapping[str, Command]] = {
             _PLACES + " | none",
             "Move the BO to the first place that can be had (ttm_bo_validate); none drops its content. "
             "PLACE = REGION[:FLAG[+FLAG…]][@FIRST-LAST], FLAG contiguous topdown temporary desired fallback, "
-            "the range in pages. no_wait_gpu: EBUSY where it would wait for the device. interruptible: what every "
-            "command is, said or not: a signal ends it with EINTR.",
+            "the range in pages. no_wait_gpu: EBUSY where its own move would wait for the device, ENOMEM where room "
+            "would be waited for. interruptible: what every command is, said or not: a signal ends it with EINTR.",
             ("vram gtt", "vram:contiguous+topdown", "vram@0-4095 no_wait_gpu", "none"),
             _validate,
         ),

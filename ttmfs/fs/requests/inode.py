@@ -156,12 +156,12 @@ class InodeRequests(Served):
 
     @guarded
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
-        """The system arena: what a growing BO can take."""
+        """Memory: what BOs hold, and what a growing BO can take, pages that are kept ready in the pool included."""
         pool = self.machine.vdev.pool
         data = pyfuse3.StatvfsData()
         data.f_bsize = data.f_frsize = PAGE_SIZE
         data.f_blocks = pool.arena.num_pages
-        data.f_bfree = data.f_bavail = pool.free_pages
+        data.f_bfree = data.f_bavail = pool.arena.num_pages - pool.in_use_pages
         used = len(self.names.files) + len(self.spaces.files)
         data.f_files = _MAX_FILES
         data.f_ffree = data.f_favail = _MAX_FILES - used

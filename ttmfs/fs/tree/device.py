@@ -55,7 +55,7 @@ _OBJECT_NAMES: Final = FixedNames(
 _CHECK_THEMSELVES: Final = ("submit", "copy")
 """Commands of ctl/ that anybody may give: they look at the rights on each BO that they name."""
 _PINS: Final = ("pin", "unpin")
-_REGION_FILES: Final = ("size", "used", "visible_size", "visible_used", "debug", *REGION_FILES)
+_REGION_FILES: Final = ("size", "used", "visible_size", "visible_used", "usage", "debug", *REGION_FILES)
 
 
 class Tree:
@@ -308,7 +308,7 @@ class Tree:
         return self._dir(f"region{name}", lambda leaf: self._find_region_file(manager, leaf), FixedNames(files))
 
     def _find_region_file(self, manager: ResourceManager, name: str) -> Node | None:
-        if name in _REGION_FILES[:4]:
+        if name in _REGION_FILES[:5]:
             return self._text(lambda: f"{region_stats(self.machine.vdev, manager)[name]}\n")
         if name == "fragmentation" and name in _region_files(manager):
             return self._text(self._fragmentation)

@@ -39,7 +39,8 @@ def readme(regions: Sequence[str]) -> str:
     parts += [_indented(command.help(f"ctl/{name}")) for name, command in CTL_COMMANDS.items()]
     parts.append(
         "  config KEY=VALUE (reading lists the keys), trace EVENT… [bo=NAME] | all | off, selfcheck (read)\n"
-        "\nregions/NAME/{size,used,visible_size,visible_used,lru,debug,fences,map}  regions/system/fragmentation\n"
+        "\nregions/NAME/{size,used,visible_size,visible_used,usage,lru,debug,fences,map}\n"
+        "regions/system/fragmentation\n"
         "pool/{pages,fragmentation}  swap/{store,size,used,pages,ratio}\n"
         "policies/evict REGION NAME [KEY=VALUE…], policies/{prefetch,promote} NAME [KEY=VALUE…], policies/stats\n"
         "  NAME is one of policies/available, module:Class or /PATH.py:Class\n"

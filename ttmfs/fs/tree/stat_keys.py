@@ -53,9 +53,10 @@ KEYS: Final[Mapping[str, Key]] = {
     **_section(
         "regions.*",
         size=("bytes", GAUGE, "Size of the region; of system: all memory."),
-        used=("bytes", GAUGE, "Allocated by the region's manager."),
+        used=("bytes", GAUGE, "How much is taken; of system: all memory that BOs hold, of gtt too."),
         visible_size=("bytes", GAUGE, "What of the size the CPU can reach."),
-        visible_used=("bytes", GAUGE, "What of that is allocated."),
+        visible_used=("bytes", GAUGE, "What of that is taken."),
+        usage=("bytes", GAUGE, "What the region's manager counts: in system BOs with their holes."),
         bos=("BOs", GAUGE, "BOs that have space there, ghosts and moves under way included."),
     ),
     **_section(

@@ -17,17 +17,25 @@ from ttmfs.units import PAGE_SIZE
 
 
 def region_stats(vdev: VirtualDevice, manager: ResourceManager) -> dict[str, int]:
-    """size, used, visible_size, visible_used in bytes; bos."""
-    size = vdev.config.memory if manager.name == SYSTEM else manager.size
-    visible_size, visible_used = size, manager.usage
+    """size, used, visible_size, visible_used and usage in bytes; bos.
+
+    `used` is how full it is. The manager of system gives no pages out: it counts the sizes of the BOs there, holes
+    included, and their pages come from the pool, as those of gtt do. So what is used of memory is what the pool has
+    given out, and `usage` (ttm_resource_manager_usage) what the manager counts.
+    """
+    is_system = manager.name == SYSTEM
+    size = vdev.config.memory if is_system else manager.size
+    used = vdev.pool.in_use_pages * PAGE_SIZE if is_system else manager.usage
+    visible_size, visible_used = size, used
     if isinstance(manager, BuddyManager):
         visible_size = manager.visible_pages * PAGE_SIZE
         visible_used = manager.visible_used_pages * PAGE_SIZE
     return {
         "size": size,
-        "used": manager.usage,
+        "used": used,
         "visible_size": visible_size,
         "visible_used": visible_used,
+        "usage": manager.usage,
         "bos": manager.num_bos,
     }
 
