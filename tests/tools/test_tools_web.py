@@ -22,7 +22,7 @@ from ttm_tools.web.commands import is_allowed, run
 from ttm_tools.web.guard import peer_uid, refusal
 from ttm_tools.web.palette import PALETTE
 from ttm_tools.web.sampler import Paced, Sampler, counters, histogram
-from ttm_tools.web.settings import by_region, groups, policies
+from ttm_tools.web.settings import policies
 from ttm_tools.web.state import EVENTS_A_MESSAGE, Seen, State
 
 MOUNT_OPTIONS = ("--vram", "16M", "--gtt", "32M", "--memory", "64M")
@@ -275,11 +275,9 @@ class Files:
         return [{"ok": True, "name": name}]
 
 
-def test_policies_and_groups_of_a_mount() -> None:
+def test_policies_of_a_mount_and_commands_that_fail() -> None:
     nothing: Any = Files({"stats": "{}"})
     assert policies(nothing) is None
-    assert groups(nothing) is None
-    current, most = "drm/ttmfs/vram 8192\ndrm/ttmfs/gtt 0\n", "drm/ttmfs/vram max\ndrm/ttmfs/gtt 4096\n"
     some: Any = Files(
         {
             "policies/evict": "system lru\nvram s3fifo small=0.1\n",
@@ -287,12 +285,6 @@ def test_policies_and_groups_of_a_mount() -> None:
             "policies/promote": "none\n",
             "policies/available": "evict\tlru\t-\tTTM's own list\nevict\tlfu\tage=0\tthe least used\n",
             "policies/stats": '{"evict": {"vram": {"asked": 3}}}',
-            "groups/dmem.capacity": "drm/ttmfs/vram 65536\n",
-            "groups/dmem.current": current,
-            "groups/game/dmem.current": current,
-            "groups/game/dmem.max": most,
-            "groups/game/cgroup.procs": "1\n",
-            "groups/game/in/dmem.current": current,
         }
     )
     found = policies(some)
@@ -300,12 +292,6 @@ def test_policies_and_groups_of_a_mount() -> None:
     assert found["evict"] == [["system", "lru"], ["vram", "s3fifo small=0.1"]]
     assert found["available"][1][:2] == ["evict", "lfu"]
     assert found["stats"]["evict"]["vram"]["asked"] == 3
-    shown = groups(some)
-    assert shown is not None
-    assert [group["path"] for group in shown] == ["", "game", "game/in"]
-    assert shown[0]["capacity"] == {"vram": 65536}
-    assert shown[1]["max"] == {"vram": None, "gtt": 4096}
-    assert by_region("nonsense\n") == {}
     assert run(some, "groups/game/dmem.max", "vram 1") == {"ok": True}
     assert some.written == [("groups/game/dmem.max", "vram 1")]
     assert run(some, "groups/game/dmem.max", "bad") == {"ok": False, "errno": "EINVAL", "error": "what is wrong"}

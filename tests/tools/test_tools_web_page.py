@@ -227,11 +227,28 @@ def test_commands_and_a_list_that_is_sorted(page: Page, device: Device, web: Cal
     )
     device.until(lambda: "vram lfu" in device.shell.do("slurp(path('policies/evict'))"))
     device.shell.do("open(path('policies/evict'), 'w').write('vram lru\\n')")
-    page.js(
-        "(() => { ttmWeb.take({groups: a[0]}); return 1; })()",
-        [{"path": "game", "current": {"vram": 4096}, "max": {"vram": None}}],
-    )
-    assert "/game vram 4K" in page.js("document.querySelector('#groups').innerText").replace("\t", " ")
+
+
+def test_groups_are_shown_and_limited_while_one_looks(page: Page, device: Device, web: Callable[..., Web]) -> None:
+    page.open(web("--allow-commands").url)
+    assert page.js("document.querySelector('#groups').hidden"), "the root group alone says nothing"
+    device.shell.do("os.makedirs(path('groups/game/level'))")
+    try:
+        device.make("a", 4 * MIB, 1)
+        assert device.command("objects/a/group", "/game/level") == "ok"
+        assert device.command("objects/a/validate", "vram") == "ok"
+        row = "[...document.querySelectorAll('#groups tr')].find((tr) => tr.innerText.startsWith('/game/level\\tvram'))"
+        page.until(f"{row}?.cells[2].textContent === '4M'")
+        page.js(
+            "(() => { const box = document.querySelector('#groups input[aria-label=\"max of vram for /game\"]');"
+            "box.value = '2m'; box.dispatchEvent(new Event('change')); return 1; })()"
+        )
+        page.until(f"{row}?.cells[2].textContent === '0'", "what is over a lowered limit is evicted")
+        assert "vram 2097152" in device.shell.do("slurp(path('groups/game/dmem.max'))")
+        page.until("document.querySelector('#groups .share i').style.width !== ''")
+    finally:
+        device.shell.do("os.unlink(path('bo/a')); os.rmdir(path('groups/game/level')); os.rmdir(path('groups/game'))")
+    page.until("document.querySelector('#groups').hidden")
 
 
 def thrash(device: Device, rounds: int) -> None:

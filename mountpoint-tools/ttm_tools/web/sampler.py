@@ -15,7 +15,7 @@ from ttm_tools.device import Device
 from ttm_tools.errors import MountError
 from ttm_tools.pagemap import parse_map
 from ttm_tools.web.events import EventSource
-from ttm_tools.web.settings import groups, policies
+from ttm_tools.web.settings import policies
 from ttm_tools.web.state import State, map_json
 
 _T = TypeVar("_T")
@@ -27,7 +27,7 @@ STALE_SECONDS: Final = 5.0
 """What no counter tells of is found after so long."""
 
 LRU_BOS: Final = 1000
-"""A daemon makes the text of an LRU without a pause: of a longer one it is not asked for, so that no fault waits."""
+"""The text of an LRU has a line for each of its BOs: of a longer one it is not asked for, to show the first few."""
 
 
 class Paced:
@@ -201,4 +201,3 @@ class Sampler:
 
     def _read_settings(self) -> None:
         self.state.put("policies", json.dumps(policies(self.device)))
-        self.state.put("groups", json.dumps(groups(self.device)))

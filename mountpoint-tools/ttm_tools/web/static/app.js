@@ -120,7 +120,6 @@ function take(message) {
       moved = true;
     } else if (what === "lru") { lrus.set(region, part); drawNext($("next").querySelector(".cells"), lrus, select); }
     else if (key === "policies") setting("policies", part, drawPolicies);
-    else if (key === "groups") setting("groups", part, drawGroups);
   }
   if (state.stats === null) return;
   if (message.now) {
@@ -132,10 +131,12 @@ function take(message) {
   schedule(started);
 }
 
+// Whether it was drawn: what somebody types into stays as it is.
 function setting(id, part, draw) {
   $(id).hidden = part === null;
   const busy = $(id).contains(document.activeElement) && ["INPUT", "SELECT"].includes(document.activeElement.tagName);
   if (part !== null && !busy) draw($(id).querySelector(".cells"), part, mayCommand());
+  return !busy;
 }
 
 // -- drawing ----------------------------------------------------------------------------------------------------------
@@ -173,6 +174,10 @@ function draw() {
     legendLine.replaceChildren(...legend([...views.values()], state.mode));
     [draw.legend, draw.mode, draw.what] = [moment.maps, state.mode, drawn];
   }
+  // The root group alone says nothing that the regions do not say.
+  const { groups = {} } = stats;
+  const told = JSON.stringify(groups);
+  if (draw.groups !== told && setting("groups", Object.keys(groups).length > 1 ? groups : null, drawGroups)) draw.groups = told;
   rates.draw(past, state.index);
   drawLatency($("heat"), $("heatfacts"), past, state.index);
   const { bos = {}, fences = {}, requests = {}, swap = {} } = stats;

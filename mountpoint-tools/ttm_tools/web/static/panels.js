@@ -193,33 +193,52 @@ export function drawPolicies(root, part, command) {
   root.replaceChildren(table(["", "policy", "asked", "taken", "refused", "µs", "error"], rows));
 }
 
-function limitCell(path, region, value, command) {
-  const text = value === undefined ? "" : value === null ? "max" : sizeText(value);
-  if (!command || path === "") return element("td", text);
-  const box = element("input", "", { type: "text", value: text, "aria-label": `max of ${region} for ${path}` });
-  box.addEventListener("change", () => command(`groups/${path}/dmem.max`, `${region} ${bytes(box.value)}`));
+// What a group has of what it may have at most, and the part that is protected, as a bar.
+function bar({ current, max, effective_min: least, effective_low: low }) {
+  const part = (bytes) => `${Math.min(100, max ? (100 * bytes) / max : 0).toFixed(1)}%`;
+  const made = element("td", "", { class: "share" });
+  const box = element("div", "", { role: "img", "aria-label": `${part(current)} of the most it may have` });
+  const taken = element("i");
+  taken.style.width = part(current);
+  const kept = element("b");
+  kept.style.width = part(Math.max(least, low));
+  box.append(taken, kept);
+  made.append(box);
+  return made;
+}
+
+function limitCell(group, region, file, bytes, none, command) {
+  const text = bytes === none ? (none === 0 ? "" : "max") : sizeText(bytes);
+  if (!command || group === "/") return element("td", text);
+  const box = element("input", "", { type: "text", value: text, "aria-label": `${file} of ${region} for ${group}` });
+  box.addEventListener("change", () => command(`groups${group}/dmem.${file}`, `${region} ${typed(box.value) || none}`));
   const cell = element("td");
   cell.append(box);
   return cell;
 }
 
 // Groups take bytes, or max: what a person types has units.
-function bytes(text) {
+function typed(text) {
   const found = /^([\d.]+)\s*([KMGT]?)B?$/i.exec(text.trim());
   if (!found) return text.trim();
   return String(Math.round(Number(found[1]) * 1024 ** ("KMGT".indexOf(found[2].toUpperCase()) + 1)));
 }
 
-export function drawGroups(root, part, command) {
-  const size = (value) => (value === undefined ? "" : value === null ? "max" : sizeText(value));
+// The groups of one moment, from its stats; the root group says what there is of a region.
+export function drawGroups(root, groups, command) {
   const rows = [];
-  for (const group of part) {
-    for (const region of Object.keys(group.current ?? {})) {
+  for (const [group, regions] of Object.entries(groups)) {
+    for (const [region, has] of Object.entries(regions)) {
+      const all = groups["/"]?.[region]?.max ?? has.max;
+      if (!all) continue;
       rows.push([
-        `/${shown(group.path)}`, region, size(group.current[region]), limitCell(group.path, region, group.max?.[region], command),
-        size(group.low?.[region]), size(group.min?.[region]), size(group.peak?.[region]),
+        shown(group), region, sizeText(has.current), bar(has), limitCell(group, region, "max", has.max, all, command),
+        limitCell(group, region, "low", has.low, 0, command), limitCell(group, region, "min", has.min, 0, command),
+        sizeText(has.peak), has.evictions, has.max_events, has.low_events,
       ]);
     }
   }
-  root.replaceChildren(table(["group", "region", "current", "max", "low", "min", "peak"], rows));
+  root.replaceChildren(
+    table(["group", "region", "has", "", "max", "low", "min", "peak", "evicted", "max met", "low broken"], rows),
+  );
 }
