@@ -16,6 +16,7 @@ import trio
 
 from tests.core.exercise import Client, storm
 from tests.core.together_actors import CachedClient, Owner, device_jobs
+from tests.core.together_groups import grouping, make_groups
 from tests.core.together_machine import BLOCKS, HANG_SECONDS, INJECTED, MIB, SPACE_PAGES, Machine
 from tests.svm.page_cache import PAGE
 from tests.sync.inline import Inline
@@ -143,7 +144,7 @@ IN_EACH = {"store", "gpu_write", "cached store", "job fill", "validate", "jobs"}
 
 
 async def together(
-    seed: int, *, config: Config, steps: int = 40, faults: bool = False, suspends: bool = False
+    seed: int, *, config: Config, steps: int = 40, faults: bool = False, suspends: bool = False, groups: bool = False
 ) -> dict[str, int]:
     """Run it on a SteppingClock; returns counts. AssertionError with the seed and the last operations on a finding."""
     trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]
@@ -157,19 +158,20 @@ async def together(
     rng, vdev = machine.rng, machine.vdev
     try:
         with clock.replaced(lambda: next(ticks), clock.wall_ns), trio.fail_after(HANG_SECONDS):
-            await _run(machine, rng, vdev, steps=steps, suspends=suspends)
+            await _run(machine, rng, vdev, steps=steps, suspends=suspends, groups=groups)
     except BaseException as failure:
         if isinstance(failure, KeyboardInterrupt | trio.Cancelled):
             raise
         lines = "\n".join((*machine.log[-40:], str(machine.counts)))
-        raise AssertionError(f"seed {seed} faults {faults} suspends {suspends}\n{lines}\n{failure!r}") from failure
+        kind = f"seed {seed} faults {faults} suspends {suspends} groups {groups}"
+        raise AssertionError(f"{kind}\n{lines}\n{failure!r}") from failure
     finally:
         vdev.close()
     return machine.counts
 
 
 async def _run(
-    machine: Machine, rng: random.Random, vdev: VirtualDevice, *, steps: int, suspends: bool
+    machine: Machine, rng: random.Random, vdev: VirtualDevice, *, steps: int, suspends: bool, groups: bool
 ) -> None:
     async with trio.open_nursery() as device:
         await device.start(vdev.run)
@@ -188,6 +190,8 @@ async def _run(
             background.start_soon(mover, machine, space)
             background.start_soon(workers, machine, bos)
             background.start_soon(auditor, machine)
+            if groups:
+                background.start_soon(grouping, machine, make_groups(machine), bos, space)
             if suspends:
                 background.start_soon(power, machine)
             if machine.faults:

@@ -132,6 +132,9 @@ class Owner:
         fence = self.machine.vdev.find_fence(result["fence"])
         if fence is not None:
             await fence.wait()
+        error = self.machine.vdev.fence_error(result["fence"])
+        if error:
+            raise TtmError(error, "the device had an injected failure")
         self.put(address, bytes([byte]) * length)
 
     async def gpu_read(self, address: int, length: int) -> None:

@@ -112,6 +112,8 @@ class Machine:
             return
         if error.name == "EDQUOT" and self.vdev.ttm.accounts.limits:
             return
+        if error.name == "ENOMEM" and self.vdev.ttm.dmem.count:
+            return
         if self.faults and error.name in MAY_FAIL:
             return
         if self.powered and error.name == "ENODEV":

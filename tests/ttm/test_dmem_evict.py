@@ -11,10 +11,17 @@ import trio
 from tests.core.harness import MIB, check, device, idle, make, move, outcome, pattern
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.limits import check_groups, set_max
+from ttmfs.driver.locking import reserved
 from ttmfs.errors import TtmError
 from ttmfs.ttm import access, lifetime
 from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.contention import Held
+from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.dmem import UNLIMITED, Group, Pool
+from ttmfs.ttm.placement import Place
+from ttmfs.ttm.protection import Search
+from ttmfs.ttm.resource import Resource
+from ttmfs.ttm.walk import Walk
 
 VRAM = "vram"
 
@@ -171,6 +178,27 @@ async def test_a_bo_takes_its_charge_along_or_stays() -> None:
         await idle(bo)
         lifetime.set_size(bo, MIB)
         assert vram(two).usage == MIB
+
+
+async def test_who_is_on_the_way_into_a_region_is_judged_by_what_it_gets_there() -> None:
+    """Not by what it has elsewhere: groups have nothing in common across regions."""
+    async with device() as vdev:
+        root = vdev.ttm.dmem.root
+        mover, newcomer = await theirs(vdev, root.make("a"), "a"), await theirs(vdev, root.make("b"), "b", place="gtt")
+        await idle(mover)
+        there = vdev.ttm.managers["gtt"].alloc(mover, Place("gtt"))
+        search = Search(newcomer.group.pools["gtt"])
+        walk = Walk(newcomer, vdev.ttm.managers["gtt"], Place("gtt"), OperationContext(), search, _nobody)
+        assert walk.spares(mover), "it is in vram"
+        async with reserved(mover):
+            left = walk.left()
+        assert isinstance(left, Held)
+        assert left.bo is mover
+        vdev.ttm.managers["gtt"].free(there)
+
+
+async def _nobody(_walk: Walk, _resource: Resource, _position: int) -> bool:
+    raise AssertionError("nobody is evicted")
 
 
 async def _set_group(bo: BufferObject, group: Group) -> None:

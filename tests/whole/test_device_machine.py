@@ -15,10 +15,12 @@ from tests.core.harness import MIB, PAGE
 from ttmfs.driver import calls
 from ttmfs.driver.config import Config
 from ttmfs.driver.device import VirtualDevice
+from ttmfs.driver.limits import set_max
 from ttmfs.errors import TtmError
 from ttmfs.ttm import access, lifetime
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.dmem import UNLIMITED
 from ttmfs.ttm.placement import SYSTEM
 from ttmfs.ttm.resource import Resource
 
@@ -27,6 +29,7 @@ PLACES = (
     *("vram:contiguous gtt", "vram:topdown", "vram@0-63 gtt", "vram:desired gtt"),
 )
 SIZES = st.integers(0, 160 * PAGE)
+GROUPS = ("", "a", "b", "a/c")
 ALLOWED = {errno.ENOMEM, errno.ENOSPC, errno.EBUSY, errno.EINVAL}
 
 
@@ -49,6 +52,9 @@ class DeviceMachine(RuleBasedStateMachine):
         super().__init__()
         config = Config(vram=MIB, visible_vram=MIB // 2, gtt=2 * MIB, memory=8 * MIB, swap=2 * MIB, pages_limit=3 * MIB)
         self.vdev = VirtualDevice(config)
+        root = self.vdev.ttm.dmem.root
+        a, b = root.make("a"), root.make("b")
+        self.groups = {"": root, "a": a, "b": b, "a/c": a.make("c")}
         self.models: list[Model] = []
         self.count = 0
 
@@ -167,6 +173,28 @@ class DeviceMachine(RuleBasedStateMachine):
         lifetime.release(model.bo)
         assert model.bo.resource is None
 
+    @rule(model=bos, name=st.sampled_from(GROUPS))
+    def move_to_group(self, model: Model, name: str) -> None:
+        async def move() -> Any:
+            lifetime.set_group(model.bo, self.groups[name])
+            return True
+
+        before = model.bo.group
+        moved = self.do(move)
+        assert model.bo.group is (before if moved is None else self.groups[name])
+
+    @rule(name=st.sampled_from(GROUPS[1:]), region=st.sampled_from(("vram", "gtt")), low=SIZES, min=SIZES)
+    def protect(self, name: str, region: str, low: int, min: int) -> None:
+        self.groups[name].pools[region].protect(low=low, min=min)
+
+    @rule(name=st.sampled_from(GROUPS[1:]), region=st.sampled_from(("vram", "gtt")), most=SIZES | st.just(UNLIMITED))
+    def limit(self, name: str, region: str, most: int) -> None:
+        pool = self.groups[name].pools[region]
+        self.do(set_max, self.vdev, pool, most)
+        pinned = any(model.pins for model in self.models)
+        # What goes needs memory where it goes to.
+        assert pool.usage <= most or pinned or self.vdev.pool.free_pages < 160
+
     @rule()
     def suspend_and_resume(self) -> None:
         pins = {model.bo.name: model.bo.pin_count for model in self.models}
@@ -180,6 +208,10 @@ class DeviceMachine(RuleBasedStateMachine):
     def books(self) -> None:
         vdev = self.vdev
         assert not vdev.selfcheck()
+        for group in self.groups.values():
+            for region, pool in group.pools.items():
+                mine = [m.bo for m in self.models if m.bo.mem_type == region and pool in m.bo.group.pools[region].chain]
+                assert pool.usage == sum(bo.resource.num_pages for bo in mine if bo.resource) * PAGE
         assert (vdev.ttm.num_bos, vdev.ttm.num_ghosts, vdev.ttm.num_zombies) == (len(self.models), 0, 0)
         live = [model.bo for model in self.models]
         owned = [bo.tt.pages_at(bo.tt.present()) for bo in live if bo.tt is not None]

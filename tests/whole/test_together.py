@@ -41,9 +41,11 @@ def test_no_byte_is_wrong_and_nothing_is_left(first: int, faults: bool, suspends
     total: dict[str, int] = {}
     for seed in range(first, first + SEEDS):
         config = _config(seed, all_visible=faults)
-        run = partial(together, seed, config=config, steps=30, faults=faults, suspends=suspends)
+        grouped = seed % 2 == 1
+        run = partial(together, seed, config=config, steps=30, faults=faults, suspends=suspends, groups=grouped)
         for what, times in trio.run(run, clock=SteppingClock()).items():
             total[what] = total.get(what, 0) + times
     print(total)
     assert total["backed_up"] > 0
     assert total.get("suspend", 0) > 0 or not suspends
+    assert total["group move"] > 0

@@ -66,9 +66,10 @@ class Walk:
         return victim is self.bo or (holder is not None and (holder is self.ticket or holder is self.ctx.ticket))
 
     def spares(self, victim: BufferObject) -> bool:
-        """Is it none of those who may go for this, whoever names it: its own, or one whom limits or groups keep?"""
+        """Is it nobody who may go for this, whoever names it: its own, elsewhere, or kept by limits or groups?"""
         resource = victim.resource
-        return self.is_own(victim) or (resource is not None and self.keeps(resource))
+        elsewhere = resource is not None and resource.manager is not self.manager
+        return self.is_own(victim) or elsewhere or (resource is not None and self.keeps(resource))
 
     def keeps(self, resource: Resource) -> bool:
         """Do limits or groups keep it from being evicted for this?"""
@@ -140,6 +141,7 @@ class Walk:
             busy = busy or victim
         for resource in self.manager.unassigned:
             # Allocated, but not assigned yet: nobody can evict it, for the moment.
-            if busy is None and resource.bo.resv.locked and not self.spares(resource.bo):
-                busy = resource.bo
+            victim = resource.bo
+            if busy is None and victim.resv.locked and not self.is_own(victim) and not self.keeps(resource):
+                busy = victim
         return None if busy is None else Held(busy)
