@@ -94,7 +94,7 @@ class Exerciser:
             raise
 
     def run(self, *, seconds: float = 0.0, rounds: int = 0) -> dict[str, int]:
-        """Rounds until the time is up, or so many. What was done, by name."""
+        """Rounds until the time is up, and at least so many. What was done, by name."""
         end = time.monotonic() + seconds
         with self._named():
             while self.round < rounds or time.monotonic() < end:

@@ -110,7 +110,7 @@ def test_two_mapping_processes_over_the_page_limit(mounted: Callable[..., Device
         device.make(name, 12 * MIB)
         client = device.client(f"import random; fd = opened('bo/{name}'); m = mapped(fd, {12 * MIB})")
         client.do(WORK)
-        clients.append(client.begin(f"work({name!r}, 3072, 600)"))
+        clients.append(client.begin(f"work({name!r}, 3072, 300)"))
     assert [client.result(60) for client in clients] == [True, True]
     stats = device.stats()
     assert stats["backup"]["pages_out"] > 500

@@ -10,13 +10,15 @@ from tests.mount.svm_exerciser import OPTIONS, Exerciser
 
 pytestmark = pytest.mark.mount
 
+ROUNDS = 10
+"""At least so many, however slow the machine is."""
+
 
 def _exercise(mounted: Callable[..., Device], seed: int, seconds: float) -> None:
     device = mounted(*OPTIONS)
     exerciser = Exerciser(device, seed)
-    counts = exerciser.run(seconds=seconds)
+    exerciser.run(seconds=seconds, rounds=ROUNDS)
     stats = device.stats()
-    assert exerciser.round >= 5, counts
     assert stats["svm"]["migrations_in"] > 10
     assert stats["svm"]["migrations_out"] > 10
     assert stats["svm"]["cpu_faults"] > 0
@@ -36,7 +38,7 @@ def _exercise(mounted: Callable[..., Device], seed: int, seconds: float) -> None
 
 
 def test_every_word_is_right(mounted: Callable[..., Device]) -> None:
-    _exercise(mounted, random.SystemRandom().randrange(1 << 32), 8)
+    _exercise(mounted, random.SystemRandom().randrange(1 << 32), 3)
 
 
 @pytest.mark.stress

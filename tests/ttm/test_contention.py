@@ -261,7 +261,7 @@ async def test_nobody_starves_because_others_are_faster(
         monkeypatch.setattr(Claims, "lay", lambda *_: None)
     async with device() as vdev:
         vdev.ttm.unmapper = BriefUnmapper()
-        assert await _one_large_among_small_ones(vdev, 1.5) == claims
+        assert await _one_large_among_small_ones(vdev, 0.6) == claims
 
 
 async def test_who_gets_nowhere_keeps_nobody_out_for_long(autojump_clock: object) -> None:

@@ -14,10 +14,9 @@ from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.lru_cursor import LruCursor
 
-ROUNDS = 10_000
 
-
-async def test_two_tasks_validating_overlapping_sets_in_opposite_order() -> None:
+@pytest.mark.parametrize("rounds", [1500, pytest.param(10_000, marks=pytest.mark.stress)])
+async def test_two_tasks_validating_overlapping_sets_in_opposite_order(rounds: int) -> None:
     async with device(vram=2 * MIB) as vdev:
         vdev.ttm.unmapper = WaitingUnmapper(1)
         bos = [await make(vdev, name, 64 << 10) for name in "abcd"]
@@ -25,7 +24,7 @@ async def test_two_tasks_validating_overlapping_sets_in_opposite_order() -> None
         done = [0, 0]
 
         async def client(which: int, order: list[BufferObject]) -> None:
-            for number in range(ROUNDS):
+            for number in range(rounds):
                 # Mostly at home already, so that what is measured is the locking; a move every tenth time.
                 place = placements[(number // 10 + which) % 3]
                 if number % 10 == 0:
@@ -40,7 +39,7 @@ async def test_two_tasks_validating_overlapping_sets_in_opposite_order() -> None
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(client, 0, [bos[0], bos[1], bos[2]])
                 nursery.start_soon(client, 1, [bos[3], bos[2], bos[1]])
-        assert done == [ROUNDS, ROUNDS]
+        assert done == [rounds, rounds]
         stats = vdev.ttm.ww_class
         assert stats.edeadlk > 0
         assert stats.slow_locks > 0

@@ -107,11 +107,12 @@ FRAMES = {
 }
 
 
-async def test_no_byte_of_whole_frames_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("seeds", [2, pytest.param(8, marks=pytest.mark.stress)])
+async def test_no_byte_of_whole_frames_is_wrong(monkeypatch: pytest.MonkeyPatch, seeds: int) -> None:
     """BOs of several 2 MiB, whose memory changes hands with the store, to and fro."""
     moved = count_moves(monkeypatch)
     for config in FRAMES.values():
-        for seed in range(7000, 7008):
+        for seed in range(7000, 7000 + seeds):
             await exercise(seed, steps=60, config=config, faults=bool(seed % 2), max_size=6 * MIB)
     if host_moves():
         assert moved.out, "none went to the store"
@@ -129,11 +130,12 @@ SPARSE = {
 }
 
 
+@pytest.mark.parametrize("seeds", [4, pytest.param(20, marks=pytest.mark.stress)])
 @pytest.mark.parametrize("name", SPARSE)
-async def test_no_byte_of_a_bo_of_128_tib_is_wrong(name: str) -> None:
+async def test_no_byte_of_a_bo_of_128_tib_is_wrong(name: str, seeds: int) -> None:
     """Content in a few places far apart: whatever took time or memory by the page of it would not end."""
     total: dict[str, int] = {}
-    for seed in range(100, 108):
+    for seed in range(100, 100 + seeds):
         counts = await exercise(
             seed, steps=60, config=SPARSE[name], faults=bool(seed % 2), max_size=300_000, islands=ISLANDS
         )
