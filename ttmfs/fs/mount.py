@@ -56,7 +56,7 @@ late: on two otherwise idle processors a fault took 70 us with 10 us of polling 
 
 _SHUTDOWN_INVAL_SECONDS: Final = 10.0
 _SHUTDOWN_PATIENCE_SECONDS: Final = 2.0
-_CONNECTION_POLL_SECONDS: Final = 0.25
+_CONNECTION_POLL_SECONDS: Final = 0.5
 FS_NAME: Final = "ttmfs"
 
 

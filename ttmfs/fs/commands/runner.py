@@ -25,6 +25,7 @@ from ttmfs.fs.kernel.processes import Opener
 from ttmfs.observe import points
 from ttmfs.observe.asker import ASKER, WHY
 from ttmfs.observe.recorder import Recorder
+from ttmfs.sync.bell import Bell
 from ttmfs.sync.pace import Pace
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,8 @@ class Runner:
         self.error_log = ErrorLog((0, owner))
         self.results = KeptResults()
         self._running: set[_Running] = set()
+        self._came = Bell()
+        """For who looks at the signals of those who have given commands."""
         self._users: Counter[int] = Counter()
         """Commands under way by user id."""
         self._closing = False
@@ -169,6 +172,7 @@ class Runner:
         with trio.move_on_after(self.timeout) as scope:
             running = _Running(Opener(opening.pid), scope)
             self._running.add(running)
+            self._came.ring()
             self._users[opening.uid] += 1
             try:
                 yield running
@@ -182,9 +186,9 @@ class Runner:
         """Background: end commands whose opener has a signal pending that ends them. In a thread: there may be many."""
         pause = SIGNAL_INTERVAL
         while True:
+            while not self._running:
+                await self._came.heard()
             await trio.sleep(pause)
-            if not self._running:
-                continue
             waiting = tuple(self._running)
             started = trio.current_time()
             try:

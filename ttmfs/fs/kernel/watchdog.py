@@ -30,7 +30,10 @@ from ttmfs.fs.kernel import tuning
 
 _BEAT = b"."
 _GOODBYE = b"q"
-_STEP = 0.2
+_STEP = 0.7
+"""Seconds between two looks at the leader when no byte comes: as long as they come, each is the only wake-up."""
+_HELD_UP = 1.0
+"""Seconds by which a look is late when this process itself did not run."""
 _ZOMBIE_GRACE = 1.0
 _BEAT_INTERVAL = 0.5
 
@@ -169,7 +172,7 @@ def watch(ward: Ward, pipe_fd: int) -> str | None:
         # After the pipe: a watchdog that was itself held up must not take its own delay for the daemon's.
         previous, now = now, time.monotonic()
         own_delay = now - previous
-        if own_delay > 5 * _STEP:
+        if own_delay > _STEP + _HELD_UP:
             last_beat, last_alive, last_awake = last_beat + own_delay, last_alive + own_delay, last_awake + own_delay
         leader = _leader(ward.pid)
         state = leader[0] if leader is not None and leader[1] == ward.born else "X"

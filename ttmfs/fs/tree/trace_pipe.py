@@ -22,6 +22,7 @@ from ttmfs.fs.kernel.processes import signal_pending
 from ttmfs.fs.kernel.rights import Rights
 from ttmfs.fs.tree.nodes import VirtualFile
 from ttmfs.observe.trace import Trace
+from ttmfs.sync.bell import Bell
 
 NAME: Final = "trace_pipe"
 MAX_READERS: Final = 256
@@ -60,6 +61,8 @@ class TracePipe:
         self.trace = trace
         self.closed = False
         self._readers: dict[_Reader, None] = {}
+        self._came = Bell()
+        """For who looks at the signals of those who wait."""
         self._lot = trio.lowlevel.ParkingLot()
         self._polls: dict[PipeHandle, Wakeup] = {}
 
@@ -86,6 +89,7 @@ class TracePipe:
         with trio.CancelScope() as scope:
             reader = _Reader(pid, scope)
             self._readers[reader] = None
+            self._came.ring()
             try:
                 yield reader
             finally:
@@ -123,9 +127,9 @@ class TracePipe:
         """Background: end reads whose process has a signal pending. One look at all of them, in a thread."""
         pause, looks = _LOOK_SECONDS, 0
         while True:
+            while not self._readers:
+                await self._came.heard()
             await trio.sleep(pause)
-            if not self._readers:
-                continue
             looks += 1
             waiting = tuple(self._readers)
             started = trio.current_time()
