@@ -48,7 +48,8 @@ def folder() -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def nobody_in_office(device: Device) -> Iterator[None]:
     yield
-    for name, words in (("evict", "vram lru"), ("evict", "gtt lru"), ("prefetch", "none"), ("promote", "none")):
+    evict = [("evict", f"{region} lru") for region in ("system", "gtt", "vram")]
+    for name, words in (*evict, ("prefetch", "none"), ("promote", "none")):
         assert device.command(f"policies/{name}", words) == "ok"
 
 
@@ -78,7 +79,7 @@ def where(device: Device, count: int) -> str:
 
 
 def test_a_policy_is_chosen_asked_and_watched(device: Device) -> None:
-    assert text(device, "policies/evict") == "gtt lru\nvram lru\n"
+    assert text(device, "policies/evict") == "system lru\ngtt lru\nvram lru\n"
     assert text(device, "policies/prefetch") == text(device, "policies/promote") == "none\n"
     lines = text(device, "policies/available").splitlines()
     assert [line.split("\t")[:3] for line in lines if "s3fifo" in line] == [
@@ -94,7 +95,7 @@ def test_a_policy_is_chosen_asked_and_watched(device: Device) -> None:
     assert (found["name"], found["asked"], found["taken"], found["ejected"]) == ("mru", 1, 1, ejected)
     # While programs run: the next victim is another policy's.
     assert device.command("policies/evict", "vram fifo") == "ok"
-    assert text(device, "policies/evict") == "gtt lru\nvram fifo\n"
+    assert text(device, "policies/evict") == "system lru\ngtt lru\nvram fifo\n"
     fill(device, 1, 5)
     assert where(device, 6) == "gvvgvv"
     for number in range(6):
@@ -107,7 +108,6 @@ REFUSED = (
     ("evict", "vram", "say REGION NAME"),
     ("evict", "\n", "say REGION NAME"),
     ("evict", "nowhere fifo", "is no region"),
-    ("evict", "system fifo", "nothing is evicted from system"),
     ("evict", "vram s3fifo small", "key=value"),
     ("evict", "vram s3fifo big=1", "has no parameter 'big'"),
     ("evict", "vram s3fifo small=much", "say a number"),
@@ -126,7 +126,7 @@ def test_what_cannot_be_says_why_and_changes_nothing(device: Device) -> None:
     for name, words, why in REFUSED:
         assert device.command(f"policies/{name}", words) == "EINVAL"
         assert why in last_error(device)
-    assert text(device, "policies/evict") == "gtt lru\nvram sieve\n"
+    assert text(device, "policies/evict") == "system lru\ngtt lru\nvram sieve\n"
     assert text(device, "policies/prefetch") == text(device, "policies/promote") == "none\n"
 
 
@@ -145,7 +145,7 @@ def test_a_file_is_read_anew_breaks_and_is_mended(device: Device, folder: Path) 
     assert device.command("objects/b4/validate", "vram") == "ok"
     # Ejected; the oldest of TTM's list went for that very request.
     assert where(device, 6) == "gvvgvv"
-    assert text(device, "policies/evict") == "gtt lru\nvram lru\n"
+    assert text(device, "policies/evict") == "system lru\ngtt lru\nvram lru\n"
     why = last_error(device)
     assert "Youngest fail=yes is ejected: raised AttributeError: 'Youngest' object has no attribute 'hare'" in why
     assert f"at {mine}:19 in victims; lru is back" in why
@@ -236,7 +236,7 @@ def test_policies_from_the_command_line(mounted: object, folder: Path) -> None:
     options = (f"evict:vram={mine}:Youngest", "evict:gtt=s3fifo,small=0.2", "prefetch=tree", "promote=moverate")
     words = [word for option in options for word in ("--policy", option)]
     device = mounted("--vram", "4M", "--gtt", "32M", "--memory", "64M", *words)  # type: ignore[operator]
-    assert text(device, "policies/evict") == f"gtt s3fifo small=0.2\nvram {mine}:Youngest\n"
+    assert text(device, "policies/evict") == f"system lru\ngtt s3fifo small=0.2\nvram {mine}:Youngest\n"
     assert text(device, "policies/prefetch") + text(device, "policies/promote") == "tree\nmoverate\n"
     fill(device, 5)
     assert where(device, 5) == "vvvgv"

@@ -12,7 +12,7 @@ from ttmfs.policy.prefetch import PrefetchAdviser
 from ttmfs.policy.promote import PromoteAdviser
 from ttmfs.policy.registry import Prepared
 from ttmfs.policy.seat import Ejection, Runner
-from ttmfs.ttm.advice import FaultWhy, GoneWhy, UseWhy
+from ttmfs.ttm.advice import FaultWhy, GoneWhy, UseWhy, gives_nothing
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.device import Device
 from ttmfs.ttm.lru import NUM_PRIORITIES
@@ -30,10 +30,11 @@ class RegionAdviser:
     """
 
     def __init__(
-        self, manager: ResourceManager, report: Callable[[Ejection], None], runner: Runner = deadline.run
+        self, manager: ResourceManager, report: Callable[[Ejection], None], runner: Runner = deadline.run, size: int = 0
     ) -> None:
+        """`size` in bytes is that of a region which has none of its own: system."""
         self.manager = manager
-        self.region = Region(manager.name, manager.size)
+        self.region = Region(manager.name, manager.size or size)
         self._report = report
         self.policy = EvictAdviser(self, self._ejected, runner)
         self._late: list[BufferObject] | None = None
@@ -111,7 +112,8 @@ class RegionAdviser:
 
     def _resident(self, bo: BufferObject) -> Iterator[BO]:
         resource = bo.resource
-        if not bo.ghost and not bo.deleted and resource is not None and resource.manager is self.manager:
+        here = resource is not None and resource.manager is self.manager
+        if here and not bo.ghost and not bo.deleted and not gives_nothing(bo):
             bo.adviser = self
             yield view_of(bo)
 

@@ -23,7 +23,7 @@ from ttmfs.policy.parameters import Spec, parse_spec
 from ttmfs.policy.promote import PromoteAdviser
 from ttmfs.policy.registry import Prepared, available, prepare
 from ttmfs.policy.seat import Ejection
-from ttmfs.ttm.placement import SYSTEM
+from ttmfs.units import PAGE_SIZE
 
 
 class Policies:
@@ -34,10 +34,9 @@ class Policies:
         """A policy file must be this user's or root's; None: whoever's it is."""
         self.report: Callable[[Ejection], None] = lambda ejection: None
         self._trace = vdev.ttm.trace
+        memory = vdev.ttm.pages_limit * PAGE_SIZE
         self.evict = {
-            name: RegionAdviser(manager, self._ejected)
-            for name, manager in vdev.ttm.managers.items()
-            if name != SYSTEM
+            name: RegionAdviser(manager, self._ejected, size=memory) for name, manager in vdev.ttm.managers.items()
         }
         self.prefetch = FaultAdviser(vdev.ttm, self._ejected)
         self.promote = PromoteAdviser(self._ejected)
@@ -83,8 +82,6 @@ class Policies:
             if len(words) < 2:
                 raise TtmError(errno.EINVAL, f"say REGION NAME [key=value…], REGION one of {regions}")
             region, *words = words
-            if region == SYSTEM:
-                raise TtmError(errno.EINVAL, f"nothing is evicted from system, the shrinker backs up: say {regions}")
             if region not in self.evict:
                 raise no_such(region, "region", self.evict)
         spec = parse_spec(kind, words)

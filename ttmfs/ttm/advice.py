@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Literal, Protocol
 
 from ttmfs.observe import points
-from ttmfs.ttm.placement import PlaceFlag, Placement
+from ttmfs.ttm.placement import SYSTEM, PlaceFlag, Placement
 from ttmfs.units import PAGE_SHIFT, pages_of
 
 UseWhy = Literal["fault", "write", "read", "job", "validate"]
@@ -68,7 +68,19 @@ class Prefetcher(Protocol):
 
 
 def tell(bo: Any, adviser: Adviser | None = None) -> None:
-    """The region of a BO has another adviser, or none: the one that knew it is told that it left."""
+    """The region of a BO has another adviser, or none: the one that knew it is told that it left.
+
+    From system it has left as well when no page of it is in memory, until it is used again.
+    """
+    _known_to(bo, None if gives_nothing(bo) else adviser)
+
+
+def gives_nothing(bo: Any) -> bool:
+    """Is it in system, with no page there?"""
+    return bo.mem_type == SYSTEM and (bo.tt is None or not bo.tt.populated_pages)
+
+
+def _known_to(bo: Any, adviser: Adviser | None) -> None:
     old, resource = bo.adviser, bo.resource
     if bo.ghost or bo.deleted or (resource is not None and PlaceFlag.TEMPORARY in resource.flags):
         adviser = None
@@ -76,7 +88,8 @@ def tell(bo: Any, adviser: Adviser | None = None) -> None:
         return
     bo.adviser = adviser
     if old is not None:
-        old.left(bo, "evicted" if bo.evicting else "destroyed" if bo.deleted else "moved")
+        went = bo.evicting or (bo.swapped and not bo.deleted)
+        old.left(bo, "evicted" if went else "destroyed" if bo.deleted else "moved")
     if adviser is not None:
         adviser.came(bo)
 
@@ -103,8 +116,12 @@ def used(bo: Any, why: UseWhy, *, came: bool = False) -> None:
     device.uses += 1
     bo.uses += 1
     bo.last_use = device.uses
-    if bo.adviser is not None and not came:
-        bo.adviser.used(bo, why)
+    if bo.adviser is not None:
+        if not came:
+            bo.adviser.used(bo, why)
+    elif bo.resource is not None and bo.resource.manager.adviser is not None:
+        # Its pages come with this use.
+        _known_to(bo, bo.resource.manager.adviser)
 
 
 def trace_use(bo: Any, why: UseWhy, call: int, first: int = 0, pages: int = 0) -> None:

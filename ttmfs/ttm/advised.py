@@ -4,9 +4,10 @@ Level by level of priority, as the LRU is walked. Nothing is awaited between the
 good for one victim; then the adviser is asked anew. Where it names nobody who can be had, the LRU is walked.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from ttmfs.ttm.advice import Adviser
+from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.lru import NUM_PRIORITIES
 from ttmfs.ttm.resource import Resource, ResourceManager
 from ttmfs.ttm.walk import Walk
@@ -35,12 +36,19 @@ def named_victim(walk: Walk, adviser: Adviser, *, may_wait: bool) -> tuple[Resou
     return None
 
 
-def first_named(manager: ResourceManager, adviser: Adviser) -> Resource | None:
-    """Who goes first when a region is emptied for nobody in particular; None: nobody is named."""
+def first_named(
+    manager: ResourceManager,
+    adviser: Adviser,
+    fits: Callable[[BufferObject], bool],
+    *,
+    pages: int = 1,
+    for_bo: BufferObject | None = None,
+) -> Resource | None:
+    """Who goes first of those that fit, where no place is wanted, but `pages` pages are; None: nobody is named."""
     for level in _levels(manager):
-        with adviser.victims(1, None, level, lambda _bo: False) as victims:
+        with adviser.victims(pages, for_bo, level, lambda _bo: False) as victims:
             for bo in victims:
                 resource = bo.resource
-                if isinstance(resource, Resource) and resource.manager is manager and not bo.external:
+                if isinstance(resource, Resource) and resource.manager is manager and fits(bo):
                     return resource
     return None

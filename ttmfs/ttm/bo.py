@@ -421,6 +421,7 @@ class BufferObject:
         """It was pinned, unpinned, swapped out or in, or given another priority: to the list where it belongs now."""
         if self.resource is not None:
             self.resource.manager.lru_readd(self.resource)
+            tell(self, self.resource.manager.adviser)
 
     def pin(self) -> None:
         """ttm_bo_pin: counted; a pinned BO is never evicted, swapped or moved. Populates nothing, waits for nothing."""

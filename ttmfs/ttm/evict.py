@@ -32,7 +32,7 @@ async def evict_first(manager: ResourceManager, ctx: OperationContext) -> bool:
 
 def _first(manager: ResourceManager) -> Resource | None:
     """Who goes first: whom its adviser names, if it has one, else the first of the LRU."""
-    named = None if manager.adviser is None else first_named(manager, manager.adviser)
+    named = None if manager.adviser is None else first_named(manager, manager.adviser, lambda bo: not bo.external)
     first = manager.lru.first() if named is None else named
     assert first is None or isinstance(first, Resource)
     return first

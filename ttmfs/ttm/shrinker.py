@@ -1,7 +1,8 @@
 """Shrinker: system pages of BOs that nobody needs just now go to the swap store (ttm_bo_shrink; policy of xe_shrinker).
 
-In passes: what is purgeable first, without and then with waiting; then backup of idle BOs, least recently used first;
-then of busy ones; then the store writes back what it holds in memory. Trylock only: it waits for nobody's reservation.
+In passes: what is purgeable first, without and then with waiting; then backup of idle BOs, least recently used first,
+or as the adviser of their region says; then of busy ones; then the store writes back what it holds in memory. Trylock
+only: it waits for nobody's reservation.
 
 A BO larger than what is wanted goes piece by piece, from where the last visit ended (`TT.hand`), and only the pages of
 a piece are unmapped. So a BO that is larger than memory makes room for its own next fault (`shrink_self`).
@@ -18,6 +19,7 @@ from ttmfs.errors import TtmError
 from ttmfs.observe import points
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm.advice import pages_gone
+from ttmfs.ttm.advised import first_named
 from ttmfs.ttm.backup import BackupFlags, tt_backup
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
@@ -26,7 +28,7 @@ from ttmfs.ttm.lru_cursor import LruCursor
 from ttmfs.ttm.move import pipeline_gutting, wait_ctx
 from ttmfs.ttm.page_vector import Index
 from ttmfs.ttm.placement import SYSTEM, Place
-from ttmfs.ttm.resource import Resource
+from ttmfs.ttm.resource import Resource, ResourceManager
 from ttmfs.ttm.space import mem_space, move_to
 from ttmfs.ttm.swap_io import flush_store
 from ttmfs.ttm.tt import TT
@@ -291,10 +293,36 @@ async def _backup_pass(
     for manager in device.managers.values():
         if not manager.use_tt:
             continue
+        if manager.adviser is not None:
+            await _advised_pass(device, manager, pages, ctx, done, but)
         with LruCursor(manager.lru, until_now=True) as cursor:
             while done.pages < pages and store_has_room(device) and (item := cursor.next()) is not None:
                 assert isinstance(item, Resource)
                 await _backup_one(item, pages - done.pages, ctx, done, but)
+
+
+async def _advised_pass(
+    device: Device, manager: ResourceManager, pages: int, ctx: OperationContext, done: Shrunk, but: BufferObject | None
+) -> None:
+    """Those of a region whom its adviser names, as many as are there and none of them twice."""
+    tried: dict[BufferObject, None] = {}
+
+    def fits(bo: BufferObject) -> bool:
+        return bo is not but and bo not in tried and not bo.ghost and shrink_suitable(bo, ctx) and not bo.resv.locked
+
+    for _ in range(manager.lru.count):
+        # It may have been ejected, or another one installed, while the last one went.
+        adviser = manager.adviser
+        if adviser is None or done.pages >= pages or not store_has_room(device):
+            return
+        item = first_named(manager, adviser, fits, pages=pages - done.pages, for_bo=but)
+        if item is None:
+            return
+        tried[item.bo] = None
+        stored = done.stored
+        await _backup_one(item, pages - done.pages, ctx, done, but)
+        if done.stored > stored:
+            adviser.took()
 
 
 async def _tails_pass(
