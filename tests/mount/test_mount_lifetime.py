@@ -1,5 +1,8 @@
 """A BO lives while it has a name, an open file, or is known to the kernel; then all of it goes, at once."""
 
+import contextlib
+import subprocess
+from collections.abc import Iterator
 from functools import partial
 
 import pytest
@@ -177,22 +180,30 @@ def rounds(me, count):
 """
 
 
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("count", [60, pytest.param(25_000, marks=pytest.mark.stress)])
-def test_rounds_of_create_command_and_unlink_leave_nothing(device: Device, count: int) -> None:
-    """Not a page, and nothing that the daemon remembers: the long form is 100 000 rounds of four shells."""
-    shells = [device.client(HELPERS + ROUNDS) for _ in range(4)]
-    for number, shell in enumerate(shells):
-        shell.do(f"rounds('warm{number}', 30)", 60)
+SHELL = """
+cd -- "$1" || exit 9
+n=0
+while [ "$n" -lt "$3" ]; do
+    name=$2-$((n % 7))
+    printf "%65536s" "$n" > "bo/$name" || exit 1
+    echo "vram gtt" > "objects/$name/validate" || exit 2
+    if [ $((n % 3)) = 0 ]; then ln "bo/$name" "bo/$name-too" && rm "bo/$name-too" || exit 3; fi
+    if [ $((n % 5)) = 0 ]; then (cd "objects/$name" && read -r first < status && echo gtt > validate) || exit 4; fi
+    rm "bo/$name" || exit 5
+    n=$((n + 1))
+done
+"""
+
+
+@contextlib.contextmanager
+def as_before(device: Device) -> Iterator[None]:
+    """What is done in it leaves nothing: not a page, and nothing that the daemon remembers."""
     nothing_left(device)
     nodes = device.control("nodes")
     before = device.stats()
     device.control("give_back_now")
     rss = device.rss()
-    for number, shell in enumerate(shells):
-        shell.begin(f"rounds('shell{number}', {count})")
-    for shell in shells:
-        shell.result(3000)
+    yield
     nothing_left(device)
     device.until(lambda: device.control("nodes") <= nodes, why=f"{nodes} nodes, as before")
     after = device.stats()
@@ -202,3 +213,40 @@ def test_rounds_of_create_command_and_unlink_leave_nothing(device: Device, count
     device.control("give_back_now")
     # The memory of vram is kept, all of it once it was used.
     assert device.rss() - rss < (8 + 16) * MIB
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("count", [60, pytest.param(25_000, marks=pytest.mark.stress)])
+def test_rounds_of_create_command_and_unlink_leave_nothing(device: Device, count: int) -> None:
+    """The long form is 100 000 rounds of four clients."""
+    clients = [device.client(HELPERS + ROUNDS) for _ in range(4)]
+    for number, client in enumerate(clients):
+        client.do(f"rounds('warm{number}', 30)", 60)
+    with as_before(device):
+        for number, client in enumerate(clients):
+            client.begin(f"rounds('client{number}', {count})")
+        for client in clients:
+            client.result(3000)
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("count", [20, pytest.param(25_000, marks=pytest.mark.stress)])
+def test_rounds_of_four_shells_leave_nothing(device: Device, count: int) -> None:
+    """What people type: every redirection is an open, and every `rm` and `ln` a process of its own."""
+
+    def shells(rounds: int) -> None:
+        command = ("sh", "-c", SHELL, "sh", device.mountpoint)
+        running = [subprocess.Popen((*command, f"shell{number}", str(rounds))) for number in range(4)]
+        try:
+            assert [shell.wait(60 + rounds / 5) for shell in running] == [0] * 4
+        except subprocess.TimeoutExpired:
+            device.abort()
+            raise
+        finally:
+            for shell in running:
+                shell.kill()
+                shell.wait(10)
+
+    shells(7)
+    with as_before(device):
+        shells(count)
