@@ -8,8 +8,10 @@ from docslib import tables
 from docslib.walk import walk
 from ttmfs.cli import COMMANDS, load, main
 from ttmfs.fs.commands.command import Command
+from ttmfs.fs.commands.gpu_words import GPU_OPERATIONS
 from ttmfs.fs.commands.objects_and_ctl import CTL_COMMANDS, OBJECT_COMMANDS
-from ttmfs.fs.commands.spaces import GPU_OPERATIONS, SPACE_COMMANDS
+from ttmfs.fs.commands.spaces import SPACE_COMMANDS
+from ttmfs.fs.commands.vms import VM_COMMANDS
 from ttmfs.observe.inject import PLACES
 from ttmfs.observe.points import EVENTS
 
@@ -55,6 +57,8 @@ def reference() -> str:
         for operation in GPU_OPERATIONS.values()
     ]
     parts.append(_table(("operation", "file"), rows))
+
+    parts += _commands("Commands of a VM: vm/NAME/…", "vm/game", VM_COMMANDS)
 
     parts.append("## Keys of a command's result\n\nA result has those that say something about its command.\n")
     parts.append(_table(("key", "meaning"), _pairs({key: does for key, (_type, does) in tables.RESULTS.items()})))

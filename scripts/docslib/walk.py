@@ -14,9 +14,11 @@ from ttmfs.fs.commands.objects_and_ctl import CTL_COMMANDS, OBJECT_COMMANDS
 from ttmfs.fs.commands.runner import Runner
 from ttmfs.fs.commands.space_knobs import svm_knobs
 from ttmfs.fs.commands.spaces import SPACE_COMMANDS
+from ttmfs.fs.commands.vms import VM_COMMANDS
 from ttmfs.fs.kernel.rights import Owner
 from ttmfs.fs.tree.attributes import status
 from ttmfs.fs.tree.device import Tree
+from ttmfs.fs.tree.made import OwnRights
 from ttmfs.fs.tree.nodes import Node, VirtualDir, VirtualFile
 from ttmfs.fs.tree.spaces import status as space_status
 from ttmfs.fs.tree.stat_keys import key_of, leaves
@@ -42,7 +44,7 @@ class Found:
 
 @cache
 def walk() -> Found:
-    """Look at a device with one BO `tex0` and one address space `heap`. Nothing of it stays."""
+    """Look at a device with one BO `tex0`, one address space `heap` and one VM `game`. Nothing of it stays."""
     config = Config(vram=4 * MIB, gtt=4 * MIB, memory=8 * MIB, swap=4 * MIB, regions=(Region("stolen", MIB),))
     vdev = VirtualDevice(config)
     try:
@@ -53,6 +55,7 @@ def walk() -> Found:
         tree = Tree(machine, Runner(machine, 1.0), spaces, Owner(0, 0))
         file = names.create(names.root, b"tex0", 0o644, 0, 0)
         space: Any = spaces.create(spaces.root, b"heap", 0o644, 0, 0)
+        tree.vms.root.mkdir("game", OwnRights(0o755, 0, 0))
         files: dict[str, bool] = {}
         for path, node in _nodes(tree.root, ""):
             name = _general(path)
@@ -77,7 +80,7 @@ def _general(path: str) -> str | None:
     """The path as the reference names it; None for a command, which has a table of its own."""
     first, _, rest = path.partition("/")
     name, _, leaf = rest.partition("/")
-    commands = {"objects": OBJECT_COMMANDS, "svm_objects": SPACE_COMMANDS}
+    commands = {"objects": OBJECT_COMMANDS, "svm_objects": SPACE_COMMANDS, "vm": VM_COMMANDS}
     if first in commands:
         return None if leaf in commands[first] else f"{first}/NAME/{leaf}"
     if first == "ctl" and rest in CTL_COMMANDS:

@@ -43,7 +43,7 @@ def access(client: Client, name: str) -> str:
 
 
 COMMANDS = ["validate", "evict", "unmap", "swapout", "defrag", "backup", "restore"]
-ATTRIBUTES = ["group", "peek", "placement", "priority", "prefault", "madvise", "caching"]
+ATTRIBUTES = ["group", "vm", "peek", "placement", "priority", "prefault", "madvise", "caching"]
 TEXTS = ["snapshot", "status", "status.json"]
 
 

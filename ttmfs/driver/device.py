@@ -12,11 +12,13 @@ from ttmfs.driver.hardware import Hardware
 from ttmfs.driver.limits import check_accounts, check_groups, set_user_limit
 from ttmfs.driver.policies import Policies
 from ttmfs.driver.suspend import PowerState
+from ttmfs.driver.vm import Vms
 from ttmfs.memory.warm import MAX_DROP_PAGES
 from ttmfs.observe import points
 from ttmfs.ttm import kswapd
 from ttmfs.ttm.account import Account
 from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.lifetime import release
 from ttmfs.ttm.placement import SYSTEM, Place
 from ttmfs.ttm.shrinker import shrink_for
 from ttmfs.ttm.zero_pages import reclaim_zero_pages
@@ -37,6 +39,7 @@ class VirtualDevice(Hardware):
         self.ttm.dmem.protection = config.dmem_protection
         self.power = PowerState(self)
         self.defrag = DefragWorker(self)
+        self.vms = Vms(self.ttm)
         self.policies = Policies(self)
         self.funcs = make_driver(config.driver, self)
         self.default_placement = self.parse_placement(config.placement.split())
@@ -56,10 +59,16 @@ class VirtualDevice(Hardware):
         return bo
 
     def selfcheck_steps(self) -> Iterator[str | None]:
-        """As of the hardware, and whether accounts and groups agree with what there is."""
+        """As of the hardware, and whether VMs, accounts and groups agree with what there is."""
         yield from super().selfcheck_steps()
+        yield from self.vms.check()
         yield from check_accounts(self)
         yield from check_groups(self)
+
+    def destroy_bo(self, bo: BufferObject) -> None:
+        """Its last reference is gone: it is bound nowhere any more, and goes once its fences have signaled."""
+        self.vms.forget(bo)
+        release(bo)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """The engines and the housekeeping; runs until cancelled."""

@@ -8,6 +8,7 @@ caches are flushed when the engine starts it; at the end its bytes are published
 
 import errno
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -22,6 +23,7 @@ from ttmfs.memory.arena import Arena
 from ttmfs.memory.copy import gather, scatter
 from ttmfs.sync.fence import Fence
 from ttmfs.sync.offload import Lane
+from ttmfs.sync.resv import Reservation, Usage
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.external import ExternalTT
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT
@@ -225,8 +227,56 @@ async def execute_imported(work: Work, lane: Lane) -> int | float | None:
     return work.value
 
 
+class BoWork(ABC):
+    """A QueuedWork over BOs: what their clients have cached is flushed before, what it wrote is published after."""
+
+    __slots__ = ()
+    fence: Fence
+    flush: Callable[[BufferObject], Awaitable[None]]
+
+    @property
+    @abstractmethod
+    def bos(self) -> tuple[BufferObject, ...]:
+        """All that it touches."""
+
+    @property
+    @abstractmethod
+    def writes(self) -> tuple[BufferObject, ...]:
+        """Those that it writes to."""
+
+    @abstractmethod
+    async def work(self, lane: Lane) -> None:
+        """What lies between: the bytes."""
+
+    @property
+    def name(self) -> str:
+        """Whose memory it is, of the first one."""
+        return self.bos[0].name if self.bos else ""
+
+    async def run(self, lane: Lane) -> None:
+        """Flush, work, publish; as `QueuedWork.run`."""
+        for bo in self.bos:
+            await self.flush(bo)
+        try:
+            if self.bos:
+                self.bos[0].device.inject.check("job", errno.EIO, f"job {self.fence.what}", bo=self.name)
+            await self.work(lane)
+        except Exception:
+            await self.publish()  # it may have written some of it
+            raise
+        await self.publish()
+
+    async def publish(self) -> None:
+        """What the device wrote becomes visible: mtime moves, cached pages and attributes go."""
+        for bo in self.writes:
+            bo.content_changed()
+            await self.flush(bo)
+            if bo.watcher is not None:
+                await bo.watcher.settle()
+
+
 @dataclass(slots=True)
-class QueuedJob:
+class QueuedJob(BoWork):
     """A job in a queue, as `point` of it. `value` is there once its fence has signaled."""
 
     job: Job
@@ -245,24 +295,17 @@ class QueuedJob:
         return self.job.kind
 
     @property
-    def name(self) -> str:
-        """Whose memory it is, of the first one."""
-        return self.job.bos[0].name if self.job.bos else ""
+    def bos(self) -> tuple[BufferObject, ...]:
+        """The job's."""
+        return self.job.bos
 
-    async def run(self, lane: Lane) -> None:
-        """Flush, work, publish; as `QueuedWork.run`."""
-        for bo in self.job.bos:
-            await self.flush(bo)
-        try:
-            await self._work(lane)
-        except Exception:
-            await self.publish()  # it may have written some of it
-            raise
-        await self.publish()
+    @property
+    def writes(self) -> tuple[BufferObject, ...]:
+        """What it writes to, if it does."""
+        return () if self.job.dst is None else (self.job.dst,)
 
-    async def _work(self, lane: Lane) -> None:
-        if self.job.bos:
-            self.job.bos[0].device.inject.check("job", errno.EIO, f"job {self.fence.what}", bo=self.name)
+    async def work(self, lane: Lane) -> None:
+        """As `BoWork.work`."""
         if self.kind == "busy":
             await trio.sleep(self.job.seconds)
             return
@@ -279,12 +322,16 @@ class QueuedJob:
         """Does it touch memory of an exporter?"""
         return any(span.exporter is not None for span in (*self.srcs, *((self.dst,) if self.dst else ())))
 
-    async def publish(self) -> None:
-        """What the device wrote becomes visible: mtime moves, cached pages and attributes go."""
-        bo = self.job.dst
-        if bo is None:
-            return
-        bo.content_changed()
-        await self.flush(bo)
-        if bo.watcher is not None:
-            await bo.watcher.settle()
+
+def leave_fence(fence: Fence, bos: Sequence[BufferObject], writes: Sequence[BufferObject]) -> None:
+    """The fence of a job over reserved BOs, in a slot that each has: WRITE on what it writes, READ on what it reads.
+
+    A reservation that several share gets it once, as the stronger of both.
+    """
+    usages: dict[Reservation, Usage] = {}
+    written = dict.fromkeys(writes)
+    for bo in bos:
+        usage = Usage.WRITE if bo in written else Usage.READ
+        usages[bo.resv] = min(usage, usages.get(bo.resv, usage))
+    for resv, usage in usages.items():
+        resv.add_fence(fence, usage)

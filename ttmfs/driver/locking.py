@@ -16,6 +16,7 @@ from ttmfs.sync.exec import Exec
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.contention import NoRoom
 from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.shared import put_off
 from ttmfs.ttm.turn import Turn
 
 T = TypeVar("T")
@@ -41,14 +42,18 @@ async def reserved_dead_or_alive(bo: BufferObject) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def reserved_all(bos: Sequence[BufferObject], stamp: int | None = None) -> AsyncIterator[Exec[BufferObject]]:
+async def reserved_all(
+    bos: Sequence[BufferObject],
+    stamp: int | None = None,
+    unlock: Callable[[BufferObject], None] = BufferObject.unreserve,
+) -> AsyncIterator[Exec[BufferObject]]:
     """All of `bos` under one ww ticket (drm_exec), fences' slots included; a BO named twice is locked once.
 
     TtmError(ENOENT) when one of them is gone.
 
-    `stamp` is the age of an earlier ticket of the same call.
+    `stamp` is the age of an earlier ticket of the same call, `unlock` what ends each reservation.
     """
-    async with Exec[BufferObject](ignore_duplicates=True, unlock=BufferObject.unreserve, stamp=stamp) as execution:
+    async with Exec[BufferObject](ignore_duplicates=True, unlock=unlock, stamp=stamp) as execution:
         async for attempt in execution.until_all_locked():
             with attempt:
                 for bo in bos:
@@ -56,11 +61,16 @@ async def reserved_all(bos: Sequence[BufferObject], stamp: int | None = None) ->
                     await execution.prepare(bo, 1)
                 for bo in bos:  # all of them once more: it may have gone while another was waited for
                     bo.check_alive()
+        for bo in bos:
+            put_off(bo)  # one that shares its reservation with another of them is not unlocked by itself
         yield execution
 
 
 async def with_all_reserved(
-    bos: Sequence[BufferObject], ctx: OperationContext, work: Callable[[], Awaitable[T]]
+    bos: Sequence[BufferObject],
+    ctx: OperationContext,
+    work: Callable[[], Awaitable[T]],
+    unlock: Callable[[BufferObject], None] = BufferObject.unreserve,
 ) -> T:
     """Run `work` with all of `bos` reserved under one ticket, again while it finds no room for the moment's reasons.
 
@@ -71,7 +81,7 @@ async def with_all_reserved(
         while True:
             ctx.done.contended = None
             try:
-                async with reserved_all(bos, turn.stamp) as execution:
+                async with reserved_all(bos, turn.stamp, unlock) as execution:
                     ctx.ticket = execution.ticket
                     turn.stamp = execution.ticket.stamp
                     return await work()

@@ -170,4 +170,4 @@ class Namespace(Names[BoFile]):
         """The BO goes, once its fences have signaled."""
         self.clients.drop(file)
         file.bo.account.uncharge(BOS, 1)
-        lifetime.release(file.bo)
+        self.vdev.destroy_bo(file.bo)

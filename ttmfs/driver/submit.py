@@ -4,13 +4,13 @@ import errno
 
 from ttmfs.driver.calls import check_device
 from ttmfs.driver.device import VirtualDevice
-from ttmfs.driver.jobs import Job, QueuedJob, capture, check
+from ttmfs.driver.jobs import Job, QueuedJob, capture, check, leave_fence
 from ttmfs.driver.locking import with_all_reserved
 from ttmfs.driver.queues import behind
 from ttmfs.errors import TtmError
 from ttmfs.observe import points
 from ttmfs.sync.fence import Fence
-from ttmfs.sync.resv import Usage
+from ttmfs.sync.resv import Reservation, Usage
 from ttmfs.ttm.advice import trace_use, used
 from ttmfs.ttm.bo import CONTENT_LOST, PURGED, BufferObject
 from ttmfs.ttm.context import OperationContext
@@ -34,7 +34,7 @@ async def submit_job(vdev: VirtualDevice, job: Job, ctx: OperationContext) -> Qu
     vdev.compute.queues.check(job.queue, job.uid, job.point)
     bos = job.bos
     for bo in bos:
-        _check_content(bo)
+        check_content(bo)
         used(bo, "job")
 
     async def work() -> QueuedJob:
@@ -43,8 +43,7 @@ async def submit_job(vdev: VirtualDevice, job: Job, ctx: OperationContext) -> Qu
         await vdev.policies.promoter.submitted(bos, ctx)
         for _ in range(_ATTEMPTS):
             for bo in bos:
-                await _prepare(vdev, bo, ctx)
-                await vdev.funcs.take_dirty(bo)
+                await prepare(vdev, bo, ctx, bo.resv)
             # Sizes may have changed while others were waited for, and what has grown has holes.
             size = check(job)
             if all(bo.has_memory(0, bo.num_pages) for bo in bos):
@@ -54,20 +53,22 @@ async def submit_job(vdev: VirtualDevice, job: Job, ctx: OperationContext) -> Qu
     return await with_all_reserved(bos, ctx, work)
 
 
-async def _prepare(vdev: VirtualDevice, bo: BufferObject, ctx: OperationContext) -> None:
-    """To where the driver wants it, with all its memory."""
-    _check_content(bo)
+async def prepare(vdev: VirtualDevice, bo: BufferObject, ctx: OperationContext, resv: Reservation) -> None:
+    """To where the driver wants it, with all its memory, and a slot for the job's fence; others of `resv` may have to
+    go for it where `ctx` allows that."""
+    check_content(bo)
     if isinstance(bo.tt, ExternalTT):
         await bo.tt.check_whole()
-    ctx.resv = bo.resv
+    ctx.resv = resv
     await vdev.funcs.validate_for_job(bo, ctx)
     bo.placed = True
     added = await _populate(bo, ctx)
     points.populate(bo.device.trace, bo, pages=added, why="job")
     bo.resv.reserve_fences(1)
+    await vdev.funcs.take_dirty(bo)
 
 
-def _check_content(bo: BufferObject) -> None:
+def check_content(bo: BufferObject) -> None:
     """TtmError: EIO, EACCES, EBUSY; as msm and panfrost do with what is purged, or may be at any time."""
     if bo.unknown_state:
         raise TtmError(errno.EIO, f"{bo.name}: {CONTENT_LOST}")
@@ -92,7 +93,7 @@ async def _populate(bo: BufferObject, ctx: OperationContext) -> int:
 
 def _queue(vdev: VirtualDevice, job: Job, size: int) -> QueuedJob:
     """Everything is reserved and has memory: once its queue has taken it nothing can fail, and nothing waits."""
-    writes = job.bos if job.kind == "busy" else (job.dst,)
+    writes = job.bos if job.kind == "busy" else () if job.dst is None else (job.dst,)
     queue = vdev.compute.queues.open(job.queue, job.uid)
     point = queue.next_point(job.point)
     deps: list[Fence] = []
@@ -111,8 +112,7 @@ def _queue(vdev: VirtualDevice, job: Job, size: int) -> QueuedJob:
         unmap_virtual,
         point,
     )
-    for bo in job.bos:
-        bo.resv.add_fence(queued.fence, Usage.WRITE if bo in writes else Usage.READ)
+    leave_fence(queued.fence, job.bos, writes)
     vdev.compute.submit(queue, queued, job.priority, point)
     first = job.bos[0].name if job.bos else ""
     points.job(vdev.ttm.trace, first, fence=queued.fence, kind=job.kind, bytes=size, bos=job.bos, queue=queue.name)

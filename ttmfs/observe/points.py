@@ -259,6 +259,27 @@ def job(trace: Trace, bo: str, *, fence: Named, kind: str, bytes: int, bos: Iter
         trace.emit("job", bo, fence=fence.name, kind=kind, bytes=bytes, bos=names, queue=queue)
 
 
+def vm_bind(trace: Trace, bo: Named, *, vm: str, address: int, offset: int, bytes: int, ro: bool) -> None:
+    """Bytes of a BO were bound in a VM.
+
+    offset: in the BO
+    """
+    if trace.on:
+        trace.emit("vm_bind", bo.name, vm=bo_word(vm), address=f"{address:#x}", offset=offset, bytes=bytes, ro=int(ro))
+
+
+def vm_unbind(trace: Trace, *, vm: str, address: int, bytes: int) -> None:
+    """Nothing is bound there in a VM any more."""
+    if trace.on:
+        trace.emit("vm_unbind", vm=bo_word(vm), address=f"{address:#x}", bytes=bytes)
+
+
+def vm_rebind(trace: Trace, bo: Named, *, vm: str, region: str) -> None:
+    """A bound BO that had moved, or lost memory, is one that jobs of a VM can use again."""
+    if trace.on:
+        trace.emit("vm_rebind", bo.name, vm=bo_word(vm), region=region)
+
+
 def job_start(trace: Trace, bo: Named, *, engine: str, fence: Named, kind: str) -> None:
     """A compute engine begins a job."""
     if trace.on:

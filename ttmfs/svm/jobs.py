@@ -7,12 +7,12 @@ the last one stands for all.
 """
 
 import errno
-import zlib
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ttmfs.driver.jobs import INLINE_BYTES, Span
+from ttmfs.driver.operation import Operation
 from ttmfs.errors import TtmError
 from ttmfs.svm.fault import Bound
 from ttmfs.svm.pages import CHUNK_PAGES, mask_of
@@ -24,50 +24,6 @@ from ttmfs.units import PAGE_MASK, PAGE_SHIFT
 
 if TYPE_CHECKING:
     from ttmfs.svm.space import AddressSpace
-
-_STEP: Final = 1 << 20
-_WORD: Final = 1 << 64
-
-
-class Operation:
-    """One device operation: `kind` is fill, write, read, atomic_add or checksum.
-
-    `data` is what is written, or collects what is read; `value` the byte, the addend, and in the end the result.
-    """
-
-    __slots__ = ("data", "error", "fence", "kind", "result", "value")
-
-    def __init__(self, kind: str, *, value: int = 0, data: bytes = b"") -> None:
-        self.kind = kind
-        self.value = value
-        self.data = data
-        self.result: bytearray | int = bytearray() if kind == "read" else 0
-        self.error: TtmError | None = None
-        self.fence: Fence | None = None
-
-    @property
-    def writes(self) -> bool:
-        """Does it change bytes?"""
-        return self.kind in ("fill", "write", "atomic_add")
-
-    def execute(self, span: Span, offset: int, size: int, done: int) -> None:
-        """Work on `size` bytes from `offset` of the span on; `done` bytes of the operation come before them."""
-        if self.kind == "atomic_add":
-            word = int.from_bytes(span.load(offset, 8), "little")
-            self.result = word
-            span.store(offset, memoryview(((word + self.value) % _WORD).to_bytes(8, "little")))
-            return
-        for start in range(0, size, _STEP):
-            length = min(_STEP, size - start)
-            if self.kind == "fill":
-                span.store(offset + start, memoryview(bytes([self.value]) * length))
-            elif self.kind == "write":
-                at = done + start
-                span.store(offset + start, memoryview(self.data)[at : at + length])
-            elif isinstance(self.result, bytearray):
-                self.result += span.load(offset + start, length)
-            else:
-                self.result = zlib.crc32(span.load(offset + start, length), self.result)
 
 
 class SvmJob:

@@ -1,6 +1,6 @@
 """OperationContext: how one TTM call may wait and what it did (ttm_operation_ctx)."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -39,7 +39,8 @@ class OperationContext:
     no_wait_gpu: bool = False
     """Never wait for a fence: EBUSY where a wait would happen, busy places and victims are skipped."""
     allow_res_evict: bool = False
-    """BOs that share `resv` may be evicted although it is held."""
+    """BOs that share `resv`, which the caller holds, may be evicted all the same, except those in `keep`."""
+    keep: Container[object] = ()
     resv: Reservation | None = None
     ticket: AcquireContext | None = None
     """Whose age counts where several want the same space: the ww ticket of the caller's reservations."""

@@ -16,6 +16,7 @@ from ttmfs.ttm.copy import CopyState, zero_bytes
 from ttmfs.ttm.dmem import Group, says_over
 from ttmfs.ttm.placement import SYSTEM, Place
 from ttmfs.ttm.resource import Resource
+from ttmfs.ttm.shared import no_longer_late, put_off
 from ttmfs.units import PAGE_SHIFT, PAGE_SIZE, pages_of
 
 
@@ -57,6 +58,7 @@ def resize(bo: BufferObject, size: int) -> None:
             bo.dirty.cut(pages_of(size))
     if apply_resize not in bo.when_unlocking:
         bo.when_unlocking += (apply_resize,)
+    put_off(bo)
     if held:
         bo.unreserve()
 
@@ -169,6 +171,7 @@ def release(bo: BufferObject) -> None:
     device.unfinished_restores.pop(bo, None)
     bo.pin_count = 0
     _individualize(bo)
+    put_off(bo)
     bo.relist()
     if not bo.ghost:
         device.num_zombies += 1
@@ -194,6 +197,7 @@ def _individualize(bo: BufferObject) -> None:
         return
     finally:
         own.unlock()
+    no_longer_late(bo)
     bo.resv = own
     bo.shares_resv = False
 

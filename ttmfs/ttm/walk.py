@@ -20,6 +20,7 @@ from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.placement import Place
 from ttmfs.ttm.protection import Search, Spared
 from ttmfs.ttm.resource import Resource, ResourceManager
+from ttmfs.ttm.shared import put_off
 
 _CHANGED: Final = Changed()
 
@@ -61,9 +62,16 @@ class Walk:
         return self.bo.resv.holder
 
     def is_own(self, victim: BufferObject) -> bool:
-        """Is it named in the same call (EALREADY), and so never its victim, nor its victims'?"""
+        """Is it named in the same call (EALREADY), and so never its victim, nor its victims'?
+
+        Nor is one that shares the reservation of such a BO, unless the call says that those may go.
+        """
+        if victim is self.bo or self.shares_held(victim):
+            return victim is self.bo
         holder = victim.resv.holder
-        return victim is self.bo or (holder is not None and (holder is self.ticket or holder is self.ctx.ticket))
+        return victim.resv is self.bo.resv or (
+            holder is not None and (holder is self.ticket or holder is self.ctx.ticket)
+        )
 
     def spares(self, victim: BufferObject) -> bool:
         """Is it nobody who may go for this, whoever names it: its own, elsewhere, or kept by limits or groups?"""
@@ -84,7 +92,7 @@ class Walk:
     def shares_held(self, victim: BufferObject) -> bool:
         """Is the victim's reservation one that the caller holds, and allows to be evicted from?"""
         ctx = self.ctx
-        return ctx.allow_res_evict and ctx.resv is not None and victim.resv is ctx.resv
+        return ctx.allow_res_evict and ctx.resv is victim.resv and victim not in ctx.keep
 
     def trylock(self, victim: BufferObject) -> bool:
         """Reserve a victim that is free."""
@@ -103,8 +111,10 @@ class Walk:
         return locked
 
     def unlock(self, victim: BufferObject) -> None:
-        """Let it go."""
-        if not self.shares_held(victim):
+        """Let it go. What shares a reservation that the caller holds stays reserved."""
+        if self.shares_held(victim):
+            put_off(victim)
+        else:
             victim.unlock()
 
     def wants(self, resource: Resource) -> bool:

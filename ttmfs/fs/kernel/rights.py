@@ -38,6 +38,17 @@ class Rights(Protocol):
     def bits(self) -> int: ...
 
 
+class Owned(Protocol):
+    """What has an owner and a mode: an entry, a virtual folder."""
+
+    @property
+    def uid(self) -> int: ...
+    @property
+    def gid(self) -> int: ...
+    @property
+    def mode(self) -> int: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Fixed:
     """What never changes."""
@@ -140,7 +151,7 @@ class Owner:
         return Fixed(bits, self.uid, self.gid)
 
 
-def may(opening: Opening, entry: Entry, bits: int) -> bool:
+def may(opening: Opening, entry: Owned, bits: int) -> bool:
     """May who has opened a file do all of `bits` (READ, WRITE, SEARCH) with `entry`?"""
     group, others = entry.mode >> 3 & 7, entry.mode & 7
     if opening.uid == 0:

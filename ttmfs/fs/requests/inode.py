@@ -17,8 +17,8 @@ from ttmfs.fs.kernel.rights import Fixed
 from ttmfs.fs.requests.base import Served
 from ttmfs.fs.requests.guard import guarded
 from ttmfs.fs.tree import attributes
-from ttmfs.fs.tree.groups import GroupDir
 from ttmfs.fs.tree.listing import FixedNames
+from ttmfs.fs.tree.made import MadeDir
 from ttmfs.fs.tree.nodes import Node, VirtualDir, VirtualFile
 from ttmfs.svm.names import SpaceFile
 from ttmfs.ttm import lifetime
@@ -100,7 +100,7 @@ class InodeRequests(Served):
     ) -> pyfuse3.EntryAttributes:
         """chmod, chown, utimens and truncate. A size is applied at once: nothing here waits for a move (R5)."""
         node = self.inodes.get(inode)
-        if isinstance(node, GroupDir):
+        if isinstance(node, MadeDir):
             mode = stat.S_IMODE(attr.st_mode) if fields.update_mode else None
             uid, gid = (attr.st_uid if fields.update_uid else None), (attr.st_gid if fields.update_gid else None)
             node.delegate(mode, uid, gid)

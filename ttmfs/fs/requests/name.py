@@ -15,7 +15,7 @@ from ttmfs.errors import TtmError
 from ttmfs.fs.requests.base import is_own
 from ttmfs.fs.requests.guard import guarded
 from ttmfs.fs.requests.open import OpenRequests
-from ttmfs.fs.tree.groups import GroupDir
+from ttmfs.fs.tree.made import MadeDir, OwnRights
 from ttmfs.fs.tree.nodes import VirtualDir
 from ttmfs.svm.names import SpaceFile, SpaceNames
 
@@ -68,7 +68,9 @@ class NameRequests(OpenRequests):
         if isinstance(node, VirtualDir) and node.gone():
             raise TtmError(errno.ENOENT, "the BO of this folder was unlinked")
         if not isinstance(node, Folder):
-            raise TtmError(errno.EPERM, "BOs and folders are made below bo/, address spaces in svm/, groups in groups/")
+            raise TtmError(
+                errno.EPERM, "BOs and folders are made below bo/, address spaces in svm/, groups in groups/, VMs in vm/"
+            )
         return node
 
     def _names(self, folder: Folder) -> Namespace | SpaceNames:
@@ -115,13 +117,13 @@ class NameRequests(OpenRequests):
     async def mkdir(
         self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        """A folder of BOs, or a group."""
+        """A folder of BOs, a group, or a VM."""
         node = self.inodes.get(parent_inode)
-        if isinstance(node, GroupDir):
+        if isinstance(node, MadeDir):
             check_length(name)
-            group = node.mkdir(os.fsdecode(name), mode & ~ctx.umask, ctx.uid, ctx.gid)
-            group.above = parent_inode
-            return self._reply(group)
+            made = node.mkdir(os.fsdecode(name), OwnRights(stat.S_IMODE(mode & ~ctx.umask), ctx.uid, ctx.gid))
+            made.above = parent_inode
+            return self._reply(made)
         folder = self._folder(parent_inode)
         return self._reply(self._names(folder).mkdir(folder, name, mode & ~ctx.umask, ctx.uid, ctx.gid))
 
@@ -133,9 +135,9 @@ class NameRequests(OpenRequests):
 
     @guarded
     async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        """An empty folder, or a group that has nothing."""
+        """An empty folder, a group that has nothing, or a VM without local BOs."""
         node = self.inodes.get(parent_inode)
-        if isinstance(node, GroupDir):
+        if isinstance(node, MadeDir):
             await node.rmdir(os.fsdecode(name))
             return
         folder = self._folder(parent_inode)

@@ -38,6 +38,7 @@ from ttmfs.fs.tree.snapshot import SnapshotHandle
 from ttmfs.fs.tree.spaces import SvmTree
 from ttmfs.fs.tree.stats import region_stats, stats, swap_stats
 from ttmfs.fs.tree.tasks import tasks_text
+from ttmfs.fs.tree.vms import VM, VmTree
 from ttmfs.observe.inject import KEYS as INJECTION_KEYS
 from ttmfs.observe.inject import PLACES as INJECTION_PLACES
 from ttmfs.svm.audit import svm_check_steps
@@ -50,7 +51,7 @@ from ttmfs.units import MAX_ORDER
 
 _SWAP_FILES: Final = ("store", "size", "used", "pages", "ratio")
 _OBJECT_NAMES: Final = FixedNames(
-    (*OBJECT_COMMANDS, *attributes.SETTABLE, "group", "peek", "snapshot", "status", "status.json")
+    (*OBJECT_COMMANDS, *attributes.SETTABLE, "group", "peek", "snapshot", "status", "status.json", VM)
 )
 _CHECK_THEMSELVES: Final = ("submit", "copy")
 """Commands of ctl/ that anybody may give: they look at the rights on each BO that they name."""
@@ -71,6 +72,7 @@ class Tree:
         self.loop_status: Callable[[], str] = lambda: ""
         self.lengths = Lengths()
         self.groups = GroupTree(machine, runner, owner)
+        self.vms = VmTree(machine, runner, self.lengths, owner)
         self.checks: list[Callable[[], Iterator[str | None]]] = []
         """What others have to say in selfcheck: sentences, and None where it may pause."""
         self._root_files: dict[str, Callable[[], VirtualFile]] = {
@@ -99,6 +101,7 @@ class Tree:
             "fences": self._dir("fences", self._find_fences, FixedNames(("pending", "timelines"))),
             "debug": VirtualDir("debug", self._find_debug, debug, owner.only(0o500), stays=True),
             GROUPS: self.groups.root,
+            VM: self.vms.root,
             POLICIES: PolicyTree(machine, runner, self.lengths, owner).root,
         }
         root_names = (*self._dirs, *self._root_files, *self.observe.files)
@@ -194,6 +197,8 @@ class Tree:
             )
         if name == "group":
             return self.groups.object_file(file)
+        if name == VM:
+            return self.vms.object_file(file)
         if name == "peek":
             log = self.runner.error_log
             return VirtualFile(lambda opening: PeekHandle(bo, log, opening), AttributeOf(file), writable=True)

@@ -5,7 +5,6 @@ in it; what bounds the group (dmem.max, min, low) stays with who made it, as the
 """
 
 import errno
-import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -13,17 +12,18 @@ from typing import Final
 
 import trio
 
-from ttmfs.driver.entries import FIRST_NUMBER
 from ttmfs.driver.limits import set_max
 from ttmfs.driver.members import owner_of
 from ttmfs.driver.namespace import BoFile
 from ttmfs.errors import TtmError
 from ttmfs.fs.commands.command import Command, Machine, Result
-from ttmfs.fs.commands.handles import CommandHandle, TextHandle
+from ttmfs.fs.commands.handles import TextHandle
 from ttmfs.fs.commands.runner import Runner
 from ttmfs.fs.kernel.opening import Opening
 from ttmfs.fs.kernel.rights import AttributeOf, Owner, Rights
-from ttmfs.fs.tree.nodes import Handle, Node, VirtualDir, VirtualFile
+from ttmfs.fs.tree.command_file import command_file
+from ttmfs.fs.tree.made import MadeDir, OwnRights
+from ttmfs.fs.tree.nodes import Node, VirtualFile
 from ttmfs.ttm import lifetime
 from ttmfs.ttm.dmem import UNLIMITED, Group, Pool
 from ttmfs.units import parse_size
@@ -42,15 +42,6 @@ _LIMITS: Final = ("max", "low", "min")
 _CONTROLLER: Final = "dmem"
 
 
-@dataclass(slots=True)
-class GroupRights:
-    """An owner and bits that can be changed."""
-
-    bits: int
-    uid: int
-    gid: int
-
-
 @dataclass(frozen=True, slots=True)
 class _FileOf:
     """Those of a file in a group's folder: `bits` for the owner of the folder."""
@@ -67,78 +58,37 @@ class _FileOf:
         return self.folder.gid
 
 
-class GroupDir(VirtualDir):
-    """The folder of a group. It lists the files first, then the groups below in the order in which they came."""
+class GroupDir(MadeDir):
+    """The folder of a group."""
 
-    def __init__(self, groups: "GroupTree", group: Group, rights: GroupRights, key: str) -> None:
-        super().__init__(key, self._find, self, rights, gone=lambda: group.removed)
+    def __init__(self, groups: "GroupTree", group: Group, rights: OwnRights, key: str) -> None:
+        files = (*_OF_ALL, *(_OF_OTHERS if group.parent is not None else _OF_ROOT))
+        super().__init__(key, files, rights, gone=lambda: group.removed)
         self.group = group
-        self.own = rights
         self._groups = groups
-        self._maker = _FileOf(GroupRights(0, rights.uid, rights.gid), 0)
-        self._files = (*_OF_ALL, *(_OF_OTHERS if group.parent is not None else _OF_ROOT))
-        self._below: dict[str, tuple[int, GroupDir]] = {}
-        self.last = FIRST_NUMBER - 1 + len(self._files)
+        self._maker = _FileOf(OwnRights(0, rights.uid, rights.gid), 0)
 
-    # -- names (NameTable) ---------------------------------------------------------------------------------------
-
-    @property
-    def folders(self) -> int:
-        """Groups right below it."""
-        return len(self._below)
-
-    def after(self, number: int) -> Iterator[tuple[int, str]]:
-        """Files, then groups."""
-        begin = max(number + 1 - FIRST_NUMBER, 0)
-        yield from enumerate(self._files[begin:], FIRST_NUMBER + begin)
-        for name, (place, _) in tuple(self._below.items()):
-            if place > number:
-                yield place, name
-
-    def below(self, name: str) -> "GroupDir | None":
-        """The group of this name."""
-        found = self._below.get(name)
-        return None if found is None else found[1]
-
-    def mkdir(self, name: str, mode: int, uid: int, gid: int) -> "GroupDir":
-        """A new group. TtmError: EEXIST, EINVAL for a name that files of the controller could have, or a newline."""
-        if name in self._below or name in self._files:
-            raise TtmError(errno.EEXIST, f"{name!r} is there already")
+    def make(self, name: str, rights: OwnRights) -> "GroupDir":
+        """A new group. TtmError(EINVAL) for a name that files of the controller could have, or a newline."""
         if "\n" in name or name.startswith(("dmem.", "cgroup.")):
             raise TtmError(errno.EINVAL, f"{name[:80]!r} is no name for a group")
-        if self.group.removed:
-            raise TtmError(errno.ENOENT, f"{self.group} was removed")
-        folder = self._groups.folder(self.group.make(name), GroupRights(stat.S_IMODE(mode), uid, gid))
-        self.last += 1
-        self._below[name] = self.last, folder
-        return folder
+        return self._groups.folder(self.group.make(name), rights)
 
-    def delegate(self, mode: int | None, uid: int | None, gid: int | None) -> None:
-        """chmod and chown: who may make groups in it, and move processes into it. Its limits stay with who made it."""
-        own = self.own
-        own.bits = own.bits if mode is None else mode
-        own.uid = own.uid if uid is None else uid
-        own.gid = own.gid if gid is None else gid
-
-    async def rmdir(self, name: str) -> None:
-        """TtmError: ENOENT, EBUSY while it has something, or groups below it. Ghosts are waited for, for a second."""
-        folder = self.below(name)
-        if folder is None:
-            raise TtmError(errno.ENOTDIR if name in self._files else errno.ENOENT, f"there is no group {name[:80]!r}")
+    async def unmake(self, folder: MadeDir) -> None:
+        """TtmError(EBUSY) while it has something, or groups below it. Ghosts are waited for, for a second."""
+        assert isinstance(folder, GroupDir)
         ttm, group = self._groups.machine.vdev.ttm, folder.group
         with trio.move_on_after(GHOST_WAIT):
             while group.charged and not group.children and ttm.num_ghosts:
                 await ttm.ghost_gone.park()
-        if self.below(name) is not folder:
-            raise TtmError(errno.ENOENT, f"there is no group {name[:80]!r}")
+        if group.removed:
+            raise TtmError(errno.ENOENT, f"{group} was removed meanwhile")
         group.remove()
-        del self._below[name]
 
     # -- files ---------------------------------------------------------------------------------------------------
 
-    def _find(self, name: str) -> Node | None:
-        if name not in self._files:
-            return self.below(name)
+    def file(self, name: str) -> Node | None:
+        """One of the controller's."""
         kind, group = name.partition(".")[2], self.group
         if name == "cgroup.procs":
             return self._command(name, "PID", self._procs, self._move, _FileOf(self.own, 0o644))
@@ -251,22 +201,16 @@ class GroupTree:
         self.machine = machine
         self._runner = runner
         self._made = 0
-        self.root = self.folder(machine.vdev.ttm.dmem.root, GroupRights(0o755, owner.uid, owner.gid))
+        self.root = self.folder(machine.vdev.ttm.dmem.root, OwnRights(0o755, owner.uid, owner.gid))
 
-    def folder(self, group: Group, rights: GroupRights) -> GroupDir:
+    def folder(self, group: Group, rights: OwnRights) -> GroupDir:
         """The folder of a new group. No two ever have the same key, or one that is gone would pass for it."""
         self._made += 1
         return GroupDir(self, group, rights, GROUPS if group.parent is None else f"group{self._made}")
 
     def command(self, command: Command, text: Callable[[], str], rights: Rights) -> VirtualFile:
         """A file that says `text`, and runs what is written to it."""
-
-        def open_handle(opening: Opening) -> Handle:
-            return CommandHandle(
-                text, lambda data: self._runner.run(command, None, None, data, opening), opening, self._runner.results
-            )
-
-        return VirtualFile(open_handle, rights, writable=True)
+        return command_file(self._runner, command, text, rights)
 
     def object_file(self, file: BoFile) -> VirtualFile:
         """objects/NAME/group: who is charged for it; a path that is written moves the charge."""
@@ -287,10 +231,10 @@ class GroupTree:
         return self.command(command, lambda: file.bo.group.live.path + "\n", AttributeOf(file))
 
     def _find(self, path: str) -> GroupDir:
-        folder: GroupDir | None = self.root
+        folder: MadeDir | None = self.root
         for name in filter(None, path.split("/")):
             folder = None if folder is None else folder.below(name)
-        if folder is None:
+        if not isinstance(folder, GroupDir):
             raise TtmError(errno.ENOENT, f"there is no group {path[:80]!r}: see {GROUPS}/, mkdir makes one")
         return folder
 

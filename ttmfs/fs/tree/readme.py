@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from ttmfs.fs.commands.objects_and_ctl import CTL_COMMANDS, OBJECT_COMMANDS
 from ttmfs.fs.commands.spaces import SPACE_COMMANDS
+from ttmfs.fs.commands.vms import VM_COMMANDS
 from ttmfs.fs.tree.attributes import SETTABLE
 from ttmfs.fs.tree.spaces import READ_FILES
 
@@ -35,6 +36,11 @@ def readme(regions: Sequence[str]) -> str:
     )
     parts += [_indented(command.help(f"svm_objects/heap/{name}")) for name, command in SPACE_COMMANDS.items()]
     parts.append(f"  read: {' '.join(READ_FILES)}\n")
+    parts.append("\nvm/NAME/…   a VM: addresses of the device at which BOs are bound\n")
+    parts.append("  mkdir vm/game                       make one; rmdir removes it\n")
+    parts.append("  echo game > objects/tex0/vm         before its first use: the BO is local to it\n")
+    parts += [_indented(command.help(f"vm/game/{name}")) for name, command in VM_COMMANDS.items()]
+    parts.append("  allow_res_evict 0|1   read: maps bos stats\n")
     parts.append("\nctl/…\n")
     parts += [_indented(command.help(f"ctl/{name}")) for name, command in CTL_COMMANDS.items()]
     parts.append(

@@ -169,6 +169,14 @@ KEYS: Final[Mapping[str, Key]] = {
         listed=("BOs", GAUGE, "BOs on its list."),
     ),
     **_section(
+        "vms",
+        count=("VMs", GAUGE, "VMs: folders in vm/."),
+        mappings=("mappings", GAUGE, "What is bound in them."),
+        local_bos=("BOs", GAUGE, "BOs that share the reservation of a VM."),
+        execs=("jobs", COUNTER, "Jobs of VMs."),
+        rebound=("BOs", COUNTER, "Bound BOs that had to come back, or be found anew, for such a job."),
+    ),
+    **_section(
         "svm",
         spaces=("spaces", GAUGE, "Shared address spaces."),
         ranges=("ranges", GAUGE, "Ranges in them."),

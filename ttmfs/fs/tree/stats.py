@@ -77,6 +77,7 @@ def stats(vdev: VirtualDevice, names: Namespace, page_cache: PageCache | None, s
         "moves": ttm.counters.moves.as_dict(),
         "defrag": ttm.defrag_list.as_dict(),
         "svm": svm.stats(),
+        "vms": vdev.vms.stats(),
         "fences": {"emitted": fences.emitted, "signaled": fences.signaled, "pending": fences.pending},
         "trace": {"recorded": ttm.trace.emitted, "dropped": ttm.trace.dropped, "buffered": len(ttm.trace.ring)},
     }

@@ -1,0 +1,118 @@
+"""Commands of vm/NAME/: what is bound where, and the jobs of a VM, as a table like `objects_and_ctl.py`.
+
+Addresses, offsets and lengths are bytes, written as sizes are (`4096`, `0x1000`, `64K`, `2M`).
+"""
+
+import errno
+from collections.abc import Mapping
+from typing import Final
+
+from ttmfs.driver.queues import DEFAULT
+from ttmfs.driver.vm import Vm
+from ttmfs.driver.vm_exec import exec_vm
+from ttmfs.errors import TtmError
+from ttmfs.fs.commands.command import Command, Machine, Result
+from ttmfs.fs.commands.gpu_words import GPU_OPERATIONS, parse_range, take_operation
+from ttmfs.fs.commands.quoting import unescape
+from ttmfs.fs.kernel.rights import READ, WRITE
+from ttmfs.ttm.context import OperationContext
+from ttmfs.units import parse_size
+
+
+class OpenedVm:
+    """What a command works on."""
+
+    __slots__ = ("_vm", "last_error")
+
+    def __init__(self, vm: Vm) -> None:
+        self._vm = vm
+        self.last_error = ""
+
+    @property
+    def vm(self) -> Vm:
+        """TtmError(ENOENT) once it was removed."""
+        if self._vm.removed:
+            raise TtmError(errno.ENOENT, f"the VM {self._vm.name} was removed")
+        return self._vm
+
+
+async def _bind(machine: Machine, opened: OpenedVm, words: list[str]) -> Result:
+    read_only = words[4:] == ["ro"]
+    if len(words) != 4 and not read_only:
+        raise TtmError(errno.EINVAL, "say ADDR BO OFFSET LEN [ro]: where, what, from where on, how many bytes of it")
+    vm, bo = opened.vm, machine.bo(unescape(words[1]), READ if read_only else READ | WRITE)
+    bo.check_alive()
+    machine.vdev.vms.may_bind(bo, vm)
+    address, offset, length = (parse_size(words[index]) for index in (0, 2, 3))
+    replaced = vm.bind(address, bo, offset, length, read_only=read_only)
+    return {"mappings": len(vm), "replaced_pages": replaced}
+
+
+async def _unbind(machine: Machine, opened: OpenedVm, words: list[str]) -> Result:
+    del machine
+    vm = opened.vm
+    pages = vm.unbind(*parse_range(words, "ADDR LEN"))
+    return {"mappings": len(vm), "pages": pages}
+
+
+def _take_queue(words: list[str]) -> tuple[list[str], str]:
+    queues = [word.removeprefix("queue=") for word in words if word.startswith("queue=")]
+    if len(queues) > 1:
+        raise TtmError(errno.EINVAL, "queue= is given twice")
+    return [word for word in words if not word.startswith("queue=")], queues[0] if queues else DEFAULT
+
+
+async def _exec(machine: Machine, opened: OpenedVm, words: list[str]) -> Result:
+    words, queue = _take_queue(words)
+    asked, wait = take_operation(words, True, False)
+    vm, caller, ctx = opened.vm, machine.caller, OperationContext()
+    operation, uid = asked.operation, 0 if caller is None else caller.uid
+    job = await exec_vm(machine.vdev, vm, operation, asked.address, asked.length, ctx, queue=queue, uid=uid)
+    result: Result = {
+        "fence": job.fence.name,
+        "point": f"{queue}:{job.point}",
+        "bytes_moved": ctx.done.bytes_moved,
+        "evictions": ctx.done.evictions,
+        "rebound": job.rebound,
+    }
+    if not wait:
+        return result
+    await job.fence.wait()
+    if job.fence.error:
+        raise TtmError(job.fence.error, f"{asked.kind} at {asked.address:#x} in {vm.name} failed on the engine")
+    if isinstance(operation.result, bytearray):
+        result["data"] = operation.result.hex()
+    elif asked.kind in ("atomic_add", "checksum"):
+        result["value"] = operation.result
+    return result
+
+
+VM_COMMANDS: Final[Mapping[str, Command]] = {
+    command.name: command
+    for command in (
+        Command(
+            "bind",
+            "ADDR BO OFFSET LEN [ro]",
+            "Bytes of the BO are at these addresses from now on, in place of what was; ro: the device may only read "
+            "them (EPERM). ADDR, OFFSET and LEN in whole pages; waits for nothing.",
+            ("1G tex0 0 64K", "0x40010000 tex0 64K 64K ro"),
+            _bind,
+        ),
+        Command(
+            "unbind",
+            "ADDR LEN",
+            "Nothing is bound there any more (EFAULT). Jobs that run keep their memory until they end.",
+            ("1G 64K",),
+            _unbind,
+        ),
+        Command(
+            "exec",
+            "[queue=NAME] " + " | ".join(operation.usage for operation in GPU_OPERATIONS.values()),
+            "A job at the VM's addresses. What of the bound BOs was evicted is brought back first: the result has "
+            "`rebound`, bytes_moved, and `data` (hexadecimal) of read, `value` of checksum and atomic_add; with nowait "
+            "its fence, at once (ctl/wait).",
+            ("fill 1G 64K 7", "queue=render checksum 1G 64K", "read 0x40000000 16"),
+            _exec,
+        ),
+    )
+}
