@@ -191,7 +191,7 @@ async def test_who_is_on_the_way_into_a_region_is_judged_by_what_it_gets_there()
         walk = Walk(newcomer, vdev.ttm.managers["gtt"], Place("gtt"), OperationContext(), search, _nobody)
         assert walk.spares(mover), "it is in vram"
         async with reserved(mover):
-            left = walk.left()
+            left = await walk.left()
         assert isinstance(left, Held)
         assert left.bo is mover
         vdev.ttm.managers["gtt"].free(there)

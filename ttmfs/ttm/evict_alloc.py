@@ -4,13 +4,12 @@ A first walk over the region's LRU only trylocks. If the evictor's reservation w
 may block for one victim each, as long as the walk before freed something. After each victim the allocation is tried
 again, so never more is evicted than needed in LRU order.
 
+Between one BO and the next others may run (`Walk.pace`), so the last word on whether there is room has the allocation.
+
 How a victim is evicted is handed over with the walk (the kernel's `process_lru`): it needs space in its turn.
 """
 
 import errno
-from typing import Final
-
-import trio
 
 from ttmfs.errors import TtmError
 from ttmfs.observe import points
@@ -26,9 +25,6 @@ from ttmfs.ttm.placement import Place
 from ttmfs.ttm.resource import Resource, ResourceManager
 from ttmfs.ttm.walk import Walk
 
-_LOOKS: Final = 512
-"""BOs that a walk comes past before others may run: those that are protected may be many."""
-
 
 async def evict_alloc(walk: Walk) -> Resource | None:
     """ttm_bo_evict_alloc: evict from a region until the walk's BO fits into its place; None when that cannot be done.
@@ -41,7 +37,7 @@ async def evict_alloc(walk: Walk) -> Resource | None:
     if resource is None and search.lower():
         resource = await _walk_anew(walk, None)
     if resource is not None or walk.ctx.no_wait_gpu:
-        return resource
+        return resource or _try_alloc(walk)
     search.raise_again()
     resource = await _wait_for_victims(walk)
     if resource is None and search.lower():
@@ -54,8 +50,11 @@ async def _wait_for_victims(walk: Walk) -> Resource | None:
     ctx, manager = walk.ctx, walk.manager
     resource = None
     while resource is None:
-        ticket, left, evicted = walk.ticket, walk.left(), walk.evicted
-        if left is None or is_claimed(walk.bo, manager, walk.place, ctx, evicting=True):
+        left = await walk.left()
+        ticket, evicted = walk.ticket, walk.evicted
+        if left is None:
+            return _try_alloc(walk)
+        if is_claimed(walk.bo, manager, walk.place, ctx, evicting=True):
             return None
         if ticket is None:
             ctx.done.contended = left
@@ -64,7 +63,7 @@ async def _wait_for_victims(walk: Walk) -> Resource | None:
             manager.claims.lay(ctx.age)
         resource = _try_alloc(walk) or await _walk_anew(walk, ticket)
         if resource is None and walk.evicted == evicted:
-            ctx.done.contended = walk.left() or left
+            ctx.done.contended = await walk.left() or left
             return None
     return resource
 
@@ -90,13 +89,10 @@ async def _walk_lru(walk: Walk, ticket: AcquireContext | None) -> Resource | Non
         if resource is not None:
             return resource
     with LruCursor(walk.manager.lru, until_now=True) as cursor:
-        while (item := cursor.next()) is not None:
-            assert isinstance(item, Resource)
+        while (item := await _next(walk, cursor)) is not None:
             victim = item.bo
             position, walk.looked = walk.looked, walk.looked + 1
             if walk.spares(victim):
-                if not walk.looked % _LOOKS:
-                    await trio.lowlevel.checkpoint()
                 continue
             if not walk.trylock(victim):
                 if ticket is None or not walk.wants(item):
@@ -115,6 +111,14 @@ async def _walk_lru(walk: Walk, ticket: AcquireContext | None) -> Resource | Non
     return None
 
 
+async def _next(walk: Walk, cursor: LruCursor) -> Resource | None:
+    """The next of the list, after others could run: nothing is awaited between the look at it and what is done."""
+    await walk.pace.step()
+    item = cursor.next()
+    assert item is None or isinstance(item, Resource)
+    return item
+
+
 async def _walk_named(
     walk: Walk, adviser: Adviser, ticket: AcquireContext | None
 ) -> tuple[Resource | None, AcquireContext | None]:
@@ -123,6 +127,7 @@ async def _walk_named(
     As many as there were in the region at most, or newcomers could make it endless.
     """
     for _ in range(walk.manager.lru.count):
+        await walk.pace.step()
         named = named_victim(walk, adviser, may_wait=ticket is not None)
         if named is None:
             break

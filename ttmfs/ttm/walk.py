@@ -12,11 +12,14 @@ import trio
 
 from ttmfs.errors import TtmError
 from ttmfs.observe import points
+from ttmfs.sync.pace import Pace
 from ttmfs.sync.ww_mutex import AcquireContext
 from ttmfs.ttm.account import MEMORY
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.contention import HOLD_SECONDS, Changed, Contended, Held
 from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.lru import LruItem
+from ttmfs.ttm.lru_cursor import LruCursor, newer
 from ttmfs.ttm.placement import Place
 from ttmfs.ttm.protection import Search, Spared
 from ttmfs.ttm.resource import Resource, ResourceManager
@@ -31,7 +34,7 @@ Evict = Callable[["Walk", Resource, int], Awaitable[bool]]
 class Walk:
     """Who evicts, for what place, whom limits and groups let him, and what it met."""
 
-    __slots__ = ("_told", "bo", "ctx", "evict", "evicted", "looked", "manager", "place", "refused", "search")
+    __slots__ = ("_told", "bo", "ctx", "evict", "evicted", "looked", "manager", "pace", "place", "refused", "search")
 
     def __init__(
         self,
@@ -44,6 +47,8 @@ class Walk:
     ) -> None:
         self.search = search
         self.evict = evict
+        self.pace = Pace()
+        """Others run between one BO and the next: they may be many, and to evict one may await nothing at all."""
         self._told: dict[tuple[object, Spared], None] = {}
         self.bo = bo
         self.manager = manager
@@ -137,21 +142,32 @@ class Walk:
             return True
         return bool(resource.account.room(MEMORY) >= resource.own_pages)
 
-    def left(self) -> Contended | None:
+    async def left(self) -> Contended | None:
         """What might still make room, after a walk that did not: somebody who is reserved, or on his way here, or who
-        came while it was walked. None: nobody. Nothing is awaited."""
-        busy: BufferObject | None = None
-        for resource in self.manager.lru:
-            assert isinstance(resource, Resource)
-            victim = resource.bo
-            if self.spares(victim) or not self.wants(resource):
-                continue
-            if not victim.resv.locked or self.shares_held(victim):
-                return _CHANGED
-            busy = busy or victim
+        came while it was walked. None: nobody, which holds until the next await."""
+        begun = self.manager.lru.stamp
+        held: Contended | None = None
+        with LruCursor(self.manager.lru, until_now=True) as cursor:
+            while (item := cursor.next()) is not None:
+                if (hope := self._hope(item)) is _CHANGED:
+                    return hope
+                held = held or hope
+                await self.pace.step()
+        for item in newer(self.manager.lru, begun):
+            if (hope := self._hope(item)) is _CHANGED:
+                return hope
+            held = held or hope
         for resource in self.manager.unassigned:
             # Allocated, but not assigned yet: nobody can evict it, for the moment.
             victim = resource.bo
-            if busy is None and victim.resv.locked and not self.is_own(victim) and not self.keeps(resource):
-                busy = victim
-        return None if busy is None else Held(busy)
+            if held is None and victim.resv.locked and not self.is_own(victim) and not self.keeps(resource):
+                held = Held(victim)
+        return held
+
+    def _hope(self, item: LruItem) -> Contended | None:
+        """What one on the list says to that: nothing, that it is free, or held."""
+        assert isinstance(item, Resource)
+        victim = item.bo
+        if self.spares(victim) or not self.wants(item):
+            return None
+        return _CHANGED if not victim.resv.locked or self.shares_held(victim) else Held(victim)
