@@ -11,7 +11,7 @@ from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from ttm_tools.topmodel import COLUMNS, Column, Row
+from ttm_tools.topmodel import COLUMNS, GROUP, Column, Row
 
 _PLACE_STYLES: Final = {"vram": "#4fc3f7", "gtt": "#ffd54f", "system": "#a5d6a7"}
 _OTHER_PLACE: Final = "#ce93d8"
@@ -22,13 +22,16 @@ PLAIN: Final = Style()
 NAME: Final = 16
 """The least width of a name."""
 
-_LEFT_OUT: Final = ("ORDERS", "FENCES", "PINS", "MOVES", "POP")
+_LEFT_OUT: Final = ("ORDERS", "FENCES", "PINS", "MOVES", "POP", "GROUP")
 """Columns in the order in which a narrow screen does without them."""
 
 
-def columns_for(width: int) -> list[tuple[int, Column]]:
-    """The columns, with their numbers, that a screen of this width has room for: evictions and faults always."""
-    columns = list(enumerate(COLUMNS))
+def columns_for(width: int, *, grouped: bool = False) -> list[tuple[int, Column]]:
+    """The columns, with their numbers, that a screen of this width has room for: evictions and faults always.
+
+    `grouped`: the device has groups.
+    """
+    columns = [(number, column) for number, column in enumerate(COLUMNS) if grouped or column is not GROUP]
     for name in ("", *_LEFT_OUT):
         columns = [(number, column) for number, column in columns if column.name != name]
         if sum(column.width + 1 for _, column in columns if column.width) + NAME + 3 <= width:
@@ -69,6 +72,7 @@ class BoList(ScrollView, can_focus=True, inherit_bindings=False):
         self.cursor = 0
         self.column = 0
         self.descending = False
+        self.grouped = False
 
     @property
     def selected(self) -> str | None:
@@ -135,7 +139,7 @@ class BoList(ScrollView, can_focus=True, inherit_bindings=False):
 
     def _shown(self) -> list[tuple[int, Column, int]]:
         """The columns that there is room for: number, column, width; the name has the rest."""
-        columns = columns_for(self.size.width)
+        columns = columns_for(self.size.width, grouped=self.grouped)
         rest = sum(column.width + 1 for _, column in columns if column.width)
         return [(number, column, column.width or max(NAME, self.size.width - rest - 3)) for number, column in columns]
 

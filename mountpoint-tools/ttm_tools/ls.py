@@ -10,6 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ttm_tools.device import Device
+from ttm_tools.groups import COLUMNS as GROUP_COLUMNS
+from ttm_tools.groups import COUNTS as GROUP_COUNTS
+from ttm_tools.groups import shares
 from ttm_tools.mounts import find_mount, looks_like_a_path
 from ttm_tools.options import HELP, complete_mount_or_bo, completion_help, mount_option, version_option, with_errors
 from ttm_tools.words import matches, shown, size_text
@@ -50,6 +53,7 @@ COLUMNS: Final[dict[str, Callable[[Status], Any]]] = {
     "placement": lambda status: status.get("placement", ""),
     "defrag": lambda status: int(bool(status.get("beneficial_order_failed"))),
     "last_error": lambda status: shown(status.get("last_error") or ""),
+    "group": lambda status: shown(status.get("group", "/")),
 }
 """The columns of -l, in order: how each is made of status.json. Sizes are bytes."""
 
@@ -75,6 +79,25 @@ def _cell(column: str, status: Status) -> str:
 _FIT: Final[dict[bool, dict[str, Any]]] = {True: {"overflow": "fold"}, False: {"no_wrap": True}}
 
 
+def _print_groups(stats: dict[str, Any], header: bool) -> None:
+    """What each group has of each region."""
+    names = ("group", "region", *GROUP_COLUMNS)
+    rows = [share.row() for share in shares(stats)]
+    if not sys.stdout.isatty():
+        lines = ["\t".join(names)] if header else []
+        lines += ["\t".join([shown(str(row[0])), *map(str, row[1:])]) for row in rows]
+        click.echo("".join(f"{line}\n" for line in lines), nl=False)
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in names:
+        table.add_column(name.upper(), justify="left" if name in names[:2] else "right", **_FIT[name == "group"])
+    for row in rows:
+        cells = zip(GROUP_COLUMNS, row[2:], strict=True)
+        sizes = (str(value) if name in GROUP_COUNTS else size_text(value) for name, value in cells)
+        table.add_row(shown(row[0]), row[1], *sizes)
+    Console(highlight=False, markup=False).print(table)
+
+
 def _print_table(statuses: list[Status], columns: tuple[str, ...]) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
@@ -95,11 +118,14 @@ def _print_table(statuses: list[Status], columns: tuple[str, ...]) -> None:
     metavar="COLUMN",
     help=f"Sort by a column, numbers largest first: {' '.join(COLUMNS)}.",
 )
+@click.option("--groups", is_flag=True, help="The groups instead, and what each has of each region.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON array of the BOs' status.json.")
 @click.option("--no-header", is_flag=True, help="Without the line of column names.")
 @version_option
 @with_errors
-def main(words: tuple[str, ...], mount: str | None, long_: bool, sort: str, as_json: bool, no_header: bool) -> None:
+def main(
+    words: tuple[str, ...], mount: str | None, long_: bool, sort: str, groups: bool, as_json: bool, no_header: bool
+) -> None:
     """List the buffer objects of a ttmfs mount: size, place, populated, page orders, pins, fences, moves...
 
     On a terminal it is a table; into a pipe the columns are separated by tabs and sizes are bytes. PATTERN has shell
@@ -111,6 +137,7 @@ def main(words: tuple[str, ...], mount: str | None, long_: bool, sort: str, as_j
     ttm-ls --sort faults | head              who faults most
     ttm-ls -l /tmp/gpu                       all columns
     ttm-ls /tmp/gpu | awk -F'\\t' '$3 == "vram" { bytes += $2 } END { print bytes }'
+    ttm-ls --groups                          what each group has of each region
     ttm-ls --json | jq '.[] | select(.pin_count > 0) | .name'
     """
     rest = list(words)
@@ -118,7 +145,16 @@ def main(words: tuple[str, ...], mount: str | None, long_: bool, sort: str, as_j
         mount = rest.pop(0)
     if len(rest) > 1:
         raise click.UsageError("say one PATTERN, in quotes: the shell expands wildcards otherwise")
+    if groups and rest:
+        raise click.UsageError("--groups has all of them: say no PATTERN")
     with Device(find_mount(mount)) as device:
+        if groups:
+            stats = device.stats()
+            if as_json:
+                click.echo(json.dumps(stats.get("groups", {})))
+            else:
+                _print_groups(stats, not no_header)
+            return
         names = [name for name in device.names() if not rest or matches(name, rest[0])]
         # A BO with several names comes once, whichever of them were meant.
         by_name = {status["name"]: status for status in device.statuses(names).values()}

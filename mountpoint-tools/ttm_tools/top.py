@@ -11,6 +11,8 @@ import click
 
 from ttm_tools.device import Device
 from ttm_tools.errors import FAILED, NO_MOUNT, MountError
+from ttm_tools.groups import COLUMNS as GROUP_COLUMNS
+from ttm_tools.groups import grouped, shares
 from ttm_tools.mounts import find_mount
 from ttm_tools.options import HELP, completion_help, mount_argument, version_option, with_errors
 from ttm_tools.topmodel import COLUMNS, Model
@@ -41,6 +43,10 @@ def once(device: Device, interval: float, column: int, pattern: str, most: int) 
     for name, region in model.stats.get("regions", {}).items():
         values = (region.get(key, 0) for key in ("size", "used", "visible_size", "visible_used", "bos"))
         lines.append("\t".join(("region", name, *map(str, values))))
+    if grouped(model.stats):
+        lines.append("\t".join(("group", "name", "region", *GROUP_COLUMNS)))
+        for share in shares(model.stats):
+            lines.append("\t".join(("group", shown(share.group), *map(str, share.row()[1:]))))
     lines.append("rate\tname\tper_second")
     lines += [f"rate\t{rate.name}\t{rate.now:.1f}" for rate in model.rates]
     lines.append("bo\tname\tsize\tplace\tpopulated_pages\tpins\tfences\tmoves\tevictions\tfaults")
@@ -109,10 +115,11 @@ def main(
 
     \b
     e evict    v to vram   g to gtt   d defrag    p pin   u unpin   b backup   r restore   x unmap
-    N name  Z size  L place  P populated  O orders  I pins  C fences  M moves  E evictions  F faults
+    N name  Z size  L place  P populated  O orders  I pins  C fences  M moves  E evictions  F faults  R group
                 sort by that column, once more turns it around; < and > go through the columns
     /           filter (part of a name, or wildcards), Escape clears it
     Enter       details of the BO: its pages, who goes before it, its status
+    G           groups: what each has, what protects it, how often it was evicted
     space       pause             ?           all keys           q           quit
 
     When a command fails, the line above the keys says why in the device's words. The mark in a bar is the end of what

@@ -2,20 +2,15 @@
 
 import itertools
 from collections.abc import Iterable
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from rich.style import Style
 from rich.text import Text
-from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
-from textual.containers import VerticalScroll
-from textual.screen import ModalScreen
-from textual.widgets import Footer, Static
 
 from ttm_tools.bolist import place_colour
 from ttm_tools.device import Device
-from ttm_tools.errors import MountError
 from ttm_tools.threads import in_thread
+from ttm_tools.topsheet import Sheet
 from ttm_tools.why import last_of
 from ttm_tools.words import shown, size_text
 
@@ -106,54 +101,15 @@ def read(device: Device, name: str) -> tuple[dict[str, Any], str, Turn | None, l
     return status, letters, turn, last_of(device, name, WHY)
 
 
-class Detail(ModalScreen[None]):
+class Detail(Sheet):
     """One BO, read anew every interval."""
 
-    DEFAULT_CSS = """
-    Detail { background: $surface; }
-    Detail VerticalScroll { padding: 0 1; background: $surface; }
-    """
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,enter", "dismiss", "back", key_display="Escape"),
-        Binding("q", "app.quit", "quit"),
-    ]
-
     def __init__(self, device: Device, name: str, interval: float) -> None:
-        super().__init__()
+        super().__init__(shown(name), interval)
         self.device = device
         self.bo = name
-        self.interval = interval
-        self._reading = False
 
-    def compose(self) -> ComposeResult:
-        """See textual."""
-        with VerticalScroll():
-            yield Static(f"{shown(self.bo)} …", id="detail", markup=False)
-        yield Footer(compact=True)
-
-    def on_mount(self) -> None:
-        """See textual."""
-        self.set_interval(self.interval, self.tick)
-        self.tick()
-
-    def tick(self) -> None:
-        """Read it, unless that is under way."""
-        if not self._reading:
-            self._reading = True
-            self.run_worker(self._refresh())
-
-    async def _refresh(self) -> None:
-        try:
-            status, letters, turn, why = await in_thread(lambda: read(self.device, self.bo))
-        except MountError as error:
-            self._show(Text(error.message, "bold white on #b71c1c"))
-        except OSError:
-            self._show(Text(f"{shown(self.bo)} is gone: Escape goes back", "bold white on #b71c1c"))
-        else:
-            self._show(detail_text(status, letters, turn, max(20, self.size.width - 4), why))
-        finally:
-            self._reading = False
-
-    def _show(self, text: Text) -> None:
-        if self.is_mounted and self.is_attached:
-            self.query_one("#detail", Static).update(text)
+    async def text(self, width: int) -> Text:
+        """See Sheet."""
+        status, letters, turn, why = await in_thread(lambda: read(self.device, self.bo))
+        return detail_text(status, letters, turn, width, why)

@@ -85,7 +85,19 @@ COLUMNS: Final = (
     _counted("MOVES", "M", 7, "moves"),
     _counted("EVICT", "E", 6, "evictions"),
     _counted("FAULTS", "F", 8, "faults"),
+    Column(
+        "GROUP",
+        "R",
+        14,
+        lambda row: row.status.get("group", ""),
+        _known(lambda row: shown(row.status.get("group", ""))),
+        True,
+        descending=False,
+        left=True,
+    ),
 )
+GROUP: Final = COLUMNS[-1]
+"""Shown where there are groups."""
 
 
 @dataclass(slots=True)

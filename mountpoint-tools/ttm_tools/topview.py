@@ -16,8 +16,10 @@ from textual.widgets import Footer, HelpPanel, Input, Static
 from ttm_tools.bolist import BoList
 from ttm_tools.device import Device
 from ttm_tools.errors import CommandFailed, MountError
+from ttm_tools.groups import grouped
 from ttm_tools.threads import in_thread
 from ttm_tools.topdetail import Detail
+from ttm_tools.topgroups import Groups
 from ttm_tools.topmodel import COLUMNS, Model, Reading
 from ttm_tools.topparts import RateBox, header_line, region_lines
 from ttm_tools.words import shown
@@ -70,6 +72,7 @@ class Top(App[str]):
             Binding(column.shift, f"sort({n})", f"sort by {column.name}", show=False)
             for n, column in enumerate(COLUMNS)
         ),
+        Binding("G", "groups", "groups", show=False),
         Binding("less_than_sign", "sort_next(-1)", "sort by the column before", show=False),
         Binding("greater_than_sign", "sort_next(1)", "sort", key_display="< >"),
         Binding("escape", "clear", "no filter", show=False),
@@ -158,7 +161,9 @@ class Top(App[str]):
     def draw_list(self) -> None:
         """Only the list, sorted and filtered."""
         rows = self.model.ordered(COLUMNS[self.column], self.descending, self.pattern)
-        self.query_one(BoList).show_rows(rows, self.column, self.descending)
+        bos = self.query_one(BoList)
+        bos.grouped = grouped(self.model.stats)
+        bos.show_rows(rows, self.column, self.descending)
         if not self._said:
             hidden = len(self.model.rows) - len(rows)
             self.say(f"filter {self.pattern!r} hides {hidden}" if self.pattern else "", keep=False)
@@ -233,6 +238,10 @@ class Top(App[str]):
             self.say("no BO is selected")
         else:
             self.push_screen(Detail(self.model.device, name, self.interval))
+
+    def action_groups(self) -> None:
+        """What each group has."""
+        self.push_screen(Groups(self.model.device, self.interval))
 
     def action_command(self, key: str) -> None:
         """A command on the selected BO."""

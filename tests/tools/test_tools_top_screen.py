@@ -206,7 +206,7 @@ def test_keys_and_one_bo_alone() -> None:
         await until(pilot, lambda: not app.screen.query(HelpPanel))
         await pilot.press("down", "down", "enter")
         await until(pilot, lambda: isinstance(app.screen, Detail))
-        text = app.screen.query_one("#detail", Static)
+        text = app.screen.query_one("#sheet", Static)
         await until(pilot, lambda: "who goes next" in str(text.content))
         for words in ("tex00", "hole 200, in the store 124, vram 700", "from system: it goes next", "4M (4194304)"):
             assert words in str(text.content)
