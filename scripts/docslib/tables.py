@@ -132,7 +132,7 @@ STATUS: Final[Mapping[str, str]] = {
     "fault_pages": "pages that they named",
     "prefault_pages": "pages populated beyond those",
     "reservation_retries": "faults that met it reserved",
-    "beneficial_order_failed": "1: a piece of the beneficial order was not to be had; it is on the defrag list",
+    "beneficial_order_failed": "1: a piece of the beneficial order is not one block; it is on the defrag list",
     "purged": "1: its content was dropped; until it is truncated to 0, or (if it reads as zeros) advised otherwise",
     "imported": "1: its memory is another file's",
     "group": "who is charged for it; `/` is the root group",

@@ -155,7 +155,7 @@ def _add(found: dict[Account, dict[str, int]], resource: object) -> None:
 def _add_tts(found: dict[Account, dict[str, int]], bo: BufferObject) -> None:
     for tt in bo.tts:
         if not tt.external:
-            _count(found, tt.account, MEMORY, tt.populated_pages + tt.taken)
+            _count(found, tt.account, MEMORY, tt.populated_pages + tt.ahead_pages + tt.taken)
             _count(found, tt.account, SWAP, tt.backed_up_pages)
 
 

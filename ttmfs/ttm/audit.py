@@ -117,8 +117,9 @@ class _Walk:
             return
         yield from self._pages.belong(bo, _pages_of)
         for tt in tts:
-            for restore in (*((tt.restore,) if tt.restore is not None else ()), *tt.restoring):
-                self._pages.excuse(restore.pages)
+            for held in (tt.ahead, tt.restore, *tt.restoring):
+                if held is not None:
+                    self._pages.excuse(held.pages)
             if tt.store is not None:
                 self._slots.excuse(tt.handles_on_their_way() - np.uint32(1))
         if any(tt.backed_up_pages for tt in tts):

@@ -73,11 +73,11 @@ class BufferObject:
     __slots__ = (
         "_copies", "account", "adviser", "bulk", "bytes_moved", "caching", "defrag_old_tt", "deleted", "device",
         "dirty", "eof_page_read", "evicting", "evictions", "fast", "fault_pages", "faults", "fresh_tt", "funcs",
-        "gate", "ghost", "group", "growth", "handed_out", "home", "last_error", "last_move", "last_use", "looked",
-        "looks_only", "madvise", "moves", "named", "page_alignment", "pin_count", "placed", "placement", "prefault",
-        "prefault_pages", "priority", "private", "purged", "reservation_retries", "resource", "resv", "shares_resv",
-        "size", "tt", "unknown_state", "uses", "validations", "view", "view_known", "watcher", "when_unlocked",
-        "when_unlocking", "zombie",
+        "gate", "ghost", "group", "growth", "handed_out", "has_writers", "home", "last_error", "last_move", "last_use",
+        "looked", "looks_only", "madvise", "moves", "named", "page_alignment", "pin_count", "placed", "placement",
+        "prefault", "prefault_pages", "priority", "private", "purged", "reservation_retries", "resource", "resv",
+        "shares_resv", "size", "tt", "unknown_state", "uses", "validations", "view", "view_known", "watcher",
+        "when_unlocked", "when_unlocking", "zombie",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0915 - a statement a field
@@ -118,6 +118,8 @@ class BufferObject:
         """A READ or WRITE was answered since the last INVAL: clients may have pages cached."""
         self.looks_only = self.looked = False
         """Nobody can store into what READs hand out: see ttmfs.ttm.looking. Whoever counts the openers says so."""
+        self.has_writers = False
+        """Somebody has it open for writing, and will be seen to close it."""
         self.eof_page_read = False
         """A client may have the page with the end of the file cached and up to date; see ttmfs.ttm.eof."""
         self.placed = False

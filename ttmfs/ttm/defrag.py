@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
-from ttmfs.ttm.page_vector import decode_pages
 from ttmfs.ttm.placement import PlaceFlag
 from ttmfs.ttm.resource import Resource
 from ttmfs.ttm.tt import TT
@@ -49,13 +48,7 @@ def improvable(bo: BufferObject) -> bool:
     tt = bo.tt
     assert tt is not None
     order = tt.pool.beneficial_order
-    size = 1 << order
-    _first, entries = tt.whole_pieces(order)
-    # An entry is twice a page number and two more: neighbours differ by two.
-    if bool((entries[:, 1:] - entries[:, :-1] != 2).any()):
-        return True
-    heads = decode_pages(np.ascontiguousarray(entries[:, 0]))
-    return bool((heads & (size - 1)).any()) or bool((tt.pool.page_orders(heads) < order).any())
+    return not tt.are_blocks(order, tt.whole_pieces(order)[1])
 
 
 def is_defrag(bo: BufferObject, resource: Resource, ctx: OperationContext, *, evict: bool) -> bool:
@@ -142,6 +135,7 @@ class Rebacking:
         assert fresh is not None
         assert bo.defrag_old_tt is None
         _follow(old, fresh)
+        old.drop_ahead()
         old.past_pool = True
         bo.defrag_old_tt = old
         fresh.pay(old.account)

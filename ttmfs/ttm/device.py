@@ -111,6 +111,8 @@ class Device:
         """BOs that are advised `dontneed`, the first one advised so first."""
         self.tails: dict[Any, None] = {}
         """BOs that have grown behind what their region holds of them, or had: the rest is in system pages."""
+        self.aheads: dict[Any, None] = {}
+        """BOs that hold, or held, a block for what is written behind their end."""
         self.shrinkers: list[Reclaimer] = []
         """Who makes BOs give memory up without waiting for anything, in this order."""
         self.reclaimers: list[Reclaimer] = []

@@ -58,6 +58,23 @@ class Restore:
         self.pages = pages
 
 
+class Ahead:
+    """What is left of a block that a growing BO took for a piece before its end came there: page by entry."""
+
+    __slots__ = ("index", "pages")
+
+    def __init__(self, index: Index, pages: Vector) -> None:
+        self.index = index
+        self.pages = pages
+
+    def take(self, index: Index) -> tuple[Index, Vector]:
+        """Those of these entries, ascending, that it has a page for, and the pages: they are the caller's now."""
+        wanted = np.isin(self.index, index, assume_unique=True)
+        got = self.index[wanted], self.pages[wanted]
+        self.index, self.pages = self.index[~wanted], self.pages[~wanted]
+        return got
+
+
 class Holdings(PageVector):
     """A page vector whose pages and handles are somebody's.
 
@@ -68,6 +85,7 @@ class Holdings(PageVector):
         "_cuts",
         "_loads",
         "account",
+        "ahead",
         "beneficial_order_failed",
         "caching",
         "external",
@@ -89,6 +107,8 @@ class Holdings(PageVector):
         self.caching = caching
         self.store = store
         """Where its pages can be backed up; the device's, attached when the tt is made (ttm_tt_setup_backup)."""
+        self.ahead: Ahead | None = None
+        """Pages, paid for, that wait for entries behind its end."""
         self.restore: Restore | None = None
         self.restoring: tuple[Restore, ...] = ()
         """Others that are under way, with pages of their own."""
@@ -128,6 +148,7 @@ class Holdings(PageVector):
         """From now on `account` pays, also for what there is."""
         if self.external:
             return
+        self.drop_ahead()
         memory, stored, taken = self.populated_pages + self.taken, self.backed_up_pages, self.taken
         for who, sign in ((self.account, -1), (account, 1)):
             who.charge(MEMORY, sign * memory)
@@ -141,11 +162,17 @@ class Holdings(PageVector):
         self.pool.free(pages, self.caching, to_pool=to_pool, split=True)
 
     def adopt(self, index: Index, pages: Vector, *, taken: bool = False) -> None:
-        """Put `pages`, which are paid for, into entries that are holes; `taken`: by `take_pages`."""
+        """Put `pages`, which are paid for, into entries that are holes; `taken`: by `take_pages`.
+
+        A piece of the beneficial order that is whole now, and not one block, marks the tt: defrag can mend it.
+        """
         if taken:
             self._take(-len(pages))
         self.put(index, encode_pages(pages))
         self.populated_pages += len(pages)
+        order = self.pool.beneficial_order
+        if order and not self.beneficial_order_failed and len(index) and self.populated_pages >= 1 << order:
+            self.beneficial_order_failed = not self.in_blocks(order, np.unique(index >> order))
 
     def depopulate(self, index: Index, *, to_pool: bool = True) -> int:
         """Free the memory of these entries, which become holes; returns how many pages. Entries must have pages.
@@ -159,6 +186,19 @@ class Holdings(PageVector):
         self.clear(index)
         self.populated_pages -= len(index)
         return len(index)
+
+    @property
+    def ahead_pages(self) -> int:
+        """Pages that it holds for entries behind its end."""
+        return 0 if self.ahead is None else len(self.ahead.pages)
+
+    def drop_ahead(self) -> int:
+        """Free what is held ahead; the pages."""
+        ahead, self.ahead = self.ahead, None
+        if ahead is None:
+            return 0
+        self._free(ahead.pages)
+        return len(ahead.pages)
 
     # -- to the store --------------------------------------------------------------------------------------------
 

@@ -168,6 +168,7 @@ def release(bo: BufferObject) -> None:
     device.defrag_list.leave(bo)
     device.purgeable_bos.pop(bo, None)
     device.tails.pop(bo, None)
+    device.aheads.pop(bo, None)
     device.unfinished_restores.pop(bo, None)
     bo.pin_count = 0
     _individualize(bo)

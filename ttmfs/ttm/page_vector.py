@@ -227,6 +227,26 @@ class PageVector(Leaves[np.uint32]):
         firsts = firsts.ravel()[: len(entries)]
         return (firsts, entries) if whole.all() else (firsts[whole], entries[whole])
 
+    def in_blocks(self, order: int, pieces: Index) -> bool:
+        """Is each of these pieces of 2**order pages that is all there one block, or part of a larger one?"""
+        size = 1 << order
+        # The ends tell most of those that are not: what is looked at whole costs more than a page of a fault.
+        ends = [(n << order, (n << order) + size - 1) for n in pieces.tolist() if n < self.num_pages >> order]
+        rows = [self.entries(a, size) for a, z in ends if is_page(self.entry(a)) and is_page(self.entry(z))]
+        if not rows:
+            return True
+        entries = np.stack(rows)
+        return self.are_blocks(order, entries[are_pages(entries).all(axis=1)])
+
+    def are_blocks(self, order: int, entries: Vector) -> bool:
+        """Is each of these rows of 2**order pages one block, or part of a larger one?"""
+        # An entry is twice a page number and two more: neighbours differ by two.
+        if not len(entries) or bool((entries[:, 1:] - entries[:, :-1] != 2).any()):
+            return not len(entries)
+        heads = decode_pages(np.ascontiguousarray(entries[:, 0]))
+        aligned = not bool((heads & ((1 << order) - 1)).any())
+        return aligned and not bool((self.pool.page_orders(heads) < order).any())
+
     # -- what people look at -------------------------------------------------------------------------------------
 
     def letters(self, first: int, count: int) -> NDArray[np.uint8]:

@@ -9,6 +9,7 @@ import trio
 from ttmfs.errors import TtmError
 from ttmfs.ttm.account import MEMORY
 from ttmfs.ttm.afford import afford
+from ttmfs.ttm.ahead import take_ahead
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.device import Need
@@ -69,6 +70,8 @@ async def populate_range(
         prefault = min(prefault, tt.account.room(MEMORY) - more)
     need = _need(bo, ctx, min(count + prefault, tt.num_pages - tt.populated_pages), keep)
     await below_limit(device, need)
+    if holes:
+        take_ahead(bo, tt, first, count)
     added = 0
     attempts = Attempts(device, need)
     while not complete():

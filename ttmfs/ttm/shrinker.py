@@ -20,6 +20,7 @@ from ttmfs.observe import points
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm.advice import pages_gone
 from ttmfs.ttm.advised import first_named
+from ttmfs.ttm.ahead import give_all_back
 from ttmfs.ttm.backup import BackupFlags, tt_backup
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
@@ -41,9 +42,9 @@ EVERYTHING: Final = 1 << 62
 
 @dataclass(slots=True)
 class Shrunk:
-    """Pages that left memory: `stored` in the swap store, `purged` for good, `released` by restores that had stopped.
+    """Pages that left memory: `stored` in the swap store, `purged` for good, `released` by who only held them.
 
-    `failed`: BOs that could not go.
+    Those are restores that had stopped, and blocks for what is written next. `failed`: BOs that could not go.
     """
 
     stored: int = 0
@@ -242,7 +243,7 @@ async def shrink(
     device.counters.backup.shrinks += 1
     quick = OperationContext(no_wait_gpu=True)
     passes = [quick] if ctx.no_wait_gpu else [quick, ctx]
-    done.released = _drop_restores(device, but)
+    done.released = give_all_back(device) + _drop_restores(device, but)
     for how in passes:
         if device.purgeable_bos:
             await _purge_pass(device, pages, how, done, but)

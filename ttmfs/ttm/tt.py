@@ -7,12 +7,14 @@ populate it whole (`populate_all`). The same holds for backup: any page may be i
 import errno
 from typing import Final
 
+import numpy as np
+
 from ttmfs.errors import TtmError
 from ttmfs.memory.pool import PagePool
 from ttmfs.memory.pool_types import Caching
 from ttmfs.memory.stores import SwapStore
 from ttmfs.ttm.account import MEMORY, SLACK_PAGES, Account
-from ttmfs.ttm.holdings import Holdings
+from ttmfs.ttm.holdings import Ahead, Holdings
 from ttmfs.ttm.page_vector import Index
 from ttmfs.units import MAX_ORDER
 
@@ -104,11 +106,24 @@ class TT(Holdings):
         """Memory for the holes in [low, high), all of them or ENOMEM or EDQUOT; which these were."""
         holes = self.holes_in(low, high)
         if len(holes):
+            rest = holes if self.ahead is None else np.setdiff1d(holes, self.ahead.index, assume_unique=True)
             if not unlimited:
-                self.account.check(MEMORY, len(holes), slack=SLACK_PAGES if use_reserve else 0)
+                self.account.check(MEMORY, len(rest), slack=SLACK_PAGES if use_reserve else 0)
             backoff = self.pool.reclaim_backoff
-            self.adopt(holes, self.alloc(len(holes), zero=zero, use_reserve=use_reserve, reclaim_backoff=backoff))
+            if len(rest):
+                pages = self.alloc(len(rest), zero=zero, use_reserve=use_reserve, reclaim_backoff=backoff)
+                self.adopt(rest, pages)
+            if self.ahead is not None:
+                self._adopt_ahead(self.ahead, holes, zero=zero)
         return holes
+
+    def _adopt_ahead(self, ahead: Ahead, holes: Index, *, zero: bool) -> None:
+        index, pages = ahead.take(holes)
+        if zero:
+            self.arena.zero(pages)
+        self.adopt(index, pages)
+        if not len(ahead.index):
+            self.ahead = None
 
     def populate_all(self, *, zero: bool = True, unlimited: bool = False) -> int:
         """Memory for every hole, order by order as ttm_pool_alloc; all or TtmError(ENOMEM, EDQUOT) with nothing kept.
@@ -124,12 +139,14 @@ class TT(Holdings):
     def unpopulate(self, *, to_pool: bool = True) -> int:
         """Free everything (ttm_tt_unpopulate, ttm_pool_drop_backed_up): all entries become holes. The pages freed."""
         self.drop_restore()
+        self.drop_ahead()
         self.forget(self.handles_in(0, self.num_pages))
         return self.depopulate(self.present(), to_pool=to_pool)
 
     def resize(self, num_pages: int) -> None:
         """Grow with holes, or shrink and free what lies behind."""
         if num_pages < self.num_pages:
+            self.drop_ahead()
             self.depopulate(self.present_in(num_pages, self.num_pages - num_pages))
             self.forget(self.handles_in(num_pages, self.num_pages))
             if self.restore is not None and (not self.backed_up_pages or int(self.restore.index[-1]) >= num_pages):

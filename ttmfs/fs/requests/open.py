@@ -20,6 +20,7 @@ from ttmfs.fs.tree.nodes import VirtualFile
 from ttmfs.fs.tree.trace_pipe import READABLE, PipeFile, PipeHandle
 from ttmfs.observe.asker import asked_anew
 from ttmfs.svm.names import SpaceFile
+from ttmfs.ttm.ahead import give_ahead_back
 from ttmfs.ttm.looking import after_stores, before_stores
 from ttmfs.ttm.unmap import unmap_virtual
 from ttmfs.units import PAGE_SIZE
@@ -62,7 +63,17 @@ class OpenRequests(InodeRequests):
         if isinstance(file, SpaceFile):
             await before_stores(file.space, file.space.drop_looked)
         else:
+            file.bo.has_writers = True
             await before_stores(file.bo, partial(unmap_virtual, file.bo))
+
+    @staticmethod
+    def _after_stores(file: BoFile | SpaceFile) -> None:
+        if isinstance(file, SpaceFile):
+            after_stores(file.space)
+        else:
+            after_stores(file.bo)
+            file.bo.has_writers = False
+            give_ahead_back(file.bo)
 
     @guarded
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
@@ -123,7 +134,7 @@ class OpenRequests(InodeRequests):
             handle.file.opens -= 1
             handle.file.write_opens -= handle.writes
             if handle.writes and not handle.file.write_opens:
-                after_stores(handle.file.space if isinstance(handle, SpaceHandle) else handle.file.bo)
+                self._after_stores(handle.file)
             if isinstance(handle, SpaceHandle):
                 handle.file.client_opens -= not handle.own
                 self.spaces.drop_if_unused(handle.file)
