@@ -258,20 +258,57 @@ def thrash(device: Device, rounds: int) -> None:
         device.shell.do(f"open(path('bo/tex{number % 6}'), 'rb', buffering=0).read(65536)")
 
 
+@pytest.fixture
+def prefer(page: Page) -> Iterator[Callable[[str], None]]:
+    """Sets which colours people ask for, light or dark ones, and waits until the page has them."""
+
+    def features(*values: str) -> None:
+        wanted = [{"name": "prefers-color-scheme", "value": value} for value in values]
+        page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": wanted})
+
+    def change(scheme: str) -> None:
+        features(scheme)
+        back = "Number(getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0])"
+        page.until(f"({back} > 128) === a[0]", scheme == "light")
+        page.until("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))")
+
+    yield change
+    features()
+
+
+CUT_OFF = """(() => {
+    const rows = document.querySelector('#rows'), groups = document.querySelector('#groups .cells');
+    const end = rows.getBoundingClientRect().left + rows.clientWidth;
+    return [...rows.querySelectorAll('.row span')].some((one) => one.getBoundingClientRect().right > end)
+        || (innerWidth > 500 && groups.scrollWidth > groups.clientWidth);
+})()"""
+"""Whether a column of the BOs or the groups is not seen whole."""
+
+
 @pytest.mark.parametrize("width", [1280, 375])
-def test_pictures(page: Page, device: Device, web: Callable[..., Web], width: int) -> None:
+def test_pictures(
+    page: Page, device: Device, web: Callable[..., Web], prefer: Callable[[str], None], width: int
+) -> None:
     for number in range(6):
         device.make(f"tex{number}", (4 + 2 * number) * MIB, 1)
     device.shell.do("os.mkdir(path('bo/mesh'))")
     for number in range(24):
         device.make(f"mesh/part{number:02}", 200 * 1024, 1)
-    page.open(web("--allow-commands").url, width, 1000 if width > 500 else 1500)
+    device.shell.do("os.makedirs(path('groups/game'), exist_ok=True)")
+    device.shell.do("open(path('groups/game/dmem.low'), 'w').write('vram 8M\\n')")
+    assert device.command("objects/tex0/group", "/game") == "ok"
+    page.open(web("--allow-commands").url, width, 1500)
     thrash(device, 12)
     page.until("document.querySelectorAll('#log li').length > 5 && ttmWeb.past.length > 8")
     page.until("document.querySelector('#next').textContent.includes('vram: 1')")
+    page.until("document.querySelector('#groups').innerText.includes('/game')")
     page.js("(document.querySelector('#mount').textContent = '/tmp/gpu', 1)")
-    assert page.js("document.documentElement.scrollWidth") <= width
-    page.picture(f"ttm-web-{width}.png")
+    for scheme in ("light", "dark"):
+        prefer(scheme)
+        assert page.js("document.documentElement.scrollWidth") <= width
+        assert not page.js(CUT_OFF)
+        page.picture(f"ttm-web-{width}-{scheme}.png")
+    device.shell.do("os.unlink(path('bo/tex0')); os.rmdir(path('groups/game'))")
 
 
 def test_a_report_in_the_browser(page: Page, device: Device, run: Callable[..., Any], tmp_path: Path) -> None:

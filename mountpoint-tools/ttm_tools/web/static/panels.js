@@ -202,6 +202,7 @@ function bar({ current, max, effective_min: least, effective_low: low }) {
   taken.style.width = part(current);
   const kept = element("b");
   kept.style.width = part(Math.max(least, low));
+  kept.hidden = Math.max(least, low) === 0;
   box.append(taken, kept);
   made.append(box);
   return made;
@@ -234,11 +235,11 @@ export function drawGroups(root, groups, command) {
       rows.push([
         shown(group), region, sizeText(has.current), bar(has), limitCell(group, region, "max", has.max, all, command),
         limitCell(group, region, "low", has.low, 0, command), limitCell(group, region, "min", has.min, 0, command),
-        sizeText(has.peak), has.evictions, has.max_events, has.low_events,
+        sizeText(has.peak), has.evictions,
       ]);
     }
   }
   root.replaceChildren(
-    table(["group", "region", "has", "", "max", "low", "min", "peak", "evicted", "max met", "low broken"], rows),
+    table(["group", "region", "has", "", "max", "low", "min", "peak", "evicted"], rows),
   );
 }
