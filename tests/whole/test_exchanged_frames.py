@@ -1,6 +1,7 @@
 """The whole device with moves that exchange frames, copy them, or do either: the same bytes, those of the models."""
 
 from functools import partial
+from typing import Any
 
 import pytest
 import trio
@@ -22,6 +23,13 @@ CONFIGS = (
 
 SEEDS = {"exchanged": 3, "either": 2, "copied": 1}
 """How many of each by default: other tests of the whole device copy."""
+BATCH = 20
+"""How many in one test of the stress, which has five minutes."""
+
+
+def batches(first: int, count: int) -> list[Any]:
+    """The first seeds of those tests, as parameters."""
+    return [pytest.param(seed, marks=pytest.mark.stress) for seed in range(first, first + count, BATCH)]
 
 
 class Frames:
@@ -47,19 +55,19 @@ def exchanged(monkeypatch: pytest.MonkeyPatch, how: str) -> Frames:
     return Frames(monkeypatch)
 
 
-@pytest.mark.parametrize("first", [7100, pytest.param(7200, marks=pytest.mark.stress)])
+@pytest.mark.parametrize("first", [7100, *batches(7200, 200)])
 @pytest.mark.parametrize("how", HOW)
 async def test_no_byte_of_bos_is_wrong(exchanged: Frames, how: str, first: int) -> None:
-    for seed in range(first, first + (SEEDS[how] if first == 7100 else 200)):
+    for seed in range(first, first + (SEEDS[how] if first == 7100 else BATCH)):
         config = CONFIGS[seed % len(CONFIGS)]
         await exercise(seed, steps=60, config=config, faults=bool(seed % 2), max_size=6 * MIB)
     assert bool(exchanged.count) is (how != "copied")
 
 
-@pytest.mark.parametrize("first", [100, pytest.param(1000, marks=pytest.mark.stress)])
+@pytest.mark.parametrize("first", [100, *batches(1000, 100)])
 @pytest.mark.parametrize("how", HOW)
 def test_no_byte_of_address_spaces_is_wrong(exchanged: Frames, how: str, first: int) -> None:
-    for seed in range(first, first + (SEEDS[how] if first == 100 else 100)):
+    for seed in range(first, first + (SEEDS[how] if first == 100 else BATCH)):
         # What an engine fails to copy is lost where the CPU does not see it.
         faults, suspends = seed % 2 == 0, bool(seed & 2)
         run = partial(together, seed, config=CONFIGS[seed % 2], steps=30, faults=faults, suspends=suspends)
