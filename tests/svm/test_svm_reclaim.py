@@ -46,7 +46,7 @@ async def test_a_request_is_not_given_what_it_was_given_already(
         for _ in range(2):
             assert await outcome(partial(cpu.write, space, PAGE, bytes([1]) * 3 * MIB)) == errno.ENOMEM
             assert trio.current_time() == started
-            assert not space.filling
+            assert not space.asked
         assert bytes(await cpu.read(space, 0, 8 * PAGE)) == bytes(8 * PAGE)
         await cpu.write(space, 3 * MIB, bytes([2]) * MIB)
         assert bytes(await cpu.read(space, 3 * MIB, MIB)) == bytes([2]) * MIB

@@ -88,9 +88,8 @@ def check_accounts(vdev: Hardware) -> list[str]:
     wrong = ttm.accounts.check(books | {MEMORY: vdev.pool.in_use_pages})
     found: dict[Account, dict[str, int]] = {}
     for who_has in ttm.accounts.elsewhere:
-        for account, pages in who_has().items():
-            has = found.setdefault(account, {})
-            has[MEMORY] = has.get(MEMORY, 0) + pages
+        for account, what, pages in who_has():
+            _count(found, account, what, pages)
     for manager in ttm.managers.values():
         for item in (*manager.lru, *manager.unassigned):
             _add(found, item)

@@ -398,6 +398,24 @@ def svm_migrate(trace: Trace, space: Named, *, first: int, dir: str, bytes: int,
         trace.emit("svm_migrate", space.name, first=first, dir=dir, bytes=bytes, why=why)
 
 
+def svm_backup(trace: Trace, space: Named, *, first: int, pages: int, left: int) -> None:
+    """Pages of an address space went to the store.
+
+    left: still in memory
+    """
+    if trace.on:
+        trace.emit("svm_backup", space.name, first=first, pages=pages, left=left)
+
+
+def svm_restore(trace: Trace, space: Named, *, first: int, pages: int, left: int) -> None:
+    """Pages of an address space came back from the store.
+
+    left: still there
+    """
+    if trace.on:
+        trace.emit("svm_restore", space.name, first=first, pages=pages, left=left)
+
+
 def svm_invalidate(trace: Trace, space: Named, *, first: int, pages: int, ranges: int, why: str) -> None:
     """What the device knew of pages is void."""
     if trace.on:

@@ -48,7 +48,7 @@ def _check_space(space: AddressSpace) -> Iterator[str | None]:
 
 def _wrong_chunk(chunk: Chunk) -> Iterator[str]:
     seen = 0
-    for mask in (chunk.pages.present, chunk.moving_in(), *(devmem.present for devmem in chunk.allocs)):
+    for mask in (chunk.pages.present, chunk.in_store, chunk.moving_in(), *(devmem.present for devmem in chunk.allocs)):
         if mask & seen:
             yield f"chunk {chunk.number} has a page in two places"
         seen |= mask

@@ -17,12 +17,13 @@ import trio
 from ttmfs.driver.calls import check_device, check_plugged
 from ttmfs.driver.operation import Operation
 from ttmfs.errors import TtmError, no_such
+from ttmfs.svm.advice import Advice
 from ttmfs.svm.fault import bind_prefetched, handle_fault
 from ttmfs.svm.find import find_or_insert
 from ttmfs.svm.jobs import queue
 from ttmfs.svm.migrate import Tally, alloc_vram, range_evict
 from ttmfs.svm.ranges import MIGRATE_PAGES
-from ttmfs.svm.space import AddressSpace, Advice
+from ttmfs.svm.space import AddressSpace
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT
 
 Result = dict[str, Any]

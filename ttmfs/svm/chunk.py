@@ -1,7 +1,8 @@
 """Chunk: 2 MiB of an address space, and where each of its pages is (the PTEs of the CPU side).
 
-A page is in exactly one place: in system memory (`pages`), in a VRAM allocation (`allocs`), on its way into VRAM (the
-source is with the `Move`, until its copy has ended), or nowhere: a hole, which reads as zeros. Ranges are aligned and
+A page is in exactly one place: in system memory (`pages`), in the swap store (`stored`), in a VRAM allocation
+(`allocs`), on its way into VRAM (the source is with the `Move`, until its copy has ended), or nowhere: a hole, which
+reads as zeros. Ranges are aligned and
 at most this large, so no allocation and no move ever crosses a chunk. Chunks own their allocations and moves; a space
 is known here only as the Owner that it is to them.
 """
@@ -13,15 +14,14 @@ import numpy as np
 
 from ttmfs.memory.arena import Arena
 from ttmfs.memory.copy import copy_pages, zero_pages
-from ttmfs.memory.frames import can_exchange
 from ttmfs.memory.runs import is_run
 from ttmfs.svm.counters import SpaceStats, SvmCounters
 from ttmfs.svm.pages import CHUNK_PAGES, CpuPages, Pages, Payer, free_pages, index_of, lowest, mask_from, run_length
+from ttmfs.svm.stored import Stored
 from ttmfs.sync.fence import Fence
 from ttmfs.ttm import lifetime
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.copy import Copy, CopyState
-from ttmfs.ttm.copy_frames import FrameRun
 from ttmfs.ttm.resource import Resource
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT
 
@@ -54,6 +54,9 @@ class Owner(Payer, Protocol):
     def tidy(self, chunk: "Chunk") -> None:
         """Forget a chunk that has nothing to remember."""
 
+    def used(self, chunk: "Chunk") -> None:
+        """Somebody has just used its system pages: they go to the store after all others."""
+
     def invalidate(self, first: int, end: int, why: str, *, unmap: bool = False) -> int:
         """What the device knows of pages [first, end) is void."""
 
@@ -64,7 +67,7 @@ class Owner(Payer, Protocol):
 class Chunk:
     """Chunk `number` of a space: its pages are [number * 512, number * 512 + 512). All masks are of these 512 pages."""
 
-    __slots__ = ("allocs", "counted", "fences", "handed", "moves", "number", "pages", "space", "users")
+    __slots__ = ("allocs", "counted", "fences", "handed", "moves", "number", "pages", "space", "stored", "users")
 
     def __init__(self, space: Owner, number: int) -> None:
         self.space = space
@@ -79,7 +82,8 @@ class Chunk:
         self.fences: tuple[tuple[int, Fence], ...] = ()
         """(mask, fence) of jobs that use system pages."""
         self.users = 0
-        """Migrations that are being prepared: it is not forgotten meanwhile."""
+        """Migrations that are being prepared: it is not forgotten meanwhile, and nothing of it goes to the store."""
+        self.stored: Stored | None = None
 
     @property
     def first_page(self) -> int:
@@ -89,7 +93,9 @@ class Chunk:
     @property
     def empty(self) -> bool:
         """Nothing to remember."""
-        return not (self.pages.present or self.allocs or self.moves or self.handed or self.users or self.busy(-1))
+        if self.pages.present or self.allocs or self.moves or self.handed or self.users:
+            return False
+        return (self.stored is None or self.stored.empty) and not self.busy(-1)
 
     def vram(self) -> int:
         """Mask of the pages that are in VRAM."""
@@ -108,11 +114,29 @@ class Chunk:
 
     def populated(self) -> int:
         """Mask of the pages that hold something, wherever."""
-        mask = self.pages.present | self.vram()
+        mask = self.pages.present | self.in_store | self.vram()
         for move in self.moves:
             if move.into_vram:
                 mask |= move.has_ram & move.live
         return mask
+
+    @property
+    def in_store(self) -> int:
+        """Mask of the pages that are in the swap store."""
+        return 0 if self.stored is None else self.stored.handles.present
+
+    def need_stored(self) -> Stored:
+        """What it has in the store, made now if there is none."""
+        if self.stored is None:
+            store = self.space.vdev.ttm.swap_store
+            assert store is not None
+            self.stored = Stored(self.space, store)
+        return self.stored
+
+    def touch(self, mask: int) -> None:
+        """These system pages were used, or go elsewhere: what is being stored of them is not what they hold."""
+        if self.stored is not None:
+            self.stored.touch(mask)
 
     def changed(self) -> None:
         """It has other pages than before, or has them elsewhere."""
@@ -148,14 +172,22 @@ class Chunk:
         self.fences = tuple(entry for entry in self.fences if not entry[1].signaled)
         return tuple(fence for used, fence in self.fences if used & mask)
 
+    def busy_pages(self) -> int:
+        """Mask of the system pages that jobs use."""
+        mask = 0
+        for used, fence in self.fences:
+            mask |= 0 if fence.signaled else used
+        return mask
+
     @property
     def name(self) -> str:
         """For messages."""
         return f"svm:{self.space.name} chunk {self.number}"
 
     def system_pages(self) -> Pages:
-        """All system pages that it has, those of its moves included."""
+        """All system pages that it has, those included that its moves have, and what comes back from the store."""
         parts = [self.pages.numbers(self.pages.present), *(move.system_pages() for move in self.moves)]
+        parts += [] if self.stored is None else [load.pages for load in self.stored.loading]
         return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
     # -- bytes -----------------------------------------------------------------------------------------------------
@@ -175,7 +207,8 @@ class Chunk:
         for move in self.moves:
             if move.into_vram and move.live & bit:
                 return move.locate(index, min(count, run_length(move.live, index)))
-        known = (pages.present | self.vram() | self.moving_in()) >> index
+        assert not self.in_store >> index & 1, "what is in the store is loaded before its bytes are touched"
+        known = (pages.present | self.in_store | self.vram() | self.moving_in()) >> index
         return None, HOLE, min(count, lowest(known)) if known else count
 
     def read_into(self, view: memoryview, offset: int) -> None:
@@ -207,6 +240,8 @@ class Chunk:
     def drop(self, mask: int) -> None:
         """These pages become holes, at once. What the device still uses of them is freed when it is done."""
         self.changed()
+        if self.stored is not None:
+            self.stored.drop(mask)
         gone = self.pages.present & mask
         if gone:
             fences = self.busy(gone)
@@ -221,6 +256,8 @@ class Chunk:
         for move in self.moves:
             if move.live >> index & 1 and move.copy.state is CopyState.RUNNING:
                 move.cut.append((index, skip))
+        if self.stored is not None and self.stored.cut(index, skip):
+            return
         arena, page, _length = self.locate(index, 1)
         if arena is not None:
             arena.mem[page, skip:] = 0
@@ -297,7 +334,7 @@ class Move:
 
     __slots__ = ("chunk", "copy", "cut", "devmem", "into_vram", "live", "ram", "run")
 
-    copy: "SvmCopy"
+    copy: Copy
 
     def __init__(self, devmem: DevMem, live: int, ram: Pages, *, into_vram: bool) -> None:
         self.devmem = devmem
@@ -386,6 +423,7 @@ class Move:
         stays = self.live & with_ram if self.into_vram == failed else 0
         if stays:
             chunk.pages.put(stays, self.ram[index_of(stays) - devmem.first] - np.uint32(1))
+            chunk.space.used(chunk)
         rest = with_ram & ~stays
         if rest:
             free_pages(chunk.space, self.ram[index_of(rest) - devmem.first] - np.uint32(1))
@@ -399,34 +437,3 @@ class Move:
         else:
             devmem.drop(self.live)
         chunk.space.tidy(chunk)
-
-
-class SvmCopy(Copy):
-    """The copy of a Move, as a copy engine runs it."""
-
-    __slots__ = ("move",)
-
-    def __init__(self, move: Move, fence: Fence) -> None:
-        super().__init__(None, move.devmem.resource, move.devmem.num_pages, fence)
-        self.move = move
-        move.copy = self
-
-    def look_for_frames(self, index: int) -> int:
-        """A whole chunk, without a hole, that is a frame at both sides; where to look next: nowhere."""
-        move, resource = self.move, self.move.devmem.resource
-        if index == 0 and self.num_pages == CHUNK_PAGES and move.run >= 0:
-            sides = (move.chunk.space.arena, move.run), (resource.arena, resource.start)
-            whole = all(page & (CHUNK_PAGES - 1) == 0 for _arena, page in sides)
-            if whole and can_exchange(sides[0][0], sides[1][0]):
-                source, target = sides if move.into_vram else sides[::-1]
-                self.frames = (FrameRun(0, 1, *source, *target),)
-        return self.num_pages
-
-    def step(self, index: int, count: int) -> None:
-        """Copy some pages; synchronous."""
-        self.move.step(index, count)
-
-    def finish(self) -> None:
-        """Cut off what a truncate took away meanwhile."""
-        self.move.finish()
-        self.state = CopyState.DONE

@@ -21,6 +21,7 @@ from ttmfs.svm.chunk import Chunk, DevMem
 from ttmfs.svm.devmem import evict_to_ram
 from ttmfs.svm.memory import alloc_pages
 from ttmfs.svm.pages import CHUNK_PAGES, Pages, free_pages, index_of, mask_of, take_pages
+from ttmfs.svm.swap import load_now, load_stored
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.copy import CopyState
 from ttmfs.ttm.eof import drop_cached_eof_page
@@ -73,6 +74,7 @@ def _read_quickly(space: "AddressSpace", offset: int, size: int) -> Buffer | Non
     if length < end - first:
         return None
     chunk.handed |= ((1 << (end - first)) - 1) << (first & 511)
+    space.used(chunk)
     start = (page << PAGE_SHIFT) + (offset & PAGE_MASK)
     return space.arena.buf[start : start + size]
 
@@ -87,7 +89,7 @@ def _first_touch(space: "AddressSpace", offset: int, size: int) -> bool:
         return False
     holes = ((1 << (end - first)) - 1) << (first & 511)
     if chunk is not None:
-        if chunk.allocs or chunk.moves:
+        if chunk.allocs or chunk.moves or chunk.in_store & holes:
             return False
         holes &= ~chunk.pages.present
     if not holes or space.mapped_mask(number, holes) != holes:
@@ -102,11 +104,12 @@ def _first_touch(space: "AddressSpace", offset: int, size: int) -> bool:
     chunk = space.need_chunk(number)
     chunk.pages.put(holes, pages)
     chunk.changed()
+    space.used(chunk)
     return True
 
 
 async def _shielded_read(space: "AddressSpace", offset: int, size: int) -> Buffer:
-    with trio.CancelScope(shield=True):
+    with trio.CancelScope(shield=True), space.asked.during(*_pages(offset, size)):
         return await _read_slowly(space, offset, size)
     raise AssertionError("a shield is not cancelled")
 
@@ -134,7 +137,8 @@ async def _read_slowly(space: "AddressSpace", offset: int, size: int) -> Buffer:
             if devmem is not None:
                 came_back = await _bring_back(space, first, end, devmem, deadline)
                 continue
-        if not space.looks_only and await _fill_in_time(space, first, end, deadline, at_once=at_once):
+        waited = await _populate_in_time(space, first, end, deadline, at_once=at_once, looks=space.looks_only)
+        if waited or _stored(space, first, end):
             continue
         return _gather(space, offset, size)
 
@@ -169,6 +173,7 @@ def _gather(space: "AddressSpace", offset: int, size: int) -> bytearray:
 def _hand_out(space: "AddressSpace", chunk: Chunk, mask: int) -> None:
     """A READ is answered with these pages, wherever they are."""
     chunk.handed |= mask
+    space.used(chunk)
     if space.looks_only and mask & ~chunk.populated():
         space.looked = True
     if mask & chunk.vram():
@@ -203,41 +208,66 @@ async def migrate_to_ram(devmem: DevMem, why: str, ctx: OperationContext | None 
         bo.unlock()
 
 
-async def _fill_in_time(
-    space: "AddressSpace", first: int, end: int, deadline: float, *, at_once: bool, anew: bool = False
+def _stored(space: "AddressSpace", first: int, end: int) -> bool:
+    """Is one of these pages in the store?"""
+    return any(chunk.in_store & mask for chunk, mask in space.pieces(first, end))
+
+
+async def _populate_in_time(
+    space: "AddressSpace",
+    first: int,
+    end: int,
+    deadline: float,
+    *,
+    at_once: bool,
+    anew: bool = False,
+    looks: bool = False,
 ) -> bool:
-    """`fill_holes` for a request: what it waits for ends with the time, and when these pages are to be invalidated."""
+    """`populate` for a request: what it waits for ends with the time, and when these pages are to be invalidated."""
     if at_once:
-        return await fill_holes(space, first, end, at_once=True, anew=anew)
+        return await populate(space, first, end, at_once=True, anew=anew, looks=looks)
     waited = True
 
     async def fill() -> None:
         nonlocal waited
-        waited = await fill_holes(space, first, end, anew=anew)
+        waited = await populate(space, first, end, anew=anew, looks=looks)
 
     await _park(space, first, end, fill, deadline)
     return waited
 
 
-async def fill_holes(space: "AddressSpace", first: int, end: int, *, at_once: bool = False, anew: bool = False) -> bool:
-    """Memory, zeroed, for the mapped holes (`anew`: all holes); True when this has waited.
+async def populate(
+    space: "AddressSpace", first: int, end: int, *, at_once: bool = False, anew: bool = False, looks: bool = False
+) -> bool:
+    """What is in the store comes back, and the mapped holes (`anew`: all holes) get memory, zeroed, unless who asks
+    only `looks`; True when this has waited.
 
     A page that is handed out must have memory, or its WRITE could fail (R4): without waiting the reserve serves.
-    TtmError(ENOMEM).
+    TtmError: ENOMEM, EDQUOT, and what the store says.
     """
     waited = False
-    pages = (first, end)
-    space.filling.append(pages)
-    try:
+    with space.asked.during(first, end):
         for number, mask in space.masks(first, end):
-            waited |= await _fill_chunk(space, number, mask, at_once=at_once, anew=anew)
-    finally:
-        space.filling.remove(pages)
+            waited |= await _load(space, number, mask, at_once=at_once, must=anew)
+            if not looks:
+                waited |= await _fill_chunk(space, number, mask, at_once=at_once, anew=anew)
     return waited
 
 
+async def _load(space: "AddressSpace", number: int, mask: int, *, at_once: bool, must: bool) -> bool:
+    """What is in the store of some pages of one chunk; `must` falls back to the reserve."""
+    if not at_once:
+        try:
+            return await load_stored(space, number, mask)
+        except TtmError as error:
+            if not must or error.errno != errno.ENOMEM:
+                raise
+    load_now(space, number, mask)
+    return not at_once
+
+
 async def _fill_chunk(space: "AddressSpace", number: int, mask: int, *, at_once: bool, anew: bool) -> bool:
-    """`fill_holes` of some pages of one chunk."""
+    """Memory for the holes among some pages of one chunk."""
     holes = mask & ~space.held(number)
     if holes and not anew:
         holes = space.mapped_mask(number, holes)
@@ -283,6 +313,7 @@ def _put(space: "AddressSpace", number: int, holes: int, pages: Pages) -> None:
     if still:
         chunk.pages.put(still, pages[np.searchsorted(order, index_of(still))])
         chunk.changed()
+        space.used(chunk)
 
 
 async def write(space: "AddressSpace", offset: int, data: bytes) -> None:
@@ -293,7 +324,7 @@ async def write(space: "AddressSpace", offset: int, data: bytes) -> None:
     if not data:
         return
     end_byte, old_size = offset + len(data), space.size
-    with trio.CancelScope(shield=True):
+    with trio.CancelScope(shield=True), space.asked.during(*_pages(offset, len(data))):
         if end_byte <= old_size:
             await _write(space, offset, data)
             return
@@ -323,7 +354,8 @@ async def _write(space: "AddressSpace", offset: int, data: bytes) -> None:
             if not await running.copy.fence.wait(ttm.fault_timeout):
                 raise TtmError(errno.EIO, f"write to {space.name}: a copy did not end in {ttm.fault_timeout:g} s")
             continue
-        if await _fill_in_time(space, first, end, deadline, at_once=at_once, anew=True):
+        waited = await _populate_in_time(space, first, end, deadline, at_once=at_once, anew=True)
+        if waited or _stored(space, first, end):
             continue
         break
     space.map_holes(first, end)
@@ -336,6 +368,7 @@ async def _write(space: "AddressSpace", offset: int, data: bytes) -> None:
         done += take
     for chunk, mask in space.pieces(first, end):
         chunk.handed |= mask
+        space.used(chunk)
     space.svm.counters.writes += 1
     await _touched(space, first, end, deadline)
 

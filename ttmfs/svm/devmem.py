@@ -12,12 +12,16 @@ import numpy as np
 import trio
 
 from ttmfs.errors import TtmError
-from ttmfs.svm.chunk import DevMem, Move, SvmCopy
+from ttmfs.memory.frames import can_exchange
+from ttmfs.svm.chunk import DevMem, Move
 from ttmfs.svm.memory import alloc_pages
-from ttmfs.svm.pages import free_pages, index_of
+from ttmfs.svm.pages import CHUNK_PAGES, free_pages, index_of
+from ttmfs.sync.fence import Fence
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.copy import Copy, CopyState
+from ttmfs.ttm.copy_frames import FrameRun
 from ttmfs.ttm.funcs import FaultResult, VmFault
 from ttmfs.ttm.move import IDLE_TIMEOUT, move_null
 from ttmfs.ttm.placement import SYSTEM, Place, Placement
@@ -27,13 +31,43 @@ from ttmfs.units import PAGE_SHIFT
 
 if TYPE_CHECKING:
     from ttmfs.driver.device import VirtualDevice
-    from ttmfs.sync.fence import Fence
 
 EVICT_ATTEMPTS: Final = 3
 """drm_pagemap_evict_to_ram tries that often to get every page out."""
 
 
-def submit_move(vdev: "VirtualDevice", move: Move, deps: "tuple[Fence, ...]") -> "Fence":
+class SvmCopy(Copy):
+    """The copy of a Move, as a copy engine runs it."""
+
+    __slots__ = ("move",)
+
+    def __init__(self, move: Move, fence: Fence) -> None:
+        super().__init__(None, move.devmem.resource, move.devmem.num_pages, fence)
+        self.move = move
+        move.copy = self
+
+    def look_for_frames(self, index: int) -> int:
+        """A whole chunk, without a hole, that is a frame at both sides; where to look next: nowhere."""
+        move, resource = self.move, self.move.devmem.resource
+        if index == 0 and self.num_pages == CHUNK_PAGES and move.run >= 0:
+            sides = (move.chunk.space.arena, move.run), (resource.arena, resource.start)
+            whole = all(page & (CHUNK_PAGES - 1) == 0 for _arena, page in sides)
+            if whole and can_exchange(sides[0][0], sides[1][0]):
+                source, target = sides if move.into_vram else sides[::-1]
+                self.frames = (FrameRun(0, 1, *source, *target),)
+        return self.num_pages
+
+    def step(self, index: int, count: int) -> None:
+        """Copy some pages; synchronous."""
+        self.move.step(index, count)
+
+    def finish(self) -> None:
+        """Cut off what a truncate took away meanwhile."""
+        self.move.finish()
+        self.state = CopyState.DONE
+
+
+def submit_move(vdev: "VirtualDevice", move: Move, deps: tuple[Fence, ...]) -> Fence:
     """Hand the copy of a move to an engine; a fence slot of the (reserved) BO was reserved. From here on it counts."""
     devmem = move.devmem
     resource = devmem.resource

@@ -14,7 +14,7 @@ from ttmfs.driver.calls import check_device
 from ttmfs.errors import TtmError
 from ttmfs.observe import points
 from ttmfs.svm.chunk import Chunk, DevMem
-from ttmfs.svm.cpu import fill_holes
+from ttmfs.svm.cpu import populate
 from ttmfs.svm.find import find_or_insert
 from ttmfs.svm.migrate import Tally, alloc_vram, inside_one, range_evict
 from ttmfs.svm.prefetch import prefetch
@@ -22,7 +22,8 @@ from ttmfs.svm.ranges import MIGRATE_PAGES, Range
 from ttmfs.units import PAGE_SHIFT
 
 if TYPE_CHECKING:
-    from ttmfs.svm.space import AddressSpace, Advice
+    from ttmfs.svm.advice import Advice
+    from ttmfs.svm.space import AddressSpace
 
 VRAM_TRIES: Final = 3
 """Attempts of an atomic access to get its range into VRAM."""
@@ -254,7 +255,7 @@ async def _get_pages(space: "AddressSpace", found: Range, *, devmem_only: bool) 
             return seq
         if devmem_only:
             raise TtmError(errno.EFAULT, f"the range at {found.first << PAGE_SHIFT:#x} is not in VRAM")
-        if not await fill_holes(space, found.first, found.end):
+        if not await populate(space, found.first, found.end):
             return seq
 
 

@@ -100,8 +100,10 @@ def queue(space: "AddressSpace", operation: Operation, bound: Bound, address: in
         used(bound.devmem.bo, "job", came=not bound.devmem.bo.uses)
         bound.devmem.bo.resv.add_fence(job.fence, Usage.WRITE if operation.writes else Usage.READ)
     else:
-        chunk = bound.chunk
-        chunk.fences = (*chunk.fences, (mask_of(job.first & (CHUNK_PAGES - 1), job.end - job.first), job.fence))
+        chunk, mask = bound.chunk, mask_of(job.first & (CHUNK_PAGES - 1), job.end - job.first)
+        chunk.fences = (*chunk.fences, (mask, job.fence))
+        chunk.touch(mask)
+        space.used(chunk)
         chunk.busy(0)
         job.fence.add_callback(lambda _fence: space.tidy(chunk))
     bound.release()

@@ -19,6 +19,7 @@ from ttmfs.svm.cpu import migrate_to_ram
 from ttmfs.svm.devmem import submit_move
 from ttmfs.svm.pages import CHUNK_PAGES, index_of
 from ttmfs.svm.ranges import Range
+from ttmfs.svm.swap import load_stored
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.contention import NoRoom
@@ -170,16 +171,21 @@ async def _allocate(space: "AddressSpace", bo: BufferObject, tally: Tally, turn:
 
 
 async def _invalidate_cpu(space: "AddressSpace", found: Range, chunk: Chunk) -> None:
-    """Until no client can have a page of the range cached and no job uses one. TtmError(EBUSY): they keep coming.
+    """Until no page of the range is in the store, no client can have one cached and no job uses one.
+
+    TtmError: EBUSY they keep coming, and of what comes back from the store ENOMEM or what that says.
 
     When it returns nothing was awaited since that was so.
     """
     for _attempt in range(_GATE_ATTEMPTS):
+        await load_stored(space, found.chunk, found.mask)
         for fence in chunk.busy(found.mask):
             await fence.wait()
         await space.flush(found.first, found.end)
         _check(space, found, chunk)
         handed = space.handed_out(found.first, found.end)
+        if chunk.in_store & found.mask:
+            continue
         if not (handed or chunk.busy(found.mask) or space.gate.unmaps(found.first, found.end - found.first)):
             return
     raise TtmError(errno.EBUSY, f"clients keep touching the range at {found.first << PAGE_SHIFT:#x}")
@@ -189,6 +195,7 @@ def _close_gate(space: "AddressSpace", found: Range, chunk: Chunk, devmem: DevMe
     """In one step: the pages leave the CPU side and their copy is queued."""
     space.invalidate(found.first, found.end, "migrate")
     present = chunk.pages.present & found.mask
+    chunk.touch(present)
     ram = np.zeros(found.num_pages, np.uint32)
     if present:
         ram[index_of(present) - devmem.first] = chunk.pages.take(present) + np.uint32(1)

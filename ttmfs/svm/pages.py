@@ -52,6 +52,13 @@ def index_of(mask: int) -> Index:
     return np.flatnonzero(np.unpackbits(packed, bitorder="little"))
 
 
+def mask_of_index(index: Index) -> int:
+    """The mask of these pages."""
+    flags = np.zeros(CHUNK_PAGES, np.bool_)
+    flags[index] = True
+    return mask_from(flags)
+
+
 def mask_from(flags: NDArray[np.bool_]) -> int:
     """The mask of an array of flags, bit i for item i."""
     return int.from_bytes(np.packbits(flags, bitorder="little").tobytes(), "little")
@@ -148,6 +155,10 @@ class Payer(Protocol):
     name: str
     held_pages: int
     """System pages that it has."""
+    stored_pages: int
+    """Pages that it has in the store."""
+    loading_pages: int
+    """Those of its system pages that wait for what comes back from there."""
 
     @property
     def pool(self) -> PagePool:
@@ -165,6 +176,13 @@ def take_pages(
     payer.account.charge(MEMORY, count)
     payer.held_pages += count
     return pages
+
+
+def give_up_pages(payer: Payer, pages: Pages) -> None:
+    """Their content is in the store: they go past the pool (ttm_pool_backup)."""
+    payer.account.uncharge(MEMORY, len(pages))
+    payer.held_pages -= len(pages)
+    payer.pool.free(pages, to_pool=False, split=True)
 
 
 def free_pages(payer: Payer, pages: NDArray[np.generic], fences: tuple[Fence, ...] = ()) -> None:

@@ -40,7 +40,7 @@ async def _reclaim_chunk(space: "AddressSpace", number: int) -> int:
     if chunk is None or not chunk.pages.present or _in_use(chunk):
         return 0
     freed = 0
-    zeros = _zero_pages(chunk, chunk.pages.present & ~_filling(space, chunk))
+    zeros = _zero_pages(chunk, chunk.pages.present & ~space.asked.within(chunk.first_page))
     while zeros:
         run = mask_of(lowest(zeros), run_length(zeros, lowest(zeros)))
         zeros &= ~run
@@ -56,7 +56,7 @@ def _drop(space: "AddressSpace", number: int, run: int, first: int, end: int) ->
     chunk = space.chunks.get(number)
     if chunk is None or _in_use(chunk) or space.gate.unmaps(first, end - first):
         return 0
-    gone = _zero_pages(chunk, run & chunk.pages.present & ~chunk.handed & ~_filling(space, chunk))
+    gone = _zero_pages(chunk, run & chunk.pages.present & ~chunk.handed & ~space.asked.within(chunk.first_page))
     if gone:
         space.invalidate(first, end, "reclaim")
         chunk.drop(gone)
@@ -66,16 +66,6 @@ def _drop(space: "AddressSpace", number: int, run: int, first: int, end: int) ->
 
 def _in_use(chunk: Chunk) -> bool:
     return bool(chunk.moves or chunk.users or chunk.busy(-1))
-
-
-def _filling(space: "AddressSpace", chunk: Chunk) -> int:
-    """Those of its pages that a request may just have given memory to: taken away, it would begin again for ever."""
-    mask = 0
-    for first, end in space.filling:
-        low, high = max(first - chunk.first_page, 0), min(end - chunk.first_page, CHUNK_PAGES)
-        if low < high:
-            mask |= mask_of(low, high - low)
-    return mask
 
 
 def _zero_pages(chunk: Chunk, mask: int) -> int:

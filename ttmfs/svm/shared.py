@@ -4,6 +4,7 @@ The spaces are made and held by `ttmfs.svm.svm.Svm`, which is this; nothing here
 space is made of needs to know more.
 """
 
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
@@ -26,6 +27,8 @@ class Shared(Protocol):
     notifier_size: int
     atomic_timeslice_ms: float
     migrate_lock: trio.Lock
+    warmth: OrderedDict[Any, Any]
+    """Chunks that have system pages, least recently used first, with their spaces; some may have none by now."""
 
     @property
     def funcs(self) -> DriverFuncs[Any]:

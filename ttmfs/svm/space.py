@@ -10,7 +10,6 @@ it is done.
 
 import errno
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -22,6 +21,8 @@ from ttmfs.errors import TtmError
 from ttmfs.memory.arena import Arena
 from ttmfs.memory.pool import PagePool
 from ttmfs.observe import points
+from ttmfs.svm.advice import NO_ADVICE, Advice
+from ttmfs.svm.asked import Asked
 from ttmfs.svm.chunk import Chunk, DevMem, Move
 from ttmfs.svm.counters import SpaceStats, SvmCounters
 from ttmfs.svm.intervals import IntervalMap
@@ -31,7 +32,7 @@ from ttmfs.svm.ranges import RangeTable
 from ttmfs.svm.shared import Shared
 from ttmfs.svm.views import SpaceView
 from ttmfs.ttm import lifetime
-from ttmfs.ttm.account import MEMORY, Account
+from ttmfs.ttm.account import MEMORY, SWAP, Account
 from ttmfs.ttm.advice import pages_gone
 from ttmfs.ttm.copy import CopyState
 from ttmfs.ttm.gate import Gate
@@ -45,18 +46,6 @@ if TYPE_CHECKING:
 MAX_SIZE: Final = 1 << 40
 """1 TiB."""
 
-
-@dataclass(frozen=True, slots=True)
-class Advice:
-    """What madvise said of some pages; `migration` counts only with several devices' memory, and is kept for them."""
-
-    preferred: str = "fault"
-    atomic: str = "undefined"
-    migration: str = "all"
-
-
-NO_ADVICE: Final = Advice()
-
 _UNCOUNTED = 64
 """Chunks that may be uncounted though they are gone."""
 
@@ -67,18 +56,19 @@ class AddressSpace:
     __slots__ = (
         "account",
         "advice",
+        "asked",
         "blocks",
         "bytes_moved",
         "chunks",
         "cpu_faults",
         "eof_page_read",
-        "filling",
         "gate",
         "gpu_faults",
         "group",
         "growth",
         "held_pages",
         "last_error",
+        "loading_pages",
         "looked",
         "looked_at",
         "looks_only",
@@ -91,6 +81,7 @@ class AddressSpace:
         "released",
         "size",
         "stats",
+        "stored_pages",
         "svm",
         "table",
         "uncounted",
@@ -108,6 +99,7 @@ class AddressSpace:
         """Which group is charged for what it gets in a region from now on."""
         self.held_pages = 0
         """System pages, those included that are given back when a job has ended."""
+        self.stored_pages = self.loading_pages = 0
         self.vdev: VirtualDevice = svm.vdev
         self.name = name
         self.size = 0
@@ -135,8 +127,7 @@ class AddressSpace:
         self.gate = Gate()
         self.eof_page_read = False
         """A client may have the page with the end of the file cached and up to date; see ttmfs.ttm.eof."""
-        self.filling: list[tuple[int, int]] = []
-        """Page ranges that requests are giving memory to: what they have of it already is not reclaimed."""
+        self.asked = Asked()
         self.cpu_faults = 0
         self.gpu_faults = 0
         self.migrations_in = self.migrations_out = self.bytes_moved = 0
@@ -171,10 +162,17 @@ class AddressSpace:
             chunk = self.chunks[number] = Chunk(self, number)
         return chunk
 
+    def used(self, chunk: Chunk) -> None:
+        """Somebody has just used its system pages: they go to the store after all others."""
+        warmth = self.svm.warmth
+        warmth[chunk] = self
+        warmth.move_to_end(chunk)
+
     def tidy(self, chunk: Chunk) -> None:
         """Forget a chunk that has nothing to remember."""
         if chunk.empty and self.chunks.get(chunk.number) is chunk:
             del self.chunks[chunk.number]
+            self.svm.warmth.pop(chunk, None)
             if len(self.uncounted) > _UNCOUNTED + 2 * len(self.chunks):
                 self.num_blocks()
 
@@ -324,6 +322,7 @@ class AddressSpace:
                 low = min(low, chunk.first_page + lowest(handed))
                 high = max(high, chunk.first_page + handed.bit_length())
                 chunk.handed &= ~mask
+                chunk.touch(handed)
         for pages in self.gate.outstanding:
             # Its writeback may still be on the way: wait for it, by one more.
             if pages.start < end and first < pages.stop:
@@ -375,9 +374,11 @@ class AddressSpace:
 
     def set_account(self, account: Account) -> None:
         """`account` pays for it from now on, also for what it has in memory and in VRAM."""
-        self.account.uncharge(MEMORY, self.held_pages)
+        for who, sign in ((self.account, -1), (account, 1)):
+            who.charge(MEMORY, sign * self.held_pages)
+            who.charge(SWAP, sign * self.stored_pages)
+            who.charge_flight(sign * self.loading_pages)
         self.account = account
-        account.charge(MEMORY, self.held_pages)
         for chunk in self.chunks.values():
             for devmem in (*chunk.allocs, *(move.devmem for move in chunk.moves)):
                 lifetime.set_account(devmem.bo, account)
@@ -403,14 +404,15 @@ class AddressSpace:
     # -- looking at it -------------------------------------------------------------------------------------------
 
     def snapshot(self, first_page: int, count: int) -> bytes:
-        """One letter per page: `.` nothing, `s` system, `v` VRAM, `m` on its way. At most up to the end."""
+        """One letter per page: `.` nothing, `s` system, `b` in the store, `v` VRAM, `m` on its way; up to the end."""
         count = max(0, min(count, self.num_pages - first_page))
         letters = np.full(count, ord("."), np.uint8)
         for chunk, mask in self.pieces(first_page, first_page + count):
             moving = 0
             for move in chunk.moves:
                 moving |= move.live
-            for letter, found in (("s", chunk.pages.present), ("v", chunk.vram()), ("m", moving)):
+            places = (("s", chunk.pages.present), ("b", chunk.in_store), ("v", chunk.vram()), ("m", moving))
+            for letter, found in places:
                 if found & mask:
                     letters[index_of(found & mask) + (chunk.first_page - first_page)] = ord(letter)
         return letters.tobytes()

@@ -1,7 +1,8 @@
 """Svm: all shared virtual address spaces of one device, and what they have in common."""
 
 import errno
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -14,10 +15,12 @@ from ttmfs.memory.account import Held
 from ttmfs.svm.chunk import Chunk
 from ttmfs.svm.counters import SvmCounters
 from ttmfs.svm.devmem import DevMemFuncs
+from ttmfs.svm.pages import Pages
 from ttmfs.svm.reclaim import reclaim_zero_pages
+from ttmfs.svm.shrinker import SpaceShrinker
 from ttmfs.svm.space import AddressSpace
 from ttmfs.sync.bell import Bell
-from ttmfs.ttm.account import Account
+from ttmfs.ttm.account import MEMORY, SWAP, Account
 from ttmfs.ttm.funcs import NoUnmapper, Unmapper
 from ttmfs.ttm.resource import Resource
 
@@ -45,9 +48,12 @@ class Svm:
         self.spaces: dict[AddressSpace, None] = {}
         self.funcs = DevMemFuncs(vdev)
         self.migrate_lock = trio.Lock()
-        vdev.ttm.accounts.elsewhere.append(self.held_pages)
+        self.warmth: OrderedDict[Chunk, AddressSpace] = OrderedDict()
+        vdev.ttm.accounts.elsewhere.append(self._charged)
+        vdev.ttm.shrinkables.append(SpaceShrinker(self.warmth, self.spaces.keys()))
         vdev.ttm.reclaimers.append(partial(reclaim_zero_pages, self.spaces))
         vdev.ttm.holders.append(self._holders)
+        vdev.ttm.slot_holders.append(self._slot_holders)
         self._leaving: list[AddressSpace] = []
         self._garbage = Bell()
         self._numbers: dict[str, NDArray[np.uint32]] = {}
@@ -77,9 +83,18 @@ class Svm:
             for chunk in list(space.chunks.values()):
                 yield chunk, Chunk.system_pages
 
+    def _slot_holders(self) -> Iterator[tuple[Chunk, Held]]:
+        """The chunks that have something in the store, for the device's audit of its slots."""
+        for space in (*self.spaces, *self._leave()):
+            for chunk in list(space.chunks.values()):
+                if chunk.stored is not None:
+                    yield chunk, _slots
+
     def _leave(self) -> list[AddressSpace]:
-        """Those that were released and have copies under way still."""
-        self._leaving = [space for space in self._leaving if any(chunk.moves for chunk in space.chunks.values())]
+        """Those that were released and have copies or loads under way still."""
+        self._leaving = [
+            space for space in self._leaving if any(chunk.moves or chunk.stored for chunk in space.chunks.values())
+        ]
         return self._leaving
 
     def forget(self, space: AddressSpace) -> None:
@@ -88,12 +103,11 @@ class Svm:
         self._leaving.append(space)
         self._leave()
 
-    def held_pages(self) -> dict[Account, int]:
-        """System pages of spaces, by who pays for them."""
-        held: dict[Account, int] = {}
+    def _charged(self) -> Iterable[tuple[Account, str, int]]:
+        """What spaces have that somebody pays for."""
         for space in self.spaces:
-            held[space.account] = held.get(space.account, 0) + space.held_pages
-        return held
+            yield space.account, MEMORY, space.held_pages
+            yield space.account, SWAP, space.stored_pages
 
     def garbage_listed(self) -> None:
         """A range waits for the garbage collector."""
@@ -118,6 +132,8 @@ class Svm:
         counters = self.counters.as_dict()
         counters["spaces"] = len(self.spaces)
         counters["ranges"] = sum(len(space.table) for space in self.spaces)
+        counters["system_pages"] = sum(space.held_pages for space in self.spaces)
+        counters["backed_up_pages"] = sum(space.stored_pages for space in self.spaces)
         return counters
 
     def wake(self) -> None:
@@ -129,3 +145,7 @@ class Svm:
         """Release every space."""
         for space in list(self.spaces):
             space.release()
+
+
+def _slots(chunk: Chunk) -> Pages:
+    return np.zeros(0, np.uint32) if chunk.stored is None else chunk.stored.slots()

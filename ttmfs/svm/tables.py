@@ -50,6 +50,7 @@ def notifiers_text(space: AddressSpace) -> str:
 def counts(space: AddressSpace) -> dict[str, int]:
     """What svm_objects/NAME/status says besides name and size; `*_pages` are pages."""
     return {
+        "backed_up_pages": space.stored_pages,
         "vram_pages": sum(chunk.vram().bit_count() for chunk in space.chunks.values()),
         "ranges": len(space.table),
         "notifiers": len(space.table.notifiers),

@@ -13,7 +13,7 @@ back was paid for.
 """
 
 import errno
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 from weakref import WeakValueDictionary
 
@@ -138,8 +138,8 @@ class Accounts:
         """Of each user but those that are `exempt`: pages by region and of `memory`, number of `bos`."""
         self.exempt = frozenset({0})
         """Users without limits: root, and whose device it is. Known before the first account is made."""
-        self.elsewhere: list[Callable[[], Mapping[Account, int]]] = []
-        """Who else has pages of memory, beside BOs: asked how many, by who pays for them."""
+        self.elsewhere: list[Callable[[], Iterable[tuple[Account, str, int]]]] = []
+        """Who else has something, beside BOs: asked who pays, for what, and for how much of it."""
         self._users: WeakValueDictionary[int, Account] = WeakValueDictionary()
 
     def of(self, uid: int) -> Account:

@@ -93,11 +93,12 @@ class _Walk:
 
     def everybody(self) -> Iterator[str | None]:
         """Ask all owners. When the last has answered nothing has been awaited since."""
-        for holder in self._device.holders:
-            for count, (owner, held) in enumerate(holder()):
-                if not count % _AT_ONCE:
-                    yield None
-                yield from self._pages.belong(owner, held)
+        for account, holders in ((self._pages, self._device.holders), (self._slots, self._device.slot_holders)):
+            for holder in holders:
+                for count, (owner, held) in enumerate(holder()):
+                    if not count % _AT_ONCE:
+                        yield None
+                    yield from account.belong(owner, held)
         asked: dict[BufferObject, None] = {}
         while new := [bo for bo in self._device.bos if bo not in asked]:
             for count, bo in enumerate(new):

@@ -8,7 +8,7 @@ here. What happens to one as a whole is in `ttmfs.ttm.lifetime`.
 import errno
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import trio
 
@@ -24,6 +24,7 @@ from ttmfs.sync.bell import Bell
 from ttmfs.sync.ww_mutex import WwClass
 from ttmfs.ttm.account import Accounts
 from ttmfs.ttm.advice import Homes, Prefetcher
+from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.defrag_list import DefragList
 from ttmfs.ttm.dmem import Dmem
 from ttmfs.ttm.funcs import NoUnmapper, Unmapper
@@ -53,6 +54,24 @@ class Need:
     keep: range | None = None
     patience: float = 0.5
     no_wait_gpu: bool = False
+
+
+class Shrinkable(Protocol):
+    """Who has system pages beside BOs that may go to the store (struct shrinker)."""
+
+    owed: int
+    """Pages that are its share of what was asked for, and that it was not asked for yet."""
+
+    def count(self) -> int:
+        """Pages that it has in memory (count_objects)."""
+
+    def busy(self) -> bool:
+        """Are there some that could go if nobody used them just now?"""
+
+    async def scan(self, pages: int, ctx: OperationContext) -> int:
+        """About so many go to the store, the coldest first (scan_objects); returns how many did. Waits for nobody's
+        reservation, nor for jobs if `ctx.no_wait_gpu`.
+        """
 
 
 Reclaimer = Callable[[Need], Awaitable[int]]
@@ -115,6 +134,7 @@ class Device:
         """BOs that hold, or held, a block for what is written behind their end."""
         self.shrinkers: list[Reclaimer] = []
         """Who makes BOs give memory up without waiting for anything, in this order."""
+        self.shrinkables: list[Shrinkable] = []
         self.reclaimers: list[Reclaimer] = []
         """Who else has system pages that nobody needs, in this order: asked when the shrinkers found nothing."""
         self.uses = 0
@@ -124,6 +144,8 @@ class Device:
         """None: the BO's own `prefault` is what comes along with a fault."""
         self.holders: list[Callable[[], Iterator[tuple[Any, Held]]]] = []
         """Who has system pages without a BO: they yield owners, which have a name, and what says their pages."""
+        self.slot_holders: list[Callable[[], Iterator[tuple[Any, Held]]]] = []
+        """Who has slots of the store without a BO, likewise."""
         self.unfinished_restores: dict[Any, None] = {}
         """BOs whose restore failed or was interrupted, and that hold the pages it was going on with."""
 

@@ -103,7 +103,7 @@ async def _ghosts_gone(device: Device, need: Need) -> int:
 
 
 def _held_by_others(device: Device, but: BufferObject | None) -> bool:
-    """Has another BO pages that could go if nobody used it just now?"""
+    """Has another BO, or whoever else may shrink, pages that could go if nobody used them just now?"""
 
     def holds(other: BufferObject) -> bool:
         if other is but or other.tt is None or not other.tt.populated_pages or other.external:
@@ -117,4 +117,7 @@ def _held_by_others(device: Device, but: BufferObject | None) -> bool:
             while (item := cursor.next()) is not None:
                 if holds(item.bo):
                     return True
-    return any(bo.has_tail and holds(bo) for bo in device.tails)
+    if any(bo.has_tail and holds(bo) for bo in device.tails):
+        return True
+    store = device.swap_store
+    return store is not None and store.available_pages > 0 and any(each.busy() for each in device.shrinkables)

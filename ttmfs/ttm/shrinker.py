@@ -2,7 +2,8 @@
 
 In passes: what is purgeable first, without and then with waiting; then backup of idle BOs, least recently used first,
 or as the adviser of their region says; then of busy ones; then the store writes back what it holds in memory. Trylock
-only: it waits for nobody's reservation.
+only: it waits for nobody's reservation. Who else has pages that may go, the address spaces, gives its share of what is
+asked for, as do_shrink_slab has it: the part of it that it has of all that is in memory.
 
 A BO larger than what is wanted goes piece by piece, from where the last visit ended (`TT.hand`), and only the pages of
 a piece are unmapped. So a BO that is larger than memory makes room for its own next fault (`shrink_self`).
@@ -24,7 +25,7 @@ from ttmfs.ttm.ahead import give_all_back
 from ttmfs.ttm.backup import BackupFlags, tt_backup
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
-from ttmfs.ttm.device import Device, Need
+from ttmfs.ttm.device import Device, Need, Shrinkable
 from ttmfs.ttm.lru_cursor import LruCursor
 from ttmfs.ttm.move import pipeline_gutting, wait_ctx
 from ttmfs.ttm.page_vector import Index
@@ -38,6 +39,8 @@ from ttmfs.ttm.unmap import unmap_virtual
 WINDOW_PAGES: Final = 2048
 """Pages of a BO that go at a time when not all of it has to: 8 MiB."""
 EVERYTHING: Final = 1 << 62
+_LEAST_SHARE: Final = 128
+"""Pages that a Shrinkable is asked for at the least; less is owed until it comes to so many (SHRINK_BATCH)."""
 
 
 @dataclass(slots=True)
@@ -249,8 +252,12 @@ async def shrink(
             await _purge_pass(device, pages, how, done, but)
     for how in passes:
         if not purge_only and store_has_room(device):
+            await _shares_pass(device, pages, how, done)
             await _backup_pass(device, pages, how, done, but)
             await _tails_pass(device, pages, how, done, but)
+            for each in device.shrinkables:
+                # What the BOs had not.
+                await _scan(device, each, pages - done.pages, how, done)
     if writeback and not purge_only:
         await flush_store(device)
     points.shrink(device.trace, pages=pages, stored=done.stored, purged=done.purged, failed=done.failed)
@@ -286,6 +293,23 @@ async def _purge_pass(
             done.failed += 1
         finally:
             bo.unlock()
+
+
+async def _shares_pass(device: Device, pages: int, ctx: OperationContext, done: Shrunk) -> None:
+    """What others than BOs owe of what is wanted still."""
+    wanted, in_use = pages - done.pages, max(device.pool.in_use_pages, 1)
+    if wanted <= 0:
+        return
+    for each in device.shrinkables:
+        each.owed = min(each.owed + wanted * each.count() // in_use, wanted)
+        if each.owed >= _LEAST_SHARE:
+            owed, each.owed = each.owed, 0
+            await _scan(device, each, owed, ctx, done)
+
+
+async def _scan(device: Device, each: Shrinkable, pages: int, ctx: OperationContext, done: Shrunk) -> None:
+    if pages > 0 and store_has_room(device):
+        done.stored += await each.scan(pages, ctx)
 
 
 async def _backup_pass(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ttmfs.errors import TtmError
 from ttmfs.memory.arena import FRAME_PAGES, Arena
-from ttmfs.memory.stores import SwapStore
+from ttmfs.memory.stores import LoadTransfer, SwapStore
 from ttmfs.sync.offload import Lane
 from ttmfs.ttm.device import Device
 from ttmfs.ttm.holdings import Load
@@ -94,19 +94,28 @@ async def look_pages(device: Device, tt: TT, index: Index, arena: Arena, pages: 
 
 
 def _begin_load(device: Device, tt: TT, index: Index, bo: str, *, takes: bool) -> Load:
-    assert tt.store is not None
-    fault = device.inject["store_read"]
-    tt.store.fail_read = (lambda _number: fault.should_fail(bo=bo)) if fault.probability else None
+    inject_reads(device, bo)
     return tt.begin_load(index, takes=takes)
 
 
+def inject_reads(device: Device, bo: str) -> None:
+    """The next load that begins is of this BO: it meets what debug/fail_store_read says."""
+    fault = device.inject["store_read"]
+    assert device.swap_store is not None
+    device.swap_store.fail_read = (lambda _number: fault.should_fail(bo=bo)) if fault.probability else None
+
+
 async def _read(load: Load, tt: TT, arena: Arena, pages: Vector) -> None:
-    store = tt.store
-    assert store is not None
+    assert tt.store is not None
+    await read_pages(tt.store, load.transfer, arena, pages)
+
+
+async def read_pages(store: SwapStore, transfer: LoadTransfer, arena: Arena, pages: Vector) -> None:
+    """The middle part of a load, in a thread or step by step. Raises nothing but Cancelled; nothing runs on then."""
     if store.blocking:
-        await _STORE.run(store.read, load.transfer, arena, pages)
+        await _STORE.run(store.read, transfer, arena, pages)
     else:
-        await _on_the_loop(store.read_steps(load.transfer, arena, pages))
+        await _on_the_loop(store.read_steps(transfer, arena, pages))
 
 
 async def _on_the_loop(steps: Iterator[None]) -> None:

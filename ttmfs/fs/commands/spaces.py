@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from ttmfs.errors import TtmError, no_such
-from ttmfs.fs.commands.command import Command, Machine, Result
+from ttmfs.fs.commands.command import Command, Machine, Result, no_more
 from ttmfs.fs.commands.gpu_words import GpuWords, gpu_usage, parse_range, take_operation
 from ttmfs.fs.kernel.inval import PageCache
 from ttmfs.svm import calls
+from ttmfs.svm.backup import backup, restore
 from ttmfs.svm.names import SpaceFile
 from ttmfs.svm.space import AddressSpace
 
@@ -144,6 +145,18 @@ async def _unmap(machine: Machine, opened: OpenedSpace, words: list[str]) -> Res
     return result
 
 
+async def _backup(machine: Machine, opened: OpenedSpace, words: list[str]) -> Result:
+    del machine
+    no_more([word for word in words if word != "writeback"])
+    return await backup(opened.space, writeback="writeback" in words)
+
+
+async def _restore(machine: Machine, opened: OpenedSpace, words: list[str]) -> Result:
+    del machine
+    no_more(words)
+    return await restore(opened.space)
+
+
 SPACE_COMMANDS: Final[Mapping[str, Command]] = {
     command.name: command
     for command in (
@@ -192,6 +205,21 @@ SPACE_COMMANDS: Final[Mapping[str, Command]] = {
             "As munmap: the content is gone, the device gets ENOENT, the CPU reads zeros; a CPU store maps anew.",
             ("4M 1M",),
             _unmap,
+        ),
+        Command(
+            "backup",
+            "[writeback]",
+            "All its pages to the swap store, those in vram too; what is touched comes back. What finds no room or is "
+            "in use stays in memory, and the result says so; writeback returns when it is on the disk.",
+            ("", "writeback"),
+            _backup,
+        ),
+        Command(
+            "restore",
+            "",
+            "All its pages back from the swap store, to system; ENOMEM when memory does not hold all of them.",
+            ("",),
+            _restore,
         ),
     )
 }

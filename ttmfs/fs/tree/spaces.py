@@ -98,7 +98,7 @@ def status(file: SpaceFile) -> dict[str, Any]:
     return {
         "name": space.name,
         "size": space.size,
-        "populated_pages": space.num_blocks(),
+        "populated_pages": space.num_blocks() - space.stored_pages,
         **counts(space),
         "opens": file.opens,
         "group": space.group.live.path,

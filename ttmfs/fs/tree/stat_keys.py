@@ -180,6 +180,8 @@ KEYS: Final[Mapping[str, Key]] = {
         "svm",
         spaces=("spaces", GAUGE, "Shared address spaces."),
         ranges=("ranges", GAUGE, "Ranges in them."),
+        system_pages=("pages", GAUGE, "System pages that they have."),
+        backed_up_pages=("pages", GAUGE, "Pages of theirs that are in the swap store."),
         migrations_in=("ranges", COUNTER, "Ranges that went to the device."),
         migrations_out=("ranges", COUNTER, "Ranges that came back."),
         migrations_failed=("ranges", COUNTER, "Migrations whose copy failed."),
