@@ -196,8 +196,7 @@ class FreeLevels:
         pages = 0
         for order in range(self.max_order + 1):
             state = self._np[order]
-            pairs = state.reshape(-1, 2)
-            both = np.flatnonzero(pairs.all(axis=1))
+            both = np.flatnonzero((state[::2] != 0) & (state[1::2] != 0))
             assert not both.size, f"{what}: buddies at order {order}, page {int(both[0]) << (order + 1)} are not merged"
             pos = np.flatnonzero(state)
             counted = self.blocks[order]
