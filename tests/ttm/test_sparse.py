@@ -1,10 +1,11 @@
 """BOs that are far larger than anything: what is done with them costs what they hold."""
 
+import errno
 import tracemalloc
 
 import pytest
 
-from tests.core.harness import MIB, PAGE, check, device, idle, make, outcome, pattern
+from tests.core.harness import MIB, PAGE, check, device, idle, make, move, outcome, pattern
 from ttmfs.driver import calls
 from ttmfs.driver.defrag import defrag_bo
 from ttmfs.driver.dirty import DirtyTracker
@@ -72,5 +73,41 @@ async def test_a_defrag_of_a_sparse_bo_copies_its_content_only(fails: bool) -> N
         # At a gigabyte a second the apparent size would take 19 hours.
         assert await bo.resv.wait(Usage.BOOKKEEP, 20)
         assert sum(engine.cpu_copies for engine in vdev.engines) == fails
+        set_size(bo, 2 * MIB)
+        await check(bo)
+
+
+@pytest.mark.parametrize("how", ["evict", "validate", "for another"])
+async def test_a_bo_longer_than_all_memory_leaves_vram(how: str) -> None:
+    """It takes memory for what vram held; otherwise one `truncate -s 64T` would keep vram from everybody for ever."""
+    async with device(memory=32 * MIB) as vdev:
+        bo = await make(vdev, "a", MIB, place="vram")
+        set_size(bo, HUGE)
+        await access.write(bo, HUGE - PAGE, b"z" * PAGE)
+        if how == "evict":
+            await calls.evict_one(vdev, bo, OperationContext())
+        elif how == "validate":
+            await move(vdev, bo, "system")
+        else:
+            other = await make(vdev, "b", 4 * MIB, place="vram")
+            assert other.mem_type == "vram"
+        await idle(bo)
+        assert bo.mem_type == "system"
+        assert bo.need_tt().populated_pages <= MIB // PAGE + 512
+        assert bytes(await access.read(bo, HUGE - PAGE, PAGE)) == b"z" * PAGE
+        set_size(bo, MIB)
+        await check(bo)
+
+
+async def test_a_bo_longer_than_all_memory_stays_in_vram_as_it_was_when_there_is_none_at_all() -> None:
+    async with device(memory=8 * MIB, swap=0, placement="system") as vdev:
+        bo = await make(vdev, "a", 2 * MIB, place="vram")
+        set_size(bo, HUGE)
+        # The rest of memory: fewer pages are left than vram has to give.
+        full = await make(vdev, "full", 6 * MIB)
+        before = vdev.pool.in_use_pages
+        assert await outcome(lambda: calls.evict_one(vdev, bo, OperationContext())) == errno.ENOMEM
+        assert (bo.mem_type, vdev.pool.in_use_pages) == ("vram", before)
+        await check(full)
         set_size(bo, 2 * MIB)
         await check(bo)

@@ -23,7 +23,7 @@ from ttmfs.ttm.fault import default_fault
 from ttmfs.ttm.funcs import FaultResult, Multihop, VmFault
 from ttmfs.ttm.move import IDLE_TIMEOUT, linger, move_accel_cleanup, move_null, wait_ctx
 from ttmfs.ttm.placement import GTT, NOWHERE, SYSTEM, Place, PlaceFlag, Placement
-from ttmfs.ttm.populate import populate_all
+from ttmfs.ttm.populate import populate_all, populate_overwritten
 from ttmfs.ttm.resource import Resource
 from ttmfs.ttm.tt import TT
 from ttmfs.ttm.validate import validate
@@ -127,7 +127,11 @@ class DefaultDriver:
             if resource.manager.use_tt:
                 while not (tt := bo.need_tt()).has_memory(0, min(old.num_pages, tt.num_pages)):
                     # The file was cut short and grew again while this waited: all that is copied needs memory.
-                    await populate_all(bo, tt, ctx, overwritten=old.num_pages)
+                    if resource.mem_type == SYSTEM:
+                        # Holes are legal there, and what is longer than all memory can go nowhere else.
+                        await populate_overwritten(bo, tt, old.num_pages, ctx)
+                    else:
+                        await populate_all(bo, tt, ctx, overwritten=old.num_pages)
                 dst = tt
             await self._submit(bo, old, resource, deps, evict=evict, dst=dst)
 

@@ -133,6 +133,28 @@ async def populate_all(bo: BufferObject, tt: TT, ctx: OperationContext, *, overw
     await trio.lowlevel.checkpoint_if_cancelled()
 
 
+async def populate_overwritten(bo: BufferObject, tt: TT, count: int, ctx: OperationContext) -> None:
+    """Memory for the first `count` pages of `tt`, taken as they come since they are about to be copied over: for all of
+    them or TtmError(ENOMEM, EDQUOT) with no hole filled. What is behind stays as it is: holes, and pages in the store.
+    """
+    bo.drop_view()
+    holes = len(tt.holes_in(0, min(count, tt.num_pages)))
+    bo.device.inject.check("page_alloc", errno.ENOMEM, f"{holes} pages for {bo.name}", holes, bo=bo.name)
+    await afford(bo.device, tt.account, holes, ctx)
+    need = _need(bo, ctx, holes)
+    await below_limit(bo.device, need)
+    attempts = Attempts(bo.device, need)
+    # Looked at anew for each attempt: while memory was reclaimed the file may have been cut short.
+    while not tt.has_memory(0, first := min(count, tt.num_pages)):
+        try:
+            tt.populate_range(0, first, zero=False, unlimited=ctx.unlimited)
+        except TtmError as error:
+            await attempts.after(error, holes)
+    bo.device.defrag_list.join_if_marked(bo)
+    bo.device.note_pressure()
+    await trio.lowlevel.checkpoint_if_cancelled()
+
+
 def _check_fits(tt: TT) -> None:
     """TtmError(ENOMEM) for one that is longer than all memory: nobody has to make room, and nothing comes back from the
     store, for an attempt in vain, and no array is as long as that.
