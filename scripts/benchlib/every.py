@@ -22,6 +22,7 @@ from .common import console, output
 QUICK: Final = {
     "backup": ["--rounds=2", "--size=64M"],
     "fragment": ["--rounds=2", "--memory=128M", "--large=64M"],
+    "groups": ["--rounds=2", "--few=500", "--many=10000", "--groups=100"],
     "io": ["--rounds=2", "--size=64M"],
     "move": ["--rounds=2", "--size=64M"],
     "scale": ["--rounds=2", "--few=500", "--many=10000"],

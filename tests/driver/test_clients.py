@@ -262,7 +262,26 @@ def test_sizes_are_divided_while_nothing_is_left_over(size: int, text: str) -> N
 
 def test_the_name_of_a_client_is_one_word() -> None:
     text = fdinfo(Client(3, "9", "a b\n", 0, 9), {})
-    assert text == "drm-driver:\tttmfs\ndrm-client-id:\t3\ndrm-client-name:\ta\\040b\\012\n"
+    head = "drm-driver:\tttmfs\ndrm-client-id:\t3\ndrm-client-name:\ta\\040b\\012\n"
+    assert text == head + "drm-engine-copy:\t0 ns\ndrm-engine-compute:\t0 ns\n"
+
+
+async def test_what_engines_do_is_accounted_to_whose_bo_it_is() -> None:
+    async with namespace(vram=4 * MIB, copy_latency=0.5) as (vdev, names):
+        mine, other = create(names, "a", os.getpid()), create(names, "b")
+        for file in (mine, other):
+            await access.write(file.bo, 0, bytes(MIB))
+        await calls.validate_bo(vdev, mine.bo, vdev.parse_placement(["gtt"]), OperationContext())
+        await calls.validate_bo(vdev, mine.bo, vdev.parse_placement(["vram"]), OperationContext())
+        await submit_job(vdev, Job("fill", dst=mine.bo, value=7), OperationContext())
+        await idle(mine.bo)
+        assert mine.client is not None
+        assert other.client is not None
+        assert mine.client.engine_ns["copy"] >= 500_000_000
+        assert mine.client.engine_ns["compute"] > 0
+        assert other.client.engine_ns == {"copy": 0, "compute": 0}
+        text = await client_text(vdev, names, mine.client)
+        assert f"drm-engine-copy:\t{mine.client.engine_ns['copy']} ns" in text.splitlines()
 
 
 async def test_gem_info_has_amdgpus_lines() -> None:

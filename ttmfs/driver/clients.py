@@ -15,6 +15,8 @@ from ttmfs import clock
 from ttmfs.ttm.bo import BufferObject
 
 KERNEL: Final = "kernel"
+ENGINES: Final = ("copy", "compute")
+"""Classes of engines (drm-engine-*)."""
 _THREADS_KEPT_SECONDS: Final = 0.1
 _Process = tuple[int, int]
 
@@ -42,6 +44,8 @@ class Client:
     pid: int = 0
     started: int = 0
     files: dict[int, ClientFile] = field(default_factory=dict)
+    engine_ns: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ENGINES, 0))
+    """How long engines of each class have worked on its BOs, in nanoseconds; it only grows."""
 
 
 class Clients:
@@ -70,6 +74,11 @@ class Clients:
             self._processes[process] = client
         file.client = client
         client.files[file.ino] = file
+
+    def worked(self, engine: str, bo: BufferObject, ns: int) -> None:
+        """An engine has worked on a BO, whoever asked for that: it is its client's, or the kernel's."""
+        client = getattr(bo.private, "client", None)
+        (client if isinstance(client, Client) else self.kernel).engine_ns[engine] += ns
 
     def drop(self, file: ClientFile) -> None:
         """The BO is no longer its client's; a client without BOs is forgotten."""

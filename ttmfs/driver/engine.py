@@ -204,6 +204,7 @@ class CopyEngine:
         if seconds:
             await trio.sleep(seconds)
         await self._resumed.wait()
+        started = clock.monotonic_ns()
         copy.state = CopyState.RUNNING
         points.copy_start(self._trace, queued.bo, engine=self.name, fence=copy.fence, pages=copy.num_pages)
         error = 0
@@ -226,6 +227,7 @@ class CopyEngine:
         )
         if error:
             self._errors.add(copy.fence, error)
+        queued.bo.device.worked("copy", queued.bo, int(seconds * 1e9) + clock.monotonic_ns() - started)
         copy.fence.signal(error)
 
     def _may_exchange(self, queued: _Queued) -> bool:

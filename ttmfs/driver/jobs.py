@@ -17,6 +17,7 @@ import numpy as np
 import trio
 from numpy.typing import NDArray
 
+from ttmfs import clock
 from ttmfs.driver.queues import DEFAULT, Priority
 from ttmfs.errors import TtmError
 from ttmfs.memory.arena import Arena
@@ -260,7 +261,10 @@ class BoWork(ABC):
         try:
             if self.bos:
                 self.bos[0].device.inject.check("job", errno.EIO, f"job {self.fence.what}", bo=self.name)
+            started = clock.monotonic_ns()
             await self.work(lane)
+            if self.bos:
+                self.bos[0].device.worked("compute", self.bos[0], clock.monotonic_ns() - started)
         except Exception:
             await self.publish()  # it may have written some of it
             raise

@@ -84,6 +84,7 @@ class Namespace(Names[BoFile]):
         super().__init__(count(FIRST_INO).__next__, uid=uid, gid=gid, mode=mode)
         self.vdev = vdev
         self.clients = Clients()
+        vdev.ttm.worked = self.clients.worked
         self.members = Members(vdev.ttm.dmem.root)
 
     def find(self, name: str, entering: Callable[[Folder], None] = lambda _folder: None) -> BoFile:

@@ -78,6 +78,10 @@ Reclaimer = Callable[[Need], Awaitable[int]]
 """Asked to free so many pages it says how many it did. It waits for nobody's reservation."""
 
 
+def _nobody_counts(_engine: str, _bo: object, _ns: int) -> None:
+    """The core alone has no clients."""
+
+
 class Device:
     """One device. `pool` is the memory of system and gtt; `managers` are the regions by name, system first."""
 
@@ -106,6 +110,8 @@ class Device:
         self.num_ghosts = self.num_zombies = 0
         self.ghost_gone = trio.lowlevel.ParkingLot()
         """Who waits here goes on when a ghost gives its memory back."""
+        self.worked: Callable[[str, Any, int], None] = _nobody_counts
+        """Is told what an engine has done: its class (`copy`, `compute`), the BO that it was for, nanoseconds."""
         self.prefault = 256
         self.fault_timeout = 15.0
         self.max_parked = 1 << 30

@@ -42,6 +42,7 @@ def size_text(size: int) -> str:
 def fdinfo(client: Client, usages: Usages) -> str:
     """The text of one client."""
     lines = ["drm-driver:\tttmfs", f"drm-client-id:\t{client.id}", f"drm-client-name:\t{escape(client.command)}"]
+    lines += [f"drm-engine-{engine}:\t{ns} ns" for engine, ns in client.engine_ns.items()]
     for region, usage in usages.items():
         lines += [f"drm-{name}-{region}:\t{size_text(value(usage))}" for name, value in _STATS]
     return "\n".join(lines) + "\n"
