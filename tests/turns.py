@@ -1,6 +1,8 @@
 """Turns of trio's loop, counted: what others are kept from while one piece of work runs."""
 
 import contextlib
+import gc
+import time
 from collections import Counter
 from collections.abc import Iterator
 from types import TracebackType
@@ -57,3 +59,40 @@ class Turns(trio.abc.Instrument):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         trio.lowlevel.remove_instrument(self)
+
+
+class LongestStep(trio.abc.Instrument):
+    """Within the block: the longest that a task kept the loop, in seconds of this thread's processor time.
+
+    So what other processes do does not count, nor does the collector of garbage, which is off meanwhile; how fast the
+    machine is does: for stress tests only.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.task = ""
+        self._began = time.thread_time_ns()
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        """It goes on."""
+        self._began = time.thread_time_ns()
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        """It lets others run."""
+        took = (time.thread_time_ns() - self._began) / 1e9
+        if took > self.seconds:
+            self.seconds, self.task = took, task.name
+
+    def __enter__(self) -> "LongestStep":
+        gc.disable()
+        trio.lowlevel.add_instrument(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        trio.lowlevel.remove_instrument(self)
+        gc.enable()
+
+    def __str__(self) -> str:
+        return f"{self.task} kept the loop for {self.seconds * 1000:.1f} ms"

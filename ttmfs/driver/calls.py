@@ -12,6 +12,7 @@ from typing import Any
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.locking import reserved, with_all_reserved
 from ttmfs.errors import TtmError
+from ttmfs.sync.pace import Pace
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm.advice import trace_use, used, want
 from ttmfs.ttm.backup import BackupFlags
@@ -151,8 +152,9 @@ async def evict_region(vdev: VirtualDevice, region: str, size: int | None, ctx: 
             if size is None:
                 await evict_all(manager, ctx)
             else:
+                pace = Pace()
                 while before - manager.usage < size and await evict_first(manager, ctx):
-                    pass
+                    await pace.step()
     return {"bytes_moved": ctx.done.bytes_moved, "evictions": ctx.done.evictions, "bytes_freed": before - manager.usage}
 
 

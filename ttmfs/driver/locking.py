@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from ttmfs.sync.exec import Exec
+from ttmfs.sync.pace import Pace
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.contention import NoRoom
 from ttmfs.ttm.context import OperationContext
@@ -54,11 +55,13 @@ async def reserved_all(
     `stamp` is the age of an earlier ticket of the same call, `unlock` what ends each reservation.
     """
     async with Exec[BufferObject](ignore_duplicates=True, unlock=unlock, stamp=stamp) as execution:
+        pace = Pace()
         async for attempt in execution.until_all_locked():
             with attempt:
                 for bo in bos:
                     bo.device.inject.check("interrupt", errno.EINTR, f"waiting for {bo.name}", bo=bo.name)
                     await execution.prepare(bo, 1)
+                    await pace.step()
                 for bo in bos:  # all of them once more: it may have gone while another was waited for
                     bo.check_alive()
         for bo in bos:

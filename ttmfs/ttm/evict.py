@@ -1,5 +1,6 @@
 """Evict a region: the first of its LRU, or all of it (ttm_bo_evict_first, ttm_resource_manager_evict_all)."""
 
+from ttmfs.sync.pace import Pace
 from ttmfs.ttm.advised import first_named
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.contention import Contended, NoRoom
@@ -58,7 +59,8 @@ async def evict_one(resource: Resource, ctx: OperationContext, turn: Turn) -> Co
 
 async def evict_all(manager: ResourceManager, ctx: OperationContext) -> None:
     """ttm_resource_manager_evict_all: until the LRU is empty, then until the last copy out of it is done."""
+    pace = Pace()
     while await evict_first(manager, ctx):
-        pass
+        await pace.step()
     for fence in list(manager.pending_eviction_fences()):
         await fence.wait()

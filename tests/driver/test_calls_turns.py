@@ -1,0 +1,119 @@
+"""One call with thousands of small BOs lets others run: counted in turns of the loop, and under stress by the clock."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+import trio
+
+from tests.core.harness import PAGE, device, idle, make
+from tests.turns import LongestStep, Turns, ticking_clock
+from ttmfs.driver import calls
+from ttmfs.driver.device import VirtualDevice
+from ttmfs.ttm.afford import take
+from ttmfs.ttm.backup import BackupFlags
+from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.lifetime import set_size
+from ttmfs.ttm.resource import Resource
+
+BOS = 256
+MANY = 3000
+LONGEST = 0.05
+"""Seconds that one may keep all others waiting."""
+
+
+Call = Callable[[VirtualDevice, list[BufferObject]], Awaitable[object]]
+
+
+def validate_them(place: str) -> Call:
+    """All of them in one call."""
+
+    async def call(vdev: VirtualDevice, bos: list[BufferObject]) -> object:
+        return await calls.validate_many(vdev, bos, vdev.parse_placement([place]), OperationContext())
+
+    return call
+
+
+async def evict_them(vdev: VirtualDevice, _bos: list[BufferObject]) -> object:
+    return await calls.evict_region(vdev, "vram", None, OperationContext())
+
+
+async def evict_bytes(vdev: VirtualDevice, bos: list[BufferObject]) -> object:
+    return await calls.evict_region(vdev, "vram", len(bos) * PAGE, OperationContext())
+
+
+@pytest.mark.parametrize("call", [evict_them, evict_bytes, validate_them("gtt")], ids=["evict", "evict N", "validate"])
+async def test_others_run_between_one_and_the_next(monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
+    turns = Turns()
+
+    def noted(*args: Any) -> Resource:
+        turns.note("take")
+        return take(*args)
+
+    async with device() as vdev:
+        bos = [await make(vdev, f"bo{number}", PAGE, place="vram") for number in range(BOS)]
+        await idle(*bos)
+        monkeypatch.setattr("ttmfs.ttm.space.take", noted)
+        with ticking_clock(us=200), turns:
+            await call(vdev, bos)
+        assert {bo.mem_type for bo in bos} == {"gtt"}
+        assert 0 < turns.most("take") <= 16
+
+
+# -- the table of the worst --------------------------------------------------------------------------------------------
+
+
+async def validate_large(vdev: VirtualDevice, _bos: list[BufferObject]) -> object:
+    """One that needs all of vram."""
+    large = vdev.create_bo("large")
+    set_size(large, vdev.ttm.managers["vram"].size)
+    return await calls.validate_bo(vdev, large, vdev.parse_placement(["vram"]), OperationContext())
+
+
+async def validate_large_in_vain(vdev: VirtualDevice, bos: list[BufferObject]) -> None:
+    """All victims are held."""
+    for bo in bos:
+        assert bo.resv.trylock()
+    with trio.move_on_after(2):
+        await validate_large(vdev, bos)
+    for number, bo in enumerate(bos):
+        bo.unlock()
+        if not number % 100:
+            await trio.lowlevel.checkpoint()
+
+
+async def swap_out(vdev: VirtualDevice, _bos: list[BufferObject]) -> object:
+    return await calls.swapout_all(vdev, 1 << 30, OperationContext())
+
+
+async def shrink(vdev: VirtualDevice, _bos: list[BufferObject]) -> object:
+    return await calls.shrink_all(vdev, 1 << 30, BackupFlags(), OperationContext())
+
+
+async def suspend(vdev: VirtualDevice, _bos: list[BufferObject]) -> object:
+    await vdev.power.suspend(OperationContext())
+    return await vdev.power.resume(OperationContext())
+
+
+TABLE: dict[str, tuple[Call, ...]] = {
+    "evict a region": (evict_them,),
+    "validate many": (evict_them, validate_them("vram"), validate_them("gtt"), validate_them("system")),
+    "validate a large one": (validate_large,),
+    "find all of them held": (validate_large_in_vain,),
+    "swap out, and back": (validate_them("system"), swap_out, validate_them("vram")),
+    "shrink, and back": (validate_them("system"), shrink, validate_them("gtt")),
+    "suspend and resume": (suspend,),
+}
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("name", TABLE)
+async def test_nobody_waits_longer_for_the_worst_of_them(name: str) -> None:
+    async with device(vram=MANY * PAGE, gtt=MANY * PAGE * 2) as vdev:
+        bos = [await make(vdev, f"bo{number}", PAGE, place="vram") for number in range(MANY)]
+        await idle(*bos)
+        for call in TABLE[name]:
+            with LongestStep() as longest:
+                await call(vdev, bos)
+            assert longest.seconds < LONGEST, f"{name}: {longest}"
