@@ -45,6 +45,11 @@ svm_objects/heap/prefetch 0 2M vram
 svm_objects/heap/madvise 0 4K preferred=system
 svm_objects/heap/unmap 0 4K
 svm_objects/heap/map 0 4K
+objects/local/vm game
+vm/game/allow_res_evict 1
+vm/game/bind 1G a 0 64K
+vm/game/exec fill 1G 4K 7
+vm/game/unbind 1G 4K
 ctl/unplug
 """
 RARE = {"fallbacks", "restarts", "partial", "why", "mappable", "size", "line", "fences"}
@@ -55,7 +60,7 @@ def test_what_a_mount_answers_is_as_the_schemas_say(mounted: Callable[..., Devic
     device = mounted(*MOUNT_OPTIONS)
     for name in "ab":
         device.make(name, MIB, 7)
-    device.shell.do("make('svm/heap', 4 << 20, 7)")
+    device.shell.do("make('svm/heap', 4 << 20, 7); make('bo/local', 0); os.mkdir(path('vm/game'))")
     assert device.command("objects/b/madvise", "dontneed") == "ok"
     seen: set[str] = set()
     for line in SCRIPT.splitlines():
