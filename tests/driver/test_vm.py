@@ -278,3 +278,32 @@ async def test_a_local_bo_that_is_destroyed_leaves_the_others_alone(autojump_clo
         await busy.fence.wait()
         await vm.resv.wait(Usage.BOOKKEEP)
         assert vdev.ttm.managers["vram"].usage == MIB
+
+
+async def test_a_local_bo_that_is_destroyed_while_its_reservation_is_held_gets_its_own_afterwards(
+    autojump_clock: MockClock,
+) -> None:
+    async with device() as vdev:
+        vm = vdev.vms.make("a")
+        x, y = [await local(vdev, vm, name, MIB, "vram") for name in "xy"]
+        await access.write(x, 0, b"a" * MIB)
+        busy = await submit_job(vdev, Job("busy", srcs=(x,), seconds=10), OperationContext())
+        await y.resv.lock()
+        async with trio.open_nursery() as nursery:
+
+            async def waits() -> None:
+                with fails(errno.ENOENT):
+                    await move(vdev, x, "gtt")
+
+            nursery.start_soon(waits)
+            await trio.sleep(1)
+            vdev.destroy_bo(x)
+            assert x.resv is vm.resv, "somebody waits for it"
+            y.unreserve()
+        assert x.resv is not vm.resv
+        await busy.fence.wait()
+        await submit_job(vdev, Job("busy", srcs=(y,), seconds=100), OperationContext())
+        await trio.sleep(1)
+        assert vdev.ttm.managers["vram"].usage == MIB, "y's: nothing of x waits for what is not its own"
+        assert not vm.resv.late
+        await vm.resv.wait(Usage.BOOKKEEP)

@@ -150,6 +150,7 @@ class _Exec:
         back: list[BufferObject] = []
         for bo in lost:
             try:
+                bo.check_alive()  # destroyed meanwhile, it may have been freed for what is touched
                 await prepare(self.vdev, bo, own, bo.resv)
             except TtmError:
                 check_device(self.vdev)

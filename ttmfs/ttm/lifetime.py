@@ -171,7 +171,7 @@ def release(bo: BufferObject) -> None:
     device.aheads.pop(bo, None)
     device.unfinished_restores.pop(bo, None)
     bo.pin_count = 0
-    _individualize(bo)
+    _leave_bulk(bo)
     put_off(bo)
     bo.relist()
     if not bo.ghost:
@@ -179,16 +179,21 @@ def release(bo: BufferObject) -> None:
     cleanup_when_idle(bo)
 
 
-def _individualize(bo: BufferObject) -> None:
-    """ttm_bo_individualize_resv: out of its bulk move, and a reservation of its own with all fences of the shared.
-
-    Where there is no memory for that (injected) it keeps the shared one, and goes with the next unreserve.
-    """
+def _leave_bulk(bo: BufferObject) -> None:
+    """Out of its bulk move."""
     if bo.bulk is not None:
         if bo.resource is not None:
             bo.bulk.remove(bo.resource)
         bo.bulk = None
-    if not bo.shares_resv or bo.ghost:
+
+
+def _individualize(bo: BufferObject) -> None:
+    """ttm_bo_individualize_resv: a reservation of its own, with all fences of the shared one.
+
+    Not while that is held: who holds it, or waits for it, may do so for this BO, and unlocks what the BO has. Then,
+    and where there is no memory (injected), the BO keeps the shared one, until it goes or this is tried again.
+    """
+    if not bo.shares_resv or bo.ghost or bo.resv.locked:
         return
     own = Reservation(bo.device.ww_class)
     own.trylock()
@@ -207,6 +212,7 @@ def cleanup_when_idle(bo: BufferObject) -> None:
     """Free a deleted BO if nobody uses it; otherwise the last fence, or the holder's unreserve, comes back here."""
     if not bo.zombie:
         return
+    _individualize(bo)
     for fence in bo.resv.fences(Usage.BOOKKEEP):
         if fence.add_callback(lambda _fence: cleanup_when_idle(bo)):
             return
@@ -229,6 +235,7 @@ def cleanup(bo: BufferObject) -> None:
         resource.manager.free(resource)
     bo.zombie = False
     bo.when_unlocked = ()
+    no_longer_late(bo)
     device = bo.device
     device.bos.pop(bo, None)
     if bo.ghost:
