@@ -18,6 +18,7 @@ from ttmfs.observe import points
 from ttmfs.ttm import kswapd
 from ttmfs.ttm.account import Account
 from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.clear import clear_idle
 from ttmfs.ttm.lifetime import release
 from ttmfs.ttm.placement import SYSTEM, Place
 from ttmfs.ttm.shrinker import shrink_for
@@ -80,17 +81,31 @@ class VirtualDevice(Hardware):
     async def _run(self, task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as nursery:
             tasks: list[Callable[[], Awaitable[None]]] = [*(engine.run for engine in self.engines), self.compute.run]
-            for task in (*tasks, self._trim_pool, self.defrag.run, self.policies.promoter.run):
+            for task in (*tasks, self._tidy, self.defrag.run, self.policies.promoter.run):
                 nursery.start_soon(task)
             nursery.start_soon(kswapd.watermark, self.ttm)
             nursery.start_soon(kswapd.upkeep, self.ttm)
             task_status.started()
 
-    async def _trim_pool(self) -> None:
+    async def _tidy(self) -> None:
+        """Once an interval: idle memory of the pool goes to the host, freed memory of regions becomes zero again."""
+        requests = self.ttm.counters.requests
+        served = 0
+
+        def idle() -> bool:
+            quiet = requests.read + requests.write == served and not requests.parked
+            return quiet and not self.fence_counters.pending
+
         while True:
             await trio.sleep(POOL_TRIM_INTERVAL)
-            for number in range(self.pool.idle_windows):
-                while (dropped := self.pool.drop_idle()) >= MAX_DROP_PAGES:
-                    await trio.lowlevel.checkpoint()
-                if dropped or not number % _CLEAN_WINDOWS:
-                    await trio.lowlevel.checkpoint()
+            await self._trim_pool()
+            # Not in an interval in which somebody wanted something.
+            await clear_idle(self.ttm, idle)
+            served = requests.read + requests.write
+
+    async def _trim_pool(self) -> None:
+        for number in range(self.pool.idle_windows):
+            while (dropped := self.pool.drop_idle()) >= MAX_DROP_PAGES:
+                await trio.lowlevel.checkpoint()
+            if dropped or not number % _CLEAN_WINDOWS:
+                await trio.lowlevel.checkpoint()

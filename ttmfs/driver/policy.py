@@ -18,6 +18,7 @@ from ttmfs.sync.resv import Usage
 from ttmfs.ttm.advice import want
 from ttmfs.ttm.backing import Backing
 from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.clear import Clear
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.fault import default_fault
 from ttmfs.ttm.funcs import FaultResult, Multihop, VmFault
@@ -185,7 +186,8 @@ class DefaultDriver:
             resource.manager.trim(resource, src.num_pages)
         pages = dst.num_pages if src is None else min(dst.num_pages, src.num_pages)
         reachable = bo.visible and resource.manager.visible(resource)
-        fence = self.vdev.copy_engine().submit(bo, src, dst, pages, deps, cpu_reachable=reachable)
+        make = partial(Clear, resource) if src is None else None
+        fence = self.vdev.copy_engine().submit(bo, src, dst, pages, deps, cpu_reachable=reachable, make=make)
         await move_accel_cleanup(bo, fence, resource, evict=evict, pipeline=True)
         # Without the work item that would intercept an error, whose allocation may have failed, or in synchronous mode,
         # the move waits for the copy here. The BO has changed hands before, so that no WRITE goes to its old space.

@@ -58,10 +58,10 @@ class FaultCounters:
 class MoveCounters:
     """Moves that TTM made; `bytes` as `ctx.done.bytes_moved` counts them, `exchanged` those that no one had to copy."""
 
-    __slots__ = ("bytes", "count", "evictions", "exchanged", "failed", "promotions", "unmaps")
+    __slots__ = ("bytes", "cleared", "count", "evictions", "exchanged", "failed", "promotions", "unmaps")
 
     def __init__(self) -> None:
-        self.count = self.bytes = self.evictions = self.exchanged = self.failed = self.unmaps = 0
+        self.count = self.bytes = self.cleared = self.evictions = self.exchanged = self.failed = self.unmaps = 0
         self.promotions = 0
 
     def as_dict(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import errno
 from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ttmfs.errors import TtmError
 from ttmfs.memory.arena import Arena
@@ -104,7 +105,8 @@ class BuddyManager(ResourceManager):
 
     def __init__(self, name: str, size: int, visible_size: int, arena: Arena) -> None:
         super().__init__(name, size, use_tt=False, arena=arena)
-        self.buddy = Buddy(size // PAGE_SIZE)
+        # The arena is fresh.
+        self.buddy = Buddy(size // PAGE_SIZE, clear=True)
         self.visible_pages = min(visible_size, size) // PAGE_SIZE
         self.visible_used_pages = 0
 
@@ -153,11 +155,15 @@ class BuddyManager(ResourceManager):
         return int((resource.pages < self.visible_pages).sum())
 
     def free_space(self, resource: Resource) -> None:
-        """Blocks go back dirty: the next owner clears what it does not overwrite."""
+        """Blocks go back dirty: the next owner clears what it does not overwrite, unless it was cleared meanwhile."""
         self.visible_used_pages -= self._visible_pages(resource)
         if resource.private is not None:
             self.buddy.free(cast(Blocks, resource.private))
             resource.private = None
+
+    def to_clear(self, pages: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        """Those that were dirty when they were handed out."""
+        return pages[self.buddy.dirty_of(pages)]
 
     def trim(self, resource: Resource, num_pages: int) -> None:
         """Free the blocks behind `num_pages`."""

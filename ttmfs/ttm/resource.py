@@ -262,6 +262,10 @@ class ResourceManager:
         fences.append(fence)
         return True
 
+    def to_clear(self, pages: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        """Which of these pages, to which nothing was written since they were handed out, are not known to be zero."""
+        return pages
+
     def check(self) -> None:
         """AssertionError naming what is wrong with the manager's own books."""
         assert self.usage >= 0, f"usage is {self.usage}"

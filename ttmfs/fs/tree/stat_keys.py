@@ -142,6 +142,7 @@ KEYS: Final[Mapping[str, Key]] = {
         count=("moves", COUNTER, "Moves of BOs; a bounce counts as two."),
         bytes=("bytes", COUNTER, "What they moved."),
         evictions=("BOs", COUNTER, "BOs evicted."),
+        cleared=("bytes", COUNTER, "Zeroed for fresh BOs: what was not zero already."),
         exchanged=("bytes", COUNTER, "Of these, in frames of 2 MiB that changed hands instead of being copied."),
         failed=("moves", COUNTER, "Moves that failed."),
         promotions=("BOs", COUNTER, "BOs that came home by themselves (policies/promote)."),
