@@ -121,3 +121,25 @@ def test_a_group_is_seen_in_stats_metrics_status_and_clients(device: Device) -> 
 def test_whose_rules_protect_is_an_option(mounted: Callable[..., Device], kind: str) -> None:
     device = mounted("--dmem-protection", kind)
     assert f"dmem_protection={kind}" in text(device, "ctl/config").splitlines()
+
+
+def test_why_a_group_cannot_go_is_in_error_log(device: Device) -> None:
+    shell = device.shell
+    shell.do("os.mkdir(path('groups/busy'))")
+    assert put(shell, "groups/busy/cgroup.procs", "0") == "ok"
+    assert fill(shell, "kept") == "ok"
+    assert shell.errno("os.rmdir(path('groups/busy'))") == "EBUSY"
+    _time, name, what, why, _who = text(device, "error_log").splitlines()[-1].split("\t")
+    assert (name, what) == ("EBUSY", "rmdir busy")
+    assert why.startswith("group 'busy' has 1M of vram: unlink or evict its BOs")
+
+
+def test_what_an_address_space_has_in_vram_is_its_makers(device: Device) -> None:
+    shell = device.shell
+    shell.do("os.mkdir(path('groups/compute'))")
+    assert put(shell, "groups/compute/cgroup.procs", "0") == "ok"
+    shell.do("open(path('svm/heap'), 'wb').write(b'x' * (2 << 20))")
+    assert put(shell, "svm_objects/heap/prefetch", "0 2M vram") == "ok"
+    assert "group:\t/compute" in text(device, "svm_objects/heap/status").splitlines()
+    assert vram(device, "compute/dmem.current") == str(2 * MIB)
+    assert text(device, "ctl/selfcheck") == "ok\n"

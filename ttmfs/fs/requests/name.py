@@ -121,7 +121,9 @@ class NameRequests(OpenRequests):
         node = self.inodes.get(parent_inode)
         if isinstance(node, MadeDir):
             check_length(name)
-            made = node.mkdir(os.fsdecode(name), OwnRights(stat.S_IMODE(mode & ~ctx.umask), ctx.uid, ctx.gid))
+            rights = OwnRights(stat.S_IMODE(mode & ~ctx.umask), ctx.uid, ctx.gid)
+            with self.tree.runner.error_log.watching(f"mkdir {os.fsdecode(name)}", ctx.uid):
+                made = node.mkdir(os.fsdecode(name), rights)
             made.above = parent_inode
             return self._reply(made)
         folder = self._folder(parent_inode)
@@ -138,7 +140,8 @@ class NameRequests(OpenRequests):
         """An empty folder, a group that has nothing, or a VM without local BOs."""
         node = self.inodes.get(parent_inode)
         if isinstance(node, MadeDir):
-            await node.rmdir(os.fsdecode(name))
+            with self.tree.runner.error_log.watching(f"rmdir {os.fsdecode(name)}", ctx.uid):
+                await node.rmdir(os.fsdecode(name))
             return
         folder = self._folder(parent_inode)
         self._names(folder).rmdir(folder, name)
