@@ -82,8 +82,8 @@ FILES: Final[Mapping[str, str]] = {
     "swap/ratio": "bytes of those pages by bytes stored",
     "fences/pending": "fences that have not signaled: fence, what, waits_for",
     "fences/timelines": "a line a copy engine and a queue of jobs: context, name, last signaled seqno",
-    "clients/CLIENT": "drm fdinfo of a process (PID), a user whose process is gone (uid-N), or of what belongs to "
-    "nobody's file (kernel)",
+    "clients/CLIENT": "drm fdinfo of a process that made BOs or has some open or mapped (PID), a user whose process is "
+    "gone (uid-N), or of what belongs to nobody's file (kernel)",
     "debug/REGION_mm": "the manager's debug text; vram's file is `vram0_mm`",
     "debug/vram": "the bytes of VRAM by device address, whoever has them",
     "debug/gem_info": "the clients and their BOs in amdgpu's format",

@@ -4,9 +4,11 @@ import json
 import subprocess
 import sys
 
+import click
 import pytest
 
 from ttmfs import cli
+from ttmfs.cli.run import complete_events
 
 
 @pytest.mark.parametrize("entry", cli.COMMANDS, ids=lambda entry: entry.name)
@@ -38,6 +40,14 @@ def test_what_needs_no_command_loads_none(flag: str) -> None:
         *("ttmfs", "ttmfs.cli", "ttmfs.errors", "ttmfs.fstab"),
     }
     assert not modules & {"numpy", "pyfuse3", "trio", "rich", "logging", "subprocess"}
+
+
+def test_events_are_completed_one_after_the_other() -> None:
+    items = complete_events(click.Context(click.Command("run")), click.Option(["--trace"]), "evict move_e")
+    assert [item.value for item in items] == ["evict move_end"]
+    assert items[0].help
+    option = next(param for param in cli.load("run").params if param.name == "events")
+    assert "all" in [item.value for item in option.shell_complete(click.Context(cli.load("run")), "a")]
 
 
 def test_doctor_runs_where_libraries_are_missing() -> None:

@@ -38,6 +38,37 @@ def create(names: Namespace, name: str, thread: int = 0, uid: int = 0) -> BoFile
     return file
 
 
+async def test_who_has_a_bo_open_is_a_client_until_it_is_closed() -> None:
+    async with namespace() as (vdev, names):
+        file = create(names, "a")
+        gone: list[str] = []
+        names.clients.gone = lambda client: gone.append(client.file_name)
+        process = sleeper()
+        try:
+            first = names.clients.opened(file, process.pid, 7)
+            second = names.clients.opened(file, process.pid, 7)
+            assert first is not None
+            assert first is second
+            assert (first.uid, first.opens[file], first.files) == (7, 2, {})
+            assert "ttmfs-open:\t1\n" in await client_text(vdev, names, first)
+            names.clients.closed(file, first)
+            assert first in list(names.clients)
+            names.clients.closed(file, second)
+            assert first not in list(names.clients)
+            assert gone == [str(process.pid)]
+            again = names.clients.opened(file, process.pid, 7)
+        finally:
+            assert process.stdin is not None
+            process.stdin.close()
+            process.wait()
+        # Somebody whom it was handed to has it open still; it is nobody's that is known.
+        assert again not in list(names.clients)
+        names.clients.closed(file, again)
+        assert gone == [str(process.pid)] * 2
+        assert names.clients.opened(file, 0, 7) is None
+        names.clients.closed(file, None)
+
+
 def sleeper() -> "subprocess.Popen[bytes]":
     """A process that lives until its input ends."""
     process = subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE)

@@ -203,7 +203,27 @@ def test_clients_are_the_processes_that_made_the_bos(device: Device) -> None:
     text = slurp(device, f"clients/{uid}")
     assert text.startswith("drm-driver:\tttmfs\ndrm-client-id:\t")
     assert "drm-total-vram:\t1 MiB\n" in text
-    assert all(re.fullmatch(r"(drm|ttmfs)-[a-z0-9-]+:\t\S+( (KiB|MiB))?", line) for line in text.splitlines())
+    assert all(re.fullmatch(r"(drm|ttmfs)-[a-z0-9-]+:\t\S+( (KiB|MiB|ns))?", line) for line in text.splitlines())
+
+
+def test_clients_are_those_who_open_and_map_bos_too(device: Device) -> None:
+    device.make("a", 2 * MIB, 1, "vram")
+    device.make("b", MIB, 1)
+    used = device.stats()["regions"]["vram"]["used"]
+    other = device.client("a, b = (os.open(path('bo/' + name), os.O_RDWR) for name in 'aab'[1:])")
+    text = slurp(device, f"clients/{other.pid}")
+    for line in ("ttmfs-open:\t2", "ttmfs-open-vram:\t2 MiB", "ttmfs-open-system:\t1 MiB", "drm-total-vram:\t0"):
+        assert f"{line}\n" in text
+    assert _sum_of(device, "drm-total-vram") == used, "what is open is charged to who made it"
+    other.do("import mmap; m = mmap.mmap(a, 4096); os.close(a); os.close(b)")
+    device.until(lambda: "ttmfs-open:\t1\n" in slurp(device, f"clients/{other.pid}"), why="the mapping is left")
+    other.do("m.close()")
+    device.until(lambda: str(other.pid) not in device.shell.do("os.listdir(path('clients'))"))
+    other.do("a = os.open(path('bo/a'), os.O_RDONLY)")
+    assert str(other.pid) in device.shell.do("os.listdir(path('clients'))")
+    other.end()
+    device.until(lambda: str(other.pid) not in device.shell.do("os.listdir(path('clients'))"))
+    assert slurp(device, "ctl/selfcheck") == "ok\n"
 
 
 def _sum_of(device: Device, key: str) -> int:

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from ttmfs import run as running
 from ttmfs.cli.common import fail
 from ttmfs.device_options import checked_config, device_options
+from ttmfs.observe.points import EVENTS
 
 
 class _Run(click.Command):
@@ -35,10 +37,22 @@ def _own_failures() -> Iterator[None]:
         raise
 
 
+def complete_events(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names of events for the shell, after those that stand there already."""
+    before, blank, begun = incomplete.rpartition(" ")
+    rows = {"all": "Every event.", **EVENTS}
+    return [CompletionItem(before + blank + name, help=does) for name, does in rows.items() if name.startswith(begun)]
+
+
 @click.command(cls=_Run, context_settings={"allow_interspersed_args": False})
 @device_options
 @click.option("--keep", type=click.Path(file_okay=False), help="Folder that gets error_log, stats, trace, maps.")
-@click.option("--trace", "events", metavar="EVENTS", help="Record these, as ctl/trace does: 'evict move_end'; all.")
+@click.option(
+    *("--trace", "events"),
+    metavar="EVENTS",
+    shell_complete=complete_events,
+    help="Record these, as ctl/trace does: 'evict move_end'; all.",
+)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_context
 def run(ctx: click.Context, /, command: tuple[str, ...], keep: str | None, events: str | None, **options: Any) -> None:

@@ -2,10 +2,13 @@
 
 A BO belongs to exactly one client: the process that created it, or, when that process is gone (or was never known), its
 user. BOs that belong to nobody's file (ghosts, zombies, what address spaces have in a region) are the kernel's.
+Who has BOs open, made by whomever, is a client too. An open file lasts as long as its last descriptor and its last
+mapping, so who maps a BO has it open; what a process inherits or is handed counts for the one that had opened it.
 Processes are looked for in /proc when clients are listed; a reused pid is another process, by its start time.
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
@@ -34,7 +37,8 @@ class ClientFile(Protocol):
 class Client:
     """`id` is never reused. `file_name` is its name in clients/: a pid, `uid-N` or `kernel`; `command` says who.
 
-    `pid` is 0 for a user and for the kernel. `files` are its BO files by inode number.
+    `pid` is 0 for a user and for the kernel. `files` are its BO files by inode number, `opens` those that it has open,
+    and how often.
     """
 
     id: int
@@ -44,12 +48,13 @@ class Client:
     pid: int = 0
     started: int = 0
     files: dict[int, ClientFile] = field(default_factory=dict)
+    opens: Counter[ClientFile] = field(default_factory=Counter)
     engine_ns: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ENGINES, 0))
     """How long engines of each class have worked on its BOs, in nanoseconds; it only grows."""
 
 
 class Clients:
-    """All clients of one device that have BOs, and the kernel."""
+    """All clients of one device that have BOs, or have some open, and the kernel."""
 
     def __init__(self) -> None:
         self._ids = count(1)
@@ -65,13 +70,7 @@ class Clients:
         """The BO was created by this thread (0: by nobody that is known); it leaves the client that it had."""
         # First: a client that loses its last BO is forgotten, and it may be the one that gets this one.
         self.drop(file)
-        process = self._process_of(thread) if thread > 0 else None
-        client = self._user(file.uid) if process is None else self._processes.get(process)
-        if client is None:
-            assert process is not None
-            pid, started = process
-            client = Client(next(self._ids), str(pid), _command(pid), file.uid, pid, started)
-            self._processes[process] = client
+        client = self._client_of(thread, file.uid) or self._user(file.uid)
         file.client = client
         client.files[file.ino] = file
 
@@ -80,21 +79,50 @@ class Clients:
         client = getattr(bo.private, "client", None)
         (client if isinstance(client, Client) else self.kernel).engine_ns[engine] += ns
 
+    def opened(self, file: ClientFile, thread: int, uid: int) -> Client | None:
+        """This thread has opened the BO; its client, for `closed`. None when its process is gone, or not known."""
+        client = self._client_of(thread, uid)
+        if client is not None:
+            client.opens[file] += 1
+        return client
+
+    def closed(self, file: ClientFile, client: Client | None) -> None:
+        """The last descriptor and mapping of one open are gone; a client that has nothing any more is forgotten."""
+        if client is None:
+            return
+        client.opens[file] -= 1
+        if not client.opens[file]:
+            del client.opens[file]
+            self._forget_if_unused(client)
+
+    def _client_of(self, thread: int, uid: int) -> Client | None:
+        process = self._process_of(thread) if thread > 0 else None
+        if process is None:
+            return None
+        client = self._processes.get(process)
+        if client is None:
+            pid, started = process
+            client = self._processes[process] = Client(next(self._ids), str(pid), _command(pid), uid, pid, started)
+        return client
+
     def drop(self, file: ClientFile) -> None:
         """The BO is no longer its client's; a client without BOs is forgotten."""
         client, file.client = file.client, None
         if client is None:
             return
         client.files.pop(file.ino, None)
-        if not client.files:
-            self._forget(client)
+        self._forget_if_unused(client)
 
-    def _forget(self, client: Client) -> None:
+    def _forget_if_unused(self, client: Client) -> None:
+        if client.files or client.opens:
+            return
         if client.pid:
-            self._processes.pop((client.pid, client.started), None)
+            forgotten = self._processes.pop((client.pid, client.started), None)
         else:
-            self._users.pop(client.uid, None)
-        self.gone(client)
+            forgotten = self._users.pop(client.uid, None)
+        # One whose process has ended is none any more since that was found.
+        if forgotten is not None:
+            self.gone(client)
 
     def _user(self, uid: int) -> Client:
         client = self._users.get(uid)
@@ -107,10 +135,12 @@ class Clients:
         for process, client in list(self._processes.items()):
             if _started(process[0]) != process[1]:
                 del self._processes[process]
-                user = self._user(client.uid)
-                for file in client.files.values():
-                    file.client = user
-                user.files.update(client.files)
+                if client.files:
+                    user = self._user(client.uid)
+                    for file in client.files.values():
+                        file.client = user
+                    user.files.update(client.files)
+                    client.files.clear()
                 self.gone(client)
         return iter([*self._processes.values(), *self._users.values(), self.kernel])
 

@@ -100,11 +100,19 @@ async def bos_of(vdev: VirtualDevice, names: Namespace, client: Client) -> list[
     return [file.bo for file in client.files.values()]
 
 
+async def usage_of_open(vdev: VirtualDevice, client: Client) -> Usages:
+    """The same of the BOs that the client has open, whoever made them."""
+    return await _usage_of(vdev, [file.bo for file in client.opens])
+
+
 async def usage_of(vdev: VirtualDevice, names: Namespace, client: Client) -> Usages:
     """Every region of the device, and what the client has there; lets others run every millisecond."""
+    return await _usage_of(vdev, await bos_of(vdev, names, client))
+
+
+async def _usage_of(vdev: VirtualDevice, bos: list[BufferObject]) -> Usages:
     usages = {name: RegionUsage() for name in vdev.ttm.managers}
     pace = Pace()
-    bos = await bos_of(vdev, names, client)
     moving = in_flight(vdev)
     for bo in bos:
         add_bo(usages, bo, moving)

@@ -12,6 +12,7 @@ from itertools import count
 import pyfuse3
 
 from ttmfs import clock
+from ttmfs.driver.clients import Client
 from ttmfs.driver.namespace import BoFile
 from ttmfs.errors import TtmError
 from ttmfs.fs.commands.results import TEXTS_LIMIT, KeptResults
@@ -29,13 +30,15 @@ from ttmfs.ttm.bo import BufferObject
 class BoHandle:
     """An open BO file."""
 
-    __slots__ = ("bo", "file", "own", "pid", "writes")
+    __slots__ = ("bo", "client", "file", "own", "pid", "writes")
 
-    def __init__(self, file: BoFile, *, pid: int, writes: bool, own: bool) -> None:
+    def __init__(self, file: BoFile, *, pid: int, writes: bool, own: bool, client: Client | None = None) -> None:
         self.file = file
         self.bo: BufferObject = file.bo
         self.pid = pid
         """Who has opened it: READs and WRITEs do not say who asks."""
+        self.client = client
+        """The same as a client of the device, if it is one."""
         self.writes = writes
         self.own = own
         """Opened by the daemon itself, to flush it."""

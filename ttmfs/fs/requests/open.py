@@ -48,7 +48,8 @@ class OpenRequests(InodeRequests):
             # A read ahead would be a touch of ranges that nobody has asked for.
             read_ahead = 0
         else:
-            handle = BoHandle(file, pid=ctx.pid, writes=writes, own=own)
+            client = None if own else self.names.clients.opened(file, ctx.pid, ctx.uid)
+            handle = BoHandle(file, pid=ctx.pid, writes=writes, own=own, client=client)
             read_ahead = max(file.bo.prefault, 1) * PAGE_SIZE >> 10
         fh = self._new_handle(handle)
         if writes:
@@ -139,6 +140,7 @@ class OpenRequests(InodeRequests):
                 handle.file.client_opens -= not handle.own
                 self.spaces.drop_if_unused(handle.file)
             else:
+                self.names.clients.closed(handle.file, handle.client)
                 self.names.drop_if_unused(handle.file)
         elif isinstance(handle, PipeHandle | CommandHandle):
             handle.close()

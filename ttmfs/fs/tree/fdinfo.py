@@ -11,7 +11,7 @@ from ttmfs.driver.clients import Client
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.entries import FIRST_INO
 from ttmfs.driver.namespace import BoFile, Namespace
-from ttmfs.driver.usage import RegionUsage, Usages, bos_of, usage_of
+from ttmfs.driver.usage import RegionUsage, Usages, bos_of, usage_of, usage_of_open
 from ttmfs.fs.commands.quoting import escape
 from ttmfs.sync.pace import Pace
 from ttmfs.ttm.account import BOS, Account
@@ -53,6 +53,9 @@ async def client_text(vdev: VirtualDevice, names: Namespace, client: Client) -> 
     text = fdinfo(client, await usage_of(vdev, names, client))
     if client is names.clients.kernel:
         return text
+    text += f"ttmfs-open:\t{len(client.opens)}\n"
+    for region, usage in (await usage_of_open(vdev, client)).items():
+        text += f"ttmfs-open-{region}:\t{size_text(usage.total)}\n"
     groups = sorted({escape(file.bo.group.live.path) for file in client.files.values()})
     text += "".join(f"ttmfs-group:\t{group}\n" for group in groups)
     return text + user_lines(vdev.ttm.accounts.of(client.uid), client.uid)
