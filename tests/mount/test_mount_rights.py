@@ -81,7 +81,7 @@ def test_files_of_a_bo_have_the_bits_of_the_bo(device: Device, mode: int) -> Non
         assert access(root, f"objects/x/{name}") == "r"
 
 
-SPACE_COMMANDS = ["gpu", "prefetch", "madvise", "map", "unmap"]
+SPACE_COMMANDS = ["gpu", "backup", "restore", "prefetch", "madvise", "map", "unmap"]
 SPACE_TEXTS = ["notifiers", "ranges", "snapshot", "stats", "status", "status.json"]
 
 
