@@ -44,7 +44,10 @@ def test_bos_of_several_sizes_and_their_end() -> None:
             builder.destroy(key)
     trace = builder.build()
     for policy in ("lru", "clock", "belady"):
-        counted, moved = (replayed(trace, policy, 32 * PAGE, engine=engine) for engine in ("sizes", "device"))
+        counted, moved = (
+            replayed(trace, policy, 32 * PAGE, engine="sizes"),
+            replayed(trace, policy, 32 * PAGE, engine="device"),
+        )
         assert (moved.misses, moved.evictions) == (counted.misses, counted.evictions)
 
 
@@ -84,6 +87,9 @@ def test_there_is_no_prefetch() -> None:
 
 def test_many_bos_are_evicted_from_vram_only() -> None:
     trace = trace_of([*range(1500), *range(0, 1500, 2)], 65536)
-    counted, moved = (replayed(trace, "lru", 100 * 65536, engine=engine) for engine in ("sizes", "device"))
+    counted, moved = (
+        replayed(trace, "lru", 100 * 65536, engine="sizes"),
+        replayed(trace, "lru", 100 * 65536, engine="device"),
+    )
     assert (moved.misses, moved.evictions) == (counted.misses, counted.evictions) == (2250, 2150)
     assert moved.bytes_moved == counted.bytes_moved + 1500 * 65536

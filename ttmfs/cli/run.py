@@ -33,7 +33,8 @@ def _own_failures() -> Iterator[None]:
     try:
         yield
     except click.ClickException as error:
-        error.exit_code = 125  # type: ignore[misc]
+        # Not by assignment: for some versions of click it is an attribute of the class only.
+        vars(error)["exit_code"] = 125
         raise
 
 
