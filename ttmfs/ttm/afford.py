@@ -87,6 +87,7 @@ def take(bo: BufferObject, manager: ResourceManager, place: Place, ctx: Operatio
     """
     if bo.device.suspended and manager.name != SYSTEM and not ctx.power:
         raise suspended_error()
+    bo.device.inject.check("resource_alloc", errno.ENOSPC, f"allocating in {place}", bo=bo.name)
     check_space(bo, manager, ctx)
     check_max(bo, manager, place)
     resource = manager.alloc(bo, place)

@@ -102,7 +102,6 @@ async def _find(
     """
     device = bo.device
     try:
-        device.inject.check("resource_alloc", errno.ENOSPC, f"allocating in {place}", bo=bo.name)
         if evicting:
             await afford(device, bo.account, more_space(bo, manager), ctx, manager.name)
         return take(bo, manager, place, ctx)
