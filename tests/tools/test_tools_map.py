@@ -267,7 +267,10 @@ def test_letters_and_changes_on_a_mount(device: Device, run: Callable[..., Run],
     assert "A tex0" in done.stdout
     assert done.stdout.count("A") > 100
     assert "▀" not in done.stdout
-    assert run("map", device.mountpoint, "--diff", str(path)).stdout == "region\twhat\tname\tbefore\tafter\tchange\n"
+    head, *changes = run("map", device.mountpoint, "--diff", str(path)).stdout.splitlines()
+    assert head == "region\twhat\tname\tbefore\tafter\tchange"
+    # What is pooled in system is given back by and by.
+    assert not [line for line in changes if not line.startswith("system\t")]
     device.make("tex1", 2 * MIB, 1, "vram")
     done = run("map", device.mountpoint, "--diff", str(path))
     assert "vram\tbo\ttex1\t0\t512\t+512" in done.stdout.splitlines()
