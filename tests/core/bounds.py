@@ -87,6 +87,8 @@ ON_A_SPACE = {
     "madvise": ("0 4M preferred=vram",),
     "map": ("1M 64K ro",),
     "unmap": ("0 256K",),
+    "backup": ("",),
+    "restore": ("",),
 }  # fmt: skip
 
 
