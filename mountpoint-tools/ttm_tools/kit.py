@@ -232,9 +232,17 @@ class Device:
         results = self.files.command(f"ctl/{name}", words)
         return results[-1] if results else {}
 
-    def submit(self, job: str) -> Fence:
-        """Submit a job, as in `"fill dst=a value=7"`: its fence. With `wait` in it `fence.result["value"]` is there."""
-        return Fence(self.files, self.command("submit", job))
+    def submit(
+        self, job: str, *, queue: str = "", priority: str = "", after: "Fence | str" = "", point: int | None = None
+    ) -> Fence:
+        """Submit a job, as in `"fill dst=a value=7"`: its fence. With `wait` in it `fence.result["value"]` is there.
+
+        It runs in the order of its `queue`, behind `after`: a Fence, or `"QUEUE:POINT"`. `priority` is low, normal or
+        high. `point` is its number in the queue, greater than the last; `fence.result["point"]` is what it has got.
+        """
+        words = {"queue": queue, "point": point, "priority": priority, "after": getattr(after, "name", after)}
+        options = [f"{key}={value}" for key, value in words.items() if value not in ("", None)]
+        return Fence(self.files, self.command("submit", " ".join([job, *options])))
 
     def evict(self, region: str, size: int | str | None = None) -> dict[str, Any]:
         """Evict the least recently used of a region until `size` bytes are free that were used; None: all."""

@@ -1,6 +1,7 @@
 """Drivers from outside: what is loaded, what is refused and how; and the amdgpu-like one."""
 
 import errno
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,33 @@ def test_drivers_are_found_by_name_module_and_path(tmp_path: Path) -> None:
     assert find_driver("amdgpu") is AmdgpuDriver
     assert find_driver("ttmfs.driver.amdgpu:AmdgpuDriver") is AmdgpuDriver
     assert issubclass(find_driver(f"{EXAMPLE}:KeepSmall"), DefaultDriver)
+
+
+def install(folder: Path, points: str) -> None:
+    """What pip leaves of a package with these entry points, and its module."""
+    (folder / "own_drivers.py").write_text(OWN)
+    about = folder / "own_drivers-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: own-drivers\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(f"[ttmfs.drivers]\n{points}\n")
+
+
+async def test_an_installed_package_registers_drivers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, "own = own_drivers:Own\ngone = own_drivers:Gone\nthing = own_drivers:nothing")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "own_drivers", raising=False)
+    async with device(driver="own") as vdev:
+        assert type(vdev.funcs).__module__ == "own_drivers"
+        bo = await make(vdev, "hole", 4 * PAGE)
+        await access.read(bo, 0, PAGE)
+    assert sys.modules["own_drivers"].served, "its own handler was asked"
+    for name, sentence in (("gone", "cannot be loaded: AttributeError"), ("thing", "derive the class from")):
+        with pytest.raises(TtmError, match=sentence) as caught:
+            find_driver(name)
+        assert caught.value.errno == errno.EINVAL
+    with pytest.raises(TtmError, match="did you mean own"):
+        find_driver("ownn")
+    monkeypatch.delitem(sys.modules, "own_drivers")
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,8 @@ def make_driver(text: str, vdev: Hardware) -> DefaultDriver:
 def _load(name: str) -> object:
     for point in importlib.metadata.entry_points(group=GROUP, name=name):
         return point.load()
-    raise no_such(name, "driver", DRIVERS, ", or PATH.py:Class")
+    known = [*DRIVERS, *importlib.metadata.entry_points(group=GROUP).names]
+    raise no_such(name, "driver", known, ", or PATH.py:Class")
 
 
 def _load_from(place: str, attribute: str) -> object:
