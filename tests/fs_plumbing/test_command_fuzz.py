@@ -90,6 +90,8 @@ SHAPES = {
     "madvise": ("N N preferred=vram", "N N atomic=device migration=all", "N N preferred=system W"),
     "map": ("N N", "N N ro", "N W"),
     "unmap": ("N N", "N W"),
+    "backup": ("", "writeback", "W"),
+    "restore": ("", "W"),
 }
 """Lines that are right, or nearly: N is a number, W any word."""
 SPACE_LINE = st.sampled_from([*SPACE_COMMANDS]).flatmap(
