@@ -66,7 +66,7 @@ LONG: tuple[str, ...] = ()
 CORE = ("observe", "sync", "memory", "ttm", "driver", "svm")
 OFFLOAD = "ttmfs.sync.offload"
 """The core's one way to threads. Locks are anybody's: what lanes run may need one."""
-AT_ONCE = ("ttmfs.ttm.at_once", "ttmfs.ttm.holdings", "ttmfs.ttm.tt")
+AT_ONCE = ("ttmfs.ttm.at_once", "ttmfs.ttm.holdings", "ttmfs.ttm.tt", "ttmfs.svm.stored")
 """Where nothing awaits: what was found out about a page is true when its bytes are touched (R1)."""
 _PLAIN = ("int", "str", "bytes")
 _THREADS = ("Thread", "Timer", "to_thread", "from_thread", "concurrent", "asyncio", "multiprocessing")

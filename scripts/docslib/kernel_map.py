@@ -14,8 +14,14 @@ PACKAGE: Final = Path(__file__).resolve().parents[2] / "ttmfs"
 PREFIXES: Final = (
     *("ttm", "dma_fence", "dma_resv", "ww", "drm_exec", "drm_mm", "drm_buddy", "gpu_buddy", "drm_pagemap"),
     *("drm_gpusvm", "drm_print", "xe", "i915", "amdgpu", "vmw", "page_counter", "fuse_notify"),
+    *("dmem_cgroup", "drm_gpuvm", "drm_sched", "drm_syncobj"),
 )
-NAME: Final = re.compile(rf"\b(?:{'|'.join(PREFIXES)})_[a-z0-9_]*[a-z0-9]\b|\b(?:dma_fence|dma_resv|drm_exec|drm_mm)\b")
+BARE: Final = (
+    *("dma_fence", "dma_resv", "drm_exec", "drm_mm", "drm_gpuvm", "drm_gpuva", "drm_gpusvm", "drm_pagemap"),
+    *("drm_sched", "drm_syncobj", "drm_buddy", "gpu_buddy"),
+)
+"""Prefixes that are the name of a thing as well."""
+NAME: Final = re.compile(rf"\b(?:{'|'.join(PREFIXES)})_[a-z0-9_]*[a-z0-9]\b|\b(?:{'|'.join(BARE)})\b")
 OURS: Final = re.compile(r"^(?:ttm_tools|ww_class|xe_mount)$")
 """Looks like a kernel name and is ours."""
 
@@ -23,7 +29,7 @@ GROUPS: Final = (
     ("TTM", r"ttm_"),
     ("Fences, reservations, exec", r"dma_|ww_|drm_exec"),
     ("Allocators", r"drm_mm|drm_buddy|gpu_buddy"),
-    ("Shared virtual memory", r"drm_gpusvm|drm_pagemap|xe_svm|xe_vm"),
+    ("Shared virtual memory", r"drm_gpusvm|drm_gpuv|drm_pagemap|xe_svm|xe_vm"),
     ("Drivers and the rest", r""),
 )
 """Headings, and how the names below them begin; a name goes to the first that fits."""

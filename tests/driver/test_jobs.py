@@ -15,6 +15,7 @@ from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.jobs import Job
 from ttmfs.driver.submit import submit_job
 from ttmfs.errors import TtmError
+from ttmfs.sync.fence import Fence
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm import access, lifetime
 from ttmfs.ttm.bo import BufferObject
@@ -181,6 +182,24 @@ async def test_a_bo_that_grows_while_another_one_is_prepared_has_no_holes(
         await run(vdev, "xor", dst=a, srcs=(b,))
         assert len(prepared) == 4
         assert await content(a) == b"\3" * 5000 + b"b" * 35000
+
+
+@pytest.mark.parametrize("place", ["system", "gtt", "vram"])
+async def test_what_grew_behind_a_queued_job_is_not_touched(device: MakeDevice, place: str) -> None:
+    async with device() as vdev:
+        a = await make(vdev, "a", b"a" * 10000, place)
+        before = Fence(4711, 1, "before")
+        await a.resv.lock()
+        a.resv.reserve_fences(1)
+        a.resv.add_fence(before, Usage.WRITE)
+        a.unlock()
+        queued = await submit_job(vdev, Job("fill", dst=a, value=9), OperationContext())
+        lifetime.set_size(a, 30000)
+        assert not queued.fence.signaled
+        before.signal()
+        await queued.fence.wait()
+        assert not queued.fence.error
+        assert await content(a) == b"\x09" * 10000 + bytes(20000)
 
 
 async def test_bos_that_never_stop_growing_are_busy(device: MakeDevice, monkeypatch: pytest.MonkeyPatch) -> None:
