@@ -136,6 +136,7 @@ STATUS: Final[Mapping[str, str]] = {
     "purged": "1: its content was dropped; until it is truncated to 0, or (if it reads as zeros) advised otherwise",
     "imported": "1: its memory is another file's",
     "group": "who is charged for it; `/` is the root group",
+    "vm": "the VM that it is local to; empty for none",
     "dirty_pages": "pages written by clients since the device last took them",
     "dirty_runs": "runs of those",
     "last_error": "why the last command or fault failed",

@@ -62,7 +62,7 @@ def walk() -> Found:
             if name is not None:
                 files[name] = bool(node.mode & 0o200)
         counted = {key_of(path)[0]: value for path, value in leaves(tree.stats())}
-        return Found(files, status(file.bo), space_status(space), {**knobs(vdev), **svm_knobs(svm)}, counted)
+        return Found(files, status(vdev, file.bo), space_status(space), {**knobs(vdev), **svm_knobs(svm)}, counted)
     finally:
         vdev.close()
 

@@ -83,3 +83,20 @@ async def test_vmwgfx_scans_small_bos_and_logs_large_ones() -> None:
         assert small.dirty.method(small) is DirtyMethod.LOG
         await check(small)
         await check(large)
+
+
+async def test_the_event_of_a_fault_says_what_its_handler_maps_the_pages_with() -> None:
+    async with device(driver="vmwgfx", vram=8 * MIB) as vdev:
+        small, large = vdev.create_bo("small"), vdev.create_bo("large")
+        lifetime.set_size(small, MIB)
+        lifetime.set_size(large, 4 * MIB)
+        vdev.ttm.trace.start(["fault"])
+        await access.read(small, 0, PAGE)
+        # Its dirty pages are found by write-protecting them (LOG).
+        await access.read(large, 0, PAGE)
+        # Prefaulted: no handler is asked.
+        await access.read(large, PAGE, PAGE)
+        events = [(event.bo, event.facts["prot"]) for event in vdev.ttm.trace.ring]
+        assert events == [("small", "rw"), ("large", "r"), ("large", "-")]
+        lines = vdev.ttm.trace.text().splitlines()
+        assert " waits=- prot=r latency_us=" in lines[-2]

@@ -192,7 +192,8 @@ class Control:
 
     def statuses(self) -> dict[str, Any]:
         """status.json of every BO."""
-        return {file.bo.name: attributes.status(file.bo) for file in self._mount.machine.names.files.values()}
+        machine = self._mount.machine
+        return {file.bo.name: attributes.status(machine.vdev, file.bo) for file in machine.names.files.values()}
 
     def state(self) -> dict[str, Any]:
         """What no rejected command may change: stats without the counts of requests, and every status."""

@@ -67,6 +67,7 @@ def game(device: Device) -> Device:
 
 def test_what_is_bound_is_what_the_device_works_on(game: Device) -> None:
     assert text(game, "objects/a/vm") == "game\n"
+    assert game.status("a")["vm"] == "game"
     assert rows(game, "vm/game/maps")[1] == [
         f"{BASE + MIB:#x}",
         f"{BASE + 2 * MIB:#x}",
@@ -150,6 +151,7 @@ def test_folders_and_files_of_a_vm(game: Device) -> None:
     shell.do("os.mkdir(path('vm/my vm')); open(path('bo/x'), 'xb').close()")
     assert game.command("objects/x/vm", r"my\040vm") == "ok"
     assert text(game, "objects/x/vm") == "my\\040vm\n"
+    assert "\nvm:\tmy\\040vm\n" in text(game, "objects/x/status")
     assert game.command("objects/x/vm", "game") == "EBUSY"
     assert game.command("objects/x/vm", "nowhere") == "ENOENT"
     assert game.command("vm/game/bind", "0 x 0 4K") == "EINVAL", "it is local to another VM"

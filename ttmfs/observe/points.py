@@ -42,23 +42,15 @@ def bo_destroy(trace: Trace, bo: Named, *, bytes: int, region: str, zombie: bool
 
 
 def fault(
-    trace: Trace,
-    bo: Named,
-    now: int,
-    *,
-    op: str,
-    offset: int,
-    pages: int,
-    prefault: int,
-    retries: int,
-    waits: Iterable[str],
-    latency_us: int,
-) -> None:
+    trace: Trace, bo: Named, now: int, *,
+    op: str, offset: int, pages: int, prefault: int, retries: int, waits: Iterable[str], prot: str, latency_us: int,
+) -> None:  # fmt: skip
     """A READ was answered, or (op=write) a WRITE that could not be at once.
 
     prefault: pages added beyond those
     retries: the BO was reserved
     waits: what for, in order
+    prot: r, w or rw, as the driver's handler maps the pages; - when it was not asked
     """
     # Called with a trace that is on, by those who had to look before they took the time (`now`, monotonic ns).
     facts: dict[str, object] = {
@@ -68,6 +60,7 @@ def fault(
         "prefault": prefault,
         "retries": retries,
         "waits": ",".join(waits) or "-",
+        "prot": prot,
         "latency_us": latency_us,
     }
     trace.record(now / 1e9, "fault", bo.name, facts)

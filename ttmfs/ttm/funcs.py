@@ -63,10 +63,16 @@ class FaultFlag(enum.Flag):
 
 
 class Protection(enum.Flag):
-    """vm_page_prot: recorded, not enforced (the page cache maps as it likes)."""
+    """vm_page_prot: recorded (`prot` of the event `fault`), not enforced (the page cache maps as it likes)."""
 
+    NONE = 0
     READ = enum.auto()
     WRITE = enum.auto()
+
+    @property
+    def word(self) -> str:
+        """r, w, rw, or - for none."""
+        return "".join(each.name[0].lower() for each in self if each.name) or "-"
 
 
 class VmFault:
@@ -110,7 +116,8 @@ class VmFault:
         self.deadline = deadline
         self.flags = flags
         self.overwrite = overwrite
-        self.prot = Protection.READ
+        self.prot = Protection.NONE
+        """What the handler maps the pages with; none until it comes to that."""
         self.reserved = False
         self.ticket = ticket
         """What it reserves the BO with; None at first. See ttmfs.ttm.contention."""

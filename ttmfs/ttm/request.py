@@ -15,16 +15,17 @@ from ttmfs.errors import TtmError
 from ttmfs.observe import points
 from ttmfs.sync.attempts import Attempts
 from ttmfs.ttm.bo import BufferObject
-from ttmfs.ttm.funcs import VmFault
+from ttmfs.ttm.funcs import Protection, VmFault
 from ttmfs.ttm.turn import Turn
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT
 
 
 class Request:
     """A READ or WRITE (`op`) that may wait, until `deadline` on trio's clock; `expires` is when it may be failed for
-    that. The rest is for the trace: what it waited for, how often it met a reserved BO, pages it got besides."""
+    that. The rest is for the trace: what it waited for, how often it met a reserved BO, pages it got besides, the prot
+    of the handler."""
 
-    __slots__ = ("attempts", "bo", "deadline", "expires", "op", "prefaulted", "retries", "turn", "waits")
+    __slots__ = ("attempts", "bo", "deadline", "expires", "op", "prefaulted", "prot", "retries", "turn", "waits")
 
     def __init__(self, bo: BufferObject, op: str = "read") -> None:
         self.bo = bo
@@ -33,6 +34,7 @@ class Request:
         self.attempts = Attempts()
         self.waits: tuple[str, ...] = ()
         self.retries = self.prefaulted = 0
+        self.prot = Protection.NONE
         self.deadline = self.expires = trio.current_time() + bo.device.fault_timeout
 
     @property
@@ -60,6 +62,7 @@ class Request:
         self.waits += vmf.waits
         self.retries += vmf.waits.count("reservation")
         self.prefaulted += vmf.prefaulted
+        self.prot = vmf.prot or self.prot
 
     async def again(self, begun: float, first: int, count: int) -> None:
         """Before the next attempt; the last one began at `begun` on trio's clock.
@@ -91,6 +94,7 @@ def trace_fault(bo: BufferObject, offset: int, size: int, started: int, request:
         prefault=0 if request is None else request.prefaulted,
         retries=0 if request is None else request.retries,
         waits=() if request is None else request.waits,
+        prot="-" if request is None else request.prot.word,
         latency_us=(now - started) // 1000,
     )
 

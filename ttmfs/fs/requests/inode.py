@@ -187,7 +187,7 @@ class InodeRequests(Served):
     async def _status_value(self, inode: int, name: bytes) -> bytes:
         key = os.fsdecode(name[len(_XATTR) :])
         bo = self._bo_file(inode).bo
-        values = attributes.status(bo)
+        values = attributes.status(self.machine.vdev, bo)
         if key not in values:
             raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
         return attributes.text_of(key, values[key]).encode("utf-8", "surrogateescape")
@@ -198,7 +198,7 @@ class InodeRequests(Served):
         node = self.inodes.get(inode)
         if not isinstance(node, BoFile):
             return []
-        return [_XATTR + key.encode() for key in attributes.status(node.bo)]
+        return [_XATTR + key.encode() for key in attributes.status(self.machine.vdev, node.bo)]
 
     @guarded
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:

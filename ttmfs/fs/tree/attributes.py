@@ -32,9 +32,10 @@ def _runs(bo: BufferObject) -> int:
     return in_region + (bo.tt.runs() if bo.tt is not None else 0)
 
 
-def status(bo: BufferObject) -> dict[str, Any]:
+def status(vdev: VirtualDevice, bo: BufferObject) -> dict[str, Any]:
     """Everything there is to say about one BO, under the names of `status`. Sizes are bytes, `*_pages` pages."""
     tt: TT | None = bo.tt
+    vm = vdev.vms.home(bo)
     in_region = min(bo.own_pages, bo.num_pages)
     runs = _runs(bo)
     populated = in_region + (tt.populated_pages if tt is not None else 0)
@@ -69,6 +70,7 @@ def status(bo: BufferObject) -> dict[str, Any]:
         "purged": bo.purged,
         "imported": bo.external,
         "group": bo.group.live.path,
+        "vm": "" if vm is None else vm.name,
         **_dirty(bo),
         "last_error": bo.last_error,
         "last_move": "" if bo.last_move is None else bo.last_move.sentence(),
@@ -115,7 +117,7 @@ def status_text(values: Mapping[str, object]) -> str:
 
 
 def _status_value(key: str, value: object) -> str:
-    return escape(str(value)) if key == "name" else cell(text_of(key, value))
+    return escape(str(value)) if key in ("name", "vm") else cell(text_of(key, value))
 
 
 def _set_placement(vdev: VirtualDevice, bo: BufferObject, text: str) -> None:

@@ -205,9 +205,9 @@ class Tree:
         if name == "snapshot":
             return VirtualFile(lambda _opening: SnapshotHandle(bo), ReadersOf(file))
         if name == "status":
-            return self._text(lambda: attributes.status_text(attributes.status(bo)), ReadersOf(file))
+            return self._text(lambda: attributes.status_text(attributes.status(self.machine.vdev, bo)), ReadersOf(file))
         if name == "status.json":
-            return self._text(lambda: json.dumps(attributes.status(bo)) + "\n", ReadersOf(file))
+            return self._text(lambda: json.dumps(attributes.status(self.machine.vdev, bo)) + "\n", ReadersOf(file))
         return None
 
     def _rights(self, command: Command, file: BoFile | None) -> Rights:
