@@ -26,7 +26,7 @@ LAYERS = (
     ("driver",),
     ("svm",),
     ("fs", "replay"),
-    ("batch", "config_file", "doctor", "fstab", "logs", "mounts", "run", "service", "status"),
+    ("batch", "config_file", "doctor", "fstab", "logs", "metrics_process", "mounts", "run", "service", "status"),
     ("device_words", "metrics_server"),
     ("device_options",),
     ("cli",),

@@ -16,19 +16,11 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from ttmfs import mounts
 from ttmfs.errors import TtmError
+from ttmfs.metrics_process import parse_address
 from ttmfs.status import read_text
 
 _LOOK_SECONDS: Final = 1.0
 """Between two looks at whether the mount is there still."""
-
-
-def parse_address(text: str) -> tuple[str, int]:
-    """(host, port) of HOST:PORT; [::1]:9464 is one too. TtmError(EINVAL)."""
-    host, colon, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not (port.isascii() and port.isdecimal() and int(port) < 1 << 16):
-        raise TtmError(errno.EINVAL, f"{text!r} is no address: say HOST:PORT, as in 127.0.0.1:9464 (port 0: any)")
-    return host, int(port)
 
 
 class _Mounted:

@@ -65,6 +65,8 @@ def test_an_event_that_does_not_exist_is_refused(device: Device) -> None:
     assert device.command("ctl/trace", "fault nonsense") == "EINVAL"
     assert slurp(device, "ctl/trace").splitlines()[0] == "off"
     assert "'nonsense' is no event" in slurp(device, "error_log").splitlines()[-1]
+    assert device.command("ctl/trace", "\n") == "EINVAL"
+    assert "no event is named: say one of all off bo_create" in slurp(device, "error_log").splitlines()[-1]
 
 
 def test_trace_pipe_blocks_until_there_is_an_event(device: Device) -> None:

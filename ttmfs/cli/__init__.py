@@ -46,6 +46,7 @@ COMMANDS: Final = (
         *("metrics", "ttmfs.cli.metrics:metrics"),
         "Print the metrics of the mount at MOUNTPOINT, or serve them to Prometheus.",
     ),
+    Command("serve-metrics", "ttmfs.cli.metrics:serve", ""),
     Command("batch", "ttmfs.cli.batch:batch", ""),
     Command(
         *("replay", "ttmfs.replay.command:replay"),

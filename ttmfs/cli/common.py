@@ -15,3 +15,8 @@ def fail(error: OSError) -> NoReturn:
     """End the command with status 1 and the sentence of an error."""
     message = error.message if isinstance(error, TtmError) else str(error)
     raise click.ClickException(message) from None
+
+
+def say_where(path: str, url: str) -> None:
+    """Say where the metrics of a mount are served."""
+    click.echo(f"ttmfs: the metrics of {path} are at {url}", err=True)

@@ -1,11 +1,16 @@
-"""`ttmfs metrics`."""
+"""`ttmfs metrics`, and what `ttmfs mount --metrics-listen` runs."""
 
 import contextlib
+import json
+import os
+import sys
 
 import click
 
 from ttmfs import mounts
-from ttmfs.cli.common import fail, mountpoint_argument
+from ttmfs.cli.common import fail, mountpoint_argument, say_where
+from ttmfs.errors import TtmError
+from ttmfs.metrics_process import COMMAND
 from ttmfs.metrics_server import Server
 from ttmfs.status import read_text
 
@@ -30,7 +35,28 @@ def metrics(mountpoint: str | None, listen: str | None) -> None:
             click.echo(text, nl=False)
             return
         with contextlib.closing(Server(path, listen)) as server, contextlib.suppress(KeyboardInterrupt):
-            click.echo(f"ttmfs: the metrics of {path} are at {server.url}", err=True)
+            say_where(path, server.url)
             server.serve()
     except OSError as error:
         fail(error)
+
+
+@click.command(COMMAND, hidden=True)
+@click.argument("mountpoint")
+@click.argument("address")
+def serve(mountpoint: str, address: str) -> None:
+    """Listen on ADDRESS, say so or why not as a line of JSON, and serve from the next line of standard input on, which
+    says that MOUNTPOINT is mounted, until that is gone."""
+    try:
+        server = Server(mountpoint, address)
+    except TtmError as error:
+        click.echo(json.dumps({"errno": error.errno, "error": error.message}))
+        return
+    with contextlib.closing(server):
+        click.echo(json.dumps({"url": server.url}))
+        if sys.stdin.readline():
+            # Nobody who reads what the caller wrote must wait for this process.
+            null = os.open(os.devnull, os.O_RDWR)
+            for number in range(3):
+                os.dup2(null, number)
+            server.serve()

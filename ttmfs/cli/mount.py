@@ -1,5 +1,6 @@
 """`ttmfs mount`, and `ttmfs SOURCE MNT -o k=v,…` for mount(8)."""
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable
@@ -9,15 +10,26 @@ import click
 
 import ttmfs
 from ttmfs import logs
-from ttmfs.cli.common import fail
+from ttmfs.cli.common import fail, say_where
 from ttmfs.device_options import checked_config, device_options
+from ttmfs.errors import TtmError
 from ttmfs.fs.daemon import run_in_background
 from ttmfs.fs.mount import Mount, check_mountpoint
 from ttmfs.fstab import mount_words, split_options
 from ttmfs.logs import LEVELS
+from ttmfs.metrics_process import metrics_process, parse_address
 from ttmfs.service import notify
 
 log = logging.getLogger(__name__)
+
+
+def _checked_address(_ctx: click.Context, _param: click.Parameter, address: str | None) -> str | None:
+    try:
+        if address is not None:
+            parse_address(address)
+    except TtmError as error:
+        raise click.BadParameter(error.message) from None
+    return address
 
 
 @click.command()
@@ -28,7 +40,20 @@ log = logging.getLogger(__name__)
 @click.option(
     "--log-level", type=click.Choice(LEVELS), help="Messages from this level on. [default: warning; info in a file]"
 )
-def mount(mountpoint: str, foreground: bool, log_file: str | None, log_level: str | None, **options: Any) -> None:
+@click.option(
+    *("--metrics-listen", "address"),
+    metavar="HOST:PORT",
+    callback=_checked_address,
+    help="Serve its metrics over HTTP too, as `ttmfs metrics --listen` does.",
+)
+def mount(
+    mountpoint: str,
+    foreground: bool,
+    log_file: str | None,
+    log_level: str | None,
+    address: str | None,
+    **options: Any,
+) -> None:
     """Mount a device at MOUNTPOINT (an empty directory) and go to the background when it is ready.
 
     Sizes are bytes, or take K, M, G, T (binary). Exit status: 0 mounted, 1 it cannot be (the reason is printed; see
@@ -40,6 +65,7 @@ def mount(mountpoint: str, foreground: bool, log_file: str | None, log_level: st
     ttmfs mount /tmp/gpu --region stolen=16M:range          one more region
     ttmfs mount /tmp/gpu --placement "vram gtt"             new BOs go to vram, else to gtt
     ttmfs mount /tmp/gpu --copy-bandwidth 1G --copy-latency 0.001
+    ttmfs mount /tmp/gpu --metrics-listen 127.0.0.1:9464    for Prometheus
     printf 'vram = "128M"\\nprefault = 16\\n' > dev.toml; ttmfs mount /tmp/gpu --config dev.toml
     """
     config = checked_config(options)
@@ -51,16 +77,26 @@ def mount(mountpoint: str, foreground: bool, log_file: str | None, log_level: st
 
     try:
         path = check_mountpoint(mountpoint)
-        if foreground:
-            serve(lambda: _say_ready(path))
-        else:
-            run_in_background(serve, os.path.abspath(log_file) if log_file else None)
+        with contextlib.ExitStack() as stack:
+            mounted = _nothing
+            if address is not None:
+                url, mounted = stack.enter_context(metrics_process(path, address, stays=not foreground))
+                say_where(path, url)
+            if foreground:
+                serve(lambda: _say_ready(path, mounted))
+            else:
+                run_in_background(serve, os.path.abspath(log_file) if log_file else None)
+                mounted()
     except OSError as error:
         fail(error)
 
 
-def _say_ready(path: str) -> None:
+def _nothing() -> None:
+    pass
 
+
+def _say_ready(path: str, mounted: Callable[[], None]) -> None:
+    mounted()
     click.echo(f"ttmfs: {path} is ready", err=True)
     notify("READY=1")
 

@@ -27,7 +27,7 @@ def set_trace(trace: Trace, text: str) -> None:
         trace.stop()
         return
     if not words:
-        raise TtmError(errno.EINVAL, "say all, or the events to record, bo=NAME to narrow it, or off")
+        raise no_such("", "event", ("all", "off", *EVENTS))
     bos = [unescape(word[3:]) for word in words if word.startswith("bo=")]
     events = [unescape(word) for word in words if not word.startswith("bo=")]
     for event in events:
