@@ -41,6 +41,38 @@ class Own(DefaultDriver):
         await super().move(bo, resource, ctx, evict=evict, source=source)
 """
 
+FIRMWARE = """
+from ttmfs.driver.policy import DefaultDriver
+from ttmfs.ttm.placement import Place
+
+
+class Firmware(DefaultDriver):
+    def __init__(self, vdev):
+        super().__init__(vdev)
+        self.create_kernel_bo("firmware", 1 << 20, Place("vram"))
+        self.create_kernel_bo("tables", 1 << 20, Place("vram"), pinned=False)
+"""
+
+
+def test_the_kernel_bos_of_a_driver_are_seen_and_no_client_has_them(
+    mounted: Callable[..., Device], tmp_path: Path
+) -> None:
+    (tmp_path / "firmware.py").write_text(FIRMWARE)
+    device = mounted(*STANDARD, "--driver", f"{tmp_path / 'firmware.py'}:Firmware")
+    assert device.shell.do("os.listdir(path('bo')) + os.listdir(path('objects'))") == []
+    assert device.shell.do("slurp(path('regions/vram/used'))").split() == [str(2 * MIB)]
+    assert "1048576 byte VRAM VISIBLE pin count 1" in device.shell.do("slurp(path('debug/gem_info'))")
+    assert "kernel:firmware" in device.shell.do("slurp(path('regions/vram/map'))")
+    assert "kernel:tables" in device.shell.do("slurp(path('regions/vram/lru'))")
+    device.make("a", MIB, 0x41, "vram")
+    assert device.command("ctl/evict", "vram all") == "ok"
+    assert device.shell.do("slurp(path('regions/vram/used'))").split() == [str(MIB)], "what is pinned stays"
+    assert "kernel:tables" in device.shell.do("slurp(path('regions/gtt/lru'))")
+    assert device.command("ctl/suspend", "\n") == "ok"
+    assert device.command("ctl/resume", "\n") == "ok"
+    assert device.shell.do("slurp(path('regions/vram/used'))").split() == [str(MIB)]
+    assert device.shell.do("sorted(set(open(path('bo/a'), 'rb').read()))") == [0x41]
+
 
 def test_a_driver_file_serves_a_mount_and_its_faults_harm_nobody(
     mounted: Callable[..., Device], tmp_path: Path

@@ -10,6 +10,7 @@ from functools import partial
 
 from ttmfs.driver.dirty import DirtyTracker
 from ttmfs.driver.hardware import Hardware
+from ttmfs.driver.kernel_bo import create_kernel_bo
 from ttmfs.errors import TtmError
 from ttmfs.sync.containers import unwrap
 from ttmfs.sync.deps import Deps
@@ -41,6 +42,10 @@ class DefaultDriver:
     def bo_created(self, bo: BufferObject) -> None:
         """A new BO: what clients write to it is tracked."""
         bo.dirty = DirtyTracker()
+
+    def create_kernel_bo(self, name: str, size: int, place: Place, *, pinned: bool = True) -> BufferObject:
+        """A BO of the driver's own, which no client has: see `ttmfs.driver.kernel_bo`."""
+        return create_kernel_bo(self.vdev.ttm, self, name, size, place, pinned=pinned)
 
     async def take_dirty(self, bo: BufferObject) -> int:
         """The device takes a reserved BO: its dirty pages are clean from now on. Returns how many there were."""
