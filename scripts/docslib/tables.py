@@ -58,11 +58,12 @@ FILES: Final[Mapping[str, str]] = {
     "groups/dmem.peak": "in that form: the most that it ever had",
     "policies/available": "policies to be had: kind, name, parameters with defaults, a sentence, between tabs "
     "([policies](policies.md))",
-    "policies/evict": "who is in office for each region; write REGION NAME [KEY=VALUE…], answered as a command is",
+    "policies/evict": "who is in office for each region, and for groups that have their own; write REGION NAME "
+    "[KEY=VALUE…] or GROUP:REGION NAME [KEY=VALUE…], answered as a command is",
     "policies/prefetch": "who says what comes along with a fault; write NAME [KEY=VALUE…]",
     "policies/promote": "who says which displaced BO comes home; write NAME [KEY=VALUE…]",
-    "policies/stats": "JSON: evict by region, prefetch, promote, each with `name args asked taken rejected ejected "
-    "last_error us_mean us_max`; promote also `displaced`",
+    "policies/stats": "JSON: evict by region (and GROUP:REGION), prefetch, promote, each with `name args "
+    "asked taken rejected ejected last_error us_mean us_max`; promote also `displaced`",
     "regions/REGION/size": "bytes; of system all memory",
     "regions/REGION/used": "bytes that are taken; of system all memory that BOs hold, of gtt too",
     "regions/REGION/visible_size": "bytes that the CPU can reach",

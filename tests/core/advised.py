@@ -30,6 +30,8 @@ def prepared(kind: Kind, policy: Policy) -> Prepared:
 def let_take_long(vdev: VirtualDevice) -> None:
     """No policy of this device is ever too slow: on a loaded machine that says nothing of it."""
     advisers: list[Adviser[Any]] = [region.policy for region in vdev.policies.evict.values()]
+    for region in vdev.policies.evict.values():
+        region._runner = run_unwatched
     for adviser in (*advisers, vdev.policies.prefetch.policy, vdev.policies.promote):
         adviser._run = run_unwatched
 

@@ -230,6 +230,44 @@ def test_reads_and_writes_answered_at_once_are_uses_where_a_policy_cares(
     assert ["first=7 pages=1 " in rest for rest in found if "why=write" in rest] == [True] * bool(reads), found
 
 
+def test_a_group_has_a_policy_of_its_own(device: Device) -> None:
+    device.shell.do("os.makedirs(path('groups/game/level'))")
+    device.shell.do("os.mkdir(path('groups/two words'))")
+    try:
+        fill(device, 4)
+        for number in (1, 2):
+            assert device.command(f"objects/b{number}/group", "/game/level") == "ok"
+        assert device.transact("policies/evict", "game:vram mru") == ("ok", [{"ok": True, "policy": "mru"}])
+        assert device.command("policies/evict", "'two words:gtt' fifo") == "ok"
+        lines = "system lru\ngtt lru\nvram lru\n'two words:gtt' fifo\ngame:vram mru\n"
+        assert text(device, "policies/evict") == lines
+        for words, code, why in (
+            ("gone:vram fifo", "ENOENT", "there is no group 'gone': see groups/, mkdir makes one"),
+            ("game:vrm fifo", "EINVAL", "'vrm' is no region: did you mean vram?"),
+            ("game:system fifo", "EINVAL", "is no region that groups are charged for: say one of gtt vram"),
+        ):
+            assert device.command("policies/evict", words) == code
+            assert why in last_error(device)
+        assert text(device, "policies/evict") == lines
+        # The LRU says b0, which is of no group; then that it is the group's turn.
+        fill(device, 2, 4)
+        assert where(device, 6) == "gvgvvv"
+        assert policy_stats(device, "evict", "game:vram")["taken"] == 1
+        assert device.command("groups/game/dmem.max", "vram 0") == "ok"
+        assert where(device, 6) == "gggvvv"
+        assert policy_stats(device, "evict", "game:vram")["taken"] == 2
+        assert device.transact("policies/evict", "game:vram lru") == ("ok", [{"ok": True, "policy": "lru"}])
+        assert "game" not in text(device, "policies/evict") + text(device, "policies/stats")
+        assert device.command("policies/evict", "game:vram sieve") == "ok"
+        for number in range(6):
+            assert device.shell.do(f"sorted(set(open(path('bo/b{number}'), 'rb').read()))") == [number]
+            device.shell.do(f"os.unlink(path('bo/b{number}'))")
+    finally:
+        device.shell.do("[os.rmdir(path('groups/' + name)) for name in ('game/level', 'game', 'two words')]")
+    assert text(device, "policies/evict") == "system lru\ngtt lru\nvram lru\n"
+    assert text(device, "ctl/selfcheck") == "ok\n"
+
+
 def test_policies_from_the_command_line(mounted: object, folder: Path) -> None:
     mine = folder / "mine.py"
     mine.write_text(YOUNGEST)

@@ -22,6 +22,7 @@ class Adviser(Generic[S]):
         self._report = report
         self._run = runner
         self._region = region
+        self._instead = self.nobody
         self._seat: S | None = None
 
     @property
@@ -64,7 +65,7 @@ class Adviser(Generic[S]):
         if seat is not self._seat:
             return
         self._seat = None
-        ejection = Ejection(self.kind, self._region, str(seat.spec), failure.where, failure.why)
+        ejection = Ejection(self.kind, self._region, str(seat.spec), failure.where, failure.why, self._instead)
         self.statistics.ejected += 1
         self.statistics.last_error = str(ejection)
         self._report(ejection)

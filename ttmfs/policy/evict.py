@@ -67,13 +67,18 @@ class _Office(Seat):
 
 
 class EvictAdviser(Adviser[_Office]):
-    """The eviction policy of one region. `report` is called with each ejection."""
+    """The eviction policy of one region, or of a part of its residents. `report` is called with each ejection."""
 
     kind = "evict"
     nobody = "lru"
 
-    def __init__(self, core: Residents, report: Callable[[Ejection], None], runner: Runner = run) -> None:
-        super().__init__(report, runner, core.region.name)
+    def __init__(
+        self, core: Residents, report: Callable[[Ejection], None], runner: Runner = run, *, part: str = ""
+    ) -> None:
+        """`part`: what only a part of the residents is called, for whom the region's order counts without a policy."""
+        super().__init__(report, runner, part or core.region.name)
+        if part:
+            self._instead = "the region's order"
         self.core = core
         self._coming: _Office | None = None
 
@@ -83,6 +88,11 @@ class EvictAdviser(Adviser[_Office]):
     def active(self) -> bool:
         """Is there a policy to be asked, or being installed? The core's list alone decides when not."""
         return self._seat is not None or self._coming is not None
+
+    @property
+    def in_office(self) -> bool:
+        """Is there a policy that answers?"""
+        return self._seat is not None
 
     @property
     def wants_uses(self) -> bool:
@@ -108,7 +118,7 @@ class EvictAdviser(Adviser[_Office]):
             done = 0
             while part := list(islice(residents, SLICE)):
                 for bo in part:
-                    if bo not in coming.known and bo.region == self._region:
+                    if bo not in coming.known and bo.region == self.core.region.name:
                         coming.hand_over(bo)
                 done += len(part)
                 if len(part) == SLICE:

@@ -37,12 +37,13 @@ class Ejection:
     policy: str
     where: str
     why: str
+    instead: str
+    """What is done without it."""
 
     def __str__(self) -> str:
         of = f" of {self.region}" if self.region else ""
         at = f" at {self.where}" if self.where else ""
-        instead = "lru" if self.kind == "evict" else "none"
-        return f"{self.kind} policy{of} {self.policy} is ejected: {self.why}{at}; {instead} is back"
+        return f"{self.kind} policy{of} {self.policy} is ejected: {self.why}{at}; {self.instead} is back"
 
 
 class PolicyError(Exception):

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Literal, Protocol
 
 from ttmfs.observe import points
+from ttmfs.ttm.dmem import Group
 from ttmfs.ttm.placement import SYSTEM, PlaceFlag, Placement
 from ttmfs.units import PAGE_SHIFT, pages_of
 
@@ -35,6 +36,9 @@ class Adviser(Protocol):
     def left(self, bo: Any, why: GoneWhy) -> None:
         """It is in the region no more."""
 
+    def regrouped(self, bo: Any, before: Group) -> None:
+        """It is of another group than `before`, in the region as it was."""
+
     def victims(
         self, pages: int, for_bo: Any, priority: int, protects: Callable[[Any], bool]
     ) -> AbstractContextManager[Iterator[Any]]:
@@ -43,8 +47,8 @@ class Adviser(Protocol):
         What `protects` says cannot go. The answer holds until the next await.
         """
 
-    def took(self) -> None:
-        """The one named last was evicted."""
+    def took(self, bo: Any) -> None:
+        """It was evicted, having been named."""
 
 
 class Homes(Protocol):

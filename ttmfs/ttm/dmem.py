@@ -10,7 +10,7 @@ evicted then is in `ttmfs.ttm.protection`.
 """
 
 import errno
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final, Literal
 
 from ttmfs.errors import TtmError
@@ -191,6 +191,21 @@ class Group:
         return group
 
     @property
+    def chain(self) -> "Iterator[Group]":
+        """It and all above it, the root last."""
+        group: Group | None = self
+        while group is not None:
+            yield group
+            group = group.parent
+
+    def find(self, path: str) -> "Group | None":
+        """The group at a path below it."""
+        group: Group | None = self
+        for leaf in filter(None, path.split("/")):
+            group = None if group is None else group.children.get(leaf)
+        return group
+
+    @property
     def charged(self) -> bool:
         """Has it, or one below it, anything?"""
         return any(pool.usage for pool in self.pools.values())
@@ -221,6 +236,7 @@ class Group:
         del parent.children[self.name.rpartition("/")[2]]
         self.dmem.count -= 1
         self.removed = True
+        self.dmem.gone(self)
 
     def walk(self) -> Iterator["Group"]:
         """It and all below it, parents first."""
@@ -241,6 +257,8 @@ class Dmem:
         """Rises whenever anybody's protection may be another."""
         self.count = 0
         """Groups beside the root."""
+        self.gone: Callable[[Group], None] = lambda group: None
+        """Whoever keeps something for groups is told that one was removed."""
         self.root = Group(self, "", None)
 
     @property

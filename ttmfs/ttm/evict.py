@@ -19,15 +19,16 @@ async def evict_first(manager: ResourceManager, ctx: OperationContext) -> bool:
     resource = _first(manager)
     if resource is None:
         return False
-    with Turn(resource.bo.device, resource.bo.name) as turn:
+    bo: BufferObject = resource.bo
+    with Turn(bo.device, bo.name) as turn:
         while (contended := await evict_one(resource, ctx, turn)) is not None:
             await turn.wait(contended)
             first = _first(manager)
             if first is None:
                 return True
-            resource = first
+            resource, bo = first, first.bo
     if manager.adviser is not None:
-        manager.adviser.took()
+        manager.adviser.took(bo)
     return True
 
 

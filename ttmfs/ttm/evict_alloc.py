@@ -141,7 +141,7 @@ async def _walk_named(
                 continue
         try:
             if walk.wants(item) and await walk.evict(walk, item, position):
-                adviser.took()
+                adviser.took(victim)
                 resource = _try_alloc(walk)
                 if resource is not None:
                     return resource, ticket

@@ -139,7 +139,9 @@ def set_group(bo: BufferObject, group: Group) -> None:
             raise TtmError(errno.ENOMEM, says_over(limit, size))
     for resource in resources:
         resource.charge_to(group.pools.get(resource.mem_type))
-    bo.group = group
+    before, bo.group = bo.group.live, group
+    if bo.adviser is not None and before is not group:
+        bo.adviser.regrouped(bo, before)
 
 
 def _resources(bo: BufferObject) -> list[Resource]:

@@ -347,7 +347,7 @@ async def _advised_pass(
         stored = done.stored
         await _backup_one(item, pages - done.pages, ctx, done, but)
         if done.stored > stored:
-            adviser.took()
+            adviser.took(item.bo)
 
 
 async def _tails_pass(

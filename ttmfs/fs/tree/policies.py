@@ -36,9 +36,11 @@ def _command(kind: Kind) -> Command:
         prepared = await trio.to_thread.run_sync(policies.prepare, spec, abandon_on_cancel=True)
         await policies.choose(kind, region, prepared)
         stats = policies.stats()[kind]
-        return {"policy": (stats[region] if region else stats)["name"]}
+        # A group to which the region's order is given back has none.
+        found = stats.get(region, {}) if kind == "evict" else stats
+        return {"policy": found.get("name", spec.name)}
 
-    where = "REGION " if kind == "evict" else ""
+    where = "[GROUP:]REGION " if kind == "evict" else ""
     return Command(f"{POLICIES}/{kind}", f"{where}NAME [key=value…]", "", (), run)
 
 
