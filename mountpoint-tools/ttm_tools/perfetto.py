@@ -16,7 +16,7 @@ ENGINES: Final = 1
 BOS: Final = 2
 FENCES: Final = 3
 REGIONS: Final = 4
-_PROCESSES: Final = {ENGINES: "engines", BOS: "BOs", FENCES: "fences", REGIONS: "regions"}
+PROCESSES: Final = {ENGINES: "engines", BOS: "BOs", FENCES: "fences", REGIONS: "regions"}
 
 _LENGTHS: Final = ("latency_us", "wait_us", "unmap_us", "us", "duration_us")
 """A fact that says how long the thing took that ended at the event's time."""
@@ -53,10 +53,8 @@ class _Lane:
 
 class _Builder:
     def __init__(self, parsed: Parsed) -> None:
-        times = [event.when for event in parsed.events] + [when for when, _ in parsed.samples]
-        begins = [event.when - _length(event) for event in parsed.events]
-        self.zero = min(begins + times, default=0.0)
-        self.last = max(times, default=0.0)
+        self.zero = first_moment(parsed)
+        self.last = max([event.when for event in parsed.events] + [when for when, _ in parsed.samples], default=0.0)
         self.slices: list[_Slice] = []
         self.instants: list[tuple[tuple[int, str], Event]] = []
         self.rows: list[dict[str, Any]] = []
@@ -111,7 +109,10 @@ class _Builder:
         """A span from emit to signal; one whose other half was not recorded reaches to the edge of the recording."""
         fence = event.fact("fence", "name") or "?"
         emitted = event.name == "fence_emit"
-        if not emitted and self.pending.pop(fence, None) is None:
+        before = self.pending.pop(fence, None)
+        if emitted and before is not None:
+            self._span("e", before, fence, event.when)
+        if not emitted and before is None:
             self._span("b", event, fence, self.zero)
         if emitted:
             self.pending[fence] = event
@@ -145,10 +146,11 @@ class _Builder:
             self.rows.append(
                 {
                     "ph": "X",
-                    "cat": _PROCESSES[piece.track[0]],
+                    "cat": PROCESSES[piece.track[0]],
                     "name": piece.name,
                     "ts": self.us(piece.begin),
-                    "dur": round(max(0.0, piece.end - piece.begin) * 1e6, 3),
+                    # Of the rounded times, so that what nests still does.
+                    "dur": max(0.0, round(self.us(piece.end) - self.us(piece.begin), 3)),
                     "pid": piece.track[0],
                     "tid": lane.tid,
                     "args": piece.arguments,
@@ -166,7 +168,7 @@ class _Builder:
                 {
                     "ph": "i",
                     "s": "t",
-                    "cat": _PROCESSES[track[0]],
+                    "cat": PROCESSES[track[0]],
                     "name": event.name,
                     "ts": self.us(event.when),
                     "pid": track[0],
@@ -221,7 +223,7 @@ class _Builder:
         def metadata(what: str, pid: int, tid: int, **arguments: object) -> None:
             rows.append({"ph": "M", "name": what, "ts": 0, "pid": pid, "tid": tid, "args": arguments})
 
-        for pid, name in _PROCESSES.items():
+        for pid, name in PROCESSES.items():
             metadata("process_name", pid, 0, name=name)
             metadata("process_sort_index", pid, 0, sort_index=pid)
         for place, ((pid, name), lanes) in enumerate(sorted(self.lanes.items())):
@@ -229,6 +231,12 @@ class _Builder:
                 metadata("thread_name", pid, lane.tid, name=name if number == 1 else f"{name} ({number})")
                 metadata("thread_sort_index", pid, lane.tid, sort_index=place * 1000 + number)
         return rows
+
+
+def first_moment(parsed: Parsed) -> float:
+    """Where the rows' times begin: the first sample, event, or begin of what an event ends. 0 where there is none."""
+    begins = [event.when - _length(event) for event in parsed.events]
+    return min(begins + [when for when, _ in parsed.samples], default=0.0)
 
 
 def _length(event: Event) -> float:

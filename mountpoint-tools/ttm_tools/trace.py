@@ -31,8 +31,9 @@ from ttm_tools.options import (
     with_errors,
 )
 from ttm_tools.perfetto import write_json
+from ttm_tools.pftrace import package, write_pftrace
 from ttm_tools.report import Section, report
-from ttm_tools.traceformat import Parsed, parse, parse_line, sample_line
+from ttm_tools.traceformat import Parsed, clocks_line, parse, parse_line, sample_line
 from ttm_tools.words import as_word, shown
 
 SAMPLE_SECONDS: Final = 0.25
@@ -119,7 +120,7 @@ class Recorder:
     def begin(self) -> None:
         """Events from now on count."""
         if self._samples:
-            self.out.write("# tracer: ttmfs\n")
+            self.out.write("# tracer: ttmfs\n" + clocks_line())
             self.out.writelines(mapsample.lines_of(self.device, time.monotonic()))
         self._since = time.monotonic()
 
@@ -201,6 +202,11 @@ _bo_option = click.option(
 )
 
 
+_perfetto_option = click.option(
+    "--perfetto", metavar="OUT", help="Write this file for Perfetto too; one that ends in .json is Chrome's format."
+)
+
+
 class WithCommand(click.Command):
     """Keeps what stands after `--` apart; click would forget where it began."""
 
@@ -219,7 +225,7 @@ class WithCommand(click.Command):
 @_bo_option
 @click.option("-o", "--output", default="ttmfs.trace", show_default=True, metavar="FILE", help="Where to; - is stdout.")
 @click.option("--seconds", type=click.FloatRange(0), help="So long. [default: until ^C, or CMD ends]")
-@click.option("--perfetto", metavar="OUT.json", help="Write this too, for ui.perfetto.dev.")
+@_perfetto_option
 @click.option("--replay", is_flag=True, help="Record what `ttmfs replay` reads: uses, moves, ends of BOs.")
 @click.pass_context
 @with_errors
@@ -241,13 +247,15 @@ def record(
 
     \b
     ttm-trace record -o run.trace -- fio job.fio
-    ttm-trace record --seconds 10 --perfetto run.json
+    ttm-trace record --seconds 10 --perfetto run.pftrace
     ttm-trace record fault gate_wait --bo 'textures/wall 1'
     ttm-trace record --replay -o day.trace -- ./train && ttmfs replay day.trace --size 256M
     """
     command: tuple[str, ...] = ctx.meta.get("command", ())
     if perfetto is not None and output == "-":
         raise click.UsageError("--perfetto needs a file: say -o FILE")
+    if perfetto is not None and not _is_json(perfetto):
+        package()
     if replay:
         events = tuple(dict.fromkeys((*events, *REPLAY_EVENTS)))
     stop = Stop()
@@ -328,7 +336,7 @@ def follow(events: tuple[str, ...], mount: str | None, bos: tuple[str, ...]) -> 
 
 @main.command("report", epilog=completion_help("ttm-trace"))
 @click.argument("file", type=click.Path(dir_okay=False, allow_dash=True))
-@click.option("--perfetto", metavar="OUT.json", help="Write a file for ui.perfetto.dev (Chrome's trace event format).")
+@_perfetto_option
 @click.option("--top", type=click.IntRange(1), default=15, show_default=True, help="Rows of the longest tables.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: table, rows.")
 @with_errors
@@ -341,7 +349,7 @@ def report_(file: str, perfetto: str | None, top: int, as_json: bool) -> None:
     \b
     ttm-trace report run.trace
     ttm-trace report /tmp/gpu/trace
-    ttm-trace report run.trace --perfetto run.json
+    ttm-trace report run.trace --perfetto run.pftrace
     """
     parsed = _parsed(file)
     if not parsed.events and parsed.odd_lines:
@@ -371,8 +379,12 @@ def _parsed(file: str) -> Parsed:
 
 
 def _write_perfetto(parsed: Parsed, path: str) -> None:
-    count = write_json(parsed, path)
+    count = write_json(parsed, path) if _is_json(path) else write_pftrace(parsed, path)
     click.echo(f"ttm-trace: {count} rows in {path}: open it with https://ui.perfetto.dev", err=True)
+
+
+def _is_json(path: str) -> bool:
+    return path.endswith(".json")
 
 
 def _text(value: object) -> str:

@@ -12,6 +12,7 @@ import contextlib
 import json
 import math
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -25,6 +26,7 @@ _NO_BO: Final = re.compile(r"(?:^|\s)bo=-(?:\s|$)")
 _ESCAPE: Final = re.compile(r"\\([0-7]{3}|x[0-9a-fA-F]{2}|.)")
 _DROPPED: Final = re.compile(r"(?:# dropped:\s+|CPU:\d+ \[LOST )(\d+)")
 _SAMPLE: Final = "# sample: "
+_CLOCKS: Final = "# clocks: "
 _LETTERS: Final = {"n": "\n", "t": "\t", "r": "\r"}
 _OCTAL_RUN: Final = re.compile(r"(?:\\[0-3][0-7]{2})+")
 
@@ -67,6 +69,8 @@ class Parsed:
     odd_lines: int = 0
     dropped: int = 0
     samples: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
+    clocks: dict[str, int] = field(default_factory=dict)
+    """Nanoseconds of the clocks at one moment, where the recording has them: monotonic (the events'), boottime, …"""
 
 
 def unquote(text: str) -> str:
@@ -142,6 +146,22 @@ def sample_line(when: float, values: Mapping[str, object]) -> str:
     return f"{_SAMPLE}{when:.6f} {json.dumps(values)}\n"
 
 
+def clocks_line() -> str:
+    """A comment that carries what the clocks say now, so that the events' can be laid beside others."""
+    names = {"monotonic": time.CLOCK_MONOTONIC, "boottime": time.CLOCK_BOOTTIME, "realtime": time.CLOCK_REALTIME}
+    return f"{_CLOCKS}{json.dumps({name: time.clock_gettime_ns(clock) for name, clock in names.items()})}\n"
+
+
+def _clocks(text: str) -> dict[str, int]:
+    """What clocks_line wrote; nothing of a line that it did not write."""
+    try:
+        found: dict[str, int] = json.loads(text)
+        good = found.keys() >= {"monotonic"} and all(type(ns) is int and 0 <= ns < 1 << 63 for ns in found.values())
+    except (AttributeError, ValueError, RecursionError):
+        return {}
+    return found if good else {}
+
+
 def parse(lines: Iterable[str]) -> Parsed:
     """Every event of a text, in order of time, and the samples of a recording."""
     parsed = Parsed()
@@ -150,6 +170,9 @@ def parse(lines: Iterable[str]) -> Parsed:
             when, _, text = line.removeprefix(_SAMPLE).partition(" ")
             with contextlib.suppress(ValueError):
                 parsed.samples.append((float(when), json.loads(text)))
+            continue
+        if line.startswith(_CLOCKS):
+            parsed.clocks = parsed.clocks or _clocks(line.removeprefix(_CLOCKS))
             continue
         found = _DROPPED.match(line)
         if found:
