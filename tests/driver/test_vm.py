@@ -5,17 +5,20 @@ import zlib
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock
 
 from tests.core.harness import MIB, PAGE, device, fails, idle, make, move
-from ttmfs.driver import calls
+from ttmfs.driver import calls, vm_exec
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.jobs import Job
+from ttmfs.driver.locking import reserved_all
 from ttmfs.driver.operation import Operation
 from ttmfs.driver.submit import submit_job
-from ttmfs.driver.vm import MAX_ADDRESS, Vm
+from ttmfs.driver.vm import MAX_ADDRESS, MAX_MAPPINGS, MAX_PIECES, Vm
 from ttmfs.driver.vm_exec import VmJob, exec_vm
 from ttmfs.sync.resv import Usage
+from ttmfs.sync.ww_mutex import AcquireContext
 from ttmfs.ttm import access, lifetime
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
@@ -307,3 +310,87 @@ async def test_a_local_bo_that_is_destroyed_while_its_reservation_is_held_gets_i
         assert vdev.ttm.managers["vram"].usage == MIB, "y's: nothing of x waits for what is not its own"
         assert not vm.resv.late
         await vm.resv.wait(Usage.BOOKKEEP)
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_local_bo_that_is_destroyed_between_dying_and_waiting_is_not_locked_for_another(turns: int) -> None:
+    """Who has to die waits for the VM's reservation anew, which is not the BO's any more by then."""
+    async with device() as vdev, trio.open_nursery() as nursery:
+        vm = vdev.vms.make("a")
+        x, z = [await local(vdev, vm, name, MIB, "vram") for name in "xz"]
+        y = vdev.create_bo("y")
+        older = AcquireContext()
+
+        async def younger() -> None:
+            with fails(errno.ENOENT):
+                async with reserved_all([y, x]):
+                    x.check_alive()
+
+        async def older_one() -> None:
+            await z.resv.lock(older)
+            z.unreserve()
+
+        assert z.resv.trylock()
+        nursery.start_soon(younger)
+        await trio.testing.wait_all_tasks_blocked()
+        vdev.destroy_bo(x)
+        nursery.start_soon(older_one)
+        for _ in range(turns):
+            await trio.lowlevel.checkpoint()
+        z.unreserve()
+        await trio.testing.wait_all_tasks_blocked()
+        assert not any(bo.resv.locked for bo in (x, y, z))
+
+
+async def test_a_bo_becomes_local_to_one_vm_only_however_long_that_waits() -> None:
+    async with device() as vdev, trio.open_nursery() as nursery:
+        a, b = vdev.vms.make("a"), vdev.vms.make("b")
+        bo = vdev.create_bo("x")
+
+        async def too_late() -> None:
+            with fails(errno.EBUSY):
+                await vdev.vms.adopt(bo, a)
+
+        assert a.resv.trylock()
+        nursery.start_soon(too_late)
+        await trio.testing.wait_all_tasks_blocked()
+        await vdev.vms.adopt(bo, b)
+        a.resv.unlock()
+        await trio.testing.wait_all_tasks_blocked()
+        assert (list(a.locals), list(b.locals)) == ([], [bo])
+        assert vdev.selfcheck() == []
+
+
+async def test_work_is_cut_into_what_a_thread_may_be_given(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vm_exec, "_AT_ONCE", 3 * PAGE + 100)
+    async with device() as vdev:
+        vm = vdev.vms.make("a")
+        x, y = [await make(vdev, name, SMALL) for name in "xy"]
+        for number in range(16):
+            vm.bind(BASE + number * 2 * PAGE, (x, y)[number % 2], number * 7 % 16 * 2 * PAGE, 2 * PAGE, read_only=False)
+        data = bytes(number * 7 % 251 for number in range(30 * PAGE + 77))
+        await run(vdev, vm, "write", BASE + 33, len(data), data=data)
+        assert await read(vdev, vm, BASE + 33, len(data)) == data
+        assert (await run(vdev, vm, "checksum", BASE + 33, len(data))).operation.result == zlib.crc32(data)
+
+
+async def test_an_exec_touches_so_many_mappings_and_a_full_vm_can_be_emptied() -> None:
+    async with device() as vdev:
+        vm = vdev.vms.make("a")
+        bo = await make(vdev, "x", 4 * PAGE)
+        vm.bind(0, bo, 0, 4 * PAGE, read_only=False)
+        for number in range(2, MAX_MAPPINGS - 1):
+            vm.bind(number * 2 * PAGE, bo, number % 2 * PAGE, PAGE, read_only=False)
+        vm.bind(PAGE, bo, 0, PAGE, read_only=False)
+        assert len(vm) == MAX_MAPPINGS
+        with fails(errno.ENOSPC):
+            vm.bind(1 << 40, bo, 0, PAGE, read_only=False)
+        assert vm.unbind(4 * PAGE, PAGE) == 1
+        assert vm.unbind(0, MAX_ADDRESS) == MAX_MAPPINGS
+        for number in range(MAX_PIECES + 1):
+            vm.bind(number * PAGE, bo, number % 2 * PAGE, PAGE, read_only=False)
+        with fails(errno.E2BIG):
+            await run(vdev, vm, "fill", 0, (MAX_PIECES + 1) * PAGE, value=1)
+        assert len(vm.pieces(0, MAX_PIECES * PAGE, write=True)) == MAX_PIECES

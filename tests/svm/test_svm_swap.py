@@ -4,6 +4,7 @@ import errno
 import random
 import zlib
 from functools import partial
+from typing import Any
 
 import pytest
 import trio
@@ -242,6 +243,48 @@ async def test_a_failing_store_loses_nothing(svm_device: MakeDevice, autojump_cl
         assert await outcome(partial(cpu.read, space, MIB, PAGE)) == errno.EIO
         fault.probability = 0
         assert bytes(await cpu.read(space, 0, 4 * MIB)) == data
+        space.release()
+        await device.check_nothing_left()
+
+
+async def test_each_restore_counts_its_own_pages(svm_device: MakeDevice, autojump_clock: MockClock) -> None:
+    async with svm_device(swap=64 * MIB) as device:
+        spaces = [device.space(size * MIB, name) for size, name in ((2, "a"), (4, "b"))]
+        results = {}
+
+        async def bring_back(space: AddressSpace) -> None:
+            results[space.name] = (await restore(space))["pages_in"]
+
+        for space in spaces:
+            await cpu.write(space, 0, b"\1" * space.size)
+            await backup(space)
+        async with trio.open_nursery() as nursery:
+            for space in spaces:
+                nursery.start_soon(bring_back, space)
+        assert results == {"a": 512, "b": 1024}
+
+
+async def test_what_went_before_the_store_failed_is_said(
+    svm_device: MakeDevice, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with svm_device(swap=64 * MIB) as device:
+        space, store = device.space(2 * MIB), store_of(device)
+        await cpu.write(space, 0, b"\1" * 2 * MIB)
+        begin, tickets = store.begin_store, []
+
+        def begin_store(count: int, **how: Any) -> Any:
+            tickets.append(begin(count, **how))
+            if len(tickets) == 2:
+                tickets[1].fail_at, tickets[1].fail_errno = 0, errno.ENOSPC
+            return tickets[-1]
+
+        monkeypatch.setattr(store, "begin_store", begin_store)
+        # A page that is asked for stands between two parts.
+        with space.asked.during(256, 257):
+            result = await backup(space)
+        assert (result["pages_out"], space.stored_pages, result["partial"]) == (256, 256, True)
+        monkeypatch.undo()
+        assert bytes(await cpu.read(space, 0, 2 * MIB)) == b"\1" * 2 * MIB
         space.release()
         await device.check_nothing_left()
 

@@ -27,6 +27,8 @@ MAX_ADDRESS: Final = 1 << 48
 """Bytes that a VM can address."""
 MAX_MAPPINGS: Final = 1 << 14
 """Mappings of one VM."""
+MAX_PIECES: Final = 1 << 10
+"""Mappings that one operation may touch: they are looked up on the loop, several times."""
 MAX_VMS: Final = 256
 """VMs of a device."""
 
@@ -124,17 +126,22 @@ class Vm:
     def unbind(self, address: int, length: int) -> int:
         """Nothing is bound there any more; returns the pages that were. Waits for nothing. TtmError as `bind`."""
         first, end = self._pages(address, length)
-        if len(self) + 1 > MAX_MAPPINGS:
+        if len(self) + 1 > MAX_MAPPINGS and self._lies_within_one(first, end):
             raise TtmError(errno.ENOSPC, f"{self.name} has {len(self)} mappings: unbind whole ones first")
         pages = self._punch(first, end)
         points.vm_unbind(self._trace, vm=self.name, address=address, bytes=length)
         return pages
 
+    def _lies_within_one(self, first: int, end: int) -> bool:
+        """Does one mapping reach beyond these pages on both sides, so that it becomes two without them?"""
+        index = bisect_left(self._starts, first) - 1
+        return index >= 0 and self._mappings[index].end > end
+
     def pieces(self, address: int, length: int, *, write: bool) -> list[Piece]:
         """What lies at these bytes, in order.
 
         TtmError: EFAULT naming the first byte where nothing is bound, or that is beyond the end of its BO; EPERM for a
-        write to what is bound read-only.
+        write to what is bound read-only; E2BIG for more than MAX_PIECES.
         """
         found: list[Piece] = []
         at, end = address, address + length
@@ -150,6 +157,9 @@ class Vm:
             if offset + size > mapping.bo.size:
                 beyond = at + max(mapping.bo.size - offset, 0)
                 raise TtmError(errno.EFAULT, f"{beyond:#x} in {self.name} is beyond the end of {mapping.bo.name}")
+            if len(found) == MAX_PIECES:
+                said = f"{address:#x}+{length:#x} touches more than {MAX_PIECES} mappings of {self.name}"
+                raise TtmError(errno.E2BIG, f"{said}: say it in parts")
             found.append(Piece(at, mapping.bo, offset, size, mapping.read_only))
             at += size
             index += 1
@@ -300,16 +310,15 @@ class Vms:
 
     async def adopt(self, bo: BufferObject, vm: Vm) -> None:
         """Make the BO local to a VM, for good. TtmError: EBUSY it is used, bound, or another VM's; ENOENT."""
-        home = self.home(bo)
-        if home is vm:
+        if self._is_at_home(bo, vm):
             return
-        if home is not None:
-            raise TtmError(errno.EBUSY, f"{bo.name} is local to {home.name}, for as long as there is either")
         await vm.resv.lock()
         try:
             if vm.removed:
                 raise TtmError(errno.ENOENT, f"the VM {vm.name} was removed")
             bo.check_alive()
+            if self._is_at_home(bo, vm):  # meanwhile
+                return
             if any(bo in other.bos for other in self):
                 raise TtmError(errno.EBUSY, f"{bo.name} is bound: say which VM it is local to before it is")
             share(bo, vm.resv, vm.bulk)
@@ -317,6 +326,13 @@ class Vms:
             self._local[bo] = vm
         finally:
             vm.resv.unlock()
+
+    def _is_at_home(self, bo: BufferObject, vm: Vm) -> bool:
+        """Is it local to this one? TtmError(EBUSY): to another one."""
+        home = self.home(bo)
+        if home is not None and home is not vm:
+            raise TtmError(errno.EBUSY, f"{bo.name} is local to {home.name}, for as long as there is either")
+        return home is vm
 
     def may_bind(self, bo: BufferObject, vm: Vm) -> None:
         """TtmError(EINVAL): it is local to another VM."""

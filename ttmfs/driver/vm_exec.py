@@ -7,8 +7,8 @@ its local BOs that the operation does not touch may be evicted for those that it
 """
 
 import errno
-from collections.abc import Awaitable, Callable, Container
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Container, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from typing import Final
@@ -33,6 +33,9 @@ from ttmfs.ttm.unmap import unmap_virtual
 
 _ATTEMPTS: Final = 8
 """How often an exec begins anew because what is bound has changed, or grown, while it waited."""
+
+_AT_ONCE: Final = 64 << 20
+"""Bytes that a thread is given at a time: what it has begun nobody can end."""
 
 _Part = list[tuple[Piece, Span]]
 
@@ -72,15 +75,15 @@ class VmJob(BoWork):
         """As `BoWork.work`."""
         done = 0
         for imported, group in groupby(zip(self.pieces, self.spans, strict=True), lambda pair: bool(pair[1].exporter)):
-            part = list(group)
-            size = sum(piece.size for piece, _ in part)
-            if imported:
-                await self._execute_imported(part, done)
-            elif size <= INLINE_BYTES:
-                self._execute(part, done)
-            else:
-                await lane.run(self._execute, part, done)
-            done += size
+            for part in _slices(group):
+                size = sum(piece.size for piece, _ in part)
+                if imported:
+                    await self._execute_imported(part, done)
+                elif size <= INLINE_BYTES:
+                    self._execute(part, done)
+                else:
+                    await lane.run(self._execute, part, done)
+                done += size
 
     def _execute(self, part: _Part, done: int) -> None:
         for piece, span in part:
@@ -91,6 +94,24 @@ class VmJob(BoWork):
         for piece, span in part:
             await self.operation.execute_imported(span, piece.offset, piece.size, done)
             done += piece.size
+
+
+def _slices(pairs: Iterable[tuple[Piece, Span]]) -> Iterator[_Part]:
+    """The same bytes in parts of at most _AT_ONCE, for which pieces are cut."""
+    part: _Part = []
+    room = _AT_ONCE
+    for piece, span in pairs:
+        at = 0
+        while at < piece.size:
+            size = min(piece.size - at, room)
+            part.append((replace(piece, address=piece.address + at, offset=piece.offset + at, size=size), span))
+            at += size
+            room -= size
+            if not room:
+                yield part
+                part, room = [], _AT_ONCE
+    if part:
+        yield part
 
 
 class _Exec:

@@ -47,7 +47,8 @@ async def backup(space: "AddressSpace", *, writeback: bool = False) -> Result:
     if result["populated_pages"] and not out:
         raise TtmError(errno.EBUSY, f"{space.name} stays in memory: clients or the device go on using it")
     if result["populated_pages"]:
-        result |= {"partial": True, "why": why or f"{space.name} was used while it was backed up"}
+        used = f"{space.name} was used while it was backed up"
+        result |= {"partial": True, "why": why or (used if store.available_pages else store.full_because)}
     if writeback and out:
         await flush_store(space.vdev.ttm)
     return result
@@ -66,18 +67,17 @@ async def restore(space: "AddressSpace") -> Result:
     TtmError: ENOMEM when memory does not hold all of it, or what the store says; what has come stays.
     """
     _check(space)
-    before = space.vdev.ttm.counters.backup.pages_in
-    for number in list(space.chunks):
+    pages_in = 0
+    for number, chunk in list(space.chunks.items()):
+        away = (chunk.in_store & FULL).bit_count()
         await load_stored(space, number, FULL)
+        pages_in += max(away - (chunk.in_store & FULL).bit_count(), 0)
         await trio.lowlevel.checkpoint()
     space.check_alive()
     if space.stored_pages:
         message = f"{space.stored_pages} pages of {space.name} are in the store again: memory does not hold all of it"
         raise TtmError(errno.ENOMEM, message)
-    return {
-        "populated_pages": space.num_blocks(),
-        "pages_in": space.vdev.ttm.counters.backup.pages_in - before,
-    }
+    return {"populated_pages": space.num_blocks(), "pages_in": pages_in}
 
 
 def _check(space: "AddressSpace") -> None:

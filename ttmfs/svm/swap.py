@@ -62,14 +62,19 @@ async def idle(chunk: Chunk) -> None:
 async def store_chunk(space: "AddressSpace", chunk: Chunk, pages: int, *, writeback: bool = False) -> int:
     """About `pages` of a chunk's pages to the store, the lowest first; returns how many went.
 
-    Needs a store. TtmError: ENOSPC, or the medium's error; what went before has gone. Waits for nobody but the INVALs.
+    Needs a store. TtmError: ENOSPC, or the medium's error, when nothing went. Waits for nobody but the INVALs.
     """
     went = 0
     for part in _parts(may_go(space, chunk), space.asked.within(chunk.first_page)):
         if went >= pages:
             break
         some = mask_of_index(index_of(part)[: pages - went])
-        went += await _store(space, chunk, some, writeback=writeback)
+        try:
+            went += await _store(space, chunk, some, writeback=writeback)
+        except TtmError:
+            if not went:
+                raise
+            break
     return went
 
 

@@ -198,6 +198,10 @@ class Exec(Generic[T]):
         self._contended = None
         self.restarts += 1
         await resv.lock_slow(self.ticket)
+        if _resv_of(obj) is not resv:
+            # It was given another one while nobody held this: the next round asks anew.
+            resv.unlock()
+            return
         self._locked[resv] = obj
         self._prelocked = resv
 
