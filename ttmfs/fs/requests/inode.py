@@ -218,7 +218,13 @@ class InodeRequests(Served):
 
 
 def _is_lasting(node: Node) -> bool:
-    """Does nothing of its attributes ever change?"""
-    if isinstance(node, VirtualDir):
-        return node.stays and isinstance(node.names, FixedNames) and isinstance(node.rights, Fixed)
-    return isinstance(node, VirtualFile) and node.empty
+    """Does nothing of its attributes ever change?
+
+    Never so of a virtual file: LOOKUP says a number that is not its st_ino, which only GETATTR does.
+    """
+    return (
+        isinstance(node, VirtualDir)
+        and node.stays
+        and isinstance(node.names, FixedNames)
+        and isinstance(node.rights, Fixed)
+    )

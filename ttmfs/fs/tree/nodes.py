@@ -160,8 +160,6 @@ class VirtualFile(_Virtual):
     """
 
     _type = stat.S_IFREG
-    empty = False
-    """Its size is always 0 and its rights never change: all that the kernel knows of it stays true."""
 
     def __init__(
         self,

@@ -201,8 +201,6 @@ class PipeHandle:
 class PipeFile(VirtualFile):
     """The node of trace_pipe."""
 
-    empty = True
-
     def __init__(self, pipe: TracePipe, rights: Rights) -> None:
         super().__init__(
             lambda opening: PipeHandle(pipe, opening.pid, blocking=not opening.flags & os.O_NONBLOCK), rights
