@@ -53,6 +53,63 @@ class Firmware(DefaultDriver):
         self.create_kernel_bo("tables", 1 << 20, Place("vram"), pinned=False)
 """
 
+APERTURE = """
+import errno
+
+from ttmfs.driver.policy import DefaultDriver
+from ttmfs.errors import TtmError
+
+
+class Aperture(DefaultDriver):
+    \"\"\"Shows the CPU one BO at a time.\"\"\"
+
+    mapped = None
+
+    def io_mem_reserve(self, resource):
+        if self.mapped is not None:
+            raise TtmError(errno.EAGAIN, "the aperture is full")
+        self.mapped = resource
+
+    def io_mem_free(self, resource):
+        assert self.mapped is resource
+        self.mapped = None
+"""
+STORE_IN_TURN = """
+for turn in range(1, 31):
+    for name, m in maps.items():
+        m[slot : slot + 4] = turn.to_bytes(4, "little")
+    for name, m in maps.items():
+        assert int.from_bytes(m[slot : slot + 4], "little") == turn, (name, turn)
+"""
+
+
+def test_clients_that_store_into_more_than_can_be_mapped_take_it_from_each_other(
+    mounted: Callable[..., Device], tmp_path: Path
+) -> None:
+    (tmp_path / "aperture.py").write_text(APERTURE)
+    device = mounted(*STANDARD, "--driver", f"{tmp_path / 'aperture.py'}:Aperture")
+    for name in "abc":
+        device.make(name, MIB, 0x41, "vram")
+    assert device.command("ctl/trace", "io_mem_evict") == "ok"
+    clients = [
+        device.client(
+            f"slot = {number * 4096}\n"
+            "maps = {name: mmap.mmap(os.open(path('bo/' + name), os.O_RDWR), 1 << 20) for name in 'abc'}"
+        )
+        for number in range(2)
+    ]
+    for client in clients:
+        client.begin(STORE_IN_TURN)
+    for client in clients:
+        client.result(60)
+    assert device.shell.do("slurp(path('trace')).count('io_mem_evict:')") > 3
+    for name in "abc":
+        data = device.shell.do(f"open(path('bo/{name}'), 'rb').read()")
+        wanted = bytearray(b"A" * MIB)
+        for slot in (0, 4096):
+            wanted[slot : slot + 4] = (30).to_bytes(4, "little")
+        assert data == wanted
+
 
 def test_the_kernel_bos_of_a_driver_are_seen_and_no_client_has_them(
     mounted: Callable[..., Device], tmp_path: Path

@@ -19,6 +19,7 @@ from ttmfs.ttm import kswapd
 from ttmfs.ttm.account import Account
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.clear import clear_idle
+from ttmfs.ttm.io_mem import IoMemFuncs
 from ttmfs.ttm.lifetime import release
 from ttmfs.ttm.placement import SYSTEM, Place
 from ttmfs.ttm.shrinker import shrink_for
@@ -43,6 +44,7 @@ class VirtualDevice(Hardware):
         self.vms = Vms(self.ttm)
         self.policies = Policies(self)
         self.funcs = make_driver(config.driver, self)
+        self.ttm.io_mem.funcs = self.funcs if isinstance(self.funcs, IoMemFuncs) else None
         self.default_placement = self.parse_placement(config.placement.split())
         self.ttm.default_placement = self.default_placement or (Place(SYSTEM),)
 

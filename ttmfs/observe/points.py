@@ -66,6 +66,12 @@ def fault(
     trace.record(now / 1e9, "fault", bo.name, facts)
 
 
+def io_mem_evict(trace: Trace, bo: Named, *, for_bo: str) -> None:
+    """The I/O mapping of a BO was taken from it, by unmapping it, for that of another (ttm_mem_io_evict)."""
+    if trace.on:
+        trace.emit("io_mem_evict", bo.name, for_bo=for_bo)
+
+
 def gate_wait(trace: Trace, bo: Named, *, why: str, wait_us: int, done: bool) -> None:
     """A READ or WRITE was parked on its BO.
 

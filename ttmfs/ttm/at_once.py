@@ -20,7 +20,7 @@ Buffer = memoryview | bytes | bytearray
 
 def try_read(bo: BufferObject, offset: int, size: int) -> Buffer | None:
     """`size` bytes (fewer only at the end of the BO) if they can be had with no wait at all, else None."""
-    if bo.resv.locked or bo.copies or bo.gate.unmapping or not bo.placed or not bo.visible:
+    if bo.resv.locked or bo.copies or bo.gate.unmapping or not bo.placed or not bo.reachable:
         return None
     if bo.external or bo.device.unplugged:
         return None
@@ -34,7 +34,7 @@ def try_read(bo: BufferObject, offset: int, size: int) -> Buffer | None:
 
 def try_look(bo: BufferObject, offset: int, size: int) -> Buffer | None:
     """As `try_read`, for who only looks: holes are zeros and stay holes."""
-    if bo.resv.locked or bo.copies or bo.gate.unmapping or not bo.visible:
+    if bo.resv.locked or bo.copies or bo.gate.unmapping or not bo.reachable:
         return None
     if bo.external or bo.device.unplugged or bo.lost:
         return None
@@ -110,7 +110,7 @@ def try_write(bo: BufferObject, offset: int, data: bytes) -> bool:
     if not bo.copies:
         if bo.external or not bo.has_memory(first, count):
             return False
-        if not (bo.placed and bo.visible) and not bo.gate.unmaps(first, count):
+        if not (bo.placed and bo.reachable) and not bo.gate.unmaps(first, count):
             return False
         scatter_now(bo, offset, data)
         return True

@@ -28,6 +28,7 @@ _NOTHING: PageArray = np.zeros(0, np.uint32)
 def audit(device: Device) -> Iterator[str | None]:
     """All of it."""
     yield from _books(device)
+    yield from device.io_mem.check()
     yield None
     walk = _Walk(device)
     try:

@@ -332,7 +332,7 @@ class BufferObject:
         """Set `fast` if all of the BO is one visible run of memory and no copy is pending."""
         self.fast = None
         self.view_known = True
-        if not self.size or self._copies or self.device.unplugged or self.lost or not self.visible:
+        if not self.size or self._copies or self.device.unplugged or self.lost or not self.reachable:
             return
         if self.external:
             # Imported memory may go away: it is looked at each time.
@@ -359,6 +359,11 @@ class BufferObject:
         """Can the CPU reach it where it is?"""
         resource = self.resource
         return resource is None or resource.manager.visible(resource)
+
+    @property
+    def reachable(self) -> bool:
+        """Is it `visible`, and mapped for the CPU if its driver has to do that (ttmfs.ttm.io_mem)?"""
+        return self.visible and (self.resource is None or self.device.io_mem.has(self.resource))
 
     def snapshot(self, first: int = 0, count: int = 1 << 62) -> bytes:
         """One letter per page, . s g v b m, of at most `count` pages from page `first` on. Takes time by the letter."""
@@ -400,6 +405,7 @@ class BufferObject:
     def assign(self, resource: Resource | None) -> None:
         """Take `resource` (already allocated) as the BO's place and put it on the LRU; the old one is the caller's."""
         self.drop_view()
+        self.device.io_mem.free(self.resource)
         self.resource = resource
         if resource is None:
             return

@@ -28,6 +28,7 @@ from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.defrag_list import DefragList
 from ttmfs.ttm.dmem import Dmem
 from ttmfs.ttm.funcs import NoUnmapper, Unmapper
+from ttmfs.ttm.io_mem import IoMem
 from ttmfs.ttm.lru import LruList
 from ttmfs.ttm.placement import SYSTEM, Place, Placement
 from ttmfs.ttm.resource import ResourceManager
@@ -104,6 +105,7 @@ class Device:
         for manager in self.managers.values():
             manager.unevictable = self.unevictable
         self.unmapper: Unmapper[Any] = NoUnmapper()
+        self.io_mem = IoMem()
         self.default_placement: Placement = (Place(SYSTEM),)
         self.bos: dict[Any, None] = {}
         """Live BOs, ghosts and zombies included, oldest first."""

@@ -25,6 +25,7 @@ from ttmfs.ttm.placement import SYSTEM, Place
 from ttmfs.ttm.populate import populate_range
 from ttmfs.ttm.prefetch import prefetch
 from ttmfs.ttm.turn import Turn
+from ttmfs.ttm.unmap import unmap_virtual
 from ttmfs.ttm.validate import validate
 
 NUM_PREFAULT: Final = 16
@@ -122,7 +123,41 @@ async def fault_reserved(vmf: VmFault, prot: Protection, num_prefault: int) -> F
     points.populate(bo.device.trace, bo, pages=added, why="fault")
     bo.prefault_pages += extra
     bo.device.counters.faults.prefault_pages += extra
+    return await _map_io_mem(vmf)
+
+
+async def _map_io_mem(vmf: VmFault) -> FaultResult:
+    """ttm_mem_io_reserve, last, so that nobody takes the mapping before the bytes are handed out."""
+    bo: BufferObject = vmf.bo
+    io_mem = bo.device.io_mem
+    try:
+        while bo.resource is not None and not io_mem.reserve(bo.resource):
+            if not await _unmap_oldest(bo):
+                return FaultResult.NOPAGE
+    except TtmError as error:
+        return vmf.fail(FaultResult.SIGBUS, error)
     return FaultResult.OK
+
+
+async def _unmap_oldest(bo: BufferObject) -> bool:
+    """ttm_mem_io_evict: the mapping that faulted longest ago goes. False when the BOs that have some are all in use.
+
+    As victims of an eviction they are reserved for it, without waiting: of two faults that take each other's mapping
+    each would wait for the other.
+    """
+    for resource in bo.device.io_mem:
+        other: BufferObject = resource.bo
+        shared = other.resv is bo.resv
+        if not shared and not other.resv.trylock():
+            continue
+        try:
+            points.io_mem_evict(bo.device.trace, other, for_bo=bo.name)
+            await unmap_virtual(other)
+        finally:
+            if not shared:
+                other.unlock()
+        return True
+    return False
 
 
 async def _place(vmf: VmFault) -> None:

@@ -20,14 +20,18 @@ async def unmap_virtual(
 ) -> None:
     """Drop cached pages [first_page, first_page + num_pages), or from `first_page` to the end when `num_pages` is 0.
 
-    Dirty ones are written back first. On return the caller may close the gate in the same step. Never cancelled half
-    way, never raises. `together` are BOs that the caller holds reserved besides: until the INVAL has returned they are
-    served like `bo`, because their reservations wait for it too.
+    Dirty ones are written back first; with the whole BO goes the I/O mapping that its driver gave it. On return the
+    caller may close the gate in the same step. Never cancelled half way, never raises. `together` are BOs that the
+    caller holds reserved besides: until the INVAL has returned they are served like `bo`, because their reservations
+    wait for it too.
     """
+    whole = not first_page and not num_pages
     if not bo.handed_out and not bo.gate.unmapping:
         # While another INVAL is outstanding its writeback may still be on the way: wait for it, by one more.
+        if whole:
+            bo.device.io_mem.free(bo.resource)
         return
-    if not first_page and not num_pages:
+    if whole:
         # A READ that is answered from here on sets it again: its page may be cached behind the walk.
         bo.handed_out = bo.eof_page_read = False
     device = bo.device
@@ -43,6 +47,8 @@ async def unmap_virtual(
     finally:
         for gate, unmapped in gates.items():
             gate.end_unmapping(unmapped)
+        if whole:
+            device.io_mem.free(bo.resource)
     if started:
         unmap_us = (clock.monotonic_ns() - started) // 1000
         points.unmap(device.trace, bo, first=first_page, pages=num_pages, unmap_us=unmap_us)
