@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.driver.test_members import told
 from tests.mount.mount_harness import MIB, Client, Device
 
 pytestmark = [
@@ -59,6 +60,35 @@ def test_the_files_are_the_kernels(device: Device) -> None:
     shell.do("os.rmdir(path('groups/a'))")
     assert shell.do("os.path.exists(path('groups/a'))") is False
     assert text(device, "ctl/selfcheck") == "ok\n"
+
+
+ORPHAN = """
+if not os.fork():
+    os.setsid()
+    above = os.getpid()
+    if os.fork():
+        os._exit(0)
+    while os.getppid() == above:
+        pass
+    os.close(os.open(path('bo/orphan'), os.O_CREAT | os.O_RDWR))
+    os._exit(0)
+os.wait()
+"""
+
+
+@pytest.mark.skipif(not told(), reason="the kernel tells of forks only root with CAP_NET_ADMIN")
+def test_a_daemon_is_of_the_group_of_who_started_it(device: Device) -> None:
+    game = device.client()
+    device.shell.do("os.mkdir(path('groups/daemons'))")
+    assert put(game, "groups/daemons/cgroup.procs", "0") == "ok"
+    game.do(ORPHAN)
+    device.until(lambda: device.shell.do("os.path.exists(path('bo/orphan'))"))
+    assert text(device, "objects/orphan/group") == "/daemons\n"
+    device.until(lambda: text(device, "groups/daemons/cgroup.procs") == f"{game.do('os.getpid()')}\n")
+    device.shell.do("os.unlink(path('bo/orphan'))")
+    assert put(game, "groups/cgroup.procs", "0") == "ok"
+    assert text(device, "groups/daemons/cgroup.procs") == ""
+    device.shell.do("os.rmdir(path('groups/daemons'))")
 
 
 def test_the_game_keeps_its_vram_in_a_storm(device: Device) -> None:

@@ -179,6 +179,7 @@ class Mount:
         async with trio.open_nursery() as nursery:
             await nursery.start(self.vdev.run)
             nursery.start_soon(self.svm.run)
+            nursery.start_soon(self.machine.names.members.run)
             nursery.start_soon(names.run)
             nursery.start_soon(attribute_cache.run)
             nursery.start_soon(self.tree.watch_signals)
