@@ -30,6 +30,11 @@ class TtmError(OSError):
         return str(self.strerror)
 
 
+def called(name: str) -> str:
+    """What a sentence calls a BO: its name, in quotes, if it has one."""
+    return repr(name) if name else "a BO"
+
+
 def meant(word: str, known: Iterable[str]) -> str:
     """Which of these somebody may have meant by a word that is none of them; "" when none is near."""
     near = get_close_matches(word, list(known), 1)

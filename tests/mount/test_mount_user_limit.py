@@ -80,7 +80,7 @@ def test_a_store_beyond_is_sigbus_and_loses_nothing(device: Device) -> None:
     other = user(device, A)
     assert other.do("open(path('bo/m'), 'rb').read(4)") == b"kept"
     log = str(device.shell.do("open(path('error_log')).read()")).splitlines()[-1]
-    assert "fault of m page" in log
+    assert "fault of 'm' page" in log
     assert "of memory that it may have" in log
     assert selfcheck(device) == "ok\n"
 

@@ -49,7 +49,7 @@ async def test_a_move_that_fails_and_what_made_it_fail_are_kept() -> None:
         inject, failed = list(vdev.ttm.recorder.entries)[-2:]
         assert (inject.kind, inject.bo, inject.says) == ("inject", "a", "debug/fail_move made it fail for 'a'")
         assert (failed.kind, failed.bo) == ("move", "a")
-        assert failed.says.startswith("'a' vram to gtt: failed, moving a failed")
+        assert failed.says.startswith("'a' vram to gtt: failed, moving 'a' failed")
         assert bo.last_move is before
 
 

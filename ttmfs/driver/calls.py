@@ -76,7 +76,7 @@ def _check_there(bos: Sequence[BufferObject]) -> None:
     """TtmError(EINVAL) for what was purged and is not to be zeros."""
     for bo in bos:
         if bo.gone:
-            raise TtmError(errno.EINVAL, f"{bo.name}: {PURGED}")
+            raise TtmError(errno.EINVAL, f"{bo.name!r}: {PURGED}")
 
 
 def _validated(bos: Sequence[BufferObject], placement: Placement) -> None:
@@ -98,7 +98,7 @@ async def evict_one(vdev: VirtualDevice, bo: BufferObject, ctx: OperationContext
     async def work() -> Result:
         check_device(vdev)
         if bo.pin_count:
-            raise TtmError(errno.EINVAL, f"{bo.name} is pinned in {bo.mem_type}: unpin it first")
+            raise TtmError(errno.EINVAL, f"{bo.name!r} is pinned in {bo.mem_type}: unpin it first")
         if bo.mem_type != SYSTEM or bo.purgeable:
             await evict_bo(bo, ctx)
         return _moved(bo, ctx)
@@ -190,9 +190,9 @@ async def wait_bo(vdev: VirtualDevice, bo: BufferObject, usage: Usage, timeout: 
     if not await bo.resv.wait(usage, timeout):
         pending = bo.resv.get_fences(usage)
         names = " ".join(f"{fence.name} ({fence.what})" for fence in pending[:4])
-        raise TtmError(errno.ETIME, f"{bo.name} still waits for {len(pending)} fences after {timeout:g} s: {names}")
+        raise TtmError(errno.ETIME, f"{bo.name!r} still waits for {len(pending)} fences after {timeout:g} s: {names}")
     if bo.unknown_state:
-        raise TtmError(errno.EIO, f"a copy of {bo.name} failed and its content is lost")
+        raise TtmError(errno.EIO, f"a copy of {bo.name!r} failed and its content is lost")
     return {}
 
 
@@ -212,7 +212,7 @@ async def backup_one(vdev: VirtualDevice, bo: BufferObject, flags: BackupFlags, 
         left = 0 if bo.tt is None else bo.tt.populated_pages
         result: Result = {"pages_out": out, "populated_pages": left, "bytes_moved": ctx.done.bytes_moved}
         if out and left:
-            result |= {"partial": True, "why": ctx.done.why or f"{bo.name} was written while it was backed up"}
+            result |= {"partial": True, "why": ctx.done.why or f"{bo.name!r} was written while it was backed up"}
         elif ctx.done.why:
             # All of it is in the store, but not on its medium.
             result["why"] = ctx.done.why

@@ -67,7 +67,7 @@ async def re_back(vdev: Hardware, bo: BufferObject, ctx: OperationContext, *, ev
     the move raises. The BO is as it was then.
     """
     if bo.pin_count or bo.external:
-        raise TtmError(errno.EINVAL, f"{bo.name} is {'pinned' if bo.pin_count else 'imported'}: it cannot be moved")
+        raise TtmError(errno.EINVAL, f"{bo.name!r} is {'pinned' if bo.pin_count else 'imported'}: it cannot be moved")
     if bo.resource is None:
         return False
     ctx.defrag = True

@@ -34,7 +34,7 @@ async def reserved(bo: BufferObject) -> AsyncIterator[None]:
 @asynccontextmanager
 async def reserved_dead_or_alive(bo: BufferObject) -> AsyncIterator[None]:
     """The same for who empties a region of zombies too."""
-    bo.device.inject.check("interrupt", errno.EINTR, f"waiting for {bo.name}", bo=bo.name)
+    bo.device.inject.check("interrupt", errno.EINTR, f"waiting for {bo.name!r}", bo=bo.name)
     await bo.resv.lock()
     try:
         yield
@@ -59,7 +59,7 @@ async def reserved_all(
         async for attempt in execution.until_all_locked():
             with attempt:
                 for bo in bos:
-                    bo.device.inject.check("interrupt", errno.EINTR, f"waiting for {bo.name}", bo=bo.name)
+                    bo.device.inject.check("interrupt", errno.EINTR, f"waiting for {bo.name!r}", bo=bo.name)
                     await execution.prepare(bo, 1)
                     await pace.step()
                 for bo in bos:  # all of them once more: it may have gone while another was waited for

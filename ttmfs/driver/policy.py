@@ -61,9 +61,9 @@ class DefaultDriver:
         if bo.visible:
             return
         if self.vdev.ttm.suspended:
-            raise TtmError(errno.EBUSY, f"{bo.name} is on its way out of, or back into, the suspended device")
+            raise TtmError(errno.EBUSY, f"{bo.name!r} is on its way out of, or back into, the suspended device")
         if bo.pin_count:
-            raise TtmError(errno.EINVAL, f"{bo.name} is pinned where the CPU cannot reach it: unpin it")
+            raise TtmError(errno.EINVAL, f"{bo.name!r} is pinned where the CPU cannot reach it: unpin it")
         # It has its content already, and keeps as much.
         ctx = OperationContext(faulting=bo, unlimited=True)
         await validate(bo, self.window_placement(bo), ctx)
@@ -171,7 +171,7 @@ class DefaultDriver:
                     break
                 # What was appended since the space was allocated stays behind; nothing may be on its way into it.
                 if not await bo.copies[-1].fence.wait(IDLE_TIMEOUT):
-                    raise TtmError(errno.EBUSY, f"{bo.name} grew while it moved, and an earlier move goes on")
+                    raise TtmError(errno.EBUSY, f"{bo.name!r} grew while it moved, and an earlier move goes on")
             await self._submit(bo, tt if tt.has_content else None, resource, deps, evict=evict)
 
     async def _submit(

@@ -71,11 +71,11 @@ async def prepare(vdev: VirtualDevice, bo: BufferObject, ctx: OperationContext, 
 def check_content(bo: BufferObject) -> None:
     """TtmError: EIO, EACCES, EBUSY; as msm and panfrost do with what is purged, or may be at any time."""
     if bo.unknown_state:
-        raise TtmError(errno.EIO, f"{bo.name}: {CONTENT_LOST}")
+        raise TtmError(errno.EIO, f"{bo.name!r}: {CONTENT_LOST}")
     if bo.gone:
-        raise TtmError(errno.EACCES, f"{bo.name}: {PURGED}")
+        raise TtmError(errno.EACCES, f"{bo.name!r}: {PURGED}")
     if bo.purgeable and bo.device.strict_purge:
-        raise TtmError(errno.EBUSY, f"{bo.name} is advised dontneed: say willneed first, and look at `retained`")
+        raise TtmError(errno.EBUSY, f"{bo.name!r} is advised dontneed: say willneed first, and look at `retained`")
 
 
 async def _populate(bo: BufferObject, ctx: OperationContext) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
-from ttmfs.errors import TtmError
+from ttmfs.errors import TtmError, called
 from ttmfs.observe import points
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.device import Device
@@ -116,7 +116,7 @@ class Vm:
         if offset & PAGE_MASK:
             raise TtmError(errno.EINVAL, f"OFFSET {offset:#x} is not a multiple of {PAGE_MASK + 1}")
         if offset + length > bo.num_pages << PAGE_SHIFT:
-            raise TtmError(errno.EINVAL, f"{offset:#x}+{length:#x} is not within the {bo.size} bytes of {bo.name}")
+            raise TtmError(errno.EINVAL, f"{offset:#x}+{length:#x} is not within the {bo.size} bytes of {bo.name!r}")
         if len(self) + 2 > MAX_MAPPINGS:
             raise TtmError(errno.ENOSPC, f"{self.name} has {len(self)} mappings: unbind some")
         replaced = self._punch(first, end, Mapping(first, end, bo, offset >> PAGE_SHIFT, read_only))
@@ -156,7 +156,7 @@ class Vm:
             offset = (mapping.page << PAGE_SHIFT) + at - (mapping.first << PAGE_SHIFT)
             if offset + size > mapping.bo.size:
                 beyond = at + max(mapping.bo.size - offset, 0)
-                raise TtmError(errno.EFAULT, f"{beyond:#x} in {self.name} is beyond the end of {mapping.bo.name}")
+                raise TtmError(errno.EFAULT, f"{beyond:#x} in {self.name} is beyond the end of {mapping.bo.name!r}")
             if len(found) == MAX_PIECES:
                 said = f"{address:#x}+{length:#x} touches more than {MAX_PIECES} mappings of {self.name}"
                 raise TtmError(errno.E2BIG, f"{said}: say it in parts")
@@ -253,7 +253,7 @@ class Vm:
             yield f"vm {self.name}: its BOs do not agree with its mappings"
         for bo in {*self.bos, *self.locals}:
             if bo.deleted:
-                yield f"vm {self.name}: {bo.name or 'a BO'} is destroyed and still here"
+                yield f"vm {self.name}: {called(bo.name)} is destroyed and still here"
             if (bo.resv is self.resv) != (bo in self.locals) or (bo.bulk is self.bulk) != (bo in self.locals):
                 yield f"vm {self.name}: {bo.name} has the wrong reservation, or bulk move"
 
@@ -320,7 +320,7 @@ class Vms:
             if self._is_at_home(bo, vm):  # meanwhile
                 return
             if any(bo in other.bos for other in self):
-                raise TtmError(errno.EBUSY, f"{bo.name} is bound: say which VM it is local to before it is")
+                raise TtmError(errno.EBUSY, f"{bo.name!r} is bound: say which VM it is local to before it is")
             share(bo, vm.resv, vm.bulk)
             vm.locals[bo] = None
             self._local[bo] = vm
@@ -331,14 +331,14 @@ class Vms:
         """Is it local to this one? TtmError(EBUSY): to another one."""
         home = self.home(bo)
         if home is not None and home is not vm:
-            raise TtmError(errno.EBUSY, f"{bo.name} is local to {home.name}, for as long as there is either")
+            raise TtmError(errno.EBUSY, f"{bo.name!r} is local to {home.name}, for as long as there is either")
         return home is vm
 
     def may_bind(self, bo: BufferObject, vm: Vm) -> None:
         """TtmError(EINVAL): it is local to another VM."""
         home = self.home(bo)
         if home is not None and home is not vm:
-            raise TtmError(errno.EINVAL, f"{bo.name} is local to the VM {home.name}: it is bound there only")
+            raise TtmError(errno.EINVAL, f"{bo.name!r} is local to the VM {home.name}: it is bound there only")
 
     def forget(self, bo: BufferObject) -> None:
         """The BO is destroyed: it is nowhere bound any more."""

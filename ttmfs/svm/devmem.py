@@ -94,12 +94,12 @@ async def evict_to_ram(vdev: "VirtualDevice", devmem: DevMem, ctx: OperationCont
     was; EBUSY a wait that `ctx` forbids or that took too long; EIO the copy failed, and the bytes are still in VRAM.
     """
     bo = devmem.bo
-    error = TtmError(errno.EBUSY, f"{bo.name} could not be emptied")
+    error = TtmError(errno.EBUSY, f"{bo.name!r} could not be emptied")
     for _attempt in range(EVICT_ATTEMPTS):
         if ctx.no_wait_gpu:
-            raise TtmError(errno.EBUSY, f"{bo.name} comes back by a copy that is waited for, and no_wait_gpu was asked")
+            raise TtmError(errno.EBUSY, f"{bo.name!r} comes back by a copy that is waited for: no_wait_gpu was asked")
         if not await _moves_ended(devmem):
-            raise TtmError(errno.EBUSY, f"a copy of {bo.name} did not end within {IDLE_TIMEOUT:g} s")
+            raise TtmError(errno.EBUSY, f"a copy of {bo.name!r} did not end within {IDLE_TIMEOUT:g} s")
         if not devmem.present:
             break
         failure = await _copy_out(vdev, devmem, ctx, why)
@@ -147,9 +147,9 @@ async def _copy_out(vdev: "VirtualDevice", devmem: DevMem, ctx: OperationContext
     with space.stats.timed(devmem.num_pages, "cpu_copy_us"):
         done = await fence.wait(IDLE_TIMEOUT)
     if not done:
-        return TtmError(errno.EBUSY, f"the copy of {bo.name} to system did not end within {IDLE_TIMEOUT:g} s")
+        return TtmError(errno.EBUSY, f"the copy of {bo.name!r} to system did not end within {IDLE_TIMEOUT:g} s")
     if fence.error:
-        return TtmError(errno.EIO, f"the copy of {bo.name} to system failed; it is still in {bo.mem_type}")
+        return TtmError(errno.EIO, f"the copy of {bo.name!r} to system failed; it is still in {bo.mem_type}")
     space.migrated(chunk.first_page + devmem.first, devmem.num_pages, live.bit_count(), why, into_vram=False)
     ctx.done.bytes_moved += live.bit_count() << PAGE_SHIFT
     return None
@@ -191,7 +191,7 @@ class DevMemFuncs:
         assert source is None, "it has no tt that could be backed anew"
         old = bo.resource
         if old is not None and resource.mem_type != SYSTEM:
-            raise TtmError(errno.EINVAL, f"{bo.name} is memory of an address space: it stays in {bo.mem_type}")
+            raise TtmError(errno.EINVAL, f"{bo.name!r} is memory of an address space: it stays in {bo.mem_type}")
         if old is not None:
             devmem = bo.private
             assert isinstance(devmem, DevMem)
@@ -200,5 +200,5 @@ class DevMemFuncs:
             devmem.release()
             # If its pages were unmapped instead of copied, jobs may still work on them.
             if not await bo.resv.wait(Usage.BOOKKEEP, IDLE_TIMEOUT):
-                raise TtmError(errno.EBUSY, f"{bo.name} is in use by the device for {IDLE_TIMEOUT:g} s")
+                raise TtmError(errno.EBUSY, f"{bo.name!r} is in use by the device for {IDLE_TIMEOUT:g} s")
         move_null(bo, resource)

@@ -86,8 +86,8 @@ async def _read_slowly(bo: BufferObject, offset: int, size: int, request: Reques
         if bo.device.unplugged:
             return bytes(size)
         if bo.device.closing:
-            raise TtmError(errno.ESHUTDOWN, f"fault of {bo.name}: the mount is being taken down")
-        _check_content(bo, f"fault of {bo.name} page {first}")
+            raise TtmError(errno.ESHUTDOWN, f"fault of {bo.name!r}: the mount is being taken down")
+        _check_content(bo, f"fault of {bo.name!r} page {first}")
         if bo.gate.unmaps(first, count) or late:
             try:
                 at_once.give_memory(bo, first, count, late=request.expired, holes=not bo.looks_only)
@@ -108,7 +108,7 @@ async def _read_slowly(bo: BufferObject, offset: int, size: int, request: Reques
             if data is not None:
                 return data
         elif result in _ERRNO:
-            raise TtmError(vmf.code or _ERRNO[result], f"fault of {bo.name} page {first}: {vmf.message}")
+            raise TtmError(vmf.code or _ERRNO[result], f"fault of {bo.name!r} page {first}: {vmf.message}")
         elif result is FaultResult.RETRY:
             # The kernel allows one restart; after that the fault queues for what it waits for.
             flags = FaultFlag.NONE
@@ -172,8 +172,8 @@ async def _write_slowly(bo: BufferObject, offset: int, data: bytes, request: Req
     while True:
         begun = trio.current_time()
         if bo.device.closing:
-            raise TtmError(errno.ESHUTDOWN, f"write to {bo.name}: the mount is being taken down")
-        _check_content(bo, f"write to {bo.name} page {first}")
+            raise TtmError(errno.ESHUTDOWN, f"write to {bo.name!r}: the mount is being taken down")
+        _check_content(bo, f"write to {bo.name!r} page {first}")
         if end > bo.size:
             # Truncated meanwhile: the WRITE comes after that.
             lifetime.resize(bo, end)
@@ -184,7 +184,7 @@ async def _write_slowly(bo: BufferObject, offset: int, data: bytes, request: Req
             result = await serve_fault(vmf, request.turn)
             request.note(vmf)
             if result in _ERRNO and end <= bo.size and not bo.has_memory(first, count):
-                raise TtmError(vmf.code or _ERRNO[result], f"write to {bo.name} page {first}: {vmf.message}")
+                raise TtmError(vmf.code or _ERRNO[result], f"write to {bo.name!r} page {first}: {vmf.message}")
             if result is FaultResult.SIGBUS and not bo.copies and not bo.lost and end <= bo.size:
                 # Pinned out of the CPU's reach, say: the memory is there, and a WRITE must not be lost.
                 at_once.scatter_now(bo, offset, data)
@@ -246,7 +246,7 @@ async def _wait_for_copy(bo: BufferObject, first: int, count: int, request: Requ
                 # A backup whose store takes its time. It finds the page touched and leaves it in memory.
                 bo.need_tt().populate_range(first, count, use_reserve=True)
                 return
-            raise TtmError(errno.EIO, f"write to {bo.name}: a copy did not end in {bo.device.fault_timeout:g} s")
+            raise TtmError(errno.EIO, f"write to {bo.name!r}: a copy did not end in {bo.device.fault_timeout:g} s")
         if at_once.has_hole(backing, index, first + count, copy):
             if request.late or unmapping:
                 at_once.fill_holes(bo, index, min(first + count, copy.covers) - index)

@@ -168,7 +168,7 @@ def give_memory(bo: BufferObject, first: int, count: int, *, late: bool, holes: 
             continue
         if late and bo.resv.locked and not bo.gate.unmaps(first, count) and not tt.has_memory(index, pages):
             raise TtmError(
-                errno.EIO, f"fault of {bo.name} page {first} was not served within {bo.device.fault_timeout:g} s"
+                errno.EIO, f"fault of {bo.name!r} page {first} was not served within {bo.device.fault_timeout:g} s"
             )
         tt.populate_range(index, pages, use_reserve=True)
 

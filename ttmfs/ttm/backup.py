@@ -19,7 +19,7 @@ import numpy as np
 import trio
 from numpy.typing import NDArray
 
-from ttmfs.errors import TtmError
+from ttmfs.errors import TtmError, called
 from ttmfs.memory.frames import in_whole_frames
 from ttmfs.observe import points
 from ttmfs.sync.fence import Fence
@@ -68,7 +68,7 @@ async def unmap_for_backup(bo: BufferObject, first: int, count: int) -> None:
 
 
 def _in_use(bo: BufferObject) -> TtmError:
-    return TtmError(errno.EBUSY, f"{bo.name or 'a BO'} stays in memory: its clients go on reading")
+    return TtmError(errno.EBUSY, f"{called(bo.name)} stays in memory: its clients go on reading")
 
 
 @contextmanager

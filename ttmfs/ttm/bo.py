@@ -440,7 +440,7 @@ class BufferObject:
     def unpin(self) -> None:
         """ttm_bo_unpin. TtmError(EINVAL) when it is not pinned."""
         if not self.pin_count:
-            raise TtmError(errno.EINVAL, f"{self.name} is not pinned")
+            raise TtmError(errno.EINVAL, f"{self.name!r} is not pinned")
         self.pin_count -= 1
         if not self.pin_count:
             self.relist()

@@ -71,9 +71,9 @@ def fresh_tt(bo: BufferObject) -> TT:
     old = bo.tt
     assert old is not None
     inject = bo.device.inject
-    inject.check("tt_create", errno.ENOMEM, f"making a tt for {bo.name}", bo=bo.name)
+    inject.check("tt_create", errno.ENOMEM, f"making a tt for {bo.name!r}", bo=bo.name)
     fresh = TT(old.pool, old.num_pages, old.caching, old.store, old.account)
-    inject.check("page_alloc", errno.ENOMEM, f"{old.populated_pages} pages for {bo.name}", bo=bo.name)
+    inject.check("page_alloc", errno.ENOMEM, f"{old.populated_pages} pages for {bo.name!r}", bo=bo.name)
     size = 1 << old.pool.beneficial_order
     pieces = whole_pieces(old)
     try:

@@ -47,7 +47,7 @@ class ExternalTT(TT):
     def check_mappable(self, name: str) -> None:
         """TtmError(EIO) when the CPU may not touch it, that says what to do instead; `name` is the BO's."""
         if not self.mappable:
-            raise TtmError(errno.EIO, f"{name} is imported and not mappable: use the exporter's own file")
+            raise TtmError(errno.EIO, f"{name!r} is imported and not mappable: use the exporter's own file")
 
     def has_memory(self, index: int, count: int) -> bool:
         """The exporter's word."""
@@ -95,7 +95,7 @@ async def write_external(bo: BufferObject, offset: int, data: bytes, request: Re
 def _exporter(bo: BufferObject) -> ExternalTT:
     """TtmError(EIO) when the CPU may not touch it, ESHUTDOWN."""
     if bo.device.closing:
-        raise TtmError(errno.ESHUTDOWN, f"access to {bo.name}: the mount is being taken down")
+        raise TtmError(errno.ESHUTDOWN, f"access to {bo.name!r}: the mount is being taken down")
     assert isinstance(bo.tt, ExternalTT)
     bo.tt.check_mappable(bo.name)
     return bo.tt

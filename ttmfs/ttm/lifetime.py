@@ -35,9 +35,9 @@ def set_size(bo: BufferObject, size: int) -> None:
 def resize(bo: BufferObject, size: int) -> None:
     """As `set_size`, also of a WRITE past the end that may still fail (see ttmfs.ttm.growth)."""
     if size > MAX_SIZE:
-        raise TtmError(errno.EFBIG, f"{bo.name} cannot have {size} bytes: a BO has at most {MAX_SIZE} (128 TiB)")
+        raise TtmError(errno.EFBIG, f"{bo.name!r} cannot have {size} bytes: a BO has at most {MAX_SIZE} (128 TiB)")
     if bo.external and size != bo.size:
-        raise TtmError(errno.EPERM, f"{bo.name} is imported: its size is that of the file behind it")
+        raise TtmError(errno.EPERM, f"{bo.name!r} is imported: its size is that of the file behind it")
     old_size, bo.size = bo.size, size
     if not size:
         # Nothing is left that could be lost.

@@ -12,7 +12,7 @@ from typing import Final
 
 import trio
 
-from ttmfs.errors import TtmError
+from ttmfs.errors import TtmError, called
 from ttmfs.observe import points
 from ttmfs.sync.fence import Fence, get_stub
 from ttmfs.sync.resv import Reservation, Usage
@@ -79,9 +79,9 @@ async def wait_ctx(bo: BufferObject, ctx: OperationContext) -> None:
     if bo.resv.test_signaled(Usage.BOOKKEEP):
         return
     if ctx.no_wait_gpu:
-        raise TtmError(errno.EBUSY, f"{bo.name or 'a BO'} is in use by the device and no_wait_gpu was asked for")
+        raise TtmError(errno.EBUSY, f"{called(bo.name)} is in use by the device and no_wait_gpu was asked for")
     if not await bo.resv.wait(Usage.BOOKKEEP, IDLE_TIMEOUT):
-        raise TtmError(errno.EBUSY, f"{bo.name or 'a BO'} did not become idle within {IDLE_TIMEOUT:g} s")
+        raise TtmError(errno.EBUSY, f"{called(bo.name)} did not become idle within {IDLE_TIMEOUT:g} s")
 
 
 class PlainMove:
@@ -107,7 +107,7 @@ class PlainMove:
         """Memory for the target, and a slot for the fence of the copy. Raises what populating raises."""
         bo, resource = self.bo, self.resource
         if resource.manager.use_tt:
-            bo.device.inject.check("tt_create", errno.ENOMEM, f"making a tt for {bo.name}", bo=bo.name)
+            bo.device.inject.check("tt_create", errno.ENOMEM, f"making a tt for {bo.name!r}", bo=bo.name)
             tt = bo.need_tt()
             # A hop of a BO without content stays without memory: its last leg is a clear.
             passing = PlaceFlag.TEMPORARY in resource.flags and _is_empty(bo)
@@ -153,11 +153,11 @@ async def handle_move_mem(bo: BufferObject, resource: Resource, ctx: OperationCo
     points.move_start(device.trace, bo, src=src, dst=dst, bytes=size, evict=evict, defrag=ctx.defrag)
     try:
         how.prepare()
-        inject.check("unmap", errno.EIO, f"unmapping {bo.name}", bo=bo.name)
+        inject.check("unmap", errno.EIO, f"unmapping {bo.name!r}", bo=bo.name)
         if ctx.faulting is not bo:
             await unmap_virtual(bo, together=ctx.together)
         await how.commit()
-        inject.check("move", errno.EIO, f"moving {bo.name}", bo=bo.name)
+        inject.check("move", errno.EIO, f"moving {bo.name!r}", bo=bo.name)
         await bo.funcs.move(bo, resource, ctx, evict=evict, source=how.source)
     except BaseException as error:
         how.undo()
@@ -305,7 +305,7 @@ async def pipeline_gutting(bo: BufferObject, ctx: OperationContext, *, purge: bo
     Unlike the kernel, which guts pinned BOs, a pinned one is refused with EINVAL.
     """
     if bo.pin_count:
-        raise TtmError(errno.EINVAL, f"{bo.name} is pinned {bo.pin_count} times: unpin it before it is gutted")
+        raise TtmError(errno.EINVAL, f"{bo.name!r} is pinned {bo.pin_count} times: unpin it before it is gutted")
     if ctx.faulting is not bo:
         await unmap_virtual(bo)
     if bo.held_pages:

@@ -64,7 +64,7 @@ async def poke(bo: BufferObject, offset: int, data: bytes) -> None:
     _check(bo)
     end = offset + len(data)
     if end > bo.size:
-        raise TtmError(errno.EIO, f"{bo.name} ends at byte {bo.size}: peek does not make it longer, bo/ does")
+        raise TtmError(errno.EIO, f"{bo.name!r} ends at byte {bo.size}: peek does not make it longer, bo/ does")
     if not data:
         return
     first, count = offset >> PAGE_SHIFT, pages_of(end) - (offset >> PAGE_SHIFT)
@@ -89,10 +89,10 @@ def _check(bo: BufferObject) -> None:
     if device.unplugged:
         raise TtmError(errno.ENODEV, "the device was unplugged")
     if device.closing:
-        raise TtmError(errno.ESHUTDOWN, f"peek at {bo.name}: the mount is being taken down")
+        raise TtmError(errno.ESHUTDOWN, f"peek at {bo.name!r}: the mount is being taken down")
     bo.check_alive()
     if bo.lost:
-        raise TtmError(errno.EIO, f"peek at {bo.name}: {bo.lost}")
+        raise TtmError(errno.EIO, f"peek at {bo.name!r}: {bo.lost}")
 
 
 def _exporter(bo: BufferObject) -> ExternalTT:
@@ -109,7 +109,7 @@ async def _held(bo: BufferObject) -> AsyncIterator[None]:
     with trio.move_on_after(limit) as scope:
         await bo.resv.lock()
     if scope.cancelled_caught:
-        raise TtmError(errno.ETIME, f"{bo.name} stayed reserved for {limit:g} s: debug/tasks says by whom")
+        raise TtmError(errno.ETIME, f"{bo.name!r} stayed reserved for {limit:g} s: debug/tasks says by whom")
     try:
         _check(bo)
         yield
@@ -124,7 +124,7 @@ async def _wait_for_moves(bo: BufferObject) -> None:
         while bo.copies:
             await bo.copies[0].fence.wait()
     if bo.copies:
-        raise TtmError(errno.ETIME, f"the bytes of {bo.name} were on their way for {limit:g} s")
+        raise TtmError(errno.ETIME, f"the bytes of {bo.name!r} were on their way for {limit:g} s")
     _check(bo)
 
 
@@ -205,7 +205,7 @@ async def _write_steps(bo: BufferObject, offset: int, data: bytes) -> None:
         _check(bo)
         at = offset + done
         if offset + len(data) > bo.size:
-            raise TtmError(errno.EIO, f"{bo.name} was truncated while it was written")
+            raise TtmError(errno.EIO, f"{bo.name!r} was truncated while it was written")
         index = at >> PAGE_SHIFT
         count = min(pages_of(offset + len(data)) - index, STEP_PAGES)
         _backing, page, length = bo.extent(index, count)
@@ -259,7 +259,7 @@ async def _store_anew(bo: BufferObject, tt: TT, first: int, count: int, offset: 
     if not same.all():
         return False
     if len(handles) < count:
-        raise TtmError(errno.ENOSPC, f"no room in the store for what was written to {bo.name}: {_why_full(bo)}")
+        raise TtmError(errno.ENOSPC, f"no room in the store for what was written to {bo.name!r}: {_why_full(bo)}")
     return True
 
 

@@ -59,7 +59,7 @@ async def populate_range(
         return 0
     bo.drop_view()
     device = bo.device
-    device.inject.check("page_alloc", errno.ENOMEM, f"{count} pages for {bo.name}", count, bo=bo.name)
+    device.inject.check("page_alloc", errno.ENOMEM, f"{count} pages for {bo.name!r}", count, bo=bo.name)
     keep = range(first, first + count)
     if device.over_limit(count + prefault) > 0:
         # What nobody has asked for is not worth pages that somebody uses.
@@ -106,7 +106,7 @@ async def populate_all(bo: BufferObject, tt: TT, ctx: OperationContext, *, overw
     if not tt.is_populated:
         pages = tt.num_pages - tt.populated_pages
         _check_fits(tt)
-        bo.device.inject.check("page_alloc", errno.ENOMEM, f"{pages} pages for {bo.name}", pages, bo=bo.name)
+        bo.device.inject.check("page_alloc", errno.ENOMEM, f"{pages} pages for {bo.name!r}", pages, bo=bo.name)
         await afford(bo.device, tt.account, pages - tt.backed_up_pages, ctx)
         await below_limit(bo.device, _need(bo, ctx, tt.num_pages - tt.populated_pages))
     attempts = Attempts(bo.device, _need(bo, ctx, tt.num_pages))
@@ -139,7 +139,7 @@ async def populate_overwritten(bo: BufferObject, tt: TT, count: int, ctx: Operat
     """
     bo.drop_view()
     holes = len(tt.holes_in(0, min(count, tt.num_pages)))
-    bo.device.inject.check("page_alloc", errno.ENOMEM, f"{holes} pages for {bo.name}", holes, bo=bo.name)
+    bo.device.inject.check("page_alloc", errno.ENOMEM, f"{holes} pages for {bo.name!r}", holes, bo=bo.name)
     await afford(bo.device, tt.account, holes, ctx)
     need = _need(bo, ctx, holes)
     await below_limit(bo.device, need)

@@ -71,7 +71,7 @@ def share(bo: BufferObject, resv: SharedReservation, bulk: LruBulkMove) -> None:
     TtmError(EBUSY) when it is in use, or has content; nothing has changed then.
     """
     if not is_unused(bo) or not bo.resv.trylock():
-        raise TtmError(errno.EBUSY, f"{bo.name} is in use: say which VM it is local to before its first use")
+        raise TtmError(errno.EBUSY, f"{bo.name!r} is in use: say which VM it is local to before its first use")
     own, bo.resv = bo.resv, resv
     bo.shares_resv = True
     bo.bulk = bulk

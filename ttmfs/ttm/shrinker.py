@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 import trio
 
-from ttmfs.errors import TtmError
+from ttmfs.errors import TtmError, called
 from ttmfs.observe import points
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm.advice import pages_gone
@@ -105,13 +105,12 @@ async def bo_shrink(
 
 
 def _check_possible(bo: BufferObject, flags: BackupFlags) -> None:
-    name = bo.name or "a BO"
     if bo.external:
-        raise TtmError(errno.EBUSY, f"{name} is imported: its memory is somebody else's")
+        raise TtmError(errno.EBUSY, f"{called(bo.name)} is imported: its memory is somebody else's")
     if bo.pin_count:
-        raise TtmError(errno.EBUSY, f"{name} is pinned: unpin it first")
+        raise TtmError(errno.EBUSY, f"{called(bo.name)} is pinned: unpin it first")
     if bo.unknown_state and not flags.purge:
-        raise TtmError(errno.EBUSY, f"{name} has lost its content: there is nothing to back up")
+        raise TtmError(errno.EBUSY, f"{called(bo.name)} has lost its content: there is nothing to back up")
     if flags.purge:
         return
     store = bo.device.swap_store
@@ -124,12 +123,12 @@ def _check_possible(bo: BufferObject, flags: BackupFlags) -> None:
 async def _move_to_system(bo: BufferObject, ctx: OperationContext, flags: BackupFlags) -> None:
     resource = bo.resource
     if resource is not None and not resource.manager.use_tt and not flags.allow_move:
-        raise TtmError(errno.EBUSY, f"{bo.name} is in {bo.mem_type}: evict it first")
+        raise TtmError(errno.EBUSY, f"{called(bo.name)} is in {bo.mem_type}: evict it first")
     try:
         await move_to(bo, await mem_space(bo, (Place(SYSTEM),), ctx), ctx, evict=True)
     except TtmError as error:
         if error.errno in (errno.ENOMEM, errno.ENOSPC):
-            raise TtmError(errno.EBUSY, f"{bo.name} cannot go to system first: {error.message}") from None
+            raise TtmError(errno.EBUSY, f"{called(bo.name)} cannot go to system first: {error.message}") from None
         raise
 
 

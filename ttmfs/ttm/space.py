@@ -12,7 +12,7 @@ from typing import Final
 
 import trio
 
-from ttmfs.errors import TtmError
+from ttmfs.errors import TtmError, called
 from ttmfs.observe.asker import WHY
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm import lifetime
@@ -53,8 +53,7 @@ def no_room(bo: BufferObject, placement: Placement, ctx: OperationContext) -> Tt
     code = errno.ENOSPC if bo.device.propagate_enospc else errno.ENOMEM
     if (limit := limit_met(bo, placement, ctx)) is not None:
         return limit
-    who = repr(bo.name) if bo.name else "a BO"
-    what = f"no room for {who} ({format_size(bo.num_pages * PAGE_SIZE)}) in {format_placement(placement)}"
+    what = f"no room for {called(bo.name)} ({format_size(bo.num_pages * PAGE_SIZE)}) in {format_placement(placement)}"
     why = in_the_way(bo, placement, ctx.done.contended)
     return NoRoom(code, f"{what}: {why}" if why else what, ctx.done.contended)
 
@@ -148,7 +147,7 @@ async def mem_space(bo: BufferObject, placement: Placement, ctx: OperationContex
         resource = await alloc_resource(bo, placement, ctx, evicting=evicting)
         if resource is not None:
             return resource
-    what = f"no room for {bo.name or 'a BO'} in {format_placement(placement)}"
+    what = f"no room for {called(bo.name)} in {format_placement(placement)}"
     raise limit_met(bo, placement, ctx) or NoRoom(errno.ENOSPC, what, ctx.done.contended)
 
 
@@ -256,7 +255,7 @@ async def evict_bo(bo: BufferObject, ctx: OperationContext, *, for_bo: str = "",
         _count_eviction(bo, ctx)
         return
     if bo.external:
-        raise TtmError(errno.EINVAL, f"{bo.name} is imported: it is never moved, and its content never dropped")
+        raise TtmError(errno.EINVAL, f"{bo.name!r} is imported: it is never moved, and its content never dropped")
     asked = note_eviction(bo, for_bo, position)
     bo.evicting = True
     pool = None if bo.resource is None else bo.resource.pool

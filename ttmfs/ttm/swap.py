@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 import trio
 
-from ttmfs.errors import TtmError
+from ttmfs.errors import TtmError, called
 from ttmfs.observe import points
 from ttmfs.ttm import lifetime
 from ttmfs.ttm.advice import pages_gone
@@ -61,7 +61,7 @@ async def swapout(bo: BufferObject, ctx: OperationContext) -> int:
         return pages
     reason = why_not(bo)
     if reason:
-        raise TtmError(errno.EBUSY, f"{bo.name or 'a BO'} is not swapped out: {reason}")
+        raise TtmError(errno.EBUSY, f"{called(bo.name)} is not swapped out: {reason}")
     store = bo.device.swap_store
     if store is None:
         raise TtmError(errno.ENOSPC, "this device has no swap: mount with --swap SIZE")
@@ -93,9 +93,9 @@ async def _store(bo: BufferObject) -> int:
     assert tt.store is not None
     index = tt.present()
     if not len(index):
-        raise TtmError(errno.EBUSY, f"{bo.name or 'a BO'} is not swapped out: it has no pages in memory any more")
+        raise TtmError(errno.EBUSY, f"{called(bo.name)} is not swapped out: it has no pages in memory any more")
     if tt.store.available_pages < len(index):
-        raise TtmError(errno.ENOSPC, f"no room for {len(index)} pages of {bo.name}: {tt.store.full_because}")
+        raise TtmError(errno.ENOSPC, f"no room for {len(index)} pages of {bo.name!r}: {tt.store.full_because}")
     handles = np.zeros(0, np.uint32)
     went = 0
     try:
@@ -107,11 +107,11 @@ async def _store(bo: BufferObject) -> int:
                 stored = await store_pages(device, tt.arena, tt.pages_at(part), bo=bo.name)
                 handles = tt.storing = np.concatenate((handles, stored))
                 if len(stored) < len(part):
-                    raise TtmError(errno.ENOSPC, f"{bo.name} is not swapped out: {tt.store.full_because}")
+                    raise TtmError(errno.ENOSPC, f"{bo.name!r} is not swapped out: {tt.store.full_because}")
                 await trio.lowlevel.checkpoint()
                 size.after_step()
             if bo.gate.touched:
-                raise TtmError(errno.EBUSY, f"{bo.name or 'a BO'} is not swapped out: a client read it meanwhile")
+                raise TtmError(errno.EBUSY, f"{called(bo.name)} is not swapped out: a client read it meanwhile")
             # What a truncate cut off meanwhile changed while it was stored, and stays as it is.
             went = len(index) if gate.zero_from is None else int((index < gate.zero_from >> PAGE_SHIFT).sum())
             tt.mark_backed_up(index[:went], handles[:went])

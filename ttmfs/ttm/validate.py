@@ -87,12 +87,12 @@ def _is_there(bo: BufferObject, resource: Resource) -> bool:
 
 def _refuse_pinned(bo: BufferObject) -> None:
     if bo.pin_count and bo.resource is not None:
-        raise TtmError(errno.EINVAL, f"{bo.name} is pinned in {bo.mem_type} and would have to move: unpin it first")
+        raise TtmError(errno.EINVAL, f"{bo.name!r} is pinned in {bo.mem_type} and would have to move: unpin it first")
 
 
 def _refuse_imported(bo: BufferObject) -> None:
     if bo.external:
-        raise TtmError(errno.EINVAL, f"{bo.name} is imported: its memory is another file's and cannot be moved")
+        raise TtmError(errno.EINVAL, f"{bo.name!r} is imported: its memory is another file's and cannot be moved")
 
 
 async def validate_all(
@@ -108,7 +108,7 @@ async def validate_all(
         for bo in bos:
             _refuse_imported(bo)
             if bo.pin_count:
-                raise TtmError(errno.EINVAL, f"{bo.name} is pinned: unpin it before it is gutted")
+                raise TtmError(errno.EINVAL, f"{bo.name!r} is pinned: unpin it before it is gutted")
         for bo in bos:
             await validate(bo, placement, ctx)
             await pace.step()

@@ -159,10 +159,10 @@ def _set_caching(vdev: VirtualDevice, bo: BufferObject, text: str) -> None:
     if text not in Caching.__members__:
         raise no_such(text, "caching type", Caching.__members__)
     if bo.tt is not None and (bo.tt.populated_pages or bo.tt.backed_up_pages):
-        raise TtmError(errno.EBUSY, f"{bo.name} is populated: its caching can be set before its first use only")
+        raise TtmError(errno.EBUSY, f"{bo.name!r} is populated: its caching can be set before its first use only")
     if bo.resv.locked:
         # Whoever has it reserved may be giving memory to the very tt that would be dropped.
-        raise TtmError(errno.EBUSY, f"{bo.name} is in use: set its caching before its first use")
+        raise TtmError(errno.EBUSY, f"{bo.name!r} is in use: set its caching before its first use")
     bo.caching = Caching[text]
     bo.set_tt(None)
 

@@ -221,7 +221,7 @@ class GroupTree:
             target = self._find(words[0]).group
             caller = machine.caller
             if caller is not None and caller.uid not in (0, file.uid):
-                raise TtmError(errno.EACCES, f"{file.bo.name} is not yours")
+                raise TtmError(errno.EACCES, f"{file.bo.name!r} is not yours")
             self.check_move(caller, file.bo.group.live, target)
             file.bo.check_alive()
             lifetime.set_group(file.bo, target)
