@@ -106,7 +106,7 @@ REFUSED = (
     ("evict", "vram nope", "'nope' is no evict policy: say one of lru"),
     ("evict", "vram tree", "'tree' is no evict policy"),
     ("evict", "vram", "say REGION NAME"),
-    ("evict", "\n", "say REGION NAME"),
+    ("evict", "\n", "NAME one of lru fifo"),
     ("evict", "nowhere fifo", "is no region"),
     ("evict", "vram s3fifo small", "key=value"),
     ("evict", "vram s3fifo big=1", "has no parameter 'big'"),
@@ -116,7 +116,7 @@ REFUSED = (
     ("evict", "vram os:path", "is no evict policy"),
     ("prefetch", "vram", "'vram' is no prefetch policy"),
     ("prefetch", "vram tree", "key=value"),
-    ("prefetch", "\n", "say which prefetch policy"),
+    ("prefetch", "\n", "no prefetch policy is named: say one of"),
     ("promote", "moverate rate=-1", "whole number of bytes a second"),
 )
 

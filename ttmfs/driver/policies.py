@@ -23,7 +23,7 @@ from ttmfs.policy.api import Kind
 from ttmfs.policy.choice import NOBODY
 from ttmfs.policy.parameters import Spec, parse_spec
 from ttmfs.policy.promote import PromoteAdviser
-from ttmfs.policy.registry import Prepared, available, prepare
+from ttmfs.policy.registry import Prepared, available, prepare, shipped_names
 from ttmfs.policy.seat import Ejection
 from ttmfs.ttm.dmem import Group
 from ttmfs.units import PAGE_SIZE
@@ -93,10 +93,13 @@ class Policies:
             regions = " ".join(self.evict)
             if len(words) < 2:
                 said = f"say REGION NAME [key=value…] or GROUP:REGION NAME [key=value…], REGION one of {regions}"
-                raise TtmError(errno.EINVAL, said)
+                names = f"NAME one of {' '.join(shipped_names(kind))}, or PATH.py:Class"
+                raise TtmError(errno.EINVAL, f"{said}, {names}")
             region, *words = words
             adviser, group = self._whose(region)
             region = adviser.region.name if group is None else f"{group.name}:{adviser.region.name}"
+        if not words:
+            raise no_such("", f"{kind} policy", shipped_names(kind), ", or PATH.py:Class")
         spec = parse_spec(kind, words)
         if spec.where is not None and spec.where[0].endswith(".py") and not spec.where[0].startswith("/"):
             raise TtmError(errno.EINVAL, f"{spec.name[:300]!r}: say the whole path: the daemon is elsewhere")

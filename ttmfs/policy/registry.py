@@ -69,6 +69,11 @@ def _shipped() -> dict[tuple[Kind, str], Entry]:
     return {(kind, name): entry_of(kind, name, cls) for kind, table in SHIPPED.items() for name, cls in table.items()}
 
 
+def shipped_names(kind: Kind) -> list[str]:
+    """What the policies of a kind that come with ttmfs are called."""
+    return [name for of, name in _shipped() if of == kind]
+
+
 def available() -> tuple[list[Entry], list[str]]:
     """All that are to be had by name, the shipped ones first, and what is wrong with those that cannot be loaded.
 
@@ -138,4 +143,4 @@ def _find(kind: Kind, name: str) -> Entry:
             raise TtmError(errno.EINVAL, f"{name} ({point.value}) cannot be loaded: {error}") from None
         if kind_of(found) == kind:
             return entry_of(kind, name, found)
-    raise no_such(name, f"{kind} policy", (there for of, there in _shipped() if of == kind), ", or PATH.py:Class")
+    raise no_such(name, f"{kind} policy", shipped_names(kind), ", or PATH.py:Class")

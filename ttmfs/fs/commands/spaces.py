@@ -115,12 +115,12 @@ async def _prefetch(machine: Machine, opened: OpenedSpace, words: list[str]) -> 
 
 async def _madvise(machine: Machine, opened: OpenedSpace, words: list[str]) -> Result:
     del machine
-    address, length = parse_range(words[:2], "ADDR LEN KEY=VALUE…")
+    address, length = parse_range(words[:2], f"ADDR LEN {'=… '.join(_MADVISE)}=…")
     advice: dict[str, Any] = {}
     for word in words[2:]:
         key, equals, value = word.partition("=")
         if not equals or key not in _MADVISE:
-            raise TtmError(errno.EINVAL, f"{word[:80]!r} is no advice: say {'=, '.join(_MADVISE)}=")
+            raise no_such(f"{key}=" if key else word, "advice", (f"{name}=" for name in _MADVISE))
         if key in advice:
             raise TtmError(errno.EINVAL, f"{key}= is given twice")
         advice[key] = _one_of(value, _MADVISE[key], f"value of {key}=")
