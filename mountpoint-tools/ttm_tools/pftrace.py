@@ -18,7 +18,8 @@ _SEQUENCE: Final = 0x74746D66
 """Of all packets: far from the small numbers of the tracing service."""
 _UUIDS: Final = 0x74746D66 << 32
 _THREADS: Final = _UUIDS + (1 << 8)
-_NAMED: Final = _UUIDS + (1 << 31)
+_COUNTERS: Final = _UUIDS + (1 << 30)
+_FENCES: Final = _UUIDS + (1 << 31)
 _CLOCKS: Final = {"realtime": 1, "monotonic": 3, "boottime": 6}
 """BuiltinClock of Perfetto by the name that a recording has for it."""
 _INT64: Final = 1 << 63
@@ -51,7 +52,8 @@ class _Writer:
         self.clocks = parsed.clocks
         self.zero = round(first_moment(parsed) * 1e9)
         self.rows: list[dict[str, Any]] = trace_events(parsed)["traceEvents"]
-        self.named: dict[tuple[str, str], int] = {}
+        self.counters: dict[str, int] = {}
+        self.fences: dict[int, int] = {}
         self.count = 0
 
     def write(self) -> int:
@@ -79,24 +81,38 @@ class _Writer:
     # -- tracks ----------------------------------------------------------------------------------------------------
 
     def _tracks(self) -> None:
-        ranks = {row["tid"]: row["args"]["sort_index"] for row in self.rows if row["name"] == "thread_sort_index"}
+        told = [row for row in self.rows if row["ph"] == "M"]
+        ranks = {row["tid"]: row["args"]["sort_index"] for row in told if row["name"] == "thread_sort_index"}
         for pid, name in PROCESSES.items():
             self._track(_UUIDS + pid, name, 0, pid)
-        for row in self.rows:
+        for row in told:
             if row["name"] == "thread_name":
                 parent = _UUIDS + row["pid"]
                 self._track(_THREADS + row["tid"], row["args"]["name"], parent, ranks[row["tid"]])
-            elif row["ph"] == "C":
-                for unit in row["args"]:
-                    self._named("C", row["name"], row["pid"], unit)
-            elif row["ph"] == "b":
-                self._named("b", row["id"], row["pid"], "")
+        for row in self.rows:
+            if row["ph"] == "C" and row["name"] not in self.counters:
+                self.counters[row["name"]] = uuid = _COUNTERS + len(self.counters)
+                self._track(uuid, row["name"], _UUIDS + row["pid"], len(self.counters), "".join(row["args"]))
+        self._fence_tracks()
 
-    def _named(self, phase: str, name: str, pid: int, unit: str) -> None:
-        """A track that is known by a name: a counter, or a fence."""
-        if (phase, name) not in self.named:
-            self.named[phase, name] = uuid = _NAMED + len(self.named)
-            self._track(uuid, name, _UUIDS + pid, len(self.named), unit)
+    def _fence_tracks(self) -> None:
+        """By row of a fence's begin or end: its track. Those of one name are shown as one; a fence has its own while it
+        is pending."""
+        free: dict[str, list[int]] = {}
+        pending: dict[str, list[tuple[str, int]]] = {}
+        count = 0
+        for row in self.rows:
+            if row["ph"] == "b":
+                idle = free.setdefault(row["name"], [])
+                if not idle:
+                    idle.append(_FENCES + count)
+                    count += 1
+                    self._track(idle[0], row["name"], _UUIDS + row["pid"], count)
+                self.fences[id(row)] = idle.pop()
+                pending.setdefault(row["id"], []).append((row["name"], self.fences[id(row)]))
+            elif row["ph"] == "e":
+                name, self.fences[id(row)] = pending[row["id"]].pop(0)
+                free[name].append(self.fences[id(row)])
 
     def _track(self, uuid: int, name: str, parent: int, rank: int, unit: str = "") -> None:
         packet = self._packet()
@@ -124,12 +140,13 @@ class _Writer:
                 yield self._event(row, self._ns(row["ts"]), "instant", _THREADS + row["tid"])
             elif row["ph"] in ("b", "e"):
                 kind = "begin" if row["ph"] == "b" else "end"
-                found = self._event(row, self._ns(row["ts"]), kind, self.named["b", row["id"]])
+                named = row | {"name": f"{row['name']} {row['id']}"}
+                found = self._event(named, self._ns(row["ts"]), kind, self.fences[id(row)])
                 # They come in their order, and a fence may be signalled at once.
                 yield found[0], _ORDER["instant"], found[2]
             elif row["ph"] == "C":
                 for value in row["args"].values():
-                    packet = self._at(self._ns(row["ts"]), self.named["C", row["name"]])
+                    packet = self._at(self._ns(row["ts"]), self.counters[row["name"]])
                     packet.track_event.type = packet.track_event.TYPE_COUNTER
                     packet.track_event.double_counter_value = value
                     yield self._ns(row["ts"]), _ORDER["instant"], packet

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.tools.test_tools_perfetto import TEXT, events
@@ -68,7 +68,7 @@ def test_slices_have_the_times_of_the_monotonic_clock(tmp_path: Path) -> None:
         ("copy", "copy0", 10_000_400_000, 10_001_400_000),
         ("fault", "tex0", 10_000_000_000, 10_000_100_000),
         ("job fill", "compute0", 10_003_000_000, 10_900_000_000),
-        ("move", "5:1", 10_000_210_000, 10_001_410_000),
+        ("move 5:1", "move", 10_000_210_000, 10_001_410_000),
         ("move gtt to vram", "tex0", 10_000_200_000, 10_000_300_000),
         ("unmap", "tex0", 10_000_220_000, 10_000_260_000),
     ]
@@ -94,6 +94,25 @@ def test_tracks_counters_arguments_and_flows(tmp_path: Path) -> None:
     assert (named["evict"].type, tracks[named["evict"].track_uuid].name) == (named["evict"].TYPE_INSTANT, "frame 1")
 
 
+def test_fences_share_tracks_unless_they_are_pending_at_a_time(tmp_path: Path) -> None:
+    found = [
+        Event(when, name, "", {"fence": fence, "what": "copy"})
+        for when, name, fence in (
+            *((1.0, "fence_emit", "1:1"), (1.5, "fence_emit", "1:2"), (2.0, "fence_signal", "1:1")),
+            *((2.0, "fence_emit", "1:3"), (3.0, "fence_signal", "1:3"), (3.0, "fence_signal", "1:2")),
+            *((4.0, "fence_emit", "1:4"), (4.0, "fence_signal", "1:4")),
+        )
+    ]
+    seen = packets(Parsed(found), tmp_path / "a.pftrace")
+    assert [(name, begin // 10**8, end // 10**8) for name, _, begin, end in slices(seen)] == [
+        ("copy 1:1", 10, 20),
+        ("copy 1:2", 15, 30),
+        ("copy 1:3", 20, 30),
+        ("copy 1:4", 40, 40),
+    ]
+    assert [p.track_descriptor.name for p in seen if p.HasField("track_descriptor")].count("copy") == 2
+
+
 def test_without_a_snapshot_times_are_of_the_traces_own_clock(tmp_path: Path) -> None:
     found = packets(parse(["# clocks: [1]", "# clocks: nonsense", *TEXT.splitlines()]), tmp_path / "a.pftrace")
     assert not any(packet.HasField("clock_snapshot") or packet.timestamp_clock_id for packet in found)
@@ -107,10 +126,11 @@ def test_a_snapshot_is_of_this_moment() -> None:
 
 @settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(events, max_size=30))
+@example([Event(1.0, "thread_name"), Event(1.0, "thread_sort_index", "a")])
 def test_any_events_make_slices_that_nest(tmp_path: Path, found: list[Event]) -> None:
     parsed = Parsed(sorted(found, key=lambda event: event.when))
     rows = trace_events(parsed)["traceEvents"]
-    tracks = {row["tid"]: row["args"]["name"] for row in rows if row["name"] == "thread_name"}
+    tracks = {row["tid"]: row["args"]["name"] for row in rows if row["ph"] == "M" and row["name"] == "thread_name"}
     zero = round(first_moment(parsed) * 1e9)
     wanted = [
         (
