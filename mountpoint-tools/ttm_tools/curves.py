@@ -40,6 +40,8 @@ def curves(parsed: Parsed) -> bytes | None:
     every = figure.subplots(len(parts), 1, sharex=True, squeeze=False)
     for axes, part in zip(every[:, 0], parts, strict=True):
         part(axes)
+        # Beside the curves, which may be anywhere.
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), borderaxespad=0.2, frameon=False, fontsize=8)
         axes.grid(alpha=0.3)
         axes.margins(x=0.01)
     every[-1, 0].set_xlabel("seconds")
@@ -55,7 +57,6 @@ def _used(axes: Any, parsed: Parsed, start: float) -> None:
         used = [values.get("regions", {}).get(name, 0) / (1 << 20) for _time, values in parsed.samples]
         axes.step(when, used, where="post", label=name, color=colour)
     axes.set_ylabel("MiB used")
-    axes.legend(loc="upper left", fontsize=8)
 
 
 def _rates(axes: Any, parsed: Parsed, start: float) -> None:
@@ -67,7 +68,6 @@ def _rates(axes: Any, parsed: Parsed, start: float) -> None:
                 rate.append(max(0.0, (after.get(key, 0) - before.get(key, 0)) / (other - one)))
         axes.plot(when, rate, label=label, color=colour)
     axes.set_ylabel("a second")
-    axes.legend(loc="upper left", fontsize=8)
 
 
 def _latencies(axes: Any, events: list[Event], start: float) -> None:
@@ -79,7 +79,6 @@ def _latencies(axes: Any, events: list[Event], start: float) -> None:
             axes.plot(*zip(*points, strict=True), mark, label=label, color=colour, markersize=4, rasterized=True)
     axes.set_yscale("log")
     axes.set_ylabel("µs")
-    axes.legend(loc="upper left", fontsize=8)
 
 
 def _evictions(axes: Any, events: list[Event], start: float, end: float) -> None:
@@ -87,4 +86,3 @@ def _evictions(axes: Any, events: list[Event], start: float, end: float) -> None
         when = [event.when - start for event in events if event.name == name]
         axes.hist(when, bins=100, range=(0, max(end - start, 1e-6)), label=label, color=colour, alpha=0.8)
     axes.set_ylabel("events")
-    axes.legend(loc="upper left", fontsize=8)

@@ -315,9 +315,11 @@ def test_a_report_in_the_browser(page: Page, device: Device, run: Callable[..., 
     for number in range(6):
         device.make(f"tex{number}", (4 + 2 * number) * MIB, 1)
     trace, out = tmp_path / "run.trace", tmp_path / "run.html"
+    # The picture of the documents is of a run that has some samples.
+    pause = "sleep 0.2" if os.environ.get("TTMFS_PICTURES") else ":"
     work = (
         "for k in 1 2 3; do for n in 0 1 2 3 4 5; do echo vram > $TTMFS_MOUNT/objects/tex$n/validate;"
-        "head -c 64K $TTMFS_MOUNT/bo/tex$n > /dev/null; done; done"
+        f"head -c 64K $TTMFS_MOUNT/bo/tex$n > /dev/null; {pause}; done; done"
     ).replace("$TTMFS_MOUNT", '"$TTMFS_MOUNT"')
     assert run("trace", "record", "-m", device.mountpoint, "-o", str(trace), "--", "bash", "-c", work).returncode == 0
     done = run("report", str(trace), "-o", str(out), "--title", "ttmfs: six textures in turn")
