@@ -1,4 +1,4 @@
-"""Batch: command lines from standard input, each run in a fork of a process that has everything loaded.
+"""Batch: command lines from standard input, each run in a fork of a process that has loaded what mounting needs.
 
 Loading takes most of the time of `ttmfs mount`. Who mounts a device for each of many tests pays it once.
 """

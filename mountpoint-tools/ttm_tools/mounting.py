@@ -64,7 +64,7 @@ def check(status: int, said: str) -> None:
 
 
 class Commands:
-    """One `ttmfs batch` process: it has everything loaded and forks for each command, so that a mount is quick.
+    """One `ttmfs batch` process: it has loaded what mounting needs and forks for each command, so a mount is quick.
 
     Begun at once, so that it loads while something else is done. Threads may share it.
     """
