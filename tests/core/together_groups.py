@@ -2,6 +2,7 @@
 
 import trio
 
+from tests.core.advised import let_take_long
 from tests.core.together_machine import MIB, Machine
 from ttmfs.driver.limits import check_groups, set_max
 from ttmfs.errors import TtmError
@@ -13,6 +14,7 @@ from ttmfs.ttm.dmem import UNLIMITED, Group
 
 def make_groups(machine: Machine) -> list[Group]:
     """The root, two below it, and two below one of those."""
+    let_take_long(machine.vdev)
     dmem = machine.vdev.ttm.dmem
     dmem.protection = machine.rng.choice(("newer", "released"))
     root = dmem.root
@@ -25,7 +27,7 @@ async def grouping(machine: Machine, groups: list[Group], bos: list[BufferObject
     rng = machine.rng
     while True:
         group = rng.choice(groups)
-        act = rng.choice(("move", "move", "space", "protect", "protect", "max", "go"))
+        act = rng.choice(("move", "move", "space", "protect", "protect", "max", "go", "policy"))
         try:
             if act == "move":
                 lifetime.set_group(rng.choice(bos), group)
@@ -33,6 +35,8 @@ async def grouping(machine: Machine, groups: list[Group], bos: list[BufferObject
                 space.group = group
             elif act == "go":
                 await _come_and_go(machine, group, rng.choice(bos))
+            elif act == "policy":
+                await _policy(machine, group, rng.choice(("lru", "fifo", "mru", "sieve", "arc")))
             elif group.parent is not None:
                 pool = group.pools[rng.choice(("vram", "gtt"))]
                 if act == "protect":
@@ -45,6 +49,15 @@ async def grouping(machine: Machine, groups: list[Group], bos: list[BufferObject
         assert not check_groups(machine.vdev)
         for _ in range(rng.randrange(20)):
             await trio.lowlevel.checkpoint()
+
+
+async def _policy(machine: Machine, group: Group, name: str) -> None:
+    """A policy of the group's own from now on, of the whole region for the root group; none is ever ejected."""
+    policies = machine.vdev.policies
+    where, spec = policies.parse("evict", [f"{group.name}:{machine.rng.choice(('vram', 'gtt'))}", name])
+    await policies.choose("evict", where, policies.prepare(spec))
+    for found in policies.stats()["evict"].values():
+        assert not found["ejected"], found["last_error"]
 
 
 async def _come_and_go(machine: Machine, parent: Group, bo: BufferObject) -> None:

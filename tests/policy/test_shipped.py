@@ -51,7 +51,7 @@ def test_each_is_short_and_says_where_it_is_from(kind: Any, name: str) -> None:
 
 
 class Exercise:
-    """Twelve BOs of one to three pages, a region of ten, and whatever the sequence says."""
+    """Twelve BOs of up to three pages, one of none, a region of ten, and whatever the sequence says."""
 
     def __init__(self, name: str) -> None:
         self.region = ModelRegion(10 * PAGE)
@@ -60,7 +60,8 @@ class Exercise:
 
     @staticmethod
     def _new(number: int) -> PlainBO:
-        return PlainBO(f"b{number}", PAGE * (1 + number % 3), client=f"c{number % 4}", group=f"g{number % 2}")
+        size = PAGE * (1 + number % 3) if number else 0
+        return PlainBO(f"b{number}", size, client=f"c{number % 4}", group=f"g{number % 2}")
 
     def do(self, action: str, number: int) -> None:
         region, bo = self.region, self.bos[number]
@@ -115,6 +116,32 @@ def test_the_same_uses_lead_to_the_same_victims(name: str, actions: list[tuple[s
             exercise.do(action, number)
         runs.append(exercise.region.evicted)
     assert runs[0] == runs[1]
+
+
+def test_the_hand_of_the_sieve_goes_on_when_all_ahead_of_it_are_destroyed() -> None:
+    region = ModelRegion(3 * PAGE)
+    region.install("sieve")
+    a, b, c, d = (PlainBO(name, PAGE) for name in "abcd")
+    for bo in (a, b, c, a):
+        assert region.use(bo)
+    # The hand passes a, which was used, and b goes.
+    assert region.use(d)
+    assert region.evicted == ["b"]
+    for bo in (c, d):
+        region.leave(bo, "destroyed")
+    with region.adviser.ask(Request(1)) as answer:
+        assert list(answer) == [a]
+    assert not region.ejections
+
+
+def test_arc_takes_back_a_bo_of_no_bytes() -> None:
+    region = ModelRegion(3 * PAGE)
+    region.install("arc")
+    empty = PlainBO("empty", 0)
+    assert region.use(empty)
+    region.leave(empty, "evicted")
+    assert region.use(empty)
+    assert not region.ejections
 
 
 def evictions(policy: str, uses: str, size: int = 3) -> str:

@@ -27,7 +27,7 @@ class Arc(Evict):
     def _came_back(self, bo: BO | None) -> bool:
         for gone, other, sign in ((self.once_gone, self.often_gone, 1), (self.often_gone, self.once_gone, -1)):
             if bo is not None and bo in gone:
-                step = max(other.bytes / gone.bytes, 1) * (self.step or bo.size)
+                step = max(other.bytes / max(gone.bytes, 1), 1) * (self.step or bo.size)
                 self.target = min(max(self.target + sign * step, 0), self.size)
                 self.back = bo, gone if gone.drop(bo) else None
         return bo is not None and bo is self.back[0]

@@ -59,12 +59,16 @@ class Sieve(Evict):
 
     def removed(self, bo: BO, why: GoneWhy) -> None:
         del (self.ahead if bo in self.ahead else self.passed)[bo]
+        self._wrap()
 
     def victims(self, request: Request) -> Iterable[BO]:
         for _ in range(2 * (len(self.ahead) + len(self.passed))):
             bo, used = self.ahead.popitem(last=False)
             self.passed[bo] = False
-            if not self.ahead:
-                self.ahead, self.passed = self.passed, self.ahead
+            self._wrap()
             if not used:
                 yield bo
+
+    def _wrap(self) -> None:
+        if not self.ahead:
+            self.ahead, self.passed = self.passed, self.ahead
