@@ -8,9 +8,11 @@ from trio.testing import MockClock
 from tests.core.harness import MIB, PAGE, device, idle, make, move, pattern
 from ttmfs.driver import calls
 from ttmfs.driver.device import VirtualDevice
+from ttmfs.sync.fence import Fence
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm import access
 from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.clear import Clear
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.lifetime import release, set_size
 from ttmfs.ttm.managers import BuddyManager
@@ -108,3 +110,20 @@ async def test_memory_that_a_copy_still_reads_is_not_cleared(autojump_clock: Moc
         await trio.sleep(10)
         assert region(vdev).buddy.clear_free_pages == region(vdev).num_pages
         check_zeros(vdev)
+
+
+async def test_a_clear_looks_at_so_much_in_one_step() -> None:
+    async with device(vram=2 << 30, gtt=2 << 30, swap=0) as vdev:
+        bo = vdev.create_bo("a")
+        set_size(bo, 2 << 30)
+        await move(vdev, bo, "vram")
+        await idle(bo)
+        assert bo.resource is not None
+        clear = Clear(bo.resource, Fence(4711, 1, "a clear"))
+        steps = []
+        index = 0
+        while index < clear.num_pages:
+            steps.append(clear.next_to_move(index) - index)
+            index += steps[-1]
+        assert max(steps) <= 1 << 16
+        assert len(steps) > 1

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ttmfs.errors import TtmError
 from ttmfs.ttm.account import Account
-from ttmfs.ttm.dmem import UNLIMITED, Dmem, Group, Pool
+from ttmfs.ttm.dmem import MAX_DEPTH, UNLIMITED, Dmem, Group, Pool
 from ttmfs.ttm.protection import Search, Spared, common_ancestor, why_spared
 
 # -- the rules, plainly: struct page_counter, written down from mm/page_counter.c ------------------------------------
@@ -262,3 +262,19 @@ def test_a_group_that_has_something_or_somebody_below_it_is_not_removed() -> Non
     assert "child" not in limit.children
     limit.remove()
     assert child.live is pools["top"].group
+
+
+def test_groups_nest_so_deep_and_no_deeper() -> None:
+    dmem = Dmem({"vram": 1 << 20})
+    group = dmem.root
+    for _ in range(MAX_DEPTH):
+        group = group.make("a")
+    with pytest.raises(TtmError) as caught:
+        group.make("a")
+    assert caught.value.errno == errno.EAGAIN
+    assert [each.name for each in dmem.root.walk()] == [
+        "",
+        *("/".join("a" * depth) for depth in range(1, MAX_DEPTH + 1)),
+    ]
+    group.pools["vram"].charge(5)
+    assert not list(dmem.check({"vram": 5}))

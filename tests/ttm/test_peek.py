@@ -182,3 +182,32 @@ async def test_somebody_brings_the_page_back_while_it_is_stored_anew(monkeypatch
         assert calls_made
         assert await peek(bo, 0, 8 * PAGE) == b"y" * (8 * PAGE)
         assert bo.snapshot() == b"bbsbbbbb"
+
+
+async def test_what_failed_half_way_is_seen_by_clients() -> None:
+    """A READ that was answered during the first INVAL is in a client's cache, with what was there before."""
+
+    class Cache:
+        held = b""
+
+        async def invalidate(self, bo: BufferObject, first: int, count: int) -> None:
+            again = not bo.resv.locked or self.held
+            self.held = b""
+            await trio.lowlevel.checkpoint()
+            if not again:
+                self.held = bytes(await access.read(bo, 0, PAGE))
+
+    async with device() as vdev:
+        bo = await make(vdev, "a", PAGE)
+        set_size(bo, 4 * PAGE)
+        cache = vdev.ttm.unmapper = Cache()
+        assert bo.dirty is not None
+        bo.dirty.take()
+        failure = vdev.ttm.inject["page_alloc"]
+        failure.probability, failure.times = 100, -1
+        with fails(errno.ENOMEM):
+            await poke(bo, 0, b"N" * 2 * PAGE)
+        failure.probability = 0
+        assert await peek(bo, 0, PAGE) == b"N" * PAGE
+        assert cache.held == b"", "a client has the old bytes still"
+        assert bo.dirty.take()

@@ -3,13 +3,14 @@
 import errno
 import random
 from functools import partial
+from typing import Any
 
 import pytest
 import trio
 
 from tests.core.harness import MIB, PAGE, device, idle, make, move, outcome, pattern
 from ttmfs.driver.device import VirtualDevice
-from ttmfs.ttm import access
+from ttmfs.ttm import access, backup
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.lifetime import set_size
@@ -125,3 +126,45 @@ async def test_appended_tails_under_a_storm(seed: int) -> None:
             stop.set()
         for bo, model in bos:
             assert await peek(bo, 0, len(model)) == model
+
+
+async def test_one_with_a_tail_in_the_store_makes_way_although_memory_could_not_hold_it() -> None:
+    async with device(vram=4 * MIB, gtt=64 * MIB, memory=32 * MIB, swap=64 * MIB) as vdev:
+        bo, content = await with_tail(vdev, MIB, 24 * MIB)
+        await shrink(vdev.ttm, 1 << 30, OperationContext())
+        stored = bo.need_tt().backed_up_pages
+        assert stored == 23 * MIB // PAGE
+        pinned = await make(vdev, "pinned", 20 * MIB)
+        pinned.pin()
+        other = await make(vdev, "b", MIB, place="vram")
+        await idle(other)
+        wanted = await make(vdev, "c", 3 * MIB)
+        await move(vdev, wanted, "vram")
+        assert (wanted.mem_type, bo.mem_type, other.mem_type) == ("vram", "system", "vram")
+        assert bo.need_tt().backed_up_pages == stored, "it came back for nothing"
+        pinned.unpin()
+        await idle(bo)
+        assert await peek(bo, 0, 24 * MIB) == content
+
+
+async def test_a_write_across_the_border_beside_a_slow_backup_takes_memory_for_the_tail_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with device(vram=8 * MIB, gtt=16 * MIB, fault_timeout=0.2) as vdev, trio.open_nursery() as nursery:
+        bo, content = await with_tail(vdev, MIB, 2 * MIB)
+        go_on, store_pages = trio.Event(), backup.store_pages
+
+        async def slowly(*args: Any, **more: Any) -> Any:
+            await go_on.wait()
+            return await store_pages(*args, **more)
+
+        monkeypatch.setattr(backup, "store_pages", slowly)
+        nursery.start_soon(shrink, vdev.ttm, 1 << 30, OperationContext())
+        while not bo.copies:
+            await trio.lowlevel.checkpoint()
+        await access.write(bo, MIB - 2 * PAGE, b"W" * 4 * PAGE)
+        go_on.set()
+        await idle(bo)
+        assert not len(bo.need_tt().present_in(0, bo.own_pages))
+        wanted = content[: MIB - 2 * PAGE] + b"W" * 4 * PAGE + content[MIB + 2 * PAGE :]
+        assert await peek(bo, 0, 2 * MIB) == wanted

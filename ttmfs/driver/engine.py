@@ -200,7 +200,7 @@ class CopyEngine:
 
     async def _execute(self, queued: _Queued) -> None:
         copy = queued.copy
-        seconds = self.link.seconds(copy.pages_to_move * PAGE_SIZE)
+        seconds = self.link.seconds(copy.pages_to_move * PAGE_SIZE if self.link.bandwidth else 0)
         if seconds:
             await trio.sleep(seconds)
         await self._resumed.wait()
@@ -247,7 +247,7 @@ class CopyEngine:
         requests = queued.bo.device.counters.requests
         pace = Pace(requests.read + requests.write)
         index = moved = 0
-        half = (copy.pages_to_move - CLEAR_STEP_PAGES) // 2
+        half = (copy.pages_to_move - CLEAR_STEP_PAGES) // 2 if fail else 0
         while (index := copy.next_to_move(index)) < copy.num_pages:
             if fail and moved >= half:
                 raise _InjectedError

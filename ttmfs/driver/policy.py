@@ -87,10 +87,15 @@ class DefaultDriver:
             want(bo, bo.placement)
 
     def evict_flags(self, bo: BufferObject) -> Placement:
-        """xe_evict_flags: vram → gtt (or system when gtt can never hold it), gtt → system, purgeable → nowhere."""
+        """xe_evict_flags: vram → gtt (or system when gtt can never hold it), gtt → system, purgeable → nowhere.
+
+        What has a tail in the store goes to system: in gtt all of it would have to come back first.
+        """
         if bo.purgeable:
             return NOWHERE
         if bo.mem_type not in (GTT, SYSTEM):
+            if _is_partly_stored(bo):
+                return (Place(SYSTEM),)
             return (Place(GTT), Place(SYSTEM, flags=PlaceFlag.FALLBACK))
         return (Place(SYSTEM),)
 
@@ -147,7 +152,7 @@ class DefaultDriver:
         What has grown beyond all of gtt goes straight to system: it could never be evicted otherwise.
         """
         if resource.mem_type == SYSTEM:
-            return bo.num_pages <= self.vdev.ttm.managers[GTT].num_pages
+            return not _is_partly_stored(bo) and bo.num_pages <= self.vdev.ttm.managers[GTT].num_pages
         return not resource.manager.use_tt and self._has_tail(bo, resource)
 
     @staticmethod
@@ -220,3 +225,8 @@ class DefaultDriver:
             await bo.resv.wait(Usage.WRITE, IDLE_TIMEOUT)
             return tuple(bo.resv.get_fences(Usage.WRITE))
         return () if fence_for_all is None else tuple(unwrap(fence_for_all))
+
+
+def _is_partly_stored(bo: BufferObject) -> bool:
+    """Has it pages in the swap store? Behind what a region has of it, that is where a tail may be."""
+    return bo.tt is not None and bo.tt.backed_up_pages > 0

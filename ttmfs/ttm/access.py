@@ -244,7 +244,7 @@ async def _wait_for_copy(bo: BufferObject, first: int, count: int, request: Requ
                 return
             if copy.src is copy.dst:
                 # A backup whose store takes its time. It finds the page touched and leaves it in memory.
-                bo.need_tt().populate_range(first, count, use_reserve=True)
+                bo.need_tt().populate_range(index, first + count - index, use_reserve=True)
                 return
             raise TtmError(errno.EIO, f"write to {bo.name!r}: a copy did not end in {bo.device.fault_timeout:g} s")
         if at_once.has_hole(backing, index, first + count, copy):

@@ -21,6 +21,8 @@ from ttmfs.units import PAGE_SIZE
 
 _LOOK_PAGES: Final = 1 << 10
 """Pages that a clear looks at together for whether any of them is dirty."""
+_LOOK_AT_MOST: Final = 1 << 16
+"""Pages that it passes over in one step."""
 _WINDOW_PAGES: Final = 1 << 14
 """64 MiB: of how much of a region the dirty free pages are looked for together."""
 
@@ -40,9 +42,10 @@ class Clear(Copy):
         return self._dirty(0, self.num_pages)
 
     def next_to_move(self, index: int) -> int:
-        """As of a copy: past what is zero."""
-        while index < self.num_pages and not self._dirty(index, _LOOK_PAGES):
-            index = min(index + _LOOK_PAGES, self.num_pages)
+        """As of a copy: past what is zero, but not past so much that others wait for the look."""
+        end = min(index + _LOOK_AT_MOST, self.num_pages)
+        while index < end and not self._dirty(index, _LOOK_PAGES):
+            index = min(index + _LOOK_PAGES, end)
         return index
 
     def step(self, index: int, count: int) -> None:

@@ -18,6 +18,8 @@ from ttmfs.units import format_size
 
 UNLIMITED: Final = (1 << 63) - 1
 """PAGE_COUNTER_MAX, as the files' `max`."""
+MAX_DEPTH: Final = 64
+"""Groups in each other (cgroup.max.depth): a charge goes up all of them."""
 
 Protection = Literal["newer", "released"]
 """Which kernel: the newer series, in which protection counts when space is allocated too, or 6.14 to 7.0."""
@@ -211,7 +213,9 @@ class Group:
         return any(pool.usage for pool in self.pools.values())
 
     def make(self, leaf: str) -> "Group":
-        """A new group below it. The caller has looked whether there is one of that name."""
+        """A new group below it. The caller has looked whether there is one of that name. TtmError(EAGAIN): too deep."""
+        if sum(1 for _ in self.chain) > MAX_DEPTH:
+            raise TtmError(errno.EAGAIN, f"{str(self)[:80]} is {MAX_DEPTH} groups deep, which is the most there may be")
         group = Group(self.dmem, f"{self.name}/{leaf}" if self.name else leaf, self)
         self.children[leaf] = group
         self.dmem.count += 1
@@ -240,9 +244,11 @@ class Group:
 
     def walk(self) -> Iterator["Group"]:
         """It and all below it, parents first."""
-        yield self
-        for group in tuple(self.children.values()):
-            yield from group.walk()
+        left = [self]
+        while left:
+            group = left.pop()
+            yield group
+            left += reversed(group.children.values())
 
 
 class Dmem:

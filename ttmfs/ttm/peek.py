@@ -10,7 +10,7 @@ Pages go by in steps. Between the last look at where a page is and its bytes the
 
 import errno
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Final
 
 import numpy as np
@@ -68,16 +68,28 @@ async def poke(bo: BufferObject, offset: int, data: bytes) -> None:
     if not data:
         return
     first, count = offset >> PAGE_SHIFT, pages_of(end) - (offset >> PAGE_SHIFT)
-    if bo.external:
-        await _exporter(bo).write(offset, data)
-    elif not bo.placed:
+    if not bo.external and not bo.placed:
         # It has no bytes anywhere yet: its first WRITE decides where they are.
         await access.write(bo, offset, data)
-    else:
-        async with _held(bo):
+        await _publish(bo, first, count)
+        return
+    async with AsyncExitStack() as stack:
+        if not bo.external:
+            await stack.enter_async_context(_held(bo))
             await _wait_for_moves(bo)
             await unmap_virtual(bo, first, count)
-            await _write_steps(bo, offset, data)
+        try:
+            if bo.external:
+                await _exporter(bo).write(offset, data)
+            else:
+                await _write_steps(bo, offset, data)
+        finally:
+            # What failed half way has written what was before it.
+            await _publish(bo, first, count)
+
+
+async def _publish(bo: BufferObject, first: int, count: int) -> None:
+    """Somebody else than a client has written these pages (R7)."""
     bo.content_changed()
     if bo.dirty is not None:
         bo.dirty.wrote(first, first + count)
