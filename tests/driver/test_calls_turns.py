@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import trio
 
-from tests.core.harness import PAGE, device, idle, make
+from tests.core.harness import MIB, PAGE, device, idle, make, move
 from tests.turns import LongestStep, Turns, ticking_clock
 from ttmfs.driver import calls
 from ttmfs.driver.device import VirtualDevice
@@ -117,3 +117,21 @@ async def test_nobody_waits_longer_for_the_worst_of_them(name: str) -> None:
             with LongestStep() as longest:
                 await call(vdev, bos)
             assert longest.seconds < LONGEST, f"{name}: {longest}"
+
+
+@pytest.mark.parametrize("size", [None, 2 * MIB], ids=["all", "some"])
+async def test_evicting_a_region_ends_although_something_comes_back_all_the_time(size: int | None) -> None:
+    async with device() as vdev, trio.open_nursery() as nursery:
+        bo = await make(vdev, "a", MIB, place="vram")
+        await make(vdev, "b", MIB, place="vram")
+
+        async def come_back() -> None:
+            while True:
+                await move(vdev, bo, "vram")
+                await trio.lowlevel.checkpoint()
+
+        nursery.start_soon(come_back)
+        with trio.fail_after(30):
+            done = await calls.evict_region(vdev, "vram", size, OperationContext())
+        assert 1 <= done["evictions"] <= 3
+        nursery.cancel_scope.cancel()

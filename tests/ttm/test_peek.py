@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tests.core.harness import MIB, PAGE, check, device, fails, idle, lru_names, make, move, pattern
 from ttmfs.driver import calls
 from ttmfs.driver.device import VirtualDevice
+from ttmfs.driver.dirty import DirtyTracker
 from ttmfs.ttm import access
 from ttmfs.ttm.backup import BackupFlags
 from ttmfs.ttm.bo import BufferObject
@@ -201,7 +202,7 @@ async def test_what_failed_half_way_is_seen_by_clients() -> None:
         bo = await make(vdev, "a", PAGE)
         set_size(bo, 4 * PAGE)
         cache = vdev.ttm.unmapper = Cache()
-        assert bo.dirty is not None
+        assert isinstance(bo.dirty, DirtyTracker)
         bo.dirty.take()
         failure = vdev.ttm.inject["page_alloc"]
         failure.probability, failure.times = 100, -1

@@ -12,14 +12,13 @@ from typing import Any
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.locking import reserved, with_all_reserved
 from ttmfs.errors import TtmError
-from ttmfs.sync.pace import Pace
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm.advice import trace_use, used, want
 from ttmfs.ttm.backup import BackupFlags
 from ttmfs.ttm.bo import PURGED, BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.device import suspended_error
-from ttmfs.ttm.evict import evict_all, evict_first
+from ttmfs.ttm.evict import evict_all, evict_until
 from ttmfs.ttm.placement import SYSTEM, Placement
 from ttmfs.ttm.populate import populate_all
 from ttmfs.ttm.shrinker import bo_shrink, shrink
@@ -152,9 +151,7 @@ async def evict_region(vdev: VirtualDevice, region: str, size: int | None, ctx: 
             if size is None:
                 await evict_all(manager, ctx)
             else:
-                pace = Pace()
-                while before - manager.usage < size and await evict_first(manager, ctx):
-                    await pace.step()
+                await evict_until(manager, ctx, lambda: before - manager.usage >= size)
     return {"bytes_moved": ctx.done.bytes_moved, "evictions": ctx.done.evictions, "bytes_freed": before - manager.usage}
 
 

@@ -1,5 +1,7 @@
 """Evict a region: the first of its LRU, or all of it (ttm_bo_evict_first, ttm_resource_manager_evict_all)."""
 
+from collections.abc import Callable
+
 from ttmfs.sync.pace import Pace
 from ttmfs.ttm.advised import first_named
 from ttmfs.ttm.bo import BufferObject
@@ -58,10 +60,21 @@ async def evict_one(resource: Resource, ctx: OperationContext, turn: Turn) -> Co
     return None
 
 
-async def evict_all(manager: ResourceManager, ctx: OperationContext) -> None:
-    """ttm_resource_manager_evict_all: until the LRU is empty, then until the last copy out of it is done."""
+async def evict_until(manager: ResourceManager, ctx: OperationContext, done: Callable[[], bool]) -> None:
+    """evict_first until `done`, or the LRU is empty, as often at most as there are items when it begins.
+
+    What comes back all the time (for an atomic access of the device, say) and is evicted all the time would keep both
+    from ever coming to an end.
+    """
     pace = Pace()
-    while await evict_first(manager, ctx):
+    for _ in range(manager.lru.count):
+        if done() or not await evict_first(manager, ctx):
+            return
         await pace.step()
+
+
+async def evict_all(manager: ResourceManager, ctx: OperationContext) -> None:
+    """ttm_resource_manager_evict_all: what is on the LRU; then until the last copy out of it is done."""
+    await evict_until(manager, ctx, lambda: False)
     for fence in list(manager.pending_eviction_fences()):
         await fence.wait()
