@@ -218,7 +218,7 @@ def test_low_is_lowered_once_and_only_where_it_was_in_the_way() -> None:
     assert search.spares(pools["sibling"], NOBODY) == ""
     assert search.takes_low(pools["sibling"])
     assert not search.lower()
-    search.raise_again()
+    search = Search(root)
     pools["top"].protect(low=0, min=20)
     assert search.spares(pools["sibling"], NOBODY) == "min"
     assert not search.lower()

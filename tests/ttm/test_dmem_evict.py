@@ -3,7 +3,7 @@
 import errno
 import random
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import trio
@@ -13,7 +13,7 @@ from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.limits import check_groups, set_max
 from ttmfs.driver.locking import reserved
 from ttmfs.errors import TtmError
-from ttmfs.ttm import access, lifetime
+from ttmfs.ttm import access, lifetime, space
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.contention import Held
 from ttmfs.ttm.context import OperationContext
@@ -265,3 +265,29 @@ async def test_sums_agree_and_no_byte_is_wrong_whatever_happens(seed: int) -> No
             await vdev.ttm.ghost_gone.park()
         for group in reversed(groups[1:]):
             group.remove()
+
+
+async def test_two_who_need_space_take_no_more_than_what_is_above_low(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each sees the same excess of one BO, and waits while a BO is evicted."""
+    evict_bo = space.evict_bo
+
+    async def slowly(*args: Any, **more: Any) -> None:
+        for _ in range(5):
+            await trio.lowlevel.checkpoint()
+        await evict_bo(*args, **more)
+
+    async with device(vram=8 * MIB, gtt=32 * MIB) as vdev:
+        game, browser = (vdev.ttm.dmem.root.make(name) for name in ("game", "browser"))
+        textures = [await theirs(vdev, game, f"texture{number}") for number in range(5)]
+        tabs = [await theirs(vdev, browser, f"tab{number}") for number in range(3)]
+        new = [await theirs(vdev, browser, name, place="") for name in ("x", "y")]
+        vram(game).protect(low=4 * MIB)
+        monkeypatch.setattr(space, "evict_bo", slowly)
+        async with trio.open_nursery() as nursery:
+            for bo in new:
+                nursery.start_soon(move, vdev, bo, VRAM)
+        assert places(*textures).count("gtt") == 1
+        assert places(*new) == "vram vram"
+        assert vram(game).leaving == 0
+        for bo in (*textures, *tabs, *new):
+            await check(bo)

@@ -30,7 +30,7 @@ class Pool:
 
     __slots__ = (
         "_claims_low", "_claims_min", "_dmem", "chain", "children_low", "children_min", "evictions", "group",
-        "low", "low_events", "max", "max_events", "min", "parent", "peak", "region", "usage",
+        "leaving", "low", "low_events", "max", "max_events", "min", "parent", "peak", "region", "usage",
     )  # fmt: skip
 
     def __init__(self, dmem: "Dmem", group: "Group", region: str, parent: "Pool | None") -> None:
@@ -41,6 +41,8 @@ class Pool:
         self.chain: tuple[Pool, ...] = (self, *(() if parent is None else parent.chain))
         """It and all above it, the root last."""
         self.usage = self.peak = 0
+        self.leaving = 0
+        """Bytes that are being evicted: two who see the same excess would else take twice as much as there is."""
         self.max = UNLIMITED
         self.min = self.low = 0
         self.children_min = self.children_low = 0
@@ -61,6 +63,12 @@ class Pool:
     def uncharge(self, size: int) -> None:
         """It has given `size` back (page_counter_uncharge)."""
         self.charge(-size)
+
+    def leave(self, size: int) -> None:
+        """`size` more of what it has is being evicted (less, if negative: it has gone, or stays)."""
+        self._dmem.changes += 1
+        for pool in self.chain:
+            pool.leaving += size
 
     def over(self, size: int, *, but: "Pool | None" = None) -> "Pool | None":
         """The nearest one whose `max` does not let `size` more in; None: they may be charged.

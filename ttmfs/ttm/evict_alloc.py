@@ -30,15 +30,16 @@ async def evict_alloc(walk: Walk) -> Resource | None:
     """ttm_bo_evict_alloc: evict from a region until the walk's BO fits into its place; None when that cannot be done.
 
     Then `walk.ctx.done.contended` says whether it might be done later. TtmError for errors that end the whole validate.
-    Whom `low` protects goes only when nobody else is left, first among those that are free, then among all.
+    Whom `low` protects goes only when nobody else is left, not even one to wait for. The kernel, whose waits hold a
+    ticket only, gives `low` up already when all others are locked.
     """
     search = walk.search
+    may_wait = not walk.ctx.no_wait_gpu
     resource = await _walk_anew(walk, None)
-    if resource is None and search.lower():
+    if resource is None and not may_wait and search.lower():
         resource = await _walk_anew(walk, None)
-    if resource is not None or walk.ctx.no_wait_gpu:
+    if resource is not None or not may_wait:
         return resource or _try_alloc(walk)
-    search.raise_again()
     resource = await _wait_for_victims(walk)
     if resource is None and search.lower():
         resource = await _wait_for_victims(walk)

@@ -30,9 +30,10 @@ def why_spared(test: Pool, limit: Pool | None, *, ignore_low: bool) -> Spared:
         if limit not in test.chain:
             return "outside"
     least, low = test.effective(limit)
-    if test.usage <= least:
+    stays = test.usage - test.leaving
+    if stays <= least:
         return "min"
-    return "low" if test.usage <= low and not ignore_low else ""
+    return "low" if stays <= low and not ignore_low else ""
 
 
 def common_ancestor(one: Pool, other: Pool) -> Pool:
@@ -125,8 +126,3 @@ class Search:
         self.ignore_low = True
         self._known = {}
         return True
-
-    def raise_again(self) -> None:
-        """`low` is respected again."""
-        self.ignore_low = self.hit_low = False
-        self._known = {}

@@ -226,6 +226,9 @@ async def _evict_candidate(walk: Walk, resource: Resource, position: int) -> boo
         return False
     pool = resource.pool
     despite_low = pool is not None and walk.search.takes_low(pool)
+    size = resource.num_pages * PAGE_SIZE
+    if pool is not None:
+        pool.leave(size)
     try:
         await evict_bo(resource.bo, walk.ctx, for_bo=walk.bo.name, position=position)
     except TtmError as error:
@@ -233,6 +236,9 @@ async def _evict_candidate(walk: Walk, resource: Resource, position: int) -> boo
             walk.refused[resource] = None
             return False
         raise
+    finally:
+        if pool is not None:
+            pool.leave(-size)
     walk.evicted += 1
     if despite_low and pool is not None:
         pool.low_events += 1
