@@ -1,5 +1,6 @@
 """Faults of the device get there in the end: ranges that are unmapped meanwhile, ranges that evict each other."""
 
+import errno
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from trio.testing import MockClock
 
 from tests.svm.conftest import MIB, MakeDevice
 from tests.svm.page_cache import PAGE
+from ttmfs.errors import TtmError
 from ttmfs.svm import calls, fault, migrate
 from ttmfs.svm.fault import VRAM_TRIES
 
@@ -34,6 +36,27 @@ async def test_an_atomic_goes_on_however_often_its_range_is_unmapped(
         assert (await calls.gpu_atomic_add(space, 16 * PAGE, 5))["value"] == 5
         assert await device.cache.load(space, 8 * PAGE, 4) == b"kept"
         assert device.locations(space)[0][2] == "vram" or device.svm.counters.migrations_in
+        await device.check_nothing_left()
+
+
+async def test_an_atomic_goes_on_however_often_clients_touch_its_range(
+    svm_device: MakeDevice, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with svm_device() as device:
+        space = device.space(2 * MIB)
+        real, times = migrate._invalidate_cpu, 0
+
+        async def invalidate(*arguments: Any) -> None:
+            nonlocal times
+            times += 1
+            if times <= VRAM_TRIES + 2:
+                await trio.lowlevel.checkpoint()
+                raise TtmError(errno.EBUSY, "clients keep touching the range")
+            await real(*arguments)
+
+        monkeypatch.setattr(migrate, "_invalidate_cpu", invalidate)
+        assert (await calls.gpu_atomic_add(space, 16 * PAGE, 5))["value"] == 0
+        assert times == VRAM_TRIES + 3
         await device.check_nothing_left()
 
 

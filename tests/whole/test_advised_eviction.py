@@ -20,6 +20,7 @@ from ttmfs.ttm import access
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.lifetime import release, set_madvise, set_size
+from ttmfs.ttm.placement import PlaceFlag
 
 
 @pytest.fixture(autouse=True)
@@ -329,3 +330,17 @@ async def test_a_policy_knows_at_every_moment_who_is_there() -> None:
                     bos[bos.index(bo)] = await make(vdev, f"n{rng.random()}", MIB // 2)
                 assert {view.name for view in told.here} == in_region(vdev, bos, "vram")
             assert vdev.policies.stats()["evict"]["vram"]["ejected"] == 0
+
+
+async def test_who_bounces_through_a_region_is_not_handed_over_to_its_policy() -> None:
+    """It is gone at once, and nobody is ejected for not naming it."""
+    async with device() as vdev:
+        bo = await make(vdev, "a", place="gtt")
+        assert bo.resource is not None
+        bo.resource.flags |= PlaceFlag.TEMPORARY
+        told = Told()
+        await install(vdev, told, "gtt")
+        assert told.take() == [f"attach gtt {vdev.ttm.managers['gtt'].size}"]
+        assert vdev.policies.evict["gtt"].a_victim(Request(1)) is None
+        bo.resource.flags &= ~PlaceFlag.TEMPORARY
+        await move(vdev, bo, "system")

@@ -18,7 +18,7 @@ from ttmfs.ttm.device import Device
 from ttmfs.ttm.dmem import Group
 from ttmfs.ttm.lru import NUM_PRIORITIES
 from ttmfs.ttm.lru_cursor import LruCursor
-from ttmfs.ttm.placement import SYSTEM
+from ttmfs.ttm.placement import SYSTEM, PlaceFlag
 from ttmfs.ttm.resource import Resource, ResourceManager
 
 Protects = Callable[[BufferObject], bool]
@@ -195,7 +195,8 @@ class RegionAdviser:
 
     def _resident(self, bo: BufferObject) -> Iterator[BO]:
         resource = bo.resource
-        here = resource is not None and resource.manager is self.manager
+        # One that bounces here is nobody's, as `ttm.advice.tell` has it.
+        here = resource is not None and resource.manager is self.manager and PlaceFlag.TEMPORARY not in resource.flags
         if here and not bo.ghost and not bo.deleted and not gives_nothing(bo):
             bo.adviser = self
             yield view_of(bo)

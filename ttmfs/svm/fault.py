@@ -116,7 +116,8 @@ async def _handle_fault(
                 await _start_over(space, tally)
                 continue
             if failure is not None:
-                tries -= 1
+                # Clients that go on touching it are a reason of the moment: that ends with the fault's time.
+                tries -= failure.errno != errno.EBUSY
                 if devmem_only and not tries:
                     raise failure
                 # Once only: the full retry goes on with system pages.
