@@ -291,3 +291,26 @@ async def test_two_who_need_space_take_no_more_than_what_is_above_low(monkeypatc
         assert vram(game).leaving == 0
         for bo in (*textures, *tabs, *new):
             await check(bo)
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_a_group_never_has_more_than_its_max(seed: int) -> None:
+    """`peak` is the most that it ever had, whoever moves in and out at the same time."""
+    rng = random.Random(seed)
+    async with device(vram=8 * MIB, gtt=32 * MIB) as vdev:
+        above = vdev.ttm.dmem.root.make("above")
+        below = above.make("below")
+        vram(above).max, vram(below).max = 4 * MIB, 3 * MIB
+        bos = [await theirs(vdev, (above, below)[number % 2], f"b{number}", place="") for number in range(10)]
+
+        async def come_and_go(bo: BufferObject) -> None:
+            for _ in range(20):
+                await outcome(partial(move, vdev, bo, rng.choice((VRAM, VRAM, "gtt"))))
+
+        async with trio.open_nursery() as nursery:
+            for bo in bos:
+                nursery.start_soon(come_and_go, bo)
+        assert (vram(above).peak, vram(below).peak) == (4 * MIB, 3 * MIB)
+        assert check_groups(vdev) == []
+        for bo in bos:
+            await check(bo)
