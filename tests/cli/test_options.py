@@ -179,6 +179,8 @@ def test_help_names_every_field_of_the_config() -> None:
 
 @pytest.mark.parametrize("command", ["mount", "umount", "run", "status", "doctor"])
 def test_every_command_has_help_with_both_spellings(command: str) -> None:
+    """Also where its help was first asked for without its group."""
+    assert CliRunner().invoke(cli.load(command), ["--help"]).exit_code == 0
     for flag in ("-h", "--help"):
         result = CliRunner().invoke(cli.main, [command, flag])
         assert result.exit_code == 0

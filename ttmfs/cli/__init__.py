@@ -12,6 +12,8 @@ import click
 import ttmfs
 from ttmfs.fstab import is_asked_for
 
+_HELP: Final[dict[str, Any]] = {"help_option_names": ["-h", "--help"]}
+
 
 class Command(click.Command):
     """A command by its name and what `ttmfs --help` says of it; the rest is loaded when it is used."""
@@ -25,6 +27,8 @@ class Command(click.Command):
         module, name = self.where.split(":")
         command = getattr(import_module(module), name)
         assert isinstance(command, click.Command)
+        # A command keeps the help option that it made first: without its group it would never know the short one.
+        command.context_settings.update(_HELP)
         return command
 
     def make_context(self, *arguments: Any, **more: Any) -> click.Context:
@@ -70,7 +74,7 @@ class _Main(click.Group):
         return super().parse_args(ctx, ["fstab", *args] if is_asked_for(args, self.commands) else args)
 
 
-@click.group(cls=_Main, commands=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Main, commands=COMMANDS, context_settings=_HELP)
 @click.version_option(ttmfs.__version__)
 def main() -> None:
     """The Linux kernel's TTM memory manager in user space, as a mounted file system.
