@@ -24,7 +24,7 @@ from ttmfs.fs.tree.spaces import status as space_status
 from ttmfs.fs.tree.stat_keys import key_of, leaves
 from ttmfs.observe.inject import PLACES
 from ttmfs.svm.names import SpaceNames
-from ttmfs.svm.svm import Svm
+from ttmfs.svm.spaces import Svm
 
 MIB = 1 << 20
 

@@ -34,7 +34,7 @@ from ttmfs.observe.inject import PLACES
 from ttmfs.svm import cpu
 from ttmfs.svm.audit import check_svm
 from ttmfs.svm.names import SpaceNames
-from ttmfs.svm.svm import Svm
+from ttmfs.svm.spaces import Svm
 from ttmfs.sync import offload
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm import access

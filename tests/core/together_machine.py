@@ -9,7 +9,7 @@ from ttmfs.driver.config import Config
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.errors import TtmError
 from ttmfs.observe.inject import PLACES
-from ttmfs.svm.svm import Svm
+from ttmfs.svm.spaces import Svm
 from ttmfs.ttm import access
 from ttmfs.ttm.bo import BufferObject
 

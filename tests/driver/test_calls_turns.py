@@ -54,7 +54,7 @@ async def test_others_run_between_one_and_the_next(monkeypatch: pytest.MonkeyPat
     async with device() as vdev:
         bos = [await make(vdev, f"bo{number}", PAGE, place="vram") for number in range(BOS)]
         await idle(*bos)
-        monkeypatch.setattr("ttmfs.ttm.space.take", noted)
+        monkeypatch.setattr("ttmfs.ttm.mem_space.take", noted)
         with ticking_clock(us=200), turns:
             await call(vdev, bos)
         assert {bo.mem_type for bo in bos} == {"gtt"}

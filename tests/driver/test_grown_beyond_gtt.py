@@ -9,7 +9,7 @@ from tests.core.harness import MIB, device, idle, make, move, pattern
 from ttmfs.driver import calls
 from ttmfs.driver.config import Config
 from ttmfs.errors import TtmError
-from ttmfs.ttm import access, populate, space
+from ttmfs.ttm import access, mem_space, populate
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.lifetime import set_size
@@ -40,14 +40,14 @@ async def test_one_that_grows_beyond_gtt_while_others_leave_it_goes_to_system(
         await move(vdev, bo, "vram")
         await move(vdev, victim, "gtt")
         await idle(bo)
-        real = space.evict_bo
+        real = mem_space.evict_bo
 
         async def grows(leaves: BufferObject, *arguments: Any, **options: Any) -> None:
             await real(leaves, *arguments, **options)
             if leaves is victim:
                 set_size(bo, 5 * MIB)
 
-        monkeypatch.setattr(space, "evict_bo", grows)
+        monkeypatch.setattr(mem_space, "evict_bo", grows)
         await calls.evict_one(vdev, bo, OperationContext())
         assert bo.size == 5 * MIB, "it was to grow while its victim leaves gtt"
         assert (victim.mem_type, bo.mem_type) == ("system", "system")

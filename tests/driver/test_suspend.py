@@ -12,8 +12,8 @@ from ttmfs.driver.locking import reserved_dead_or_alive
 from ttmfs.errors import TtmError
 from ttmfs.ttm import lifetime
 from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.mem_space import mem_space, move_to
 from ttmfs.ttm.placement import Place
-from ttmfs.ttm.space import mem_space, move_to
 from ttmfs.ttm.validate import validate
 
 

@@ -25,7 +25,7 @@ from ttmfs.fs.kernel.opening import Opening
 from ttmfs.svm import cpu
 from ttmfs.svm.audit import check_svm
 from ttmfs.svm.names import SpaceNames
-from ttmfs.svm.svm import Svm
+from ttmfs.svm.spaces import Svm
 from ttmfs.ttm import access
 from ttmfs.ttm.placement import parse_placement
 from ttmfs.units import parse_size

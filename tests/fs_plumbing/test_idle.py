@@ -19,7 +19,7 @@ from ttmfs.fs.kernel.opening import Opening
 from ttmfs.fs.tree import trace_pipe
 from ttmfs.fs.tree.trace_pipe import PipeHandle, TracePipe
 from ttmfs.observe.trace import Trace
-from ttmfs.svm.svm import Svm
+from ttmfs.svm.spaces import Svm
 
 MIB = 1 << 20
 

@@ -20,7 +20,7 @@ from ttmfs.fs.commands.command import Command, Machine
 from ttmfs.fs.commands.handles import CommandHandle, CommandOutcome
 from ttmfs.fs.commands.runner import Runner
 from ttmfs.fs.kernel.opening import Opening
-from ttmfs.svm.svm import Svm
+from ttmfs.svm.spaces import Svm
 
 MIB = 1 << 20
 OWNER, A, B = 1000, 2000, 3000

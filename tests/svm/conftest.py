@@ -13,7 +13,7 @@ from ttmfs.driver.config import Config
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.svm.audit import check_svm
 from ttmfs.svm.space import AddressSpace
-from ttmfs.svm.svm import Svm
+from ttmfs.svm.spaces import Svm
 from ttmfs.svm.tables import ranges_text
 from ttmfs.sync import offload
 

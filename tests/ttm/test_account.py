@@ -17,7 +17,7 @@ from ttmfs.driver.submit import submit_job
 from ttmfs.errors import TtmError
 from ttmfs.svm import calls as svm_calls
 from ttmfs.svm import cpu
-from ttmfs.svm.svm import Svm
+from ttmfs.svm.spaces import Svm
 from ttmfs.ttm import access, lifetime
 from ttmfs.ttm.backup import BackupFlags
 from ttmfs.ttm.bo import BufferObject

@@ -37,7 +37,7 @@ from ttmfs.ttm import backup as backup_module
 from ttmfs.ttm.backup import BackupFlags
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
-from ttmfs.ttm.swap_io import StepSize
+from ttmfs.ttm.store_io import StepSize
 
 PAGES = 64
 T = TypeVar("T")

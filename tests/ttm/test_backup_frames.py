@@ -29,7 +29,7 @@ from ttmfs.memory.arena import FRAME_PAGES
 from ttmfs.memory.stores import ShmemStore
 from ttmfs.ttm import access, lifetime
 from ttmfs.ttm.context import OperationContext
-from ttmfs.ttm.swap_io import LONG_STEP_PAGES, SHORT_STEP_PAGES
+from ttmfs.ttm.store_io import LONG_STEP_PAGES, SHORT_STEP_PAGES
 
 
 @pytest.fixture(autouse=True)

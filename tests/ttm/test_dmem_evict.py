@@ -13,7 +13,7 @@ from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.limits import check_groups, set_max
 from ttmfs.driver.locking import reserved
 from ttmfs.errors import TtmError
-from ttmfs.ttm import access, lifetime, space
+from ttmfs.ttm import access, lifetime, mem_space
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.contention import Held
 from ttmfs.ttm.context import OperationContext
@@ -269,7 +269,7 @@ async def test_sums_agree_and_no_byte_is_wrong_whatever_happens(seed: int) -> No
 
 async def test_two_who_need_space_take_no_more_than_what_is_above_low(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each sees the same excess of one BO, and waits while a BO is evicted."""
-    evict_bo = space.evict_bo
+    evict_bo = mem_space.evict_bo
 
     async def slowly(*args: Any, **more: Any) -> None:
         for _ in range(5):
@@ -282,7 +282,7 @@ async def test_two_who_need_space_take_no_more_than_what_is_above_low(monkeypatc
         tabs = [await theirs(vdev, browser, f"tab{number}") for number in range(3)]
         new = [await theirs(vdev, browser, name, place="") for name in ("x", "y")]
         vram(game).protect(low=4 * MIB)
-        monkeypatch.setattr(space, "evict_bo", slowly)
+        monkeypatch.setattr(mem_space, "evict_bo", slowly)
         async with trio.open_nursery() as nursery:
             for bo in new:
                 nursery.start_soon(move, vdev, bo, VRAM)

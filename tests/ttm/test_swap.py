@@ -11,7 +11,7 @@ from ttmfs.errors import TtmError
 from ttmfs.ttm import access, lifetime
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
-from ttmfs.ttm.swap import swapout
+from ttmfs.ttm.swapout import swapout
 
 
 async def _out(bo: BufferObject) -> None:

@@ -10,7 +10,7 @@ import trio
 
 from tests.core.harness import MIB, PAGE, device, idle, make, move, outcome, pattern
 from ttmfs.driver.device import VirtualDevice
-from ttmfs.ttm import access, backup, swap_io
+from ttmfs.ttm import access, backup, store_io
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.lifetime import set_size
@@ -152,7 +152,7 @@ async def test_a_write_across_the_border_beside_a_slow_backup_takes_memory_for_t
 ) -> None:
     async with device(vram=8 * MIB, gtt=16 * MIB, fault_timeout=0.2) as vdev, trio.open_nursery() as nursery:
         bo, content = await with_tail(vdev, MIB, 2 * MIB)
-        go_on, store_pages = trio.Event(), swap_io.store_pages
+        go_on, store_pages = trio.Event(), store_io.store_pages
 
         async def slowly(*args: Any, **more: Any) -> Any:
             await go_on.wait()

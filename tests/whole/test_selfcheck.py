@@ -13,12 +13,12 @@ from tests.core.harness import MIB, PAGE, idle, make, move
 from ttmfs.driver import calls
 from ttmfs.driver.config import Config
 from ttmfs.driver.device import VirtualDevice
-from ttmfs.driver.namecheck import check_bos, check_names
+from ttmfs.driver.name_check import check_bos, check_names
 from ttmfs.driver.namespace import Namespace
 from ttmfs.memory.account import Account
 from ttmfs.svm import cpu
 from ttmfs.svm.audit import check_svm
-from ttmfs.svm.svm import Svm
+from ttmfs.svm.spaces import Svm
 from ttmfs.ttm.backup import BackupFlags
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext

@@ -19,11 +19,11 @@ from ttmfs.ttm.bo import PURGED, BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.device import suspended_error
 from ttmfs.ttm.evict import evict_all, evict_until
+from ttmfs.ttm.mem_space import evict_bo
 from ttmfs.ttm.placement import SYSTEM, Placement
 from ttmfs.ttm.populate import populate_all
 from ttmfs.ttm.shrinker import bo_shrink, shrink
-from ttmfs.ttm.space import evict_bo
-from ttmfs.ttm.swap import device_swapout, swapout
+from ttmfs.ttm.swapout import device_swapout, swapout
 from ttmfs.ttm.unmap import unmap_virtual
 from ttmfs.ttm.validate import validate, validate_all
 from ttmfs.units import PAGE_SIZE

@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
+from ttmfs.sync.breather import Pace
 from ttmfs.sync.exec import Exec
-from ttmfs.sync.pace import Pace
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.contention import NoRoom
 from ttmfs.ttm.context import OperationContext

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.namespace import Namespace
 from ttmfs.driver.usage import kernel_bos
-from ttmfs.sync.pace import Pace
+from ttmfs.sync.breather import Pace
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.managers import BuddyManager
 from ttmfs.ttm.placement import SYSTEM

@@ -19,9 +19,9 @@ from ttmfs.observe import points
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.contention import NoRoom
 from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.mem_space import UNDO_SECONDS, evict_bo, mem_space, move_to, undoing
 from ttmfs.ttm.placement import SYSTEM, Place, PlaceFlag
 from ttmfs.ttm.resource import Resource, ResourceManager
-from ttmfs.ttm.space import UNDO_SECONDS, evict_bo, mem_space, move_to, undoing
 from ttmfs.ttm.turn import Turn
 from ttmfs.ttm.unmap import unmap_virtual
 from ttmfs.ttm.validate import validate

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ttmfs.driver.clients import Client
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.namespace import BoFile, Namespace
-from ttmfs.sync.pace import Pace
+from ttmfs.sync.breather import Pace
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.lru_cursor import LruCursor

@@ -39,7 +39,7 @@ from ttmfs.fs.tree.device import Tree
 from ttmfs.fs.tree.observe import CLIENTS_KEY
 from ttmfs.fs.tree.tasks import dump_on_signal
 from ttmfs.svm.names import SpaceNames
-from ttmfs.svm.svm import Svm
+from ttmfs.svm.spaces import Svm
 from ttmfs.ttm.unmap import unmap_virtual
 
 log = logging.getLogger(__name__)

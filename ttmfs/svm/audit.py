@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from ttmfs.svm.chunk import Chunk, DevMem
 from ttmfs.svm.space import AddressSpace
-from ttmfs.svm.svm import Svm
+from ttmfs.svm.spaces import Svm
 from ttmfs.svm.tables import location
 from ttmfs.ttm.device import Device
 

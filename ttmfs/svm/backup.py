@@ -12,7 +12,7 @@ from ttmfs.svm.cpu import migrate_to_ram
 from ttmfs.svm.pages import CHUNK_PAGES, FULL
 from ttmfs.svm.swap import idle, load_stored, store_chunk
 from ttmfs.ttm.context import OperationContext
-from ttmfs.ttm.swap_io import flush_store
+from ttmfs.ttm.store_io import flush_store
 
 if TYPE_CHECKING:
     from ttmfs.svm.space import AddressSpace

@@ -19,9 +19,9 @@ import trio
 from ttmfs.errors import TtmError
 from ttmfs.svm.chunk import Chunk, DevMem
 from ttmfs.svm.devmem import evict_to_ram
-from ttmfs.svm.memory import alloc_pages
 from ttmfs.svm.pages import CHUNK_PAGES, Pages, free_pages, index_of, mask_of, take_pages
 from ttmfs.svm.swap import load_now, load_stored
+from ttmfs.svm.system_pages import alloc_pages
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.copy import CopyState
 from ttmfs.ttm.eof import drop_cached_eof_page

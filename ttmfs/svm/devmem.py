@@ -14,8 +14,8 @@ import trio
 from ttmfs.errors import TtmError
 from ttmfs.memory.frames import can_exchange
 from ttmfs.svm.chunk import DevMem, Move
-from ttmfs.svm.memory import alloc_pages
 from ttmfs.svm.pages import CHUNK_PAGES, free_pages, index_of
+from ttmfs.svm.system_pages import alloc_pages
 from ttmfs.sync.fence import Fence
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm.bo import BufferObject

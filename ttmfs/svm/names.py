@@ -14,7 +14,7 @@ from ttmfs.driver.entries import Dentry, Entry, File, Folder
 from ttmfs.driver.names import Names
 from ttmfs.errors import TtmError
 from ttmfs.svm.space import AddressSpace
-from ttmfs.svm.svm import Svm
+from ttmfs.svm.spaces import Svm
 from ttmfs.ttm.account import BOS, Account
 from ttmfs.ttm.looking import after_stores
 

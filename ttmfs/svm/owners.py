@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from ttmfs.svm.pages import Pages
-from ttmfs.svm.svm import Svm
+from ttmfs.svm.spaces import Svm
 
 
 def owned_pages(svm: Svm) -> Iterator[tuple[str, Pages]]:

@@ -1,7 +1,7 @@
 """What the address spaces of a device have in common, as a space, a migration or a fault sees it.
 
-The spaces are made and held by `ttmfs.svm.svm.Svm`, which is this; nothing here knows a space, so that nothing that a
-space is made of needs to know more.
+The spaces are made and held by `ttmfs.svm.spaces.Svm`, which is this; nothing here knows a space, so that nothing that
+a space is made of needs to know more.
 """
 
 from collections import OrderedDict

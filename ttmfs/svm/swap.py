@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from ttmfs.errors import TtmError
 from ttmfs.observe import points
 from ttmfs.svm.chunk import Chunk
-from ttmfs.svm.memory import alloc_pages
 from ttmfs.svm.pages import (
     CHUNK_PAGES,
     Pages,
@@ -28,10 +27,11 @@ from ttmfs.svm.pages import (
     take_pages,
 )
 from ttmfs.svm.stored import Loading
+from ttmfs.svm.system_pages import alloc_pages
 from ttmfs.ttm.advice import pages_gone
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.move import IDLE_TIMEOUT
-from ttmfs.ttm.swap_io import inject_reads, read_pages, store_pages
+from ttmfs.ttm.store_io import inject_reads, read_pages, store_pages
 
 if TYPE_CHECKING:
     from ttmfs.svm.space import AddressSpace

@@ -30,7 +30,7 @@ from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.copy import Copy, CopyState
 from ttmfs.ttm.device import Device
 from ttmfs.ttm.page_vector import Index, are_pages
-from ttmfs.ttm.swap_io import LONG_STEP_PAGES, StepSize, flush_store, in_lanes, store_pages
+from ttmfs.ttm.store_io import LONG_STEP_PAGES, StepSize, flush_store, in_lanes, store_pages
 from ttmfs.ttm.tt import TT
 from ttmfs.ttm.unmap import unmap_virtual
 from ttmfs.units import PAGE_SHIFT

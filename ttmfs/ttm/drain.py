@@ -4,7 +4,7 @@ import errno
 from typing import Final
 
 from ttmfs.errors import TtmError
-from ttmfs.sync.pace import Pace
+from ttmfs.sync.breather import Pace
 from ttmfs.ttm.advised import first_named
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.contention import NoRoom

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 
-from ttmfs.sync.pace import Pace
+from ttmfs.sync.breather import Pace
 from ttmfs.ttm.advised import first_named
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.contention import Contended, NoRoom
 from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.mem_space import evict_bo
 from ttmfs.ttm.resource import Resource, ResourceManager
-from ttmfs.ttm.space import evict_bo
 from ttmfs.ttm.turn import Turn
 
 

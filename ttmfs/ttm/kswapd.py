@@ -12,7 +12,7 @@ from ttmfs.sync.bell import Bell
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.device import Device
 from ttmfs.ttm.shrinker import shrink, store_has_room
-from ttmfs.ttm.swap_io import do_upkeep
+from ttmfs.ttm.store_io import do_upkeep
 
 BACKOFF: Final = 0.25
 """Seconds of rest when nothing could be had."""

@@ -24,7 +24,7 @@ from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.external import ExternalTT
 from ttmfs.ttm.page_vector import Vector
 from ttmfs.ttm.populate import populate_range
-from ttmfs.ttm.swap_io import look_pages, store_pages
+from ttmfs.ttm.store_io import look_pages, store_pages
 from ttmfs.ttm.tt import TT
 from ttmfs.ttm.unmap import unmap_virtual
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, pages_of

@@ -19,7 +19,7 @@ from ttmfs.observe import points
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.holdings import Restore
 from ttmfs.ttm.page_vector import HOLE, Index, Vector, are_handles, decode_pages, encode_pages
-from ttmfs.ttm.swap_io import LONG_STEP_PAGES, StepSize, in_lanes, load_pages
+from ttmfs.ttm.store_io import LONG_STEP_PAGES, StepSize, in_lanes, load_pages
 from ttmfs.ttm.tt import TT
 from ttmfs.units import MAX_ORDER
 

@@ -27,12 +27,12 @@ from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.device import Device, Need, Shrinkable
 from ttmfs.ttm.lru_cursor import LruCursor
+from ttmfs.ttm.mem_space import mem_space, move_to
 from ttmfs.ttm.move import pipeline_gutting, wait_ctx
 from ttmfs.ttm.page_vector import Index
 from ttmfs.ttm.placement import SYSTEM, Place
 from ttmfs.ttm.resource import Resource, ResourceManager
-from ttmfs.ttm.space import mem_space, move_to
-from ttmfs.ttm.swap_io import flush_store
+from ttmfs.ttm.store_io import flush_store
 from ttmfs.ttm.tt import TT
 from ttmfs.ttm.unmap import unmap_virtual
 

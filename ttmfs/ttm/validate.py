@@ -10,15 +10,15 @@ from collections.abc import Sequence
 
 from ttmfs.errors import TtmError
 from ttmfs.observe import points
-from ttmfs.sync.pace import Pace
+from ttmfs.sync.breather import Pace
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.contention import OLDEST
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.defrag import nothing_to_gain
+from ttmfs.ttm.mem_space import UNDO_SECONDS, alloc_resource, move_to, no_room, undoing
 from ttmfs.ttm.move import pipeline_gutting
 from ttmfs.ttm.placement import Place, Placement
 from ttmfs.ttm.resource import Resource, resource_compatible
-from ttmfs.ttm.space import UNDO_SECONDS, alloc_resource, move_to, no_room, undoing
 
 
 async def validate(bo: BufferObject, placement: Placement, ctx: OperationContext) -> None:

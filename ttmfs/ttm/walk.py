@@ -12,7 +12,7 @@ import trio
 
 from ttmfs.errors import TtmError
 from ttmfs.observe import points
-from ttmfs.sync.pace import Pace
+from ttmfs.sync.breather import Pace
 from ttmfs.sync.ww_mutex import AcquireContext
 from ttmfs.ttm.account import MEMORY
 from ttmfs.ttm.bo import BufferObject

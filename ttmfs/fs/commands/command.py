@@ -16,7 +16,7 @@ from ttmfs.errors import TtmError
 from ttmfs.fs.commands.quoting import split_names
 from ttmfs.fs.kernel.opening import Opening
 from ttmfs.fs.kernel.rights import find_bo
-from ttmfs.svm.svm import Svm
+from ttmfs.svm.spaces import Svm
 from ttmfs.ttm.backup import BackupFlags
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext

@@ -26,7 +26,7 @@ from ttmfs.observe import points
 from ttmfs.observe.asker import ASKER, WHY
 from ttmfs.observe.recorder import Recorder
 from ttmfs.sync.bell import Bell
-from ttmfs.sync.pace import Pace
+from ttmfs.sync.breather import Pace
 
 log = logging.getLogger(__name__)
 

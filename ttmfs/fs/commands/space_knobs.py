@@ -5,7 +5,7 @@ import math
 from typing import Final
 
 from ttmfs.errors import TtmError
-from ttmfs.svm.svm import Svm
+from ttmfs.svm.spaces import Svm
 from ttmfs.units import parse_size
 
 MIN_NOTIFIER_SIZE: Final = 1 << 20

@@ -10,7 +10,7 @@ import trio
 
 from ttmfs.driver.entries import Folder
 from ttmfs.driver.knobs import knobs, set_knob
-from ttmfs.driver.namecheck import check_bos, check_names
+from ttmfs.driver.name_check import check_bos, check_names
 from ttmfs.driver.namespace import BoFile
 from ttmfs.errors import TtmError, no_such
 from ttmfs.fs.commands.command import Command, Machine, Result
@@ -43,7 +43,7 @@ from ttmfs.observe.inject import KEYS as INJECTION_KEYS
 from ttmfs.observe.inject import PLACES as INJECTION_PLACES
 from ttmfs.svm.audit import svm_check_steps
 from ttmfs.svm.names import SpaceNames
-from ttmfs.sync.pace import Pace
+from ttmfs.sync.breather import Pace
 from ttmfs.ttm.account import BOS
 from ttmfs.ttm.placement import SYSTEM
 from ttmfs.ttm.resource import ResourceManager

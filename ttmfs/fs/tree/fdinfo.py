@@ -13,7 +13,7 @@ from ttmfs.driver.entries import FIRST_INO
 from ttmfs.driver.namespace import BoFile, Namespace
 from ttmfs.driver.usage import RegionUsage, Usages, bos_of, usage_of, usage_of_open
 from ttmfs.fs.commands.quoting import escape
-from ttmfs.sync.pace import Pace
+from ttmfs.sync.breather import Pace
 from ttmfs.ttm.account import BOS, Account
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.managers import BuddyManager

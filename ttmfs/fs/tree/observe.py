@@ -28,7 +28,7 @@ from ttmfs.fs.tree.slow_text import SlowText, bounded, paced_lines, slow_file, t
 from ttmfs.fs.tree.trace_pipe import PipeFile, TracePipe
 from ttmfs.observe.recorder import Entry
 from ttmfs.observe.trace import Event
-from ttmfs.svm.svm import Svm
+from ttmfs.svm.spaces import Svm
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.placement import VRAM
 from ttmfs.ttm.resource import ResourceManager

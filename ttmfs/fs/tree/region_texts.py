@@ -10,8 +10,8 @@ from ttmfs.driver.namespace import Namespace
 from ttmfs.driver.region_map import region_map, rows
 from ttmfs.fs.commands.quoting import cell, escape
 from ttmfs.svm.owners import owned_pages
-from ttmfs.svm.svm import Svm
-from ttmfs.sync.pace import Pace
+from ttmfs.svm.spaces import Svm
+from ttmfs.sync.breather import Pace
 from ttmfs.ttm.lru import LruItem
 from ttmfs.ttm.lru_cursor import LruCursor, newer
 from ttmfs.ttm.resource import Resource, ResourceManager

@@ -10,7 +10,7 @@ from ttmfs.fs.commands.command import Result
 from ttmfs.fs.commands.handles import TextHandle
 from ttmfs.fs.kernel.rights import Rights
 from ttmfs.fs.tree.nodes import Lengths, VirtualFile
-from ttmfs.sync.pace import Pace
+from ttmfs.sync.breather import Pace
 
 T = TypeVar("T")
 SlowText = Callable[[], Awaitable[bytes]]

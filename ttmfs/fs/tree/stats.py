@@ -8,7 +8,7 @@ from ttmfs.driver.namespace import Namespace
 from ttmfs.fs.kernel.inval import PageCache
 from ttmfs.fs.tree.device_state import device_state
 from ttmfs.fs.tree.stat_keys import SCHEMA
-from ttmfs.svm.svm import Svm
+from ttmfs.svm.spaces import Svm
 from ttmfs.ttm.dmem import Group
 from ttmfs.ttm.managers import BuddyManager
 from ttmfs.ttm.placement import SYSTEM

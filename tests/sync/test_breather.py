@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from tests.turns import Turns, ticking_clock
-from ttmfs.sync.pace import Pace
+from ttmfs.sync.breather import Pace
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from ttmfs.svm.chunk import Chunk
 from ttmfs.svm.counters import SvmCounters
 from ttmfs.svm.devmem import DevMemFuncs
 from ttmfs.svm.pages import Pages
-from ttmfs.svm.reclaim import reclaim_zero_pages
 from ttmfs.svm.shrinker import SpaceShrinker
 from ttmfs.svm.space import AddressSpace
+from ttmfs.svm.zero_pages import reclaim_zero_pages
 from ttmfs.sync.bell import Bell
 from ttmfs.ttm.account import MEMORY, SWAP, Account
 from ttmfs.ttm.funcs import NoUnmapper, Unmapper

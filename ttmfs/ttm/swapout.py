@@ -24,11 +24,11 @@ from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.device import Device
 from ttmfs.ttm.lru_cursor import LruCursor
+from ttmfs.ttm.mem_space import mem_space, move_to
 from ttmfs.ttm.move import wait_ctx
 from ttmfs.ttm.placement import SYSTEM, Place
 from ttmfs.ttm.resource import Resource, ResourceManager
-from ttmfs.ttm.space import mem_space, move_to
-from ttmfs.ttm.swap_io import StepSize, store_pages
+from ttmfs.ttm.store_io import StepSize, store_pages
 from ttmfs.units import PAGE_SHIFT
 
 _SKIP: Final = frozenset({errno.EBUSY, errno.ENOMEM, errno.ENOSPC, errno.EINVAL})
