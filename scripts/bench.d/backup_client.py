@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from move_client import Bo, Copy, alternating, say
+from move_client import Bo, Copy, alternating, say, scattered
 
 MIB = 1 << 20
 
@@ -40,6 +40,7 @@ def fragmented(mount: str, size: int, rounds: int) -> None:
     """Two BOs whose pages alternate fill the memory; one goes, and finds its single pages when it comes back."""
     bo = alternating(mount, "stored", size)
     there_and_back(bo, rounds, Copy(size))
+    scattered(bo)
 
 
 def against_cp(mount: str, size: int, rounds: int, folder: Path) -> None:

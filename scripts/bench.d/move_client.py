@@ -105,6 +105,8 @@ def order_9(mount: str, size: int, rounds: int) -> None:
 
 def alternating(mount: str, name: str, size: int) -> Bo:
     """One of two BOs whose pages alternate; the other one is pinned and keeps its pages. Nobody has them cached."""
+    with open(f"{mount}/ctl/config", "w", encoding="utf-8") as config:
+        config.write("defrag_interval=1000000\n")  # the worker would bring both together
     bo, other = Bo(mount, name, size), Bo(mount, "other", size)
     for each in (bo, other):
         each.command("prefault", "0")
@@ -116,7 +118,14 @@ def alternating(mount: str, name: str, size: int) -> Bo:
         each.command("unmap", "")
         each.close()
     other.command("pin", "")
+    scattered(bo)
     return bo
+
+
+def scattered(bo: Bo) -> None:
+    """Is it of single pages, as its row says?"""
+    if bo.runs() * 2 < bo.size // PAGE:
+        raise SystemExit(f"the BO of {bo.size // PAGE} pages has {bo.runs()} runs: it is not of single pages")
 
 
 def fragmented(mount: str, size: int, rounds: int) -> None:
@@ -124,6 +133,7 @@ def fragmented(mount: str, size: int, rounds: int) -> None:
     bo = alternating(mount, "moving", size)
     bo.command("validate", "gtt")
     moves(bo, rounds)
+    scattered(bo)
 
 
 def defrag(mount: str, size: int, rounds: int) -> None:
