@@ -191,3 +191,14 @@ def test_a_vm_is_used_by_who_may_write_its_folder(device: Device) -> None:
     anna.do("os.chmod(path('vm/a'), 0o777)")
     assert errno_of(bert, "vm/a/exec", "fill 0 1 1") == "ok", "she has let him"
     assert anna.do("open(path('bo/mine'), 'rb').read(2)") == b"\1x"
+
+
+def test_nobody_takes_all_the_vms(device: Device) -> None:
+    device.shell.do("os.chmod(path('vm'), 0o1777)")
+    anna, bert = user(device, ANNA), user(device, BERT)
+    anna.do("[os.mkdir(path(f'vm/a{n}')) for n in range(32)]")
+    assert anna.errno("os.mkdir(path('vm/a32'))") == "EDQUOT"
+    bert.do("os.mkdir(path('vm/b'))")
+    device.shell.do("os.chown(path('vm/a0'), 0, 0); [os.mkdir(path(f'vm/root{n}')) for n in range(33)]")
+    assert anna.errno("os.mkdir(path('vm/a32'))") == "EDQUOT", "she has made it, whoever has it now"
+    anna.do("os.rmdir(path('vm/a1')); os.mkdir(path('vm/a32'))")

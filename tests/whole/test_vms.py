@@ -29,6 +29,8 @@ from ttmfs.ttm.context import OperationContext
 
 PAGES = 24
 """Of each BO."""
+MOST = 24
+"""BOs at a time: all of them fit into memory."""
 ADDRESSES = 64
 """Pages of a VM that are used."""
 PLACES = ("vram", "vram gtt", "gtt", "vram:topdown gtt:fallback")
@@ -180,7 +182,7 @@ class World:
             await self.submit()
         elif what < 0.85:
             self.bind()
-        elif what < 0.9:
+        elif what < 0.9 and len(self.live) < MOST:
             await self.make()
         elif what < 0.95 and len(self.live) > 4:
             self.destroy()
@@ -198,8 +200,8 @@ class World:
         self.jobs.clear()
         self.memory = {bo: self.memory[bo] for bo in self.live}
         for bo, expected in self.memory.items():
-            # A fault evicts for a local BO no other of its VM: with vram alone there might be no room for it.
-            bo.placement = self.vdev.parse_placement(["vram", "gtt"])
+            # A fault evicts for a local BO no other of its VM: with vram and gtt alone there might be no room for it.
+            bo.placement = self.vdev.parse_placement(["vram", "gtt", "system"])
             assert bytes(await access.read(bo, 0, bo.size)) == bytes(expected), f"{bo.name}: wrong bytes"
         bo, offset = self.rng.choice(list(self.live)), self.rng.randrange(PAGES * PAGE)
         data = self.rng.randbytes(self.rng.randrange(1, PAGES * PAGE - offset + 1))

@@ -31,6 +31,8 @@ MAX_PIECES: Final = 1 << 10
 """Mappings that one operation may touch: they are looked up on the loop, several times."""
 MAX_VMS: Final = 256
 """VMs of a device."""
+MAX_VMS_OF_A_USER: Final = 32
+"""Those that one user has made who is neither root nor the one who mounted: nobody takes them all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +85,10 @@ def _is_whole(bo: BufferObject) -> bool:
 class Vm:
     """One VM. `bulk` moves its local BOs as one; `allow_res_evict`: those that a job does not touch may go for it."""
 
-    def __init__(self, name: str, ttm: Device) -> None:
+    def __init__(self, name: str, ttm: Device, uid: int = 0) -> None:
         self.name = name
+        self.uid = uid
+        """Who has made it."""
         self.resv = SharedReservation(ttm.ww_class)
         self.bulk = LruBulkMove()
         self.allow_res_evict = False
@@ -282,13 +286,15 @@ class Vms:
             raise TtmError(errno.ENOENT, f"there is no VM {name[:80]!r}: mkdir vm/{name[:80]} makes one")
         return vm
 
-    def make(self, name: str) -> Vm:
-        """A new one. TtmError: EEXIST, ENOSPC."""
+    def make(self, name: str, uid: int = 0) -> Vm:
+        """A new one of a user. TtmError: EEXIST, ENOSPC the device has no more, EDQUOT the user may have no more."""
         if name in self._vms:
             raise TtmError(errno.EEXIST, f"there is a VM {name[:80]!r} already")
         if len(self._vms) >= MAX_VMS:
             raise TtmError(errno.ENOSPC, f"there are {MAX_VMS} VMs, and a device has no more: rmdir one")
-        vm = self._vms[name] = Vm(name, self._ttm)
+        if uid not in self._ttm.accounts.exempt and sum(vm.uid == uid for vm in self) >= MAX_VMS_OF_A_USER:
+            raise TtmError(errno.EDQUOT, f"you have made {MAX_VMS_OF_A_USER} VMs, and a user has no more: rmdir one")
+        vm = self._vms[name] = Vm(name, self._ttm, uid)
         return vm
 
     def remove(self, name: str) -> None:

@@ -105,7 +105,7 @@ class VmsDir(MadeDir):
         self._tree = tree
 
     def make(self, name: str, rights: OwnRights) -> VmDir:
-        """A new VM. TtmError: EINVAL for a name with a newline, ENOSPC."""
+        """A new VM. TtmError: EINVAL for a name with a newline, ENOSPC, EDQUOT."""
         if "\n" in name:
             raise TtmError(errno.EINVAL, f"{name[:80]!r} is no name for a VM")
         return self._tree.folder(name, rights)
@@ -133,7 +133,7 @@ class VmTree:
     def folder(self, name: str, rights: OwnRights) -> VmDir:
         """That of a new VM. No two ever have the same key, or one that is gone would pass for it."""
         self._made += 1
-        return VmDir(self, self.machine.vdev.vms.make(name), rights, f"{VM}{self._made}")
+        return VmDir(self, self.machine.vdev.vms.make(name, rights.uid), rights, f"{VM}{self._made}")
 
     def command(self, vm: Vm, command: Command, text: Callable[[], str], rights: Rights) -> VirtualFile:
         """A file in its folder that runs what is written to it."""
