@@ -294,12 +294,12 @@ async def test_views_are_dropped_at_every_change(device: MakeDevice, autojump_cl
         bo, data = await make(vdev, "a", MIB, "vram")
         for change in ("gtt", "vram", "system", "vram"):
             await content(bo)
-            assert bo.fast is not None
+            assert bo.vmap is not None
             await validate(vdev, bo, change)
-            assert bo.fast is None
+            assert bo.vmap is None
             assert await content(bo) == data
         lifetime.set_size(bo, MIB - 1)
-        assert bo.fast is None
+        assert bo.vmap is None
         assert await content(bo) == data[:-1]
 
 

@@ -131,7 +131,7 @@ async def test_reclaim_backoff_ends_when_what_failed_is_deleted(
     real = defrag.try_one
 
     async def and_deleted(
-        vdev: VirtualDevice, bo: BufferObject, tally: defrag.Tally, *, wait: bool, compact: bool = False
+        vdev: VirtualDevice, bo: BufferObject, tally: defrag.PassTally, *, wait: bool, compact: bool = False
     ) -> bool:
         moved = await real(vdev, bo, tally, wait=wait, compact=compact)
         lifetime.release(bo)

@@ -148,6 +148,6 @@ async def test_at_random(seed: int) -> None:
                 await move(vdev, bo, f"{kind} gtt system")
             assert len(names(vdev)) <= SLOTS
             for other in bos:
-                assert other.fast is None or other.reachable, seed
+                assert other.vmap is None or other.reachable, seed
         for bo in bos:
             assert bytes(await access.read(bo, 0, bo.size)) == content[bo], seed

@@ -12,7 +12,7 @@ from tests.svm.conftest import MakeDevice, SvmDevice
 from ttmfs.driver.calls import validate_bo
 from ttmfs.errors import TtmError
 from ttmfs.svm import calls, cpu
-from ttmfs.svm.migrate import Tally, alloc_vram
+from ttmfs.svm.migrate import FaultTally, alloc_vram
 from ttmfs.svm.space import AddressSpace
 from ttmfs.sync.fence import Fence
 from ttmfs.sync.offload import Lane
@@ -278,7 +278,7 @@ async def test_migrations_are_made_one_at_a_time_and_all_come_to_pass(
             for number in range(8):
                 nursery.start_soon(calls.gpu_fill, space, number * 2 * MIB, 8, number)
         assert [row[2] for row in device.locations(space)] == ["vram"] * 8
-        await alloc_vram(space, space.table.find(0), Tally(), "again")  # type: ignore[arg-type]
+        await alloc_vram(space, space.table.find(0), FaultTally(), "again")  # type: ignore[arg-type]
         assert device.svm.counters.migrations_in == 8
 
 

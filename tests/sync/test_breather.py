@@ -1,4 +1,4 @@
-"""Pace: pieces of work pause every millisecond, and one of those that paused goes on in each turn of the loop."""
+"""Breather: pieces of work pause every millisecond, and one of those that paused goes on in each turn of the loop."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from tests.turns import Turns, ticking_clock
-from ttmfs.sync.breather import Pace
+from ttmfs.sync.breather import Breather
 
 
 @pytest.fixture
@@ -17,10 +17,10 @@ def ticking() -> Iterator[None]:
 
 async def test_one_piece_of_work_lets_others_run_every_few_steps(ticking: None) -> None:
     with Turns() as turns:
-        pace = Pace()
+        breather = Breather()
         for _ in range(1000):
             turns.note("step")
-            await pace.step()
+            await breather.step()
     assert turns.most("step") <= 4
 
 
@@ -28,9 +28,9 @@ async def test_sixty_of_them_go_on_one_after_the_other(ticking: None) -> None:
     done: list[int] = []
 
     async def work(number: int) -> None:
-        pace = Pace(queue=True)
+        breather = Breather(queue=True)
         for _ in range(20):
-            await pace.step()
+            await breather.step()
             turns.note("step")
             done.append(number)
 
@@ -52,9 +52,9 @@ async def test_who_is_cancelled_while_it_pauses_holds_up_nobody(ticking: None) -
 
     async def work(scope: trio.CancelScope) -> None:
         with scope:
-            pace = Pace()
+            breather = Breather()
             for _ in range(100):
-                await pace.step()
+                await breather.step()
             finished.append(1)
 
     scopes = [trio.CancelScope() for _ in range(10)]
@@ -70,7 +70,7 @@ async def test_who_is_cancelled_while_it_pauses_holds_up_nobody(ticking: None) -
 
 async def test_a_pause_alone_takes_two_turns_at_most(ticking: None) -> None:
     with Turns() as turns:
-        pace = Pace()
+        breather = Breather()
         for _ in range(300):
-            await pace.step()
+            await breather.step()
     assert turns.count <= 300 + 10

@@ -37,7 +37,7 @@ from ttmfs.ttm import backup as backup_module
 from ttmfs.ttm.backup import BackupFlags
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
-from ttmfs.ttm.store_io import StepSize
+from ttmfs.ttm.store_io import StoreSteps
 
 PAGES = 64
 T = TypeVar("T")
@@ -217,7 +217,7 @@ async def test_every_page_in_turn_fails_to_come_back(kind: str, tmp_path: Path) 
                 await restore(vdev, bo)
             assert caught.value.errno == errno.EIO
             assert bo.tt is not None
-            assert bo.tt.restore is not None
+            assert bo.tt.unfinished is not None
             assert store_of(vdev).pages_in == loaded + k
             assert bo.snapshot() == b"s" * k + b"b" * (PAGES - k)
             assert vdev.pool.in_use_pages == PAGES
@@ -233,7 +233,7 @@ async def test_every_page_in_turn_fails_to_come_back(kind: str, tmp_path: Path) 
                 await same(bo, noise(f"a{k}", PAGES * PAGE))
             if k % 4 != 3:
                 await restore(vdev, bo)
-                assert bo.tt.restore is None
+                assert bo.tt.unfinished is None
                 assert not vdev.ttm.unfinished_restores
                 assert (taken.pages, store_of(vdev).pages_in) == (PAGES, loaded + PAGES)
                 await same(bo, noise(f"a{k}", PAGES * PAGE))
@@ -305,7 +305,7 @@ async def test_retained_pages_stay_where_they_are_when_there_is_no_room_for_a_ne
 
 async def test_cancelled_between_two_steps_of_a_backup_it_is_legal(monkeypatch: pytest.MonkeyPatch) -> None:
     # Steps stay short: of a few that doubled, the last could be done in the turn in which the first is seen.
-    monkeypatch.setattr(StepSize, "after_step", lambda size: None)
+    monkeypatch.setattr(StoreSteps, "after_step", lambda size: None)
     async with device() as vdev:
         bo = await make(vdev, "a", 16 * MIB)
         with trio.CancelScope() as scope:

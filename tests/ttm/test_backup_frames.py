@@ -167,7 +167,7 @@ async def test_a_page_fails_to_come_back(k: int, then: str) -> None:
         assert await outcome(a.restore) == errno.EIO
         heal(vdev)
         assert a.bo.tt is not None
-        assert a.bo.tt.restore is not None
+        assert a.bo.tt.unfinished is not None
         assert a.bo.snapshot() == b"s" * k + b"b" * (PAGES - k)
         assert store_of(vdev).pages_in == loaded + k
         if then == "restore":

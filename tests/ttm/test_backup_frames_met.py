@@ -102,7 +102,7 @@ async def at_every_turn(
         if not unlinks:
             assert vdev.selfcheck() == []
             assert a.bo.tt is not None
-            restore = a.bo.tt.restore
+            restore = a.bo.tt.unfinished
             held = 0 if restore is None else len(restore.pages)
             assert vdev.pool.in_use_pages == a.bo.tt.populated_pages + held
             assert store_of(vdev).slots.stored == a.bo.tt.backed_up_pages

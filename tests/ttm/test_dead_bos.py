@@ -161,7 +161,7 @@ async def test_a_restore_that_is_cancelled_after_its_bo_went_keeps_no_books(auto
         await calls.backup_one(vdev, bo, BackupFlags(), OperationContext())
         async with trio.open_nursery() as nursery:
             nursery.start_soon(calls.restore, vdev, bo, OperationContext())
-            while not (bo.tt is not None and bo.tt.restore is not None):
+            while not (bo.tt is not None and bo.tt.unfinished is not None):
                 await trio.lowlevel.checkpoint()
             lifetime.release(bo)
             nursery.cancel_scope.cancel()

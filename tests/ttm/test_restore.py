@@ -77,7 +77,7 @@ async def test_a_lost_page_costs_nobody_the_pages_around_it(kind: str, lost: int
         # What is lost can be cut off.
         lifetime.set_size(bo, lost * PAGE)
         assert bo.tt is not None
-        assert bo.tt.restore is None
+        assert bo.tt.unfinished is None
         await same(bo, model[: lost * PAGE])
         await gone(vdev, bo)
 
@@ -212,7 +212,7 @@ async def test_truncate_down_and_up(cut: int, when: str) -> None:
         model[SIZE // 2 : SIZE // 2 + 100] = b"x" * 100
         await same(bo, bytes(model))
         assert bo.tt is not None
-        assert bo.tt.restore is None
+        assert bo.tt.unfinished is None
         await gone(vdev, bo)
 
 
@@ -368,7 +368,7 @@ async def test_a_restore_that_is_interrupted_goes_on_where_it_was(when: str) -> 
         assert store.pages_in == before + pages
         assert taken.pages == pages
         assert bo.tt is not None
-        assert bo.tt.restore is None
+        assert bo.tt.unfinished is None
         await same(bo, noise("a", pages * PAGE))
         await gone(vdev, bo)
 

@@ -22,7 +22,7 @@ async def test_cancelled_after_some_turns_of_the_loop(turns: int) -> None:
             nursery.cancel_scope.cancel()
         assert vdev.selfcheck() == []
         tt = bo.need_tt()
-        held = 0 if tt.restore is None else len(tt.restore.pages)
+        held = 0 if tt.unfinished is None else len(tt.unfinished.pages)
         assert vdev.pool.in_use_pages == tt.populated_pages + held
         assert tt.populated_pages + tt.backed_up_pages == 768
         if turns % 2:

@@ -314,7 +314,7 @@ async def test_purge_drops_everything_past_the_pool_and_leaves_no_mark(place: st
         done = await calls.backup_one(vdev, bo, BackupFlags(purge=True), OperationContext())
         assert done["purged_pages"] == 65
         assert bo.purged
-        assert bo.tt is None or (bo.tt.backed_up_pages, bo.tt.restore, bo.tt.has_content) == (0, None, False)
+        assert bo.tt is None or (bo.tt.backed_up_pages, bo.tt.unfinished, bo.tt.has_content) == (0, None, False)
         assert set(bo.snapshot()) == {ord(".")}
         assert (vdev.pool.in_use_pages, store_of(vdev).slots.stored) == (0, 0)
         assert place == "vram" or vdev.pool.pooled_pages == pooled

@@ -30,7 +30,7 @@ _LOOKS: Final = 64
 
 
 @dataclass(slots=True)
-class Tally:
+class PassTally:
     """What a pass did: BOs moved, attempts that failed, bytes moved, the last failure's reason."""
 
     moved: int = 0
@@ -110,7 +110,7 @@ async def defrag_bo(vdev: Hardware, bo: BufferObject, ctx: OperationContext) -> 
     return await with_all_reserved([bo], ctx, work)
 
 
-async def try_one(vdev: Hardware, bo: BufferObject, tally: Tally, *, wait: bool, compact: bool = False) -> bool:
+async def try_one(vdev: Hardware, bo: BufferObject, tally: PassTally, *, wait: bool, compact: bool = False) -> bool:
     """Defrag one BO of a pass, counting it; False when that failed. With `wait`, for its lock and then its copy."""
     ctx = OperationContext(no_wait_gpu=not wait, compact=compact)
     try:
@@ -134,9 +134,9 @@ async def try_one(vdev: Hardware, bo: BufferObject, tally: Tally, *, wait: bool,
     return True
 
 
-async def listed_pass(vdev: Hardware, limit: int) -> Tally:
+async def listed_pass(vdev: Hardware, limit: int) -> PassTally:
     """One pass over the defrag list: at most `limit` BOs, none waited for."""
-    tally = Tally()
+    tally = PassTally()
     listed = vdev.ttm.defrag_list
     listed.runs += 1
     tried = 0
@@ -156,9 +156,9 @@ async def listed_pass(vdev: Hardware, limit: int) -> Tally:
     return tally
 
 
-async def named_pass(vdev: Hardware, bos: Iterable[BufferObject], limit: int) -> Tally:
+async def named_pass(vdev: Hardware, bos: Iterable[BufferObject], limit: int) -> PassTally:
     """One pass over these BOs in this order, each waited for; failures are counted, not raised."""
-    tally = Tally()
+    tally = PassTally()
     vdev.ttm.defrag_list.runs += 1
     for bo in list(dict.fromkeys(bos))[:limit]:
         await try_one(vdev, bo, tally, wait=True)

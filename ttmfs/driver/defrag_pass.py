@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ttmfs.driver.defrag import Result, Tally, idle, listed_pass, named_pass, try_one
+from ttmfs.driver.defrag import PassTally, Result, idle, listed_pass, named_pass, try_one
 from ttmfs.driver.defrag_plan import Counts, make_plan, obtainable
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.ttm.bo import BufferObject
@@ -28,14 +28,14 @@ async def defrag_pass(
     return {**tally.as_result(), "obtainable": after.tolist(), "gained": (after - before).tolist()}
 
 
-async def _planned_pass(vdev: VirtualDevice, bos: Sequence[BufferObject], limit: int) -> tuple[Tally, Counts]:
+async def _planned_pass(vdev: VirtualDevice, bos: Sequence[BufferObject], limit: int) -> tuple[PassTally, Counts]:
     """Plan and move; what was done, and what could be had of each order before.
 
     The pool is emptied first: what it keeps is free memory that cannot merge. What fails is left out, and the rest
     planned anew from how things are then.
     """
     pool = vdev.pool
-    tally = Tally()
+    tally = PassTally()
     vdev.ttm.defrag_list.runs += 1
     pool.shrink(pool.pooled_pages)
     before = obtainable(pool.free_by_order())

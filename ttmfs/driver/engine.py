@@ -47,7 +47,7 @@ _BUSY_CHECKPOINT: Final = 100e-6
 """Seconds of a checkpoint that say that somebody else uses the loop too."""
 
 
-class Pace:
+class CopySteps:
     """How many pages the next step of a copy takes: `pages`, from CLEAR_STEP_PAGES to MAX_STEP_PAGES.
 
     A checkpoint costs as much as copying 128 KiB, and every fault waits for the step that it arrives in: so steps are
@@ -245,14 +245,14 @@ class CopyEngine:
     async def _move_bytes(self, queued: _Queued, *, fail: bool = False) -> None:
         copy = queued.copy
         requests = queued.bo.device.counters.requests
-        pace = Pace(requests.read + requests.write)
+        steps = CopySteps(requests.read + requests.write)
         index = moved = 0
         half = (copy.pages_to_move - CLEAR_STEP_PAGES) // 2 if fail else 0
         while (index := copy.next_to_move(index)) < copy.num_pages:
             if fail and moved >= half:
                 raise _InjectedError
             hurried = _HURRIED_STEP_PAGES if _somebody_waits_for_a_copy(requests) else 0
-            pages = CLEAR_STEP_PAGES if fail else max(pace.pages, hurried)
+            pages = CLEAR_STEP_PAGES if fail else max(steps.pages, hurried)
             # To the next multiple: so a long step of large pages does not straddle two of them.
             count = min(pages - index % pages, copy.room(index))
             started = clock.monotonic()
@@ -261,7 +261,7 @@ class CopyEngine:
             moved += count
             stepped = clock.monotonic()
             await trio.lowlevel.checkpoint()
-            pace.after(stepped - started, clock.monotonic() - stepped, requests.read + requests.write)
+            steps.after(stepped - started, clock.monotonic() - stepped, requests.read + requests.write)
         if fail:
             raise _InjectedError
 

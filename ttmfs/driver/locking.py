@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-from ttmfs.sync.breather import Pace
+from ttmfs.sync.breather import Breather
 from ttmfs.sync.exec import Exec
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.contention import NoRoom
@@ -55,13 +55,13 @@ async def reserved_all(
     `stamp` is the age of an earlier ticket of the same call, `unlock` what ends each reservation.
     """
     async with Exec[BufferObject](ignore_duplicates=True, unlock=unlock, stamp=stamp) as execution:
-        pace = Pace()
+        breather = Breather()
         async for attempt in execution.until_all_locked():
             with attempt:
                 for bo in bos:
                     bo.device.inject.check("interrupt", errno.EINTR, f"waiting for {bo.name!r}", bo=bo.name)
                     await execution.prepare(bo, 1)
-                    await pace.step()
+                    await breather.step()
                 for bo in bos:  # all of them once more: it may have gone while another was waited for
                     bo.check_alive()
         for bo in bos:

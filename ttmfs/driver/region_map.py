@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.namespace import Namespace
 from ttmfs.driver.usage import kernel_bos
-from ttmfs.sync.breather import Pace
+from ttmfs.sync.breather import Breather
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.managers import BuddyManager
 from ttmfs.ttm.placement import SYSTEM
@@ -71,12 +71,12 @@ async def region_map(
         return await _system(vdev, names, others)
     painter = _Painter(manager.num_pages)
     orders = np.zeros(manager.num_pages, np.uint8)
-    pace = Pace()
+    breather = Breather()
     for bo in await _all_bos(vdev, names):
         resource = bo.resource
         if resource is not None and resource.manager is manager and resource.num_pages:
             _paint(painter, resource, bo)
-        await pace.step()
+        await breather.step()
     for resource in list(manager.unassigned):
         if resource.num_pages:
             _paint(painter, resource, resource.bo)
@@ -101,21 +101,21 @@ async def _system(
 ) -> RegionMap:
     pool = vdev.pool
     painter = _Painter(pool.num_pages)
-    pace = Pace()
+    breather = Breather()
     for bo in await _all_bos(vdev, names):
         tts = [tt for tt in bo.tts if tt.populated_pages and not tt.external]
         if tts:
             label = painter.label(bo)
             for tt in tts:
-                await _paint_tt(painter, tt, label, pace)
-        await pace.step()
+                await _paint_tt(painter, tt, label, breather)
+        await breather.step()
     known: dict[str, int] = {}
     for name, pages in others:
         if name not in known:
             known[name] = len(painter.labels)
             painter.labels.append(name)
         painter.owner[pages] = known[name]
-        await pace.step()
+        await breather.step()
     # Last: whatever was freed meanwhile is free.
     orders = pool.order_map()
     await trio.lowlevel.checkpoint()
@@ -137,12 +137,12 @@ def _agree(painter: _Painter, orders: NDArray[np.uint8]) -> None:
 _STEP: Final = 1 << 16
 
 
-async def _paint_tt(painter: _Painter, tt: TT, label: int, pace: Pace) -> None:
+async def _paint_tt(painter: _Painter, tt: TT, label: int, breather: Breather) -> None:
     first = 0
     while (first := tt.next_content(first)) < tt.num_pages:
         painter.owner[tt.pages_in(first, _STEP)[1]] = label
         first += _STEP
-        await pace.step()
+        await breather.step()
 
 
 async def _runs(painter: _Painter, orders: NDArray[np.uint8]) -> RegionMap:

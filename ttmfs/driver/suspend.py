@@ -214,7 +214,7 @@ async def unplug(vdev: Hardware, bos: Iterable[BufferObject]) -> Result:
     points.unplug(vdev.ttm.trace)
     listed = list(bos)
     for bo in listed:
-        bo.drop_view()
+        bo.drop_vmap()
         bo.gate.wake()
     unmapped = 0
     for bo in listed:

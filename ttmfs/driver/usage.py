@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ttmfs.driver.clients import Client
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.namespace import BoFile, Namespace
-from ttmfs.sync.breather import Pace
+from ttmfs.sync.breather import Breather
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.lru_cursor import LruCursor
@@ -76,20 +76,20 @@ def is_clients(names: Namespace, bo: BufferObject) -> bool:
 
 async def kernel_bos(vdev: VirtualDevice, names: Namespace) -> list[BufferObject]:
     """BOs without a file that have space somewhere: ghosts, zombies, parts of address spaces; each once."""
-    pace = Pace()
+    breather = Breather()
     found: dict[int, BufferObject] = {}
     for manager in vdev.ttm.managers.values():
         with LruCursor(manager.lru, until_now=True) as cursor:
             while (item := cursor.next()) is not None:
                 if not is_clients(names, item.bo):
                     found[id(item.bo)] = item.bo
-                await pace.step()
+                await breather.step()
     others = [item.bo for item in vdev.ttm.unevictable]
     others += [resource.bo for manager in vdev.ttm.managers.values() for resource in manager.unassigned]
     for bo in others:
         if not is_clients(names, bo):
             found[id(bo)] = bo
-        await pace.step()
+        await breather.step()
     return [bo for bo in found.values() if bo.resource is not None or bo.tt is not None]
 
 
@@ -112,9 +112,9 @@ async def usage_of(vdev: VirtualDevice, names: Namespace, client: Client) -> Usa
 
 async def _usage_of(vdev: VirtualDevice, bos: list[BufferObject]) -> Usages:
     usages = {name: RegionUsage() for name in vdev.ttm.managers}
-    pace = Pace()
+    breather = Breather()
     moving = in_flight(vdev)
     for bo in bos:
         add_bo(usages, bo, moving)
-        await pace.step()
+        await breather.step()
     return usages

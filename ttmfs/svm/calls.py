@@ -21,7 +21,7 @@ from ttmfs.svm.advice import Advice
 from ttmfs.svm.fault import bind_prefetched, handle_fault
 from ttmfs.svm.find import find_or_insert
 from ttmfs.svm.jobs import queue
-from ttmfs.svm.migrate import Tally, alloc_vram, range_evict
+from ttmfs.svm.migrate import FaultTally, alloc_vram, range_evict
 from ttmfs.svm.ranges import MIGRATE_PAGES
 from ttmfs.svm.space import AddressSpace
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT
@@ -66,7 +66,7 @@ async def _operate(space: AddressSpace, operation: Operation, address: int, leng
     """Fault in and queue part after part; then wait for the last."""
     check_device(space.vdev)
     _check_bytes(space, address, length)
-    tally = Tally()
+    tally = FaultTally()
     done = 0
     atomic = operation.kind == "atomic_add"
     try:
@@ -150,7 +150,7 @@ async def prefetch(space: AddressSpace, addr: int, length: int, region: str) -> 
         raise no_such(region, "region for prefetch", REGIONS)
     check_device(space.vdev)
     _check_bytes(space, addr, length)
-    tally = Tally()
+    tally = FaultTally()
     page, end = addr >> PAGE_SHIFT, (addr + length + PAGE_MASK) >> PAGE_SHIFT
     ranges = 0
     while page < end:

@@ -16,7 +16,7 @@ from ttmfs.observe import points
 from ttmfs.svm.chunk import Chunk, DevMem
 from ttmfs.svm.cpu import populate
 from ttmfs.svm.find import find_or_insert
-from ttmfs.svm.migrate import Tally, alloc_vram, inside_one, range_evict
+from ttmfs.svm.migrate import FaultTally, alloc_vram, inside_one, range_evict
 from ttmfs.svm.prefetch import prefetch
 from ttmfs.svm.ranges import MIGRATE_PAGES, Range
 from ttmfs.units import PAGE_SHIFT
@@ -72,7 +72,7 @@ class _Turn:
             self._lock.release()
 
 
-async def handle_fault(space: "AddressSpace", page: int, tally: Tally, *, write: bool, atomic: bool) -> Bound:
+async def handle_fault(space: "AddressSpace", page: int, tally: FaultTally, *, write: bool, atomic: bool) -> Bound:
     """Make the range around `page` accessible to the device. The caller uses the answer before its next await.
 
     An atomic access wants its range in VRAM; one that is too small ever to migrate is left in system, where this
@@ -87,7 +87,7 @@ async def handle_fault(space: "AddressSpace", page: int, tally: Tally, *, write:
 
 
 async def _handle_fault(
-    space: "AddressSpace", page: int, tally: Tally, turn: _Turn, *, write: bool, atomic: bool
+    space: "AddressSpace", page: int, tally: FaultTally, turn: _Turn, *, write: bool, atomic: bool
 ) -> Bound:
     svm = space.svm
     tries = VRAM_TRIES
@@ -136,7 +136,7 @@ async def _handle_fault(
         return bound
 
 
-async def _recover(space: "AddressSpace", found: Range, tally: Tally, error: TtmError) -> None:
+async def _recover(space: "AddressSpace", found: Range, tally: FaultTally, error: TtmError) -> None:
     """What could not be bound is tried again, a mixed range when it is all in system; other errors are raised."""
     if error.errno not in _AGAIN:
         raise error
@@ -145,7 +145,7 @@ async def _recover(space: "AddressSpace", found: Range, tally: Tally, error: Ttm
         await range_evict(space, found, tally, "mixed")
 
 
-async def _start_over(space: "AddressSpace", tally: Tally) -> None:
+async def _start_over(space: "AddressSpace", tally: FaultTally) -> None:
     tally.restarts += 1
     space.svm.counters.gpu_restarts += 1
     await trio.lowlevel.checkpoint()
@@ -159,7 +159,7 @@ def _count_served(space: "AddressSpace", found: Range, started: int) -> None:
         space.stats.add_sized(found.num_pages, "valid_pagefault_count")
 
 
-def _count_fault(space: "AddressSpace", found: Range, tally: Tally, write: bool, atomic: bool) -> None:
+def _count_fault(space: "AddressSpace", found: Range, tally: FaultTally, write: bool, atomic: bool) -> None:
     tally.faults += 1
     space.gpu_faults += 1
     space.svm.counters.gpu_faults += 1
@@ -170,7 +170,7 @@ def _count_fault(space: "AddressSpace", found: Range, tally: Tally, write: bool,
 
 
 async def _try_vram(
-    space: "AddressSpace", found: Range, tally: Tally, turn: _Turn, timeslice: float
+    space: "AddressSpace", found: Range, tally: FaultTally, turn: _Turn, timeslice: float
 ) -> TtmError | None:
     """The one attempt to migrate; why it failed. TtmError: ENODEV, and EFAULT when the space is gone."""
     try:
@@ -260,7 +260,7 @@ async def _get_pages(space: "AddressSpace", found: Range, *, devmem_only: bool) 
             return seq
 
 
-async def bind_prefetched(space: "AddressSpace", found: Range, tally: Tally) -> None:
+async def bind_prefetched(space: "AddressSpace", found: Range, tally: FaultTally) -> None:
     """get_pages and bind of a prefetch: again while the range is being invalidated; other trouble is raised."""
     while True:
         try:

@@ -39,7 +39,7 @@ _GATE_ATTEMPTS: Final = 4
 
 
 @dataclass(slots=True)
-class Tally:
+class FaultTally:
     """What one call has done so far."""
 
     ctx: OperationContext = field(default_factory=OperationContext)
@@ -59,7 +59,7 @@ def inside_one(chunk: Chunk | None, mask: int) -> DevMem | None:
 
 
 async def alloc_vram(
-    space: "AddressSpace", found: Range, tally: Tally, why: str, *, timeslice: float = 0.0, locked: bool = False
+    space: "AddressSpace", found: Range, tally: FaultTally, why: str, *, timeslice: float = 0.0, locked: bool = False
 ) -> None:
     """xe_svm_alloc_vram: all of a range into one allocation in VRAM; nothing to do when it is there.
 
@@ -84,7 +84,7 @@ async def alloc_vram(
                 await range_evict(space, found, tally, why)
 
 
-async def range_evict(space: "AddressSpace", found: Range, tally: Tally, why: str) -> None:
+async def range_evict(space: "AddressSpace", found: Range, tally: FaultTally, why: str) -> None:
     """drm_gpusvm_range_evict: every allocation that holds a page of the range goes back to system, whole.
 
     TtmError: ENOMEM, EBUSY, EIO; what is not back is readable in VRAM.
@@ -95,7 +95,9 @@ async def range_evict(space: "AddressSpace", found: Range, tally: Tally, why: st
         await move.copy.fence.wait()
 
 
-async def _migrate_to_devmem(space: "AddressSpace", found: Range, tally: Tally, why: str, timeslice: float) -> None:
+async def _migrate_to_devmem(
+    space: "AddressSpace", found: Range, tally: FaultTally, why: str, timeslice: float
+) -> None:
     chunk = space.need_chunk(found.chunk)
     chunk.users += 1
     try:
@@ -143,7 +145,7 @@ def _check(space: "AddressSpace", found: Range, chunk: Chunk) -> None:
         raise TtmError(errno.EBUSY, f"a part of the range at {found.first << PAGE_SHIFT:#x} is in VRAM already")
 
 
-async def _allocate(space: "AddressSpace", bo: BufferObject, tally: Tally, turn: Turn) -> None:
+async def _allocate(space: "AddressSpace", bo: BufferObject, tally: FaultTally, turn: Turn) -> None:
     """Room in VRAM, evicting as needed; tried again while victims are only held by somebody.
 
     Nobody else knows the BO, so it stays reserved while they are waited for.

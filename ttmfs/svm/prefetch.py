@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ttmfs.errors import TtmError
 from ttmfs.svm.find import find_or_insert
-from ttmfs.svm.migrate import Tally, alloc_vram, inside_one
+from ttmfs.svm.migrate import FaultTally, alloc_vram, inside_one
 from ttmfs.svm.ranges import MIGRATE_PAGES, Range
 from ttmfs.ttm.advice import Prefetcher
 from ttmfs.ttm.placement import VRAM
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ttmfs.svm.space import AddressSpace
 
 
-async def prefetch(space: "AddressSpace", faulted: Range, prefetcher: Prefetcher, tally: Tally) -> None:
+async def prefetch(space: "AddressSpace", faulted: Range, prefetcher: Prefetcher, tally: FaultTally) -> None:
     """What the policy wants around a range that has just migrated. What fails is left where it is."""
     first, count = prefetcher.around(space.view, faulted.first, faulted.num_pages, "svm")
     page, end = max(first, 0), min(first + count, space.num_pages)

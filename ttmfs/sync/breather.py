@@ -1,4 +1,4 @@
-"""Pace: how long pieces of work on the loop let others run, every millisecond, and one after another.
+"""Breather: how long pieces of work on the loop let others run, every millisecond, and one after another.
 
 Each piece of work pauses after a millisecond. If all that have paused went on in the same turn of the loop, sixty of
 them would hold up a request for sixty milliseconds; so one of them goes on in each turn, in the order in which they
@@ -15,7 +15,7 @@ INTERVAL: Final = 0.001
 """Seconds of work between two pauses."""
 
 
-class Pace:
+class Breather:
     """`await step()` between two small pieces of work; most calls return at once.
 
     Work that may come many times over at once (commands of clients) begins with a `queue=True`: its first step waits

@@ -86,8 +86,8 @@ def give_all_back(device: Device) -> int:
 
 def _may_collapse(bo: BufferObject, tt: TT) -> bool:
     """Does nobody but the caller use the pages that it has, and come none back?"""
-    idle = not bo.copies and not tt.backed_up_pages and tt.restore is None and not tt.restoring and tt.storing is None
-    return idle and bo.resv.test_signaled(Usage.BOOKKEEP)
+    restored = not tt.backed_up_pages and tt.unfinished is None and not tt.restoring
+    return restored and not bo.copies and tt.storing is None and bo.resv.test_signaled(Usage.BOOKKEEP)
 
 
 def _plenty(bo: BufferObject, tt: TT, size: int) -> bool:

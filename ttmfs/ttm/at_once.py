@@ -27,8 +27,8 @@ def try_read(bo: BufferObject, offset: int, size: int) -> Buffer | None:
     size = min(size, bo.size - offset)
     if size <= 0:
         return b""
-    if not bo.view_known:
-        bo.make_view()
+    if not bo.vmap_known:
+        bo.make_vmap()
     return None if bo.lost else read_now(bo, offset, size)
 
 

@@ -119,7 +119,7 @@ class _Walk:
             return
         yield from self._pages.belong(bo, _pages_of)
         for tt in tts:
-            for held in (tt.ahead, tt.restore, *tt.restoring):
+            for held in (tt.ahead, tt.unfinished, *tt.restoring):
                 if held is not None:
                     self._pages.excuse(held.pages)
             if tt.store is not None:

@@ -30,7 +30,7 @@ from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.copy import Copy, CopyState
 from ttmfs.ttm.device import Device
 from ttmfs.ttm.page_vector import Index, are_pages
-from ttmfs.ttm.store_io import LONG_STEP_PAGES, StepSize, flush_store, in_lanes, store_pages
+from ttmfs.ttm.store_io import LONG_STEP_PAGES, StoreSteps, flush_store, in_lanes, store_pages
 from ttmfs.ttm.tt import TT
 from ttmfs.ttm.unmap import unmap_virtual
 from ttmfs.units import PAGE_SHIFT
@@ -57,7 +57,7 @@ async def unmap_for_backup(bo: BufferObject, first: int, count: int) -> None:
     changes (`Gate.touched`; end it with `Gate.unwatch`). TtmError(EBUSY) when its clients go on reading.
     """
     whole = not first and count >= bo.num_pages
-    bo.drop_view()
+    bo.drop_vmap()
     for _ in range(_UNMAPS):
         bo.gate.watch(first, count)
         await (unmap_virtual(bo) if whole else unmap_virtual(bo, first, count))
@@ -130,7 +130,7 @@ class _Backup:
         self._bo, self._tt, self._store, self._flags = bo, tt, tt.store, flags
         self._first, self._count = first, count
         self.out = 0
-        self._size = StepSize(bo.device, tt.store)
+        self._store_steps = StoreSteps(bo.device, tt.store)
         self._next = first
         """Entries from here on were not looked at yet."""
         self._left: deque[tuple[Index, int, int]] = deque()
@@ -161,7 +161,7 @@ class _Backup:
             if not self._left:
                 self._look_ahead()
             index, tried, begun = self._left.popleft()
-            size = self._size.next_to(begun)
+            size = self._store_steps.next_to(begun)
             if len(index) > size:
                 self._left.appendleft((index[size:], tried, begun + size))
             yield index[:size], tried
@@ -196,7 +196,7 @@ class _Backup:
             else:
                 self._stayed = True
         await trio.lowlevel.checkpoint()
-        self._size.after_step()
+        self._store_steps.after_step()
         return self._failure is None and not self._bo.gate.touched
 
     async def _backup(self, index: Index) -> tuple[int, bool]:

@@ -72,11 +72,11 @@ class BufferObject:
 
     __slots__ = (
         "_copies", "account", "adviser", "bulk", "bytes_moved", "caching", "defrag_old_tt", "deleted", "device",
-        "dirty", "eof_page_read", "evicting", "evictions", "fast", "fault_pages", "faults", "fresh_tt", "funcs",
-        "gate", "ghost", "group", "growth", "handed_out", "has_writers", "home", "last_error", "last_move", "last_use",
+        "dirty", "eof_page_read", "evicting", "evictions", "fault_pages", "faults", "fresh_tt", "funcs", "gate",
+        "ghost", "group", "growth", "handed_out", "has_writers", "home", "last_error", "last_move", "last_use",
         "looked", "looks_only", "madvise", "moves", "named", "page_alignment", "pin_count", "placed", "placement",
         "prefault", "prefault_pages", "priority", "private", "purged", "reservation_retries", "resource", "resv",
-        "shares_resv", "size", "tt", "unknown_state", "uses", "validations", "view", "view_known", "watcher",
+        "shares_resv", "size", "tt", "unknown_state", "uses", "validations", "view", "vmap", "vmap_known", "watcher",
         "when_unlocked", "when_unlocking", "zombie",
     )  # fmt: skip
 
@@ -110,10 +110,10 @@ class BufferObject:
         """The reservation was given: others may have the same one."""
         self.gate = Gate()
         self._copies: deque[Copy] = _NO_COPIES
-        self.fast: memoryview | None = None
+        self.vmap: memoryview | None = None
         """All of the BO as one run of bytes, when that may be read and written without further questions."""
-        self.view_known = False
-        """Has `fast` been worked out since the last change?"""
+        self.vmap_known = False
+        """Has `vmap` been worked out since the last change?"""
         self.handed_out = False
         """A READ or WRITE was answered since the last INVAL: clients may have pages cached."""
         self.looks_only = self.looked = False
@@ -249,7 +249,7 @@ class BufferObject:
 
     def set_tt(self, tt: TT | None) -> None:
         """Take `tt` as the BO's page vector; the old one is the caller's."""
-        self.drop_view()
+        self.drop_vmap()
         self.tt = tt
 
     # -- where the bytes are -------------------------------------------------------------------------------------
@@ -267,7 +267,7 @@ class BufferObject:
             # What this one does not take on was cut off by a truncate: it is no content any more.
             earlier.covers = min(earlier.covers, copy.num_pages)
         self._copies.append(copy)
-        self.drop_view()
+        self.drop_vmap()
         copy.fence.add_callback(lambda _fence: self._copy_done(copy))
 
     def _copy_done(self, copy: Copy) -> None:
@@ -328,10 +328,10 @@ class BufferObject:
         own, end = self.own_pages, index + count
         return end <= own or self.need_tt().has_memory(max(index, own), end - max(index, own))
 
-    def make_view(self) -> None:
-        """Set `fast` if all of the BO is one visible run of memory and no copy is pending."""
-        self.fast = None
-        self.view_known = True
+    def make_vmap(self) -> None:
+        """Set `vmap` if all of the BO is one visible run of memory and no copy is pending."""
+        self.vmap = None
+        self.vmap_known = True
         if not self.size or self._copies or self.device.unplugged or self.lost or not self.reachable:
             return
         if self.external:
@@ -343,16 +343,16 @@ class BufferObject:
         page, length = backing.extent(0, min(self.num_pages, backing.num_pages))
         if page >= 0 and length == self.num_pages:
             start = page << PAGE_SHIFT
-            self.fast = backing.arena.buf[start : start + self.size]
+            self.vmap = backing.arena.buf[start : start + self.size]
 
-    def drop_view(self) -> None:
+    def drop_vmap(self) -> None:
         """Before what is behind it changes, or could be seen as one run from now on.
 
         None is made while the BO is reserved or has copies: once is enough for all that a holder of the reservation
         does. A new resource, tt or copy does it by itself.
         """
-        self.fast = None
-        self.view_known = False
+        self.vmap = None
+        self.vmap_known = False
 
     @property
     def visible(self) -> bool:
@@ -404,7 +404,7 @@ class BufferObject:
 
     def assign(self, resource: Resource | None) -> None:
         """Take `resource` (already allocated) as the BO's place and put it on the LRU; the old one is the caller's."""
-        self.drop_view()
+        self.drop_vmap()
         self.device.io_mem.free(self.resource)
         self.resource = resource
         if resource is None:

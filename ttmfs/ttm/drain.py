@@ -4,7 +4,7 @@ import errno
 from typing import Final
 
 from ttmfs.errors import TtmError
-from ttmfs.sync.breather import Pace
+from ttmfs.sync.breather import Breather
 from ttmfs.ttm.advised import first_named
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.contention import NoRoom
@@ -37,7 +37,7 @@ async def drain(manager: ResourceManager, pool: Pool, ctx: OperationContext) -> 
 
 
 async def _drain(manager: ResourceManager, pool: Pool, ctx: OperationContext, *, ignore_low: bool) -> None:
-    pace = Pace()
+    breather = Breather()
     if manager.adviser is not None:
         await _drain_named(manager, pool, ctx, ignore_low=ignore_low)
     with LruCursor(manager.lru, until_now=True) as cursor:
@@ -45,7 +45,7 @@ async def _drain(manager: ResourceManager, pool: Pool, ctx: OperationContext, *,
             assert isinstance(item, Resource)
             if _may_go(item, pool, ignore_low=ignore_low):
                 await _evict(item, ctx)
-            await pace.step()
+            await breather.step()
 
 
 async def _drain_named(manager: ResourceManager, pool: Pool, ctx: OperationContext, *, ignore_low: bool) -> None:
@@ -56,7 +56,7 @@ async def _drain_named(manager: ResourceManager, pool: Pool, ctx: OperationConte
         resource = bo.resource
         return bo not in tried and isinstance(resource, Resource) and _may_go(resource, pool, ignore_low=ignore_low)
 
-    pace = Pace()
+    breather = Breather()
     for _ in range(manager.lru.count):
         # It may have been ejected, or another one installed, while the last one went.
         adviser, over = manager.adviser, pool.usage - pool.max
@@ -68,7 +68,7 @@ async def _drain_named(manager: ResourceManager, pool: Pool, ctx: OperationConte
         await _evict(item, ctx)
         if bo.resource is not item:
             adviser.took(bo)
-        await pace.step()
+        await breather.step()
 
 
 def _may_go(resource: Resource, pool: Pool, *, ignore_low: bool) -> bool:

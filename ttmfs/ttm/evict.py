@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from ttmfs.sync.breather import Pace
+from ttmfs.sync.breather import Breather
 from ttmfs.ttm.advised import first_named
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.contention import Contended, NoRoom
@@ -66,11 +66,11 @@ async def evict_until(manager: ResourceManager, ctx: OperationContext, done: Cal
     What comes back all the time (for an atomic access of the device, say) and is evicted all the time would keep both
     from ever coming to an end.
     """
-    pace = Pace()
+    breather = Breather()
     for _ in range(manager.lru.count):
         if done() or not await evict_first(manager, ctx):
             return
-        await pace.step()
+        await breather.step()
 
 
 async def evict_all(manager: ResourceManager, ctx: OperationContext) -> None:

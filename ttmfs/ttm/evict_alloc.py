@@ -4,7 +4,8 @@ A first walk over the region's LRU only trylocks. If the evictor's reservation w
 may block for one victim each, as long as the walk before freed something. After each victim the allocation is tried
 again, so never more is evicted than needed in LRU order.
 
-Between one BO and the next others may run (`Walk.pace`), so the last word on whether there is room has the allocation.
+Between one BO and the next others may run (`Walk.breather`), so the last word on whether there is room has the
+allocation.
 
 How a victim is evicted is handed over with the walk (the kernel's `process_lru`): it needs space in its turn.
 """
@@ -114,7 +115,7 @@ async def _walk_lru(walk: Walk, ticket: AcquireContext | None) -> Resource | Non
 
 async def _next(walk: Walk, cursor: LruCursor) -> Resource | None:
     """The next of the list, after others could run: nothing is awaited between the look at it and what is done."""
-    await walk.pace.step()
+    await walk.breather.step()
     item = cursor.next()
     assert item is None or isinstance(item, Resource)
     return item
@@ -128,7 +129,7 @@ async def _walk_named(
     As many as there were in the region at most, or newcomers could make it endless.
     """
     for _ in range(walk.manager.lru.count):
-        await walk.pace.step()
+        await walk.breather.step()
         named = named_victim(walk, adviser, may_wait=ticket is not None)
         if named is None:
             break

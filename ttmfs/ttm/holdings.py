@@ -89,11 +89,11 @@ class Holdings(PageVector):
         "beneficial_order_failed",
         "caching",
         "external",
-        "restore",
         "restoring",
         "store",
         "storing",
         "taken",
+        "unfinished",
     )
 
     def __init__(
@@ -109,7 +109,7 @@ class Holdings(PageVector):
         """Where its pages can be backed up; the device's, attached when the tt is made (ttm_tt_setup_backup)."""
         self.ahead: Ahead | None = None
         """Pages, paid for, that wait for entries behind its end."""
-        self.restore: Restore | None = None
+        self.unfinished: Restore | None = None
         self.restoring: tuple[Restore, ...] = ()
         """Others that are under way, with pages of their own."""
         self.storing: Vector | None = None
@@ -315,11 +315,11 @@ class Holdings(PageVector):
 
     def drop_restore(self) -> int:
         """Free the pages that an unfinished restore holds; it then starts its piece anew. Returns the pages."""
-        restore, self.restore = self.restore, None
-        if restore is None:
+        unfinished, self.unfinished = self.unfinished, None
+        if unfinished is None:
             return 0
-        self.give_pages(restore.pages)
-        return len(restore.pages)
+        self.give_pages(unfinished.pages)
+        return len(unfinished.pages)
 
     def handles(self) -> Vector:
         """The handles that the vector has."""

@@ -58,7 +58,7 @@ class IoMem:
                 if error.errno != errno.EAGAIN or not self._lru:
                     raise
                 return False
-            resource.bo.drop_view()
+            resource.bo.drop_vmap()
         self._lru[resource] = None
         return True
 
@@ -66,7 +66,7 @@ class IoMem:
         """ttm_mem_io_free. Nothing, for what is not mapped."""
         if resource in self._lru and resource is not None and self.funcs is not None:
             del self._lru[resource]
-            resource.bo.drop_view()
+            resource.bo.drop_vmap()
             self.funcs.io_mem_free(resource)
 
     def check(self) -> Iterator[str]:

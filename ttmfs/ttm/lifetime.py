@@ -44,7 +44,7 @@ def resize(bo: BufferObject, size: int) -> None:
         bo.unknown_state = bo.purged = False
     if size == old_size:
         return
-    bo.drop_view()
+    bo.drop_vmap()
     if bo.has_tail:
         bo.device.tails[bo] = None
     held = bo.resv.trylock()
@@ -95,7 +95,7 @@ def apply_resize(bo: BufferObject) -> None:
     if not _is_idle(bo):
         return
     bo.when_unlocking = tuple(work for work in bo.when_unlocking if work is not apply_resize)
-    bo.drop_view()
+    bo.drop_vmap()
     pages = bo.num_pages
     resource = bo.resource
     if bo.tt is not None:

@@ -57,7 +57,7 @@ async def populate_range(
 
     if complete():
         return 0
-    bo.drop_view()
+    bo.drop_vmap()
     device = bo.device
     device.inject.check("page_alloc", errno.ENOMEM, f"{count} pages for {bo.name!r}", count, bo=bo.name)
     keep = range(first, first + count)
@@ -91,7 +91,7 @@ async def populate_range(
 
 def _drop_overtaken_restore(bo: BufferObject, tt: TT) -> None:
     """All that an unfinished restore was to bring has come by other ways: the pages that it holds are of no use."""
-    if tt.restore is not None and not tt.backed_up_pages:
+    if tt.unfinished is not None and not tt.backed_up_pages:
         tt.drop_restore()
         bo.device.unfinished_restores.pop(bo, None)
 
@@ -101,7 +101,7 @@ async def populate_all(bo: BufferObject, tt: TT, ctx: OperationContext, *, overw
 
     The first `overwritten` pages are about to be copied over, so they are taken as they come.
     """
-    bo.drop_view()
+    bo.drop_vmap()
     _drop_overtaken_restore(bo, tt)
     if not tt.is_populated:
         pages = tt.num_pages - tt.populated_pages
@@ -137,7 +137,7 @@ async def populate_overwritten(bo: BufferObject, tt: TT, count: int, ctx: Operat
     """Memory for the first `count` pages of `tt`, taken as they come since they are about to be copied over: for all of
     them or TtmError(ENOMEM, EDQUOT) with no hole filled. What is behind stays as it is: holes, and pages in the store.
     """
-    bo.drop_view()
+    bo.drop_vmap()
     holes = len(tt.holes_in(0, min(count, tt.num_pages)))
     bo.device.inject.check("page_alloc", errno.ENOMEM, f"{holes} pages for {bo.name!r}", holes, bo=bo.name)
     await afford(bo.device, tt.account, holes, ctx)

@@ -26,7 +26,7 @@ async def prefetch(bo: BufferObject, first: int, count: int, *, holes: bool) -> 
     missing = end - start - len(tt.present_in(start, end - start)) if holes else len(tt.handles_in(start, end))
     if missing <= 0 or device.over_limit(missing) > 0 or missing > device.pool.free_pages:
         return 0
-    bo.drop_view()
+    bo.drop_vmap()
     added = 0
     try:
         if len(tt.handles_in(start, end)):

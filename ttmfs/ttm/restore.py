@@ -2,8 +2,8 @@
 
 Piece by piece: fresh pages, the largest blocks first, then step by step the bytes of the handles, which are dropped as
 they are copied. A restore of the whole also copies the pages that were never stored and frees them, so that what was
-split for backup is whole again, and gives memory to holes. Where it stands is kept in `tt.restore` when it fails or is
-interrupted, and the next one goes on from there: no page is loaded or allocated twice. It is dropped when complete,
+split for backup is whole again, and gives memory to holes. Where it stands is kept in `tt.unfinished` when it fails or
+is interrupted, and the next one goes on from there: no page is loaded or allocated twice. It is dropped when complete,
 also by a resume that completes it (the kernel kept it until 2026).
 """
 
@@ -19,7 +19,7 @@ from ttmfs.observe import points
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.holdings import Restore
 from ttmfs.ttm.page_vector import HOLE, Index, Vector, are_handles, decode_pages, encode_pages
-from ttmfs.ttm.store_io import LONG_STEP_PAGES, StepSize, in_lanes, load_pages
+from ttmfs.ttm.store_io import LONG_STEP_PAGES, StoreSteps, in_lanes, load_pages
 from ttmfs.ttm.tt import TT
 from ttmfs.units import MAX_ORDER
 
@@ -30,14 +30,14 @@ async def restore_range(bo: BufferObject, tt: TT, first: int, count: int, *, pre
     The BO is reserved. TtmError: ENOMEM, EIO, or what the medium says; what did not come is where it was.
     """
     end = first + count
-    before, size = tt.backed_up_pages, _step_size(bo, tt)
+    before, steps = tt.backed_up_pages, _steps(bo, tt)
     try:
-        state = tt.restore
+        state = tt.unfinished
         if state is not None and len(tt.handles_in(first, end)) and _meets(state, first, end):
-            await _fill_asked(bo, tt, state, first, end, size)
+            await _fill_asked(bo, tt, state, first, end, steps)
         while len(index := tt.handles_in(first, end)):
             low, high = tt.piece(int(index[0]), first, end, prefault)
-            await _piece(bo, tt, tt.handles_in(low, high), first, end, size)
+            await _piece(bo, tt, tt.handles_in(low, high), first, end, steps)
     finally:
         came = _came_back(bo, tt, before)
     return came
@@ -48,14 +48,14 @@ async def restore_all(bo: BufferObject, tt: TT) -> int:
 
     Errors as for `restore_range`.
     """
-    before, size, at = tt.backed_up_pages, _step_size(bo, tt), 0
+    before, steps, at = tt.backed_up_pages, _steps(bo, tt), 0
     try:
-        if tt.restore is not None:
-            await _fill(bo, tt, tt.restore, size)
+        if tt.unfinished is not None:
+            await _fill(bo, tt, tt.unfinished, steps)
         while tt.backed_up_pages and (at := tt.next_content(at)) < tt.num_pages:
             index = tt.handles_in(at, at + LONG_STEP_PAGES)
             if len(index):
-                at = await _whole_piece(bo, tt, int(index[0]), size)
+                at = await _whole_piece(bo, tt, int(index[0]), steps)
             else:
                 at += LONG_STEP_PAGES
                 await trio.lowlevel.checkpoint()
@@ -64,9 +64,9 @@ async def restore_all(bo: BufferObject, tt: TT) -> int:
     return came
 
 
-def _step_size(bo: BufferObject, tt: TT) -> StepSize:
+def _steps(bo: BufferObject, tt: TT) -> StoreSteps:
     assert tt.store is not None
-    return StepSize(bo.device, tt.store)
+    return StoreSteps(bo.device, tt.store)
 
 
 def _meets(state: Restore, first: int, end: int) -> bool:
@@ -76,7 +76,7 @@ def _meets(state: Restore, first: int, end: int) -> bool:
 def _came_back(bo: BufferObject, tt: TT, before: int) -> int:
     """Books of pages that are in memory again; with the first of them the BO is on a LRU again."""
     came = before - tt.backed_up_pages
-    if tt.restore is not None and not bo.deleted:
+    if tt.unfinished is not None and not bo.deleted:
         bo.device.unfinished_restores[bo] = None
     else:
         bo.device.unfinished_restores.pop(bo, None)
@@ -87,14 +87,14 @@ def _came_back(bo: BufferObject, tt: TT, before: int) -> int:
     return max(came, 0)
 
 
-async def _whole_piece(bo: BufferObject, tt: TT, index: int, size: StepSize) -> int:
+async def _whole_piece(bo: BufferObject, tt: TT, index: int, steps: StoreSteps) -> int:
     """The blocks of the beneficial order around an entry: as many as the steps take, one when memory is scarce or when
     not all of it is in the store, as the rest is copied or cleared at once. All of it in new blocks if these can be
     had, else only what is in the store. Returns the entry behind it.
     """
     order = tt.pool.beneficial_order or MAX_ORDER
     low = index >> order << order
-    pages = size.for_all_lanes(low, tt.pool.free_pages // 2)
+    pages = steps.for_all_lanes(low, tt.pool.free_pages // 2)
     high = min(low + (max(pages >> order, 1) << order), tt.num_pages)
     handles = tt.handles_in(low, high)
     if len(handles) < high - low:
@@ -102,22 +102,22 @@ async def _whole_piece(bo: BufferObject, tt: TT, index: int, size: StepSize) -> 
         handles = tt.handles_in(low, high)
     if len(handles) < high - low and tt.pool.free_pages >= high - low:
         handles = np.arange(low, high)
-    await _piece(bo, tt, handles, low, high, size)
+    await _piece(bo, tt, handles, low, high, steps)
     return high
 
 
-async def _piece(bo: BufferObject, tt: TT, index: Index, first: int, end: int, size: StepSize) -> None:
+async def _piece(bo: BufferObject, tt: TT, index: Index, first: int, end: int, steps: StoreSteps) -> None:
     """Fresh pages for these entries, and their content. TtmError(ENOMEM) before anything else.
 
     Other errors only for entries of [first, end): the others are extra.
     """
     state = Restore(index, tt.take_pages(len(index)))
-    kept = tt.restore is None
+    kept = tt.unfinished is None
     if kept:
-        tt.restore = state
+        tt.unfinished = state
     try:
         with _listed(tt, state):
-            await _fill_asked(bo, tt, state, first, end, size)
+            await _fill_asked(bo, tt, state, first, end, steps)
     finally:
         if not kept:
             tt.give_pages(state.pages)
@@ -133,12 +133,12 @@ def _listed(tt: TT, state: Restore) -> Iterator[None]:
         tt.restoring = tuple(other for other in tt.restoring if other is not state)
 
 
-async def _fill_asked(bo: BufferObject, tt: TT, state: Restore, first: int, end: int, size: StepSize) -> None:
+async def _fill_asked(bo: BufferObject, tt: TT, state: Restore, first: int, end: int, steps: StoreSteps) -> None:
     """Go on with `state`. Where an entry outside [first, end) does not come, those within come all the same: a page
     that is lost costs nobody the pages around it.
     """
     try:
-        await _fill(bo, tt, state, size)
+        await _fill(bo, tt, state, steps)
     except TtmError:
         asked = (state.index >= first) & (state.index < end)
         if asked.item(0):
@@ -149,23 +149,23 @@ async def _fill_asked(bo: BufferObject, tt: TT, state: Restore, first: int, end:
         state.index, state.pages = state.index[~asked], state.pages[~asked]
         try:
             with _listed(tt, own):
-                await _fill(bo, tt, own, size)
+                await _fill(bo, tt, own, steps)
         finally:
             index, pages = np.concatenate((state.index, own.index)), np.concatenate((state.pages, own.pages))
             order = np.argsort(index)
             state.index, state.pages = index[order], pages[order]
 
 
-async def _fill(bo: BufferObject, tt: TT, state: Restore, size: StepSize) -> None:
+async def _fill(bo: BufferObject, tt: TT, state: Restore, steps: StoreSteps) -> None:
     """Go on with `state` until it is done, some steps at once."""
     assert tt.store is not None
     filled = np.zeros(len(state.index), bool)
     failures: list[TtmError] = []
 
-    def steps() -> Iterator[slice]:
+    def parts() -> Iterator[slice]:
         begin = 0
         while begin < len(state.index):
-            end = begin + size.next_to(begin)
+            end = begin + steps.next_to(begin)
             yield slice(begin, end)
             begin = end
 
@@ -174,15 +174,15 @@ async def _fill(bo: BufferObject, tt: TT, state: Restore, size: StepSize) -> Non
         filled[part.start : part.start + count] = True
         failures.extend([error] if error is not None else [])
         await trio.lowlevel.checkpoint()
-        size.after_step()
+        steps.after_step()
         return not failures
 
     try:
-        await in_lanes(tt.store, steps(), step)
+        await in_lanes(tt.store, parts(), step)
     finally:
         state.index, state.pages = state.index[~filled], state.pages[~filled]
-        if not len(state.index) and tt.restore is state:
-            tt.restore = None
+        if not len(state.index) and tt.unfinished is state:
+            tt.unfinished = None
     if failures:
         bo.device.counters.backup.failed += 1
         raise failures[0]

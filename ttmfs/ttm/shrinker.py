@@ -145,7 +145,7 @@ async def purge(bo: BufferObject, ctx: OperationContext) -> int:
         await pipeline_gutting(bo, ctx, purge=True)
     elif bo.tt is not None:
         await unmap_virtual(bo)
-        bo.drop_view()
+        bo.drop_vmap()
         bo.purged |= bool(bo.held_pages)
         bo.tt.unpopulate(to_pool=False)
         pages_gone(bo.device.prefetcher, bo, 0, bo.tt.num_pages)

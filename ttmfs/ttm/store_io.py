@@ -125,7 +125,7 @@ async def _on_the_loop(steps: Iterator[None]) -> None:
         await trio.lowlevel.checkpoint()
 
 
-class StepSize:
+class StoreSteps:
     """How many pages of a backup or restore the next step takes: `pages`.
 
     The more, the less the books of each cost; but who asks for something meanwhile waits for these. So steps are

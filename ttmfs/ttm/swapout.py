@@ -28,7 +28,7 @@ from ttmfs.ttm.mem_space import mem_space, move_to
 from ttmfs.ttm.move import wait_ctx
 from ttmfs.ttm.placement import SYSTEM, Place
 from ttmfs.ttm.resource import Resource, ResourceManager
-from ttmfs.ttm.store_io import StepSize, store_pages
+from ttmfs.ttm.store_io import StoreSteps, store_pages
 from ttmfs.units import PAGE_SHIFT
 
 _SKIP: Final = frozenset({errno.EBUSY, errno.ENOMEM, errno.ENOSPC, errno.EINVAL})
@@ -100,16 +100,16 @@ async def _store(bo: BufferObject) -> int:
     went = 0
     try:
         with closed_gate(bo, tt, f"swapout {bo.name} {len(index)} pages") as gate:
-            size = StepSize(device, tt.store)
+            steps = StoreSteps(device, tt.store)
             while len(handles) < len(index):
                 start = len(handles)
-                part = index[start : start + size.next_to(start)]
+                part = index[start : start + steps.next_to(start)]
                 stored = await store_pages(device, tt.arena, tt.pages_at(part), bo=bo.name)
                 handles = tt.storing = np.concatenate((handles, stored))
                 if len(stored) < len(part):
                     raise TtmError(errno.ENOSPC, f"{bo.name!r} is not swapped out: {tt.store.full_because}")
                 await trio.lowlevel.checkpoint()
-                size.after_step()
+                steps.after_step()
             if bo.gate.touched:
                 raise TtmError(errno.EBUSY, f"{called(bo.name)} is not swapped out: a client read it meanwhile")
             # What a truncate cut off meanwhile changed while it was stored, and stays as it is.

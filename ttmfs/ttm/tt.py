@@ -149,7 +149,8 @@ class TT(Holdings):
             self.drop_ahead()
             self.depopulate(self.present_in(num_pages, self.num_pages - num_pages))
             self.forget(self.handles_in(num_pages, self.num_pages))
-            if self.restore is not None and (not self.backed_up_pages or int(self.restore.index[-1]) >= num_pages):
+            unfinished = self.unfinished
+            if unfinished is not None and (not self.backed_up_pages or int(unfinished.index[-1]) >= num_pages):
                 self.drop_restore()
         self.set_length(num_pages)
 

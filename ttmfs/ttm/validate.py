@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from ttmfs.errors import TtmError
 from ttmfs.observe import points
-from ttmfs.sync.breather import Pace
+from ttmfs.sync.breather import Breather
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.contention import OLDEST
 from ttmfs.ttm.context import OperationContext
@@ -103,7 +103,7 @@ async def validate_all(
     Every new resource is allocated before the first move. The BOs are never each other's victims, because an eviction
     walk passes over what its own ticket holds. If a move fails, those before it are moved back.
     """
-    pace = Pace()
+    breather = Breather()
     if not placement:
         for bo in bos:
             _refuse_imported(bo)
@@ -111,7 +111,7 @@ async def validate_all(
                 raise TtmError(errno.EINVAL, f"{bo.name!r} is pinned: unpin it before it is gutted")
         for bo in bos:
             await validate(bo, placement, ctx)
-            await pace.step()
+            await breather.step()
         return list(bos)
     ctx.together = bos
     allocated: list[tuple[BufferObject, Resource]] = []
@@ -121,7 +121,7 @@ async def validate_all(
             resource = await _allocate(bo, placement, ctx)
             if resource is not None:
                 allocated.append((bo, resource))
-            await pace.step()
+            await breather.step()
     except BaseException:
         for _bo, resource in allocated:
             resource.manager.free(resource)

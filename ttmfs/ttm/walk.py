@@ -12,7 +12,7 @@ import trio
 
 from ttmfs.errors import TtmError
 from ttmfs.observe import points
-from ttmfs.sync.breather import Pace
+from ttmfs.sync.breather import Breather
 from ttmfs.sync.ww_mutex import AcquireContext
 from ttmfs.ttm.account import MEMORY
 from ttmfs.ttm.bo import BufferObject
@@ -34,7 +34,19 @@ Evict = Callable[["Walk", Resource, int], Awaitable[bool]]
 class Walk:
     """Who evicts, for what place, whom limits and groups let him, and what it met."""
 
-    __slots__ = ("_told", "bo", "ctx", "evict", "evicted", "looked", "manager", "pace", "place", "refused", "search")
+    __slots__ = (
+        "_told",
+        "bo",
+        "breather",
+        "ctx",
+        "evict",
+        "evicted",
+        "looked",
+        "manager",
+        "place",
+        "refused",
+        "search",
+    )
 
     def __init__(
         self,
@@ -47,7 +59,7 @@ class Walk:
     ) -> None:
         self.search = search
         self.evict = evict
-        self.pace = Pace()
+        self.breather = Breather()
         """Others run between one BO and the next: they may be many, and to evict one may await nothing at all."""
         self._told: dict[tuple[object, Spared], None] = {}
         self.bo = bo
@@ -152,7 +164,7 @@ class Walk:
                 if (hope := self._hope(item)) is _CHANGED:
                     return hope
                 held = held or hope
-                await self.pace.step()
+                await self.breather.step()
         for item in newer(self.manager.lru, begun):
             if (hope := self._hope(item)) is _CHANGED:
                 return hope

@@ -72,7 +72,7 @@ async def drop_zero_pages(bo: BufferObject, keep: range | None) -> int:
             await unmap_virtual(bo, keep.stop)
     if not _droppable(bo) or bo.tt is not tt:
         return 0
-    bo.drop_view()
+    bo.drop_vmap()
     return tt.depopulate(_zero_pages(tt, candidates))
 
 

@@ -26,7 +26,7 @@ from ttmfs.observe import points
 from ttmfs.observe.asker import ASKER, WHY
 from ttmfs.observe.recorder import Recorder
 from ttmfs.sync.bell import Bell
-from ttmfs.sync.breather import Pace
+from ttmfs.sync.breather import Breather
 
 log = logging.getLogger(__name__)
 
@@ -110,10 +110,10 @@ class Runner:
         if len(lines) > 1 and not lines[-1]:
             lines.pop()
         outcome = CommandOutcome(numbered=len(lines) > 1)
-        pace = Pace(queue=len(lines) > 1)
+        breather = Breather(queue=len(lines) > 1)
         for number, line in enumerate(lines, 1):
             try:
-                await pace.step()
+                await breather.step()
                 if outcome.size > _MAX_RESULTS:
                     raise TtmError(errno.E2BIG, f"{number - 1} lines have results of {outcome.size} bytes: write fewer")
                 outcome.succeeded(number, await self._bounded(command, target, line, opening, where))

@@ -38,7 +38,7 @@ class TtmOperations(ListRequests):
             if type(handle) is BoHandle:
                 bo = handle.bo
                 counters.read += 1
-                view = bo.fast
+                view = bo.vmap
                 if view is not None and not bo.resv.locked:
                     data = view[off : off + size]
                     length = len(data)
@@ -82,7 +82,7 @@ class TtmOperations(ListRequests):
                 counters.write += 1
                 handle.file.written = True
                 handle.file.shown = NOT_SHOWN  # the kernel asks again after its own WRITEs
-                view = bo.fast
+                view = bo.vmap
                 end = off + len(buf)
                 if view is not None and end <= bo.size:
                     view[off:end] = buf
@@ -124,7 +124,7 @@ class TtmOperations(ListRequests):
     async def _read_traced(self, fh: int, off: int, size: int) -> Any:
         """As `read`; records those that it answers from a view, the others are recorded where they are served."""
         handle = self._handles.get(fh)
-        if type(handle) is not BoHandle or handle.bo.fast is None or handle.bo.resv.locked:
+        if type(handle) is not BoHandle or handle.bo.vmap is None or handle.bo.resv.locked:
             return await TtmOperations.read(self, fh, off, size)
         started = time.monotonic_ns()
         data = await TtmOperations.read(self, fh, off, size)

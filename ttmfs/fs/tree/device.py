@@ -43,7 +43,7 @@ from ttmfs.observe.inject import KEYS as INJECTION_KEYS
 from ttmfs.observe.inject import PLACES as INJECTION_PLACES
 from ttmfs.svm.audit import svm_check_steps
 from ttmfs.svm.names import SpaceNames
-from ttmfs.sync.breather import Pace
+from ttmfs.sync.breather import Breather
 from ttmfs.ttm.account import BOS
 from ttmfs.ttm.placement import SYSTEM
 from ttmfs.ttm.resource import ResourceManager
@@ -264,11 +264,11 @@ class Tree:
             yield from check()
 
     async def _selfcheck_text(self) -> bytes:
-        pace = Pace()
+        breather = Breather()
         wrong = ""
         for sentence in self._selfcheck_steps():
             if sentence is None:
-                await pace.step()
+                await breather.step()
             else:
                 wrong += f"{sentence}\n"
         return (wrong or "ok\n").encode("utf-8", "surrogateescape")

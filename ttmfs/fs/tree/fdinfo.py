@@ -13,7 +13,7 @@ from ttmfs.driver.entries import FIRST_INO
 from ttmfs.driver.namespace import BoFile, Namespace
 from ttmfs.driver.usage import RegionUsage, Usages, bos_of, usage_of, usage_of_open
 from ttmfs.fs.commands.quoting import escape
-from ttmfs.sync.breather import Pace
+from ttmfs.sync.breather import Breather
 from ttmfs.ttm.account import BOS, Account
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.managers import BuddyManager
@@ -78,12 +78,12 @@ def user_lines(account: Account, uid: int) -> str:
 async def gem_info(vdev: VirtualDevice, names: Namespace) -> str:
     """amdgpu_gem_info: the clients, and under each its BOs: handle, size, placement, pins, flags."""
     lines: list[str] = []
-    pace = Pace()
+    breather = Breather()
     for client in list(names.clients):
         lines.append(f"pid {client.pid:8d} command {escape(client.command)}:")
         for number, bo in enumerate(await bos_of(vdev, names, client), 1):
             lines.append(_bo_line(bo, number))
-            await pace.step()
+            await breather.step()
     return "\n".join(lines) + "\n"
 
 

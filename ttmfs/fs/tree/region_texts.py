@@ -11,7 +11,7 @@ from ttmfs.driver.region_map import region_map, rows
 from ttmfs.fs.commands.quoting import cell, escape
 from ttmfs.svm.owners import owned_pages
 from ttmfs.svm.spaces import Svm
-from ttmfs.sync.breather import Pace
+from ttmfs.sync.breather import Breather
 from ttmfs.ttm.lru import LruItem
 from ttmfs.ttm.lru_cursor import LruCursor, newer
 from ttmfs.ttm.resource import Resource, ResourceManager
@@ -23,14 +23,14 @@ _ROWS_AT_A_TIME: Final = 1024
 async def lru_text(manager: ResourceManager) -> bytes:
     """The LRU, first victim first: priority, BO, bytes. Each BO has one line; those used meanwhile come last."""
     lines: dict[Resource, str] = {}
-    pace = Pace()
+    breather = Breather()
     begun = manager.lru.stamp
 
     async def add(item: LruItem) -> None:
         assert isinstance(item, Resource)
         lines.pop(item, None)
         lines[item] = f"{item.bo.priority}\t{escape(item.bo.name) or '-'}\t{item.num_pages * PAGE_SIZE}\n"
-        await pace.step()
+        await breather.step()
 
     with LruCursor(manager.lru, until_now=True) as cursor:
         while (item := cursor.next()) is not None:
@@ -49,11 +49,11 @@ async def map_text(vdev: VirtualDevice, names: Namespace, svm: Svm, manager: Res
     """Whose the pages are: first page, pages, order, BO; see ttmfs.driver.region_map."""
     found = await region_map(vdev, names, manager, owned_pages(svm))
     labels = [label if index < 2 else escape(label) for index, label in enumerate(found.labels)]
-    pace = Pace()
+    breather = Breather()
     parts = ["first\tpages\torder\tbo\n"]
     for begin in range(0, len(found.first), _ROWS_AT_A_TIME):
         parts += rows(found, begin, begin + _ROWS_AT_A_TIME, labels)
-        await pace.step()
+        await breather.step()
     return "".join(parts).encode()
 
 

@@ -10,7 +10,7 @@ from ttmfs.fs.commands.command import Result
 from ttmfs.fs.commands.handles import TextHandle
 from ttmfs.fs.kernel.rights import Rights
 from ttmfs.fs.tree.nodes import Lengths, VirtualFile
-from ttmfs.sync.breather import Pace
+from ttmfs.sync.breather import Breather
 
 T = TypeVar("T")
 SlowText = Callable[[], Awaitable[bytes]]
@@ -47,11 +47,11 @@ def trigger_file(text: SlowText, trigger: Callable[[], Awaitable[None]], rights:
 
 async def paced_lines(items: Sequence[T], line: Callable[[T], str]) -> bytes:
     """One line for each item, made a few at a time."""
-    pace = Pace()
+    breather = Breather()
     lines: list[str] = []
     for item in items:
         lines.append(line(item))
-        await pace.step()
+        await breather.step()
     return "".join(lines).encode("utf-8", "surrogateescape")
 
 

@@ -11,7 +11,7 @@ from tests.driver.conftest import MakeDevice
 from ttmfs import clock
 from ttmfs.driver import calls
 from ttmfs.driver.device import VirtualDevice
-from ttmfs.driver.engine import MAX_STEP_PAGES, Pace
+from ttmfs.driver.engine import MAX_STEP_PAGES, CopySteps
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm import access
 from ttmfs.ttm.bo import BufferObject
@@ -160,53 +160,53 @@ async def test_an_injected_failure_comes_half_way_in_short_steps(
         assert bytes(await access.read(bo, 0, bo.size)) == data
 
 
-def quiet(pace: Pace, times: int, step: float = 50e-6) -> list[int]:
+def quiet(steps: CopySteps, times: int, step: float = 50e-6) -> list[int]:
     out = []
     for _ in range(times):
-        pace.after(step, 10e-6, 0)
-        out.append(pace.pages)
+        steps.after(step, 10e-6, 0)
+        out.append(steps.pages)
     return out
 
 
-def test_pace_doubles_when_quiet_up_to_its_maximum() -> None:
-    pages = quiet(Pace(0), 20)
+def test_steps_double_when_quiet_up_to_their_maximum() -> None:
+    pages = quiet(CopySteps(0), 20)
     assert pages[0] == CLEAR_STEP_PAGES
     assert pages[-1] == MAX_STEP_PAGES
     assert all(after in (before, 2 * before) for before, after in itertools.pairwise(pages))
 
 
-def test_pace_falls_at_once_for_a_request_and_is_slow_to_grow_again() -> None:
-    pace = Pace(7)
+def test_steps_shrink_at_once_for_a_request_and_are_slow_to_grow_again() -> None:
+    steps = CopySteps(7)
     for _ in range(20):
-        pace.after(50e-6, 10e-6, 7)
-    pace.after(50e-6, 10e-6, 8)
-    assert pace.pages == CLEAR_STEP_PAGES
-    first = next(number for number, pages in enumerate(_grow(pace, 8)) if pages > CLEAR_STEP_PAGES)
-    fresh = next(number for number, pages in enumerate(quiet(Pace(0), 40)) if pages > CLEAR_STEP_PAGES)
+        steps.after(50e-6, 10e-6, 7)
+    steps.after(50e-6, 10e-6, 8)
+    assert steps.pages == CLEAR_STEP_PAGES
+    first = next(number for number, pages in enumerate(_grow(steps, 8)) if pages > CLEAR_STEP_PAGES)
+    fresh = next(number for number, pages in enumerate(quiet(CopySteps(0), 40)) if pages > CLEAR_STEP_PAGES)
     assert first > fresh
 
 
-def _grow(pace: Pace, served: int) -> list[int]:
+def _grow(steps: CopySteps, served: int) -> list[int]:
     out = []
     for _ in range(40):
-        pace.after(50e-6, 10e-6, served)
-        out.append(pace.pages)
+        steps.after(50e-6, 10e-6, served)
+        out.append(steps.pages)
     return out
 
 
-def test_pace_keeps_a_slow_step_short() -> None:
-    pace = Pace(0)
-    quiet(pace, 20)
-    pace.after(900e-6, 10e-6, 0)
-    assert pace.pages == MAX_STEP_PAGES // 2
+def test_steps_that_are_slow_become_short() -> None:
+    steps = CopySteps(0)
+    quiet(steps, 20)
+    steps.after(900e-6, 10e-6, 0)
+    assert steps.pages == MAX_STEP_PAGES // 2
     for _ in range(10):
-        pace.after(900e-6, 10e-6, 0)
-    assert pace.pages == CLEAR_STEP_PAGES
-    assert set(quiet(Pace(0), 40, step=500e-6)) == {CLEAR_STEP_PAGES}, "twice that would be too long"
+        steps.after(900e-6, 10e-6, 0)
+    assert steps.pages == CLEAR_STEP_PAGES
+    assert set(quiet(CopySteps(0), 40, step=500e-6)) == {CLEAR_STEP_PAGES}, "twice that would be too long"
 
 
-def test_pace_gives_way_to_others_on_the_loop() -> None:
-    pace = Pace(0)
-    quiet(pace, 20)
-    pace.after(50e-6, 5e-3, 0)
-    assert pace.pages == MAX_STEP_PAGES // 2
+def test_steps_give_way_to_others_on_the_loop() -> None:
+    steps = CopySteps(0)
+    quiet(steps, 20)
+    steps.after(50e-6, 5e-3, 0)
+    assert steps.pages == MAX_STEP_PAGES // 2
