@@ -1,11 +1,13 @@
-"""Address spaces as texts and tables. Changes nothing."""
+"""Address spaces as texts and tables, and which system pages they hold, for maps of memory. Changes nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from ttmfs.svm.counters import SIZES
+from ttmfs.svm.pages import Pages
 from ttmfs.svm.ranges import Range
 from ttmfs.svm.space import AddressSpace
+from ttmfs.svm.spaces import Svm
 from ttmfs.units import PAGE_SHIFT
 
 RANGES_HEAD: Final = "start\tend\tsize\tlocation\tbo\tflags\tseq\n"
@@ -60,3 +62,14 @@ def counts(space: AddressSpace) -> dict[str, int]:
         "migrations_out": space.migrations_out,
         "bytes_moved": space.bytes_moved,
     }
+
+
+def owned_pages(svm: Svm) -> Iterator[tuple[str, Pages]]:
+    """(`svm:NAME`, page numbers) in small pieces, as they are when each is asked for; what is in VRAM is BOs."""
+    for space in list(svm.spaces):
+        label = f"svm:{space.name}"
+        for chunk in list(space.chunks.values()):
+            if chunk.pages.present:
+                yield label, chunk.pages.numbers(chunk.pages.present)
+            for move in chunk.moves:
+                yield label, move.system_pages()

@@ -9,8 +9,8 @@ from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.namespace import Namespace
 from ttmfs.driver.region_map import region_map, rows
 from ttmfs.fs.commands.quoting import cell, escape
-from ttmfs.svm.owners import owned_pages
 from ttmfs.svm.spaces import Svm
+from ttmfs.svm.tables import owned_pages
 from ttmfs.sync.breather import Breather
 from ttmfs.ttm.lru import LruItem
 from ttmfs.ttm.lru_cursor import LruCursor, newer
