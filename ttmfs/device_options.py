@@ -15,6 +15,7 @@ from ttmfs.driver.limits import RESERVED_NAMES, parse_user_limit
 from ttmfs.errors import TtmError
 from ttmfs.memory.stores import check_spec
 from ttmfs.option_types import SECONDS, SIZE
+from ttmfs.svm.policy import MigrationPolicy
 from ttmfs.ttm.dmem import Protection
 from ttmfs.ttm.placement import parse_placement
 from ttmfs.units import PAGE_SIZE, format_size
@@ -52,6 +53,9 @@ _DEVICE_OPTIONS: Final[list[Callable[[Callable[..., Any]], Callable[..., Any]]]]
     _option("--fault-timeout", type=SECONDS, default=15.0, help="Seconds that a fault may wait."),
     _option("--command-timeout", type=SECONDS, default=60.0, help="Seconds that a command may take."),
     _option("--svm-notifier-size", type=SIZE, default="512M", help="Window of one svm notifier, a power of two."),
+    _option("--svm-migrate", default="once", metavar="once|always|never", help="Faults that take a range to vram."),
+    _option("--svm-migrate-threshold", type=SIZE, default="64K", help="Smaller svm ranges stay in system."),
+    _option("--svm-range-sizes", default="2M,64K,4K", metavar="SIZES", help="Sizes of svm ranges, the largest first."),
     _option("--propagate-enospc", is_flag=True, help="A full region is ENOSPC, not ENOMEM."),
     _option("--purgeable", type=click.Choice(["zeros", "strict"]), default="zeros", help="strict: purged is an error."),
     _option("--allow-other", is_flag=True, help="Let other users in (file modes decide)."),
@@ -121,9 +125,7 @@ def _check(config: Config) -> None:
             f"--visible-vram {format_size(config.visible_vram)} is more than --vram {format_size(config.vram)}: "
             "it is the part of vram that the CPU can reach"
         )
-    size = config.svm_notifier_size
-    if not 1 << 20 <= size <= 1 << 40 or size & (size - 1):
-        raise click.UsageError(f"--svm-notifier-size {format_size(size)}: say a power of two from 1M to 1T, as in 512M")
+    _check_svm(config)
     if 0 < config.watchdog < 1:
         raise click.UsageError(f"--watchdog {config.watchdog:g}: say at least 1 second, or 0 for none")
     try:
@@ -131,6 +133,17 @@ def _check(config: Config) -> None:
     except TtmError as error:
         raise click.UsageError(f"--placement {config.placement!r}: {error.message}") from None
     _check_limits(config, names)
+
+
+def _check_svm(config: Config) -> None:
+    size = config.svm_notifier_size
+    if not 1 << 20 <= size <= 1 << 40 or size & (size - 1):
+        raise click.UsageError(f"--svm-notifier-size {format_size(size)}: say a power of two from 1M to 1T, as in 512M")
+    try:
+        MigrationPolicy.of(config)
+    except TtmError as error:
+        # It begins with the name of the option.
+        raise click.UsageError(f"--{error.message.replace('_', '-')}") from None
 
 
 def _check_limits(config: Config, names: tuple[str, ...]) -> None:

@@ -177,6 +177,9 @@ KNOBS: Final[Mapping[str, str]] = {
     "defrag_interval_max": "seconds that it backs off to",
     "svm_notifier_size": "bytes, a power of two; of address spaces made from now on",
     "atomic_svm_timeslice_ms": "how long a range stays in vram after an atomic brought it there",
+    "svm_migrate": "which faults of the device take a range to vram: `once`, `always` or `never`",
+    "svm_migrate_threshold": "bytes; ranges that are smaller stay in system",
+    "svm_range_sizes": "sizes of ranges that are made from now on, the largest that fits is taken; the last is 4K",
 }
 
 PLACES: Final[Mapping[str, str]] = {

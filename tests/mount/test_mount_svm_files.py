@@ -361,6 +361,46 @@ def test_knobs(device: Device) -> None:
     assert device.command("ctl/config", "svm_notifier_size=512M atomic_svm_timeslice_ms=5") == "ok"
 
 
+def test_the_policy_of_migration(device: Device) -> None:
+    shown = "svm_migrate=once\nsvm_migrate_threshold=65536\nsvm_range_sizes=2M,64K,4K\n"
+    assert shown in device.shell.do("slurp('ctl/config')")
+    for text in ("svm_migrate=twice", "svm_migrate_threshold=4M", "svm_range_sizes=2M,64K", "svm_range_sizes="):
+        # All of a line or none of it.
+        assert device.command("ctl/config", f"svm_migrate=never {text}") == "EINVAL", text
+        assert shown in device.shell.do("slurp('ctl/config')")
+    space(device)
+
+    def bounced() -> list[str]:
+        """Where the range at 0 is after each of two faults of the device, with a touch by the CPU between."""
+        where = []
+        for _ in range(2):
+            assert device.command(f"{HEAP}/gpu", "fill 0 4K 5") == "ok"
+            where.append(device.shell.do(f"slurp('{HEAP}/ranges')").splitlines()[1].split("\t")[3])
+            assert device.shell.do("os.pread(opened('svm/heap', os.O_RDWR), 1, 5)") == b"\5"
+        return where
+
+    assert bounced() == ["vram", "system"]
+    assert device.command("ctl/config", "svm_migrate=always") == "ok"
+    assert device.command(f"{HEAP}/madvise", "0 2M preferred=vram") == "ok"
+    assert bounced() == ["vram", "vram"]
+    assert device.command("ctl/config", "svm_migrate=never") == "ok"
+    assert device.command(f"{HEAP}/madvise", "0 2M preferred=fault") == "ok"
+    assert bounced() == ["system", "system"]
+    assert device.command("ctl/config", "svm_range_sizes=512K,4K svm_migrate=once svm_migrate_threshold=1M") == "ok"
+    assert device.command(f"{HEAP}/gpu", "fill 4M 4K 5") == "ok"
+    assert "0x400000\t0x480000\t512K\tsystem\t" in device.shell.do(f"slurp('{HEAP}/ranges')")
+
+
+def test_a_device_without_vram_does_atomics_in_system(mounted: Callable[..., Device]) -> None:
+    device = mounted("--vram", "0", "--memory", "64M", "--svm-migrate", "always", "--svm-range-sizes", "1M,4K")
+    space(device)
+    assert device.command(f"{HEAP}/gpu", "atomic_add 8 5") == "ok"
+    code, lines = device.transact(f"{HEAP}/gpu", "atomic_add 8 0")
+    assert (code, lines[0]["value"]) == ("ok", 5)
+    assert device.shell.do("os.pread(opened('svm/heap', os.O_RDWR), 2, 8)") == b"\5\0"
+    assert "0x0\t0x100000\t1M\tsystem\t" in device.shell.do(f"slurp('{HEAP}/ranges')")
+
+
 def test_umount_with_spaces_alive(mounted: Callable[..., Device]) -> None:
     device = mounted("--vram", "16M", "--memory", "64M", "--svm-notifier-size", "16M")
     space(device)

@@ -50,6 +50,10 @@ class Config:
     dmem_protection: Protection = "newer"
     """Whose rules protect groups: those of the newer series, or of the released kernels."""
     svm_notifier_size: int = 512 * MIB
+    svm_migrate: str = "once"
+    svm_migrate_threshold: int = 64 << 10
+    svm_range_sizes: str = "2M,64K,4K"
+    """As ttmfs.svm.policy reads them."""
     stock_loop: bool = False
     watchdog: float = 30.0
     policies: tuple[tuple[Kind, tuple[str, ...]], ...] = ()

@@ -22,7 +22,6 @@ from ttmfs.svm.fault import bind_prefetched, handle_fault
 from ttmfs.svm.find import find_or_insert
 from ttmfs.svm.jobs import queue
 from ttmfs.svm.migrate import FaultTally, alloc_vram, range_evict
-from ttmfs.svm.ranges import MIGRATE_PAGES
 from ttmfs.svm.space import AddressSpace
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT
 
@@ -141,10 +140,18 @@ async def gpu_checksum(space: AddressSpace, addr: int, length: int) -> Result:
     return result
 
 
+def _wanted(space: AddressSpace, page: int, region: str) -> str:
+    """Where a prefetch goes. `preferred`: as advised, else to who faults, which works in system if it has no VRAM."""
+    if region != "preferred":
+        return region
+    advised = space.advice.get(page).preferred
+    return "system" if advised == "fault" and not space.svm.has_vram else advised
+
+
 async def prefetch(space: AddressSpace, addr: int, length: int, region: str) -> Result:
     """Migrate every range of these pages to a region now, and bind it; unmapped holes are passed over.
 
-    "ranges" is how many. Ranges under 64 KiB stay in system. TtmError(ENODATA) when one could not be had there.
+    "ranges" is how many. Ranges under the threshold stay in system. TtmError(ENODATA) when one could not be had there.
     """
     if region not in REGIONS:
         raise no_such(region, "region for prefetch", REGIONS)
@@ -165,13 +172,13 @@ async def prefetch(space: AddressSpace, addr: int, length: int, region: str) -> 
             page = stop
             continue
         found = find_or_insert(space, page, write=False)
-        wanted = region if region != "preferred" else space.advice.get(page).preferred
+        wanted = _wanted(space, page, region)
         try:
             async with _bounded(space, space.vdev.ttm.fault_timeout, f"prefetch of {page << PAGE_SHIFT:#x}"):
                 if wanted == "system":
                     await range_evict(space, found, tally, "prefetch")
-                elif found.num_pages >= MIGRATE_PAGES:
-                    found.skip_migrate = True
+                elif found.num_pages >= space.svm.policy.threshold_pages:
+                    found.skip_migrate = space.svm.policy.migrate == "once"
                     await alloc_vram(space, found, tally, "prefetch")
                 await bind_prefetched(space, found, tally)
         except TtmError as error:

@@ -4,9 +4,10 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from ttmfs import clock
+from ttmfs.units import PAGE_SHIFT, format_size
 
-SIZES: Final = {512: "2M", 16: "64K", 1: "4K"}
-"""Pages of a range, and what the counters call it."""
+_SIZES: Final = ("2M", "64K", "4K")
+"""Those that xe has; another one has counters once there was a range of it."""
 
 _PER_SIZE: Final = (
     "pagefault_count",
@@ -22,6 +23,11 @@ _PER_SIZE: Final = (
     "bind_us",
 )
 _GENERAL: Final = ("svm_pagefault_count", "svm_tlb_inval_count", "svm_tlb_inval_us")
+
+
+def label_of(pages: int) -> str:
+    """What counters and tables call a range of so many pages."""
+    return format_size(pages << PAGE_SHIFT)
 
 
 class SvmCounters:
@@ -85,7 +91,7 @@ class SpaceStats:
 
     def __init__(self) -> None:
         self.values: dict[str, int] = dict.fromkeys(_GENERAL, 0)
-        for label in SIZES.values():
+        for label in _SIZES:
             self.values.update((f"svm_{label}_{name}", 0) for name in _PER_SIZE)
 
     def add(self, name: str, value: int = 1) -> None:
@@ -94,11 +100,12 @@ class SpaceStats:
 
     def add_sized(self, pages: int, name: str, value: int = 1) -> None:
         """Add to the counter of ranges of `pages` pages."""
-        self.values[f"svm_{SIZES[pages]}_{name}"] += value
+        key = f"svm_{label_of(pages)}_{name}"
+        self.values[key] = self.values.get(key, 0) + value
 
     def timed(self, pages: int, name: str) -> "_Timed":
         """A block whose microseconds are added to a counter of a size."""
-        return _Timed(self, f"svm_{SIZES[pages]}_{name}")
+        return _Timed(self, pages, name)
 
     def text(self) -> str:
         """One line each."""
@@ -106,10 +113,11 @@ class SpaceStats:
 
 
 class _Timed:
-    __slots__ = ("_name", "_started", "_stats")
+    __slots__ = ("_name", "_pages", "_started", "_stats")
 
-    def __init__(self, stats: SpaceStats, name: str) -> None:
+    def __init__(self, stats: SpaceStats, pages: int, name: str) -> None:
         self._stats = stats
+        self._pages = pages
         self._name = name
         self._started = 0
 
@@ -118,4 +126,4 @@ class _Timed:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> Any:
-        self._stats.values[self._name] += (clock.monotonic_ns() - self._started) // 1000
+        self._stats.add_sized(self._pages, self._name, (clock.monotonic_ns() - self._started) // 1000)

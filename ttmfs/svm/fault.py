@@ -18,7 +18,7 @@ from ttmfs.svm.cpu import populate
 from ttmfs.svm.find import find_or_insert
 from ttmfs.svm.migrate import FaultTally, alloc_vram, inside_one, range_evict
 from ttmfs.svm.prefetch import prefetch
-from ttmfs.svm.ranges import MIGRATE_PAGES, Range
+from ttmfs.svm.ranges import Range
 from ttmfs.units import PAGE_SHIFT
 
 if TYPE_CHECKING:
@@ -76,8 +76,8 @@ async def handle_fault(space: "AddressSpace", page: int, tally: FaultTally, *, w
     """Make the range around `page` accessible to the device. The caller uses the answer before its next await.
 
     An atomic access wants its range in VRAM; one that is too small ever to migrate is left in system, where this
-    device can do atomics too (the kernel would fault for ever). TtmError: EFAULT, ENOENT, EPERM, EACCES the range is
-    advised for atomics of the CPU, ENODEV, ENOMEM, EIO.
+    device can do atomics too (the kernel would fault for ever), and so is every one where faults never migrate.
+    TtmError: EFAULT, ENOENT, EPERM, EACCES the range is advised for atomics of the CPU, ENODEV, ENOMEM, EIO.
     """
     turn = _Turn(space.svm.migrate_lock)
     try:
@@ -103,13 +103,13 @@ async def _handle_fault(
         advice = space.advice.get(page)
         if atomic and advice.atomic == "cpu":
             raise TtmError(errno.EACCES, f"{page << PAGE_SHIFT:#x} is advised for atomics of the CPU only")
-        devmem_only = atomic and found.num_pages >= MIGRATE_PAGES
+        devmem_only = atomic and _atomic_needs_vram(space, found, advice)
         valid = found.bound and (not devmem_only or _in_vram(space, found))
         if not valid and not faulted:
             faulted = True
             _count_fault(space, found, tally, write, atomic)
         if not valid and may_migrate and _needs_migrate(space, found, advice, devmem_only):
-            found.skip_migrate = True
+            found.skip_migrate = svm.policy.migrate == "once"
             failure = await _try_vram(space, found, tally, turn, timeslice if atomic else 0.0)
             if failure is not None and found.unmapped:
                 # A part of it was, meanwhile: that says nothing about VRAM, and the next range is another one.
@@ -196,11 +196,23 @@ def _in_vram(space: "AddressSpace", found: Range) -> bool:
     return inside_one(space.chunks.get(found.chunk), found.mask) is not None
 
 
+def _atomic_needs_vram(space: "AddressSpace", found: Range, advice: "Advice") -> bool:
+    """xe_vma_need_vram_for_atomic: not on a device without VRAM, nor where faults never migrate."""
+    policy = space.svm.policy
+    wanted = policy.migrate != "never" or advice.preferred == "vram"
+    return space.svm.has_vram and wanted and found.num_pages >= policy.threshold_pages
+
+
 def _needs_migrate(space: "AddressSpace", found: Range, advice: "Advice", devmem_only: bool) -> bool:
     """xe_svm_range_needs_migrate_to_vram."""
-    if found.num_pages < MIGRATE_PAGES or _in_vram(space, found):
+    policy = space.svm.policy
+    if not space.svm.has_vram or found.num_pages < policy.threshold_pages or _in_vram(space, found):
         return False
-    return devmem_only or (not found.skip_migrate and advice.preferred != "system")
+    if devmem_only or advice.preferred == "system":
+        return devmem_only
+    if policy.migrate == "always":
+        return True
+    return not found.skip_migrate and (policy.migrate == "once" or advice.preferred == "vram")
 
 
 async def _get_pages_and_bind(space: "AddressSpace", found: Range, *, devmem_only: bool) -> Bound:

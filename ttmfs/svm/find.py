@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from ttmfs.errors import TtmError
 from ttmfs.observe import points
 from ttmfs.svm.pages import CHUNK_PAGES
-from ttmfs.svm.ranges import Range
+from ttmfs.svm.ranges import CHECK_PAGES_THRESHOLD, Range
 from ttmfs.units import PAGE_SHIFT
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ def find_or_insert(space: "AddressSpace", page: int, *, write: bool) -> Range:
     found = space.table.find(page)
     if found is None:
         low, high, _advice = space.advice.interval(page, space.num_pages)
-        found = space.table.insert(page, max(first, low), min(end, high), space.held(page // CHUNK_PAGES))
+        check = CHECK_PAGES_THRESHOLD if space.svm.has_vram else 0
+        held, sizes = space.held(page // CHUNK_PAGES), space.svm.policy.sizes
+        found = space.table.insert(page, max(first, low), min(end, high), held, sizes=sizes, check=check)
         points.svm_range(space.vdev.ttm.trace, space, first=found.first, pages=found.num_pages)
     return found

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ttmfs.errors import TtmError
 from ttmfs.svm.find import find_or_insert
 from ttmfs.svm.migrate import FaultTally, alloc_vram, inside_one
-from ttmfs.svm.ranges import MIGRATE_PAGES, Range
+from ttmfs.svm.ranges import Range
 from ttmfs.ttm.advice import Prefetcher
 from ttmfs.ttm.placement import VRAM
 from ttmfs.units import PAGE_SIZE
@@ -34,7 +34,7 @@ async def prefetch(space: "AddressSpace", faulted: Range, prefetcher: Prefetcher
                 continue
             if manager.size - manager.usage < found.num_pages * PAGE_SIZE:
                 return
-            found.skip_migrate = True
+            found.skip_migrate = space.svm.policy.migrate == "once"
             await alloc_vram(space, found, tally, "prefetch")
         except TtmError:
             return
@@ -44,4 +44,5 @@ def _wanted(space: "AddressSpace", found: Range, faulted: Range) -> bool:
     """Could it go, and is it not there?"""
     there = inside_one(space.chunks.get(found.chunk), found.mask) is not None
     elsewhere = space.advice.get(found.first).preferred == "system"
-    return found is not faulted and found.num_pages >= MIGRATE_PAGES and not there and not elsewhere
+    large = found.num_pages >= space.svm.policy.threshold_pages
+    return found is not faulted and large and not there and not elsewhere

@@ -1,8 +1,8 @@
 """Ranges and notifiers: what the device knows of an address space (drm_gpusvm_range, drm_gpusvm_notifier).
 
-A range is 2 MiB, 64 KiB or 4 KiB, aligned to its size, and made by the first device fault in it. It is *bound* while
-the device's page table has valid entries for it; whatever moves or drops one of its pages invalidates all of it. A
-notifier is a window of the space that holds ranges; it comes and goes with them.
+A range is 2 MiB, 64 KiB or 4 KiB (or what svm_range_sizes says), aligned to its size, and made by the first device
+fault in it. It is *bound* while the device's page table has valid entries for it; whatever moves or drops one of its
+pages invalidates all of it. A notifier is a window of the space that holds ranges; it comes and goes with them.
 """
 
 import errno
@@ -15,12 +15,8 @@ from ttmfs.errors import TtmError
 from ttmfs.svm.pages import CHUNK_PAGES, CHUNK_SHIFT, mask_of
 from ttmfs.units import PAGE_SHIFT
 
-CHUNK_SIZES: Final = (512, 16, 1)
-"""Pages: 2 MiB, 64 KiB, 4 KiB, tried in this order."""
-MIGRATE_PAGES: Final = 16
-"""A range with fewer pages is never migrated (VRAM page tables want 64 KiB)."""
 CHECK_PAGES_THRESHOLD: Final = 16
-"""A chunk of at most this many pages is taken only where all CPU pages are present."""
+"""A chunk of at most this many pages is taken only where all CPU pages are present, if the device has VRAM."""
 
 
 class Range:
@@ -102,16 +98,16 @@ class RangeTable:
         for start in self.ranges.irange(first, end, (True, False)):
             yield self.ranges[start]
 
-    def insert(self, page: int, low: int, high: int, present: int) -> Range:
-        """The largest range around `page` that fits into [low, high) and its notifier's window.
+    def insert(self, page: int, low: int, high: int, present: int, *, sizes: tuple[int, ...], check: int) -> Range:
+        """The largest range around `page`, of `sizes` pages, that fits into [low, high) and its notifier's window.
 
-        One of more than a page must not overlap another, and one of at most the threshold needs all its pages in
+        One of more than a page must not overlap another, and one of at most `check` pages needs all of them in
         `present` (a mask of the chunk). TtmError(EINVAL) when nothing fits.
         """
         window = page // self.notifier_pages
         low = max(low, window * self.notifier_pages)
         high = min(high, (window + 1) * self.notifier_pages)
-        for size in CHUNK_SIZES:
+        for size in sizes:
             first = page // size * size
             if first < low or first + size > high:
                 continue
@@ -119,7 +115,7 @@ class RangeTable:
             if size > 1:
                 if next(self.overlapping(first, first + size), None) is not None:
                     continue
-                if size <= CHECK_PAGES_THRESHOLD and found.mask & ~present:
+                if size <= check and found.mask & ~present:
                     continue
             self.ranges[first] = found
             notifier = self.notifiers.get(window)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import trio
 
 from ttmfs.svm.counters import SvmCounters
+from ttmfs.svm.policy import MigrationPolicy
 from ttmfs.ttm.funcs import DriverFuncs, Unmapper
 from ttmfs.ttm.resource import Resource
 
@@ -25,10 +26,15 @@ class Shared(Protocol):
     unmapper: Unmapper[Any]
     """Who caches pages of the AddressSpaces."""
     notifier_size: int
+    policy: MigrationPolicy
     atomic_timeslice_ms: float
     migrate_lock: trio.Lock
     warmth: OrderedDict[Any, Any]
     """Chunks that have system pages, least recently used first, with their spaces; some may have none by now."""
+
+    @property
+    def has_vram(self) -> bool:
+        """Is there a place to migrate to (devmem_possible)?"""
 
     @property
     def funcs(self) -> DriverFuncs[Any]:

@@ -16,12 +16,14 @@ from ttmfs.svm.chunk import Chunk
 from ttmfs.svm.counters import SvmCounters
 from ttmfs.svm.devmem import DevMemFuncs
 from ttmfs.svm.pages import Pages
+from ttmfs.svm.policy import MigrationPolicy
 from ttmfs.svm.shrinker import SpaceShrinker
 from ttmfs.svm.space import AddressSpace
 from ttmfs.svm.zero_pages import reclaim_zero_pages
 from ttmfs.sync.bell import Bell
 from ttmfs.ttm.account import MEMORY, SWAP, Account
 from ttmfs.ttm.funcs import NoUnmapper, Unmapper
+from ttmfs.ttm.placement import VRAM
 from ttmfs.ttm.resource import Resource
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ class Svm:
         self.unmapper: Unmapper[AddressSpace] = NoUnmapper()
         self.counters = SvmCounters()
         self.notifier_size = DEFAULT_NOTIFIER_SIZE
+        self.policy = MigrationPolicy.of(vdev.config)
         self.atomic_timeslice_ms = DEFAULT_TIMESLICE_MS
         self.spaces: dict[AddressSpace, None] = {}
         self.funcs = DevMemFuncs(vdev)
@@ -65,6 +68,11 @@ class Svm:
         space = AddressSpace(self, name, account or self.vdev.ttm.accounts.root)
         self.spaces[space] = None
         return space
+
+    @property
+    def has_vram(self) -> bool:
+        """Is there a place to migrate to (devmem_possible)? With `--vram 0` the device works in system."""
+        return self.vdev.ttm.managers[VRAM].size > 0
 
     def share_numbers(self, resource: Resource) -> None:
         """Space in one run takes its page numbers from an array that all share: 2 MiB need no 2 KiB for them."""

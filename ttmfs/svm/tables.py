@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from ttmfs.svm.counters import SIZES
+from ttmfs.svm.counters import label_of
 from ttmfs.svm.pages import Pages
 from ttmfs.svm.ranges import Range
 from ttmfs.svm.space import AddressSpace
@@ -30,7 +30,7 @@ def range_row(space: AddressSpace, found: Range, written: Callable[[str], str] =
     where, bos = location(space, found)
     names = " ".join(map(written, bos)) or "-"
     return (
-        f"{found.first << PAGE_SHIFT:#x}\t{found.end << PAGE_SHIFT:#x}\t{SIZES[found.num_pages]}\t"
+        f"{found.first << PAGE_SHIFT:#x}\t{found.end << PAGE_SHIFT:#x}\t{label_of(found.num_pages)}\t"
         f"{where}\t{names}\t{found.flags}\t{found.seq}\n"
     )
 

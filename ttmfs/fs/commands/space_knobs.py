@@ -5,8 +5,9 @@ import math
 from typing import Final
 
 from ttmfs.errors import TtmError
+from ttmfs.svm.policy import check_threshold, format_range_sizes, parse_migrate, parse_range_sizes
 from ttmfs.svm.spaces import Svm
-from ttmfs.units import parse_size
+from ttmfs.units import PAGE_SHIFT, parse_size
 
 MIN_NOTIFIER_SIZE: Final = 1 << 20
 MAX_NOTIFIER_SIZE: Final = 1 << 40
@@ -25,6 +26,9 @@ def svm_knobs(svm: Svm) -> dict[str, str]:
     return {
         "svm_notifier_size": str(svm.notifier_size),
         "atomic_svm_timeslice_ms": f"{svm.atomic_timeslice_ms:g}",
+        "svm_migrate": svm.policy.migrate,
+        "svm_migrate_threshold": str(svm.policy.threshold_pages << PAGE_SHIFT),
+        "svm_range_sizes": format_range_sizes(svm.policy.sizes),
     }
 
 
@@ -32,6 +36,12 @@ def set_svm_knob(svm: Svm, key: str, value: str) -> bool:
     """Change one; False when it is none of these. TtmError(EINVAL). A new window counts for spaces made afterwards."""
     if key == "svm_notifier_size":
         svm.notifier_size = check_notifier_size(parse_size(value))
+    elif key == "svm_migrate":
+        svm.policy.migrate = parse_migrate(value)
+    elif key == "svm_migrate_threshold":
+        svm.policy.threshold_pages = check_threshold(parse_size(value))
+    elif key == "svm_range_sizes":
+        svm.policy.sizes = parse_range_sizes(value)
     elif key == "atomic_svm_timeslice_ms":
         try:
             milliseconds = float(value)
