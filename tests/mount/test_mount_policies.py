@@ -212,6 +212,49 @@ def test_a_fault_takes_along_what_the_policy_says(device: Device) -> None:
     assert policy_stats(device, "prefetch")["asked"] == 1
 
 
+GREEDY = """
+from ttmfs.policy import Prefetch
+
+class Greedy(Prefetch):
+    \"\"\"All of it.\"\"\"
+
+    def fault(self, bo, first, count, why):
+        return 0, bo.pages
+"""
+
+
+def test_prefetch_takes_free_memory_and_evicts_nobody(device: Device, folder: Path) -> None:
+    (folder / "greedy.py").write_text(GREEDY)
+    fill(device, 2)
+    device.make("other", 8 * MIB, 7)
+    for name, size in (("bo/sparse", 64), ("bo/small", 8), ("svm/s", 256)):
+        device.shell.do(f"make('{name}', {size * MIB})")
+    for name in ("sparse", "small"):
+        assert device.command(f"objects/{name}/placement", "system") == "ok"
+    assert device.command("policies/prefetch", f"{folder / 'greedy.py'}:Greedy") == "ok"
+    before = device.stats()
+    # A fault of the device evicts nobody from vram, and takes along one range at most.
+    assert device.command("svm_objects/s/gpu", f"fill {128 * MIB} 4096 1") == "ok"
+    assert device.stats()["svm"]["migrations_in"] == before["svm"]["migrations_in"] + 1
+    # A BO that does not fit into what is free: its own pages only. One that fits: whole.
+    assert device.shell.do("[os.pread(opened(f'bo/{name}'), 1, 0) for name in ('sparse', 'small')]") == [b"\0", b"\0"]
+    assert device.status("sparse")["populated_pages"] < 4096
+    assert device.status("small")["populated_pages"] == 8 * MIB // PAGE
+    # A client's fault in an address space: as far as it reaches.
+    assert device.shell.do("os.pread(opened('svm/s'), 1, 0)") == b"\0"
+    assert device.shell.do("os.stat(path('svm/s')).st_blocks * 512") > 16 * MIB
+    assert policy_stats(device, "prefetch")["asked"] == 4
+    # The next fault finds room.
+    assert device.shell.do(f"os.pread(opened('bo/sparse'), 1, {32 * MIB})") == b"\0"
+    after = device.stats()
+    assert after["moves"]["evictions"] == before["moves"]["evictions"]
+    assert after["backup"]["pages_out"] == before["backup"]["pages_out"], "nobody shrinks for it, ahead of need neither"
+    assert where(device, 2) == "vv"
+    for number in range(2):
+        assert device.shell.do(f"open(path('bo/b{number}'), 'rb').read() == bytes([{number}]) * {MIB}")
+    assert device.shell.do(f"open(path('bo/other'), 'rb').read() == b'\\7' * {8 * MIB}")
+
+
 @pytest.mark.parametrize(("policy", "reads"), [("lru", 0), ("fifo", 0), ("lfu", 3)])
 def test_reads_and_writes_answered_at_once_are_uses_where_a_policy_cares(
     device: Device, policy: str, reads: int

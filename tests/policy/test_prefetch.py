@@ -88,6 +88,16 @@ def test_tree_forgets_what_has_left() -> None:
     assert found.fault(one, 32, 1, "svm") == (32, 16)
 
 
+def test_a_sparse_bo_of_any_size_may_be_cut() -> None:
+    found, one = adviser("tree"), bo(1 << 50)
+    for page in (0, 512, 1 << 40):
+        found.fault(one, page, 16 * 17, "fault")
+    found.removed(one, 513, 1 << 50)
+    assert found.fault(one, 0, 1, "fault") == (0, 512)
+    assert found.fault(one, 512, 1, "fault") == (512, 16)
+    assert found.fault(one, 1 << 40, 1, "fault") == (1 << 40, 16)
+
+
 @pytest.mark.parametrize("name", sorted(SHIPPED["prefetch"]))
 @settings(max_examples=60, deadline=None)
 @given(

@@ -18,10 +18,11 @@ import trio
 
 from ttmfs.errors import TtmError
 from ttmfs.svm.chunk import Chunk, DevMem
+from ttmfs.svm.cpu_prefetch import prefetch_for_cpu
 from ttmfs.svm.devmem import evict_to_ram
 from ttmfs.svm.pages import CHUNK_PAGES, Pages, free_pages, index_of, mask_of, take_pages
 from ttmfs.svm.swap import load_now, load_stored
-from ttmfs.svm.system_pages import alloc_pages
+from ttmfs.svm.system_pages import alloc_pages, give_pages
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.copy import CopyState
 from ttmfs.ttm.eof import drop_cached_eof_page
@@ -87,6 +88,8 @@ def _first_touch(space: "AddressSpace", offset: int, size: int) -> bool:
     chunk = space.chunks.get(number)
     if (end - 1) >> 9 != number or ttm.closing or space.released or ttm.inject["page_alloc"].probability:
         return False
+    if ttm.prefetcher is not None:
+        return False
     holes = ((1 << (end - first)) - 1) << (first & 511)
     if chunk is not None:
         if chunk.allocs or chunk.moves or chunk.in_store & holes:
@@ -98,13 +101,9 @@ def _first_touch(space: "AddressSpace", offset: int, size: int) -> bool:
     if ttm.pool.in_use_pages + count > ttm.pages_limit:
         return False
     try:
-        pages = take_pages(space, count)
+        give_pages(space, number, holes)
     except TtmError:
         return False
-    chunk = space.need_chunk(number)
-    chunk.pages.put(holes, pages)
-    chunk.changed()
-    space.used(chunk)
     return True
 
 
@@ -223,7 +222,10 @@ async def _populate_in_time(
     anew: bool = False,
     looks: bool = False,
 ) -> bool:
-    """`populate` for a request: what it waits for ends with the time, and when these pages are to be invalidated."""
+    """`populate` for a request: what it waits for ends with the time, and when these pages are to be invalidated.
+
+    Where pages had no memory the prefetch policy is asked what comes along.
+    """
     if at_once:
         return await populate(space, first, end, at_once=True, anew=anew, looks=looks)
     waited = True
@@ -231,6 +233,9 @@ async def _populate_in_time(
     async def fill() -> None:
         nonlocal waited
         waited = await populate(space, first, end, anew=anew, looks=looks)
+        prefetcher = space.vdev.ttm.prefetcher
+        if waited and prefetcher is not None:
+            await prefetch_for_cpu(space, first, end, prefetcher, holes=not looks)
 
     await _park(space, first, end, fill, deadline)
     return waited

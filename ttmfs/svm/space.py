@@ -37,6 +37,7 @@ from ttmfs.ttm.advice import pages_gone
 from ttmfs.ttm.copy import CopyState
 from ttmfs.ttm.gate import Gate
 from ttmfs.ttm.growth import Growth
+from ttmfs.ttm.placement import SYSTEM, VRAM
 from ttmfs.ttm.watcher import Watcher
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, pages_of
 
@@ -61,6 +62,7 @@ class AddressSpace:
         "bytes_moved",
         "chunks",
         "cpu_faults",
+        "cpu_view",
         "eof_page_read",
         "gate",
         "gpu_faults",
@@ -105,7 +107,8 @@ class AddressSpace:
         self.size = 0
         self.growth: Growth | None = None
         self.private: object = None
-        self.view = SpaceView(self)
+        self.view = SpaceView(self, VRAM)
+        self.cpu_view = SpaceView(self, SYSTEM)
         self.watcher: Watcher | None = None
         self.chunks: SortedDict[int, Chunk] = SortedDict()
         self.reclaim_hand = 0
@@ -279,7 +282,12 @@ class AddressSpace:
     def drop(self, first: int, end: int, why: str) -> None:
         """Pages [first, end) become holes, and the ranges that had any of them are void."""
         self.invalidate(first, end, why, unmap=True)
+        prefetcher = self.vdev.ttm.prefetcher
         for chunk, mask in self.pieces(first, end):
+            if chunk.populated() & mask:
+                page, count = chunk.first_page + lowest(mask), mask.bit_count()
+                pages_gone(prefetcher, self.view, page, count)
+                pages_gone(prefetcher, self.cpu_view, page, count)
             chunk.drop(mask)
             self.tidy(chunk)
 

@@ -121,7 +121,7 @@ async def _store(space: "AddressSpace", chunk: Chunk, mask: int, *, writeback: b
         _tidy(space, chunk)
     if gone:
         device.counters.backup.pages_out += len(went)
-        pages_gone(device.prefetcher, space.view, first, end - first)
+        pages_gone(device.prefetcher, space.cpu_view, first, end - first)
         points.svm_backup(device.trace, space, first=first, pages=len(went), left=space.held_pages)
     return len(went)
 
@@ -162,6 +162,15 @@ async def load_stored(space: "AddressSpace", number: int, mask: int) -> bool:
     return waited
 
 
+async def load_ahead(space: "AddressSpace", number: int, mask: int) -> None:
+    """These pages of chunk `number`, all in the store, to memory that is free, as far as they can be read.
+
+    TtmError(ENOMEM) where there is too little.
+    """
+    pages = take_pages(space, mask.bit_count(), zero=False, unlimited=True)
+    await _load(space, number, mask, pages)
+
+
 def _wanted(space: "AddressSpace", number: int, mask: int) -> int:
     chunk = space.chunks.get(number)
     return 0 if chunk is None else chunk.in_store & mask
@@ -170,9 +179,11 @@ def _wanted(space: "AddressSpace", number: int, mask: int) -> int:
 def _around(space: "AddressSpace", chunk: Chunk, wanted: int) -> int:
     """Pages of the store that come along (swapin readahead): a few around what is wanted and, where the page before
     it is in memory, as for one who reads on and on, as many behind it as a fault of a BO brings. None where little
-    memory is free.
+    memory is free, and where a prefetch policy says what comes.
     """
     device, stored, low = space.vdev.ttm, chunk.need_stored(), lowest(wanted)
+    if device.prefetcher is not None:
+        return 0
     if low and chunk.pages.present >> (low - 1) & 1:
         size = device.prefault
     else:

@@ -1,6 +1,7 @@
 """System memory for pages of address spaces, making room as BOs do where there is none."""
 
 import errno
+from typing import TYPE_CHECKING
 
 from ttmfs.errors import TtmError
 from ttmfs.svm.pages import Pages, Payer, take_pages
@@ -9,6 +10,9 @@ from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.device import Device, Need
 from ttmfs.ttm.reclaim import COMMAND_WAIT, FAULT_WAIT, Attempts, below_limit
+
+if TYPE_CHECKING:
+    from ttmfs.svm.space import AddressSpace
 
 
 async def alloc_pages(
@@ -41,3 +45,12 @@ async def alloc_pages(
             await attempts.after(error, count)
     device.note_pressure()
     return pages
+
+
+def give_pages(space: "AddressSpace", number: int, holes: int) -> None:
+    """Zeroed free pages to these holes of chunk `number`, none of which is on its way. TtmError: ENOMEM, EDQUOT."""
+    pages = take_pages(space, holes.bit_count())
+    chunk = space.need_chunk(number)
+    chunk.pages.put(holes, pages)
+    chunk.changed()
+    space.used(chunk)

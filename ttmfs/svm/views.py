@@ -3,6 +3,7 @@
 from typing import Protocol
 
 from ttmfs.policy.api import BO
+from ttmfs.ttm.placement import SYSTEM
 
 
 class Space(Protocol):
@@ -10,16 +11,21 @@ class Space(Protocol):
 
     name: str
     size: int
+    cpu_faults: int
     gpu_faults: int
 
 
 class SpaceView(BO):
-    """An address space as a prefetch policy sees it: its pages are the space's, it is in no region."""
+    """A side of an address space as a prefetch policy sees it: its pages are the space's.
 
-    __slots__ = ("_space",)
+    There are two for a space, the CPU's and the device's: what has memory at one side may have none at the other.
+    """
 
-    def __init__(self, space: Space) -> None:
+    __slots__ = ("_region", "_space")
+
+    def __init__(self, space: Space, region: str) -> None:
         self._space = space
+        self._region = region
 
     @property
     def name(self) -> str:
@@ -48,8 +54,8 @@ class SpaceView(BO):
 
     @property
     def region(self) -> str:
-        """See BO."""
-        return ""
+        """Where this side wants its pages: vram for the device's, system for the CPU's."""
+        return self._region
 
     @property
     def pinned(self) -> bool:
@@ -58,8 +64,8 @@ class SpaceView(BO):
 
     @property
     def uses(self) -> int:
-        """Faults of the device so far."""
-        return self._space.gpu_faults
+        """Faults of this side so far."""
+        return self._space.cpu_faults if self._region == SYSTEM else self._space.gpu_faults
 
     @property
     def last_use(self) -> int:

@@ -175,6 +175,13 @@ class Device:
         """Pages below the limit that are to stay free, so that a fault seldom has to make room: 1/16 of it."""
         return min(self.pages_limit >> 4, 8192)
 
+    def can_spare(self, pages: int) -> bool:
+        """Are so many free, and so far below the limit that nobody shrinks for them, nor soon because of them?
+
+        As much stays as kswapd would make free.
+        """
+        return pages <= self.pool.free_pages and self.over_limit(pages + 2 * self.pages_gap) <= 0
+
     def note_pressure(self) -> None:
         """Pages were populated: wake the one who shrinks ahead of need when the gap is used up."""
         if self.over_limit(self.pages_gap) > 0:

@@ -1,7 +1,8 @@
 """Prefetch: memory for pages of a BO that a fault did not ask for, as whoever is registered for that says.
 
-They are worth nothing that others have: only free pages below the limit are taken, and where there are too few, or the
-store does not give something back, nothing is prefetched. The fault is served all the same.
+They are worth nothing that others have: only free pages are taken, of which so many are left that nobody shrinks for
+them. Where there are too few, or the store does not give something back, nothing is prefetched; the fault is served all
+the same.
 """
 
 from ttmfs.errors import TtmError
@@ -24,7 +25,7 @@ async def prefetch(bo: BufferObject, first: int, count: int, *, holes: bool) -> 
     if start >= end:
         return 0
     missing = end - start - len(tt.present_in(start, end - start)) if holes else len(tt.handles_in(start, end))
-    if missing <= 0 or device.over_limit(missing) > 0 or missing > device.pool.free_pages:
+    if missing <= 0 or not device.can_spare(missing):
         return 0
     bo.drop_vmap()
     added = 0
@@ -36,5 +37,4 @@ async def prefetch(bo: BufferObject, first: int, count: int, *, holes: bool) -> 
     except TtmError:
         # What came until then is there.
         return added
-    device.note_pressure()
     return added

@@ -78,30 +78,33 @@ class Tree(Prefetch):
 
     def __init__(self, percent: int = 50) -> None:
         self.percent = percent
-        self.blocks: dict[tuple[BO, int], int] = {}
+        self.blocks: dict[BO, dict[int, int]] = {}
 
     def fault(self, bo: BO, first: int, count: int, why: str) -> tuple[int, int]:
         start, end = first // LEAF, -(-(first + count) // LEAF)
-        low, high = start, end
+        low, high, blocks = start, end, self.blocks.setdefault(bo, {})
         for block in range(start // LEAVES, (end - 1) // LEAVES + 1):
             base = block * LEAVES
             node = range(max(start - base, 0), min(end - base, LEAVES))
-            there = self.blocks.get((bo, block), 0) | _bits(node)
+            there = blocks.get(block, 0) | _bits(node)
             for size in (2, 4, 8, 16, 32):
                 parent = range(node.start // size * size, node.start // size * size + size)
                 if node.stop <= parent.stop and (there & _bits(parent)).bit_count() * 100 > size * self.percent:
                     node = parent
-            self.blocks[bo, block] = there | _bits(node)
+            blocks[block] = there | _bits(node)
             low, high = min(low, base + node.start), max(high, base + node.stop)
         return low * LEAF, (high - low) * LEAF
 
     def removed(self, bo: BO, first: int, count: int) -> None:
         start, end = first // LEAF, -(-(first + count) // LEAF)
-        for block in range(start // LEAVES, (end - 1) // LEAVES + 1):
+        known, blocks = self.blocks.get(bo, {}), range(start // LEAVES, (end - 1) // LEAVES + 1)
+        for block in [block for block in known if block in blocks] if len(known) < len(blocks) else blocks:
             gone = range(max(start - block * LEAVES, 0), min(end - block * LEAVES, LEAVES))
-            left = self.blocks.pop((bo, block), 0) & ~_bits(gone)
-            if left:
-                self.blocks[bo, block] = left
+            known[block] = known.get(block, 0) & ~_bits(gone)
+            if not known[block]:
+                del known[block]
+        if not known:
+            self.blocks.pop(bo, None)
 
 
 def _bits(leaves: range) -> int:
