@@ -20,6 +20,10 @@ Buffer = memoryview | bytes | bytearray
 
 def try_read(bo: BufferObject, offset: int, size: int) -> Buffer | None:
     """`size` bytes (fewer only at the end of the BO) if they can be had with no wait at all, else None."""
+    if bo.whole is not None and not bo.resv.locked and not bo.gate.unmapping and bo.placed:
+        data = _one_run(bo.whole, offset, min(size, bo.size - offset))
+        if data is not None:
+            return data
     if bo.resv.locked or bo.copies or bo.gate.unmapping or not bo.placed or not bo.reachable:
         return None
     if bo.external or bo.device.unplugged:
@@ -30,6 +34,19 @@ def try_read(bo: BufferObject, offset: int, size: int) -> Buffer | None:
     if not bo.vmap_known:
         bo.make_vmap()
     return None if bo.lost else read_now(bo, offset, size)
+
+
+def _one_run(whole: Backing, offset: int, size: int) -> memoryview | None:
+    """These bytes as a view, if they are one run of the memory of what holds all of the BO."""
+    if size <= 0:
+        return None
+    first = offset >> PAGE_SHIFT
+    count = ((offset + size - 1) >> PAGE_SHIFT) - first + 1
+    page, length = whole.extent(first, count)
+    if page < 0 or length < count:
+        return None
+    start = (page << PAGE_SHIFT) + (offset & PAGE_MASK)
+    return whole.arena.buf[start : start + size]
 
 
 def try_look(bo: BufferObject, offset: int, size: int) -> Buffer | None:
@@ -101,6 +118,11 @@ def _locate(bo: BufferObject, index: int, count: int) -> tuple[Backing | None, i
 
 def try_write(bo: BufferObject, offset: int, data: bytes) -> bool:
     """Write with no wait at all, without the reservation: memory is there and no bytes are moving."""
+    if bo.whole is not None and bo.placed:
+        view = _one_run(bo.whole, offset, len(data))
+        if view is not None:
+            view[:] = data
+            return True
     first = offset >> PAGE_SHIFT
     count = ((offset + len(data) - 1) >> PAGE_SHIFT) - first + 1
     if not data or bo.device.unplugged:

@@ -111,7 +111,11 @@ class _Walk:
             self._pages.excuse(pages)
 
     def _ask(self, bo: BufferObject) -> Iterator[str]:
-        resource = bo.resource
+        resource, whole = bo.resource, bo.whole
+        if whole is not None and (
+            bo.copies or bo.lost or bo.external or not bo.reachable or bo.backing_now(0) is not whole
+        ):
+            yield f"{bo.name} is served from what does not hold it any more"
         if resource is not None and resource.manager in self._regions:
             yield from self._regions[resource.manager].belong(bo, _space_in(resource.manager))
         tts = _tts(bo)

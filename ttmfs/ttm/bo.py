@@ -77,7 +77,7 @@ class BufferObject:
         "looked", "looks_only", "madvise", "moves", "named", "page_alignment", "pin_count", "placed", "placement",
         "prefault", "prefault_pages", "priority", "private", "purged", "reservation_retries", "resource", "resv",
         "shares_resv", "size", "tt", "unknown_state", "uses", "validations", "view", "vmap", "vmap_known", "watcher",
-        "when_unlocked", "when_unlocking", "zombie",
+        "when_unlocked", "when_unlocking", "whole", "zombie",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0915 - a statement a field
@@ -112,6 +112,8 @@ class BufferObject:
         self._copies: deque[Copy] = _NO_COPIES
         self.vmap: memoryview | None = None
         """All of the BO as one run of bytes, when that may be read and written without further questions."""
+        self.whole: Backing | None = None
+        """What holds all of it, pages and holes alike, where whoever has its bytes in reach may have them at once."""
         self.vmap_known = False
         """Has `vmap` been worked out since the last change?"""
         self.handed_out = False
@@ -329,21 +331,19 @@ class BufferObject:
         return end <= own or self.need_tt().has_memory(max(index, own), end - max(index, own))
 
     def make_vmap(self) -> None:
-        """Set `vmap` if all of the BO is one visible run of memory and no copy is pending."""
-        self.vmap = None
+        """Set `whole` if one backing in reach holds all of the BO and no copy is pending; `vmap` if it is one run."""
+        self.vmap = self.whole = None
         self.vmap_known = True
         if not self.size or self._copies or self.device.unplugged or self.lost or not self.reachable:
             return
-        if self.external:
-            # Imported memory may go away: it is looked at each time.
+        if self.external or self.has_tail:  # Imported memory may go away: it is looked at each time.
             return
-        backing = self.backing_now(0)
+        backing = self.whole = self.backing_now(0)
         if backing is self.tt and not self.tt.is_populated:
             return
         page, length = backing.extent(0, min(self.num_pages, backing.num_pages))
         if page >= 0 and length == self.num_pages:
-            start = page << PAGE_SHIFT
-            self.vmap = backing.arena.buf[start : start + self.size]
+            self.vmap = backing.arena.buf[page << PAGE_SHIFT :][: self.size]
 
     def drop_vmap(self) -> None:
         """Before what is behind it changes, or could be seen as one run from now on.
@@ -351,7 +351,7 @@ class BufferObject:
         None is made while the BO is reserved or has copies: once is enough for all that a holder of the reservation
         does. A new resource, tt or copy does it by itself.
         """
-        self.vmap = None
+        self.vmap = self.whole = None
         self.vmap_known = False
 
     @property
