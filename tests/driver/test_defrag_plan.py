@@ -1,6 +1,7 @@
 """`ctl/defrag`: the pass over all BOs frees blocks, and leaves no order worse off."""
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,8 +9,11 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.core.harness import PAGE, device, make
 from tests.driver.conftest import MakeDevice
 from tests.driver.defrag_tools import MIB, content, orders, scattered
+from tests.turns import Turns, ticking_clock
+from ttmfs.driver import defrag_plan
 from ttmfs.driver.config import Config
 from ttmfs.driver.defrag_pass import defrag_pass
 from ttmfs.driver.defrag_plan import make_plan, obtainable
@@ -166,3 +170,33 @@ async def test_the_worker_pass_is_what_no_words_ask_for(device: MakeDevice) -> N
         result = await defrag_pass(vdev, None, planned=False, limit=None)
         assert (result["moved"], result["bytes_moved"]) == (1, 2 * MIB)
         assert await content(bo) == data
+
+
+async def test_others_run_while_many_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = Turns()
+
+    def noted(*args: Any, **more: Any) -> None:
+        turns.note("asked")
+        init(*args, **more)
+
+    init = defrag_plan._Candidate.__init__
+    monkeypatch.setattr(defrag_plan._Candidate, "__init__", noted)
+    async with device() as vdev:
+        bos = [await make(vdev, f"bo{number}", PAGE) for number in range(256)]
+        with ticking_clock(us=200), turns:
+            await defrag_pass(vdev, bos, planned=True, limit=None)
+        assert 0 < turns.most("asked") <= 16
+
+
+async def test_who_gives_pages_away_while_others_are_asked_is_left_out() -> None:
+    """The plan is tried on the free memory of one moment."""
+    async with device() as vdev:
+        bos = [await make(vdev, f"bo{number}", PAGE) for number in range(8)]
+        asked = await defrag_plan._candidates(bos)
+        assert defrag_plan._settled(asked, vdev.pool.free_map()) == asked
+        for bo in bos[:2]:
+            vdev.destroy_bo(bo)
+        vdev.pool.shrink(vdev.pool.pooled_pages)
+        assert defrag_plan._settled(asked, vdev.pool.free_map()) == asked[2:]
+        asked.append(defrag_plan._Candidate(bos[2], small=True))
+        assert defrag_plan._settled(asked, vdev.pool.free_map()) == asked[3:8]

@@ -3,25 +3,30 @@
 `vdev.selfcheck` is asked for the findings themselves; a device that is damaged is thrown away.
 """
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 import trio
 
-from tests.core.harness import MIB, PAGE, idle, make, move
+from tests.core.harness import MIB, PAGE, device, idle, make, move
 from ttmfs.driver import calls
 from ttmfs.driver.config import Config
 from ttmfs.driver.device import VirtualDevice
+from ttmfs.driver.limits import account_check_steps, group_check_steps
 from ttmfs.driver.name_check import check_bos, check_names
 from ttmfs.driver.namespace import Namespace
 from ttmfs.memory.account import Account
 from ttmfs.svm import cpu
 from ttmfs.svm.audit import check_svm
 from ttmfs.svm.spaces import Svm
+from ttmfs.ttm import access, audit
+from ttmfs.ttm.audit import believed
 from ttmfs.ttm.backup import BackupFlags
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.lifetime import set_account, set_group
 from ttmfs.ttm.placement import Place
 
 
@@ -263,3 +268,59 @@ def test_an_account_names_runs_of_what_is_wrong() -> None:
     used[2] = False
     lost = [sentence for sentence in account.used_no_more(lambda: used) if sentence is not None]
     assert lost == ["greedy has 1 things (2), not in use"]
+
+
+# -- with pauses -------------------------------------------------------------------------------------------------------
+
+
+async def many(vdev: VirtualDevice, count: int = 320) -> list[BufferObject]:
+    bos = [vdev.create_bo(f"bo{number}", vdev.ttm.accounts.of(1000 + number % 3)) for number in range(count)]
+    for bo in bos:
+        await access.write(bo, 0, bytes(PAGE))
+    return bos
+
+
+def books(vdev: VirtualDevice) -> Iterator[str | None]:
+    return audit.books(vdev.ttm)
+
+
+CHECKS = (books, VirtualDevice.check_fences, account_check_steps, group_check_steps)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+async def test_others_run_between_a_few_bos_and_the_next(
+    check: Callable[[VirtualDevice], Iterator[str | None]],
+) -> None:
+    async with device() as vdev:
+        bos = await many(vdev)
+        assert list(check(vdev)) == [None] * (len(bos) // 64)
+
+
+async def test_what_others_do_in_its_pauses_is_not_blamed_on_anybody() -> None:
+    rng = random.Random(5)
+    async with device(vram=MIB, gtt=MIB) as vdev:
+        group = vdev.ttm.dmem.root.make("a")
+        bos = await many(vdev)
+        for sentence in vdev.selfcheck_steps():
+            assert sentence is None
+            bo = rng.choice(bos)
+            if rng.random() < 0.1:
+                set_account(bo, vdev.ttm.accounts.of(1000 + rng.randrange(3)))
+                set_group(bo, rng.choice((group, vdev.ttm.dmem.root)))
+            await move(vdev, bo, rng.choice(("vram", "gtt", "system")))
+
+
+def test_what_is_wrong_in_passing_only_is_not_said() -> None:
+    asked = 0
+
+    def check() -> Iterator[str | None]:
+        nonlocal asked
+        asked += 1
+        yield None
+        if asked == 1:
+            yield "for the moment"
+        yield from lasting
+
+    for lasting in ([], ["for good"]):
+        asked = 0
+        assert [sentence for sentence in believed(check) if sentence is not None] == lasting

@@ -16,6 +16,7 @@ import trio
 from numpy.typing import NDArray
 
 from ttmfs.memory.buddy import Buddy
+from ttmfs.sync.breather import Breather
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.defrag import improvable, nothing_to_gain, whole_pieces
 from ttmfs.units import MAX_ORDER
@@ -43,14 +44,18 @@ class Step:
 
 
 class _Candidate:
-    """A BO that could be moved: its pages, its whole pieces, the frames its pages lie in and how many in each."""
+    """A BO that could be moved: its pages, its whole pieces, the frames its pages lie in and how many in each.
 
-    __slots__ = ("bo", "counts", "frames", "pages", "pieces")
+    `small`: it has nothing to gain by it.
+    """
 
-    def __init__(self, bo: BufferObject) -> None:
+    __slots__ = ("bo", "counts", "frames", "pages", "pieces", "small")
+
+    def __init__(self, bo: BufferObject, *, small: bool) -> None:
         tt = bo.tt
         assert tt is not None
         self.bo = bo
+        self.small = small
         self.pages: NDArray[Any] = tt.pages_in(0, tt.num_pages)[1].astype(np.int64)
         self.pieces = len(whole_pieces(tt))
         self.frames, self.counts = np.unique(self.pages >> tt.pool.beneficial_order, return_counts=True)
@@ -142,7 +147,7 @@ class _Planner:
             blocks = self.books.blocks()
             able = [candidate for candidate in left if candidate.pieces <= blocks]
             if able:
-                best = max(able, key=self.books.score)
+                best = (await _by_score(able, self.books))[0]
                 left.remove(best)
                 self.books.move(best)
                 self._note(Step(best.bo))
@@ -185,18 +190,58 @@ def _pages_in(candidate: _Candidate, frame: int) -> int:
     return int(candidate.counts[candidate.frames == frame].sum())
 
 
+async def _candidates(bos: Sequence[BufferObject]) -> list[_Candidate]:
+    """Those that may be moved: who can be better off, and who has nothing to gain and can go out of the way."""
+    breather = Breather()
+    found: list[_Candidate] = []
+    for bo in bos:
+        if not (bo.pin_count or bo.deleted or nothing_to_gain(bo, compact=True)):
+            small = nothing_to_gain(bo)
+            if small or improvable(bo):
+                found.append(_Candidate(bo, small=small))
+        await breather.step()
+    return found
+
+
+def _settled(candidates: list[_Candidate], free: NDArray[Any]) -> list[_Candidate]:
+    """Without those that have other pages by now than when they were asked: theirs are `free`, or another's, too."""
+    if not candidates:
+        return candidates
+    pages = np.concatenate([candidate.pages for candidate in candidates])
+    starts = np.cumsum([0, *(len(candidate.pages) for candidate in candidates[:-1])])
+    wrong = free | (np.bincount(pages, minlength=len(free)) > 1)
+    stale = np.logical_or.reduceat(wrong[pages], starts)
+    return [candidate for candidate, other in zip(candidates, stale.tolist(), strict=True) if not other]
+
+
+async def _by_score(candidates: Sequence[_Candidate], books: _Books) -> list[_Candidate]:
+    """Those that gain most first, and of equals the first one."""
+    breather = Breather()
+    scores: list[tuple[float, float]] = []
+    for candidate in candidates:
+        scores.append(books.score(candidate))
+        await breather.step()
+    order = sorted(range(len(candidates)), key=scores.__getitem__, reverse=True)
+    return [candidates[index] for index in order]
+
+
 async def make_plan(pool: "PagePool", bos: Sequence[BufferObject], limit: int, floor: Counts) -> list[Step]:
     """What to move, in order, at most `limit` steps; afterwards every order can be had at least `floor` times.
 
     `bos` are those that may be moved at all. Tries to move all that can be better off, then fewer of them.
     """
-    movable = [bo for bo in bos if not (bo.pin_count or bo.deleted or nothing_to_gain(bo, compact=True))]
-    large = [_Candidate(bo) for bo in movable if improvable(bo)]
-    small = [_Candidate(bo) for bo in movable if nothing_to_gain(bo)]
-    books = _Books(pool.free_map(), pool.beneficial_order, pool.reserve_pages)
+    asked = await _candidates(bos)
+    free = pool.free_map()
+    candidates = _settled(asked, free)
+    large = [candidate for candidate in candidates if not candidate.small]
+    small = [candidate for candidate in candidates if candidate.small]
+    if not large:
+        return []
+    await trio.lowlevel.checkpoint()
+    books = _Books(free, pool.beneficial_order, pool.reserve_pages)
     best: list[Step] = []
     most = -1
-    wanted = sorted(large, key=books.score, reverse=True)
+    wanted = await _by_score(large, books)
     while wanted:
         planner = _Planner(books.copy(), small, floor, limit)
         await planner.run(wanted)

@@ -9,7 +9,7 @@ from ttmfs.driver.config import Config
 from ttmfs.driver.defrag import DefragWorker
 from ttmfs.driver.drivers import make_driver
 from ttmfs.driver.hardware import Hardware
-from ttmfs.driver.limits import check_accounts, check_groups, set_user_limit
+from ttmfs.driver.limits import account_check_steps, group_check_steps, set_user_limit
 from ttmfs.driver.policies import Policies
 from ttmfs.driver.suspend import PowerState
 from ttmfs.driver.vm import Vms
@@ -17,6 +17,7 @@ from ttmfs.memory.warm import MAX_DROP_PAGES
 from ttmfs.observe import points
 from ttmfs.ttm import kswapd
 from ttmfs.ttm.account import Account
+from ttmfs.ttm.audit import believed
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.clear import clear_idle
 from ttmfs.ttm.io_mem import IoMemFuncs
@@ -65,8 +66,8 @@ class VirtualDevice(Hardware):
         """As of the hardware, and whether VMs, accounts and groups agree with what there is."""
         yield from super().selfcheck_steps()
         yield from self.vms.check()
-        yield from check_accounts(self)
-        yield from check_groups(self)
+        yield from believed(lambda: account_check_steps(self))
+        yield from believed(lambda: group_check_steps(self))
 
     def destroy_bo(self, bo: BufferObject) -> None:
         """Its last reference is gone: it is bound nowhere any more, and goes once its fences have signaled."""

@@ -21,7 +21,7 @@ from ttmfs.memory.stores import make_store
 from ttmfs.sync.containers import unwrap
 from ttmfs.sync.fence import Fence, FenceCounters
 from ttmfs.sync.resv import Usage
-from ttmfs.ttm.audit import audit
+from ttmfs.ttm.audit import audit, believed, with_pauses
 from ttmfs.ttm.device import Device
 from ttmfs.ttm.managers import BuddyManager, RangeManager, SystemManager
 from ttmfs.ttm.placement import GTT, VRAM, Placement, parse_placement
@@ -177,10 +177,10 @@ class Hardware:
             except AssertionError as error:
                 yield f"{name}: {error}"
             yield None
-        yield from self._check_fences()
+        yield from believed(self.check_fences)
         yield from audit(self.ttm)
 
-    def _check_fences(self) -> Iterator[str]:
+    def check_fences(self) -> Iterator[str | None]:
         """Every fence that is pending will be signaled by somebody."""
         timelines = {queue.timeline for queue in self.all_queues}
         for queue in self.all_queues:
@@ -191,7 +191,10 @@ class Hardware:
         pending = sum(len(timeline.pending) for timeline in timelines)
         if pending != self.fence_counters.pending:
             yield f"fences: {self.fence_counters.pending} are counted as pending, and timelines have {pending}"
-        for bo in self.ttm.bos:
+        for bo in with_pauses(self.ttm.bos):
+            if bo is None:
+                yield None
+                continue
             for fence in bo.resv.fences(Usage.BOOKKEEP):
                 for plain in unwrap(fence):
                     if not plain.signaled and plain.context and plain.timeline not in timelines:

@@ -5,18 +5,20 @@ A limit is `WHAT=AMOUNT`: `memory` (pages in memory and in the store), a region 
 """
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from ttmfs.driver.hardware import Hardware
 from ttmfs.errors import TtmError
 from ttmfs.ttm.account import BOS, MEMORY, SWAP, Account
-from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.audit import with_pauses
 from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.device import Device
 from ttmfs.ttm.dmem import Pool
 from ttmfs.ttm.drain import drain
 from ttmfs.ttm.placement import SYSTEM
 from ttmfs.ttm.resource import Resource
+from ttmfs.ttm.tt import TT
 from ttmfs.units import PAGE_SHIFT, PAGE_SIZE, format_size, parse_size
 
 RESERVED_NAMES: Final = (MEMORY, SWAP, BOS)
@@ -82,37 +84,40 @@ def set_user_limit(vdev: Hardware, text: str) -> None:
 
 
 def check_accounts(vdev: Hardware) -> list[str]:
-    """Sentences where what is charged differs from what is handed out, in all and by account."""
+    """Sentences where what is charged differs from what is handed out, in all and by account, as of now."""
+    return [sentence for sentence in account_check_steps(vdev) if sentence is not None]
+
+
+def account_check_steps(vdev: Hardware) -> Iterator[str | None]:
+    """The same, with a None wherever others may run; see `believed`."""
     ttm = vdev.ttm
     books = {name: manager.usage >> PAGE_SHIFT for name, manager in ttm.managers.items()}
-    wrong = ttm.accounts.check(books | {MEMORY: vdev.pool.in_use_pages})
+    yield from ttm.accounts.check(books | {MEMORY: vdev.pool.in_use_pages})
     found: dict[Account, dict[str, int]] = {}
     for who_has in ttm.accounts.elsewhere:
         for account, what, pages in who_has():
             _count(found, account, what, pages)
-    for manager in ttm.managers.values():
-        for item in (*manager.lru, *manager.unassigned):
-            _add(found, item)
-    for item in ttm.unevictable:
-        _add(found, item)
-    for bo in ttm.bos:
-        # Gutted, and restored since: it has pages, and no resource that would stand on a list.
-        if bo.resource is None:
-            _add_tts(found, bo)
+    for bo in with_pauses(ttm.bos):
+        if bo is None:
+            yield None
+            continue
+        if bo.resource is not None:
+            _count(found, bo.resource.account, bo.mem_type, bo.resource.num_pages)
+        _count_tts(found, bo.tts)
+    for resource in _unassigned(ttm):
+        _count(found, resource.account, resource.mem_type, resource.num_pages)
     regions = (*ttm.managers, SWAP)
     # Those of users too that are charged and have nothing.
     for account in dict.fromkeys((*found, *ttm.accounts.users())):
         if account is ttm.accounts.root:
             continue
         has = found.get(account, {})
-        wrong += [
-            f"accounts: {account.name} is charged {account.charged.get(what, 0)} of {what} and has {has.get(what, 0)}"
-            for what in regions
-            if account.charged.get(what, 0) != has.get(what, 0)
-        ]
+        for what in regions:
+            charged, there = account.charged.get(what, 0), has.get(what, 0)
+            if charged != there:
+                yield f"accounts: {account.name} is charged {charged} of {what} and has {there}"
         if has.get(MEMORY, 0) > account.charged.get(MEMORY, 0):
-            wrong.append(f"accounts: {account.name} has {has[MEMORY]} of memory, more than is charged")
-    return wrong
+            yield f"accounts: {account.name} has {has[MEMORY]} of memory, more than is charged"
 
 
 async def set_max(vdev: Hardware, pool: Pool, size: int) -> int:
@@ -125,34 +130,41 @@ async def set_max(vdev: Hardware, pool: Pool, size: int) -> int:
 
 
 def check_groups(vdev: Hardware) -> list[str]:
-    """Sentences where what groups are charged differs from what is handed out, in all and by group."""
+    """Sentences where what groups are charged differs from what is handed out, in all and by group, as of now."""
+    return [sentence for sentence in group_check_steps(vdev) if sentence is not None]
+
+
+def group_check_steps(vdev: Hardware) -> Iterator[str | None]:
+    """The same, with a None wherever others may run; see `believed`."""
     ttm = vdev.ttm
-    wrong = ttm.dmem.check({name: manager.usage for name, manager in ttm.managers.items()})
+    yield from ttm.dmem.check({name: manager.usage for name, manager in ttm.managers.items()})
     has: dict[Pool, int] = {}
-    items = [item for manager in ttm.managers.values() for item in (*manager.lru, *manager.unassigned)]
-    for item in (*items, *ttm.unevictable):
-        assert isinstance(item, Resource)
-        for pool in () if item.pool is None else item.pool.chain:
-            has[pool] = has.get(pool, 0) + item.num_pages * PAGE_SIZE
+    for bo in with_pauses(ttm.bos):
+        if bo is None:
+            yield None
+        elif bo.resource is not None:
+            _add(has, bo.resource)
+    for resource in _unassigned(ttm):
+        _add(has, resource)
     for group in ttm.dmem.root.walk():
-        wrong += [
-            f"dmem: {group} is charged {pool.usage} bytes of {region} and has {has.get(pool, 0)}"
-            for region, pool in group.pools.items()
-            if pool.usage != has.get(pool, 0)
-        ]
-    return wrong
+        for region, pool in group.pools.items():
+            if pool.usage != has.get(pool, 0):
+                yield f"dmem: {group} is charged {pool.usage} bytes of {region} and has {has.get(pool, 0)}"
 
 
-def _add(found: dict[Account, dict[str, int]], resource: object) -> None:
-    """What a resource takes, and the tts of its BO once the BO is there."""
-    assert isinstance(resource, Resource)
-    _count(found, resource.account, resource.mem_type, resource.num_pages)
-    if resource.bo.resource is resource:
-        _add_tts(found, resource.bo)
+def _unassigned(ttm: Device) -> list[Resource]:
+    """What is allocated for moves under way."""
+    return [resource for manager in ttm.managers.values() for resource in manager.unassigned]
 
 
-def _add_tts(found: dict[Account, dict[str, int]], bo: BufferObject) -> None:
-    for tt in bo.tts:
+def _add(has: dict[Pool, int], resource: Resource) -> None:
+    """What a resource takes, of its group and of those above it."""
+    for pool in () if resource.pool is None else resource.pool.chain:
+        has[pool] = has.get(pool, 0) + resource.num_pages * PAGE_SIZE
+
+
+def _count_tts(found: dict[Account, dict[str, int]], tts: Iterable[TT]) -> None:
+    for tt in tts:
         if not tt.external:
             _count(found, tt.account, MEMORY, tt.populated_pages + tt.ahead_pages + tt.taken)
             _count(found, tt.account, SWAP, tt.backed_up_pages)

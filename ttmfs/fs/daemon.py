@@ -4,7 +4,6 @@ The parent forks before anything is made (arenas are not shared with children) a
 daemon: ready, or why not.
 """
 
-import gc
 import json
 import logging
 import os
@@ -53,9 +52,6 @@ def _serve_detached(serve: Callable[[Callable[[], None]], None], writer: int, lo
     def ready() -> None:
         nonlocal said
         said = True
-        # Modules and tables live as long as the daemon: a full collection that looks at them costs faults milliseconds.
-        gc.collect()
-        gc.freeze()
         say({"ready": True})
 
     code = 0

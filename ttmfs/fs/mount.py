@@ -27,6 +27,7 @@ from ttmfs.fs.commands.runner import Runner
 from ttmfs.fs.commands.space_knobs import check_notifier_size
 from ttmfs.fs.kernel import session_loop, tuning
 from ttmfs.fs.kernel.attribute_cache import KernelAttributes
+from ttmfs.fs.kernel.collector import Collector
 from ttmfs.fs.kernel.handshake import BACKGROUND, Handshake
 from ttmfs.fs.kernel.inval import PageCache, SessionFd
 from ttmfs.fs.kernel.rights import Owner
@@ -125,6 +126,7 @@ class Mount:
         for kind, words in config.policies:
             self.vdev.policies.choose_now(kind, list(words))
         self.operations = TtmOperations(self.tree, lambda kb: None)
+        self.collector = Collector(lambda: len(self.operations.inodes) + len(self.vdev.ttm.bos))
         self.handshake: Handshake | None = None
         self.report: list[str] = []
         """What could not be tuned, as sentences."""
@@ -154,6 +156,7 @@ class Mount:
         finally:
             session_loop.stop_freeze_timer()
             session_loop.uninstall()
+            self.collector.stop()
             session.close()
             pyfuse3.close(unmount=True)
             if watchdog is not None:
@@ -182,6 +185,7 @@ class Mount:
             nursery.start_soon(self.machine.names.members.run)
             nursery.start_soon(names.run)
             nursery.start_soon(attribute_cache.run)
+            nursery.start_soon(self.collector.run)
             nursery.start_soon(self.tree.watch_signals)
             if watchdog is not None:
                 nursery.start_soon(watchdog.heartbeat)
@@ -215,6 +219,7 @@ class Mount:
         self.report = [*limits.failed, *bdi.failed]
         for sentence in self.report:
             log.warning("%s", sentence)
+        self.collector.start()
         ready()
 
     def _raise_limits(self, session: SessionFd) -> tuning.TuningReport:

@@ -238,6 +238,9 @@ def cleanup(bo: BufferObject) -> None:
     bo.zombie = False
     bo.when_unlocked = ()
     no_longer_late(bo)
+    # Whose it was refers to it, too: a circle would outlive it until somebody collects garbage.
+    bo.named = bo.name
+    bo.private = bo.watcher = None
     device = bo.device
     device.bos.pop(bo, None)
     if bo.ghost:

@@ -56,7 +56,7 @@ async def client_text(vdev: VirtualDevice, names: Namespace, client: Client) -> 
     text += f"ttmfs-open:\t{len(client.opens)}\n"
     for region, usage in (await usage_of_open(vdev, client)).items():
         text += f"ttmfs-open-{region}:\t{size_text(usage.total)}\n"
-    groups = sorted({escape(file.bo.group.live.path) for file in client.files.values()})
+    groups = sorted({escape(group.path) for group in {file.bo.group.live for file in client.files.values()}})
     text += "".join(f"ttmfs-group:\t{group}\n" for group in groups)
     return text + user_lines(vdev.ttm.accounts.of(client.uid), client.uid)
 
