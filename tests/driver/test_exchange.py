@@ -23,17 +23,21 @@ from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.jobs import Job
 from ttmfs.driver.submit import submit_job
 from ttmfs.memory import frames
-from ttmfs.memory.arena import HUGE_SIZE, Arena
+from ttmfs.memory.arena import FRAME_PAGES, HUGE_SIZE, Arena
 from ttmfs.sync import offload
 from ttmfs.sync.fence import Fence
 from ttmfs.sync.offload import Lane
-from ttmfs.ttm import access, lifetime
+from ttmfs.ttm import access, at_once, copy_frames, lifetime
+from ttmfs.ttm.backing import Backing
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.copy import Copy, CopyState
+from ttmfs.ttm.copy_frames import FrameRun
 from ttmfs.ttm.move import pipeline_gutting
 
 T = TypeVar("T")
+SECOND = HUGE_SIZE + 5 * PAGE - 13
+"""Bytes of two pages of the second frame."""
 PLACES = ("vram", "gtt", "vram", "system")
 CONFIG = {"vram": 16 * MIB, "gtt": 32 * MIB, "memory": 64 * MIB, "swap": 0}
 
@@ -42,6 +46,8 @@ CONFIG = {"vram": 16 * MIB, "gtt": 32 * MIB, "memory": 64 * MIB, "swap": 0}
 def noisy(monkeypatch: pytest.MonkeyPatch) -> None:
     need_exchanges()
     monkeypatch.setattr(frames._Host, "refused", False)
+    # Each run of frames in a step of its own, and runs of one or two.
+    monkeypatch.setattr("ttmfs.ttm.copy._STEP_FRAMES", 1)
     noise_behind(monkeypatch)
 
 
@@ -78,44 +84,71 @@ async def test_what_does_not_lie_in_frames_is_copied() -> None:
             assert exchanged_frames(vdev) == (0 if place == "vram" else 4 * MIB // HUGE_SIZE)
 
 
-async def test_from_the_exchange_to_the_signal_is_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever ran in between would read, or write, what is no source any more."""
+class Watch(trio.abc.Instrument):
+    """After each step of a task: of no page whose frame has changed hands is the source where requests find it."""
 
-    class Steps(trio.abc.Instrument):
-        count = 0
+    def __init__(self, bo: BufferObject, patch: pytest.MonkeyPatch) -> None:
+        self.bo = bo
+        self.steps: list[int] = []
+        """Steps in which frames changed hands."""
+        self._count = 0
+        self._left: set[tuple[Arena, int]] = set()
+        real, real_signal = vars(copy_frames)["exchange"], Fence.signal
 
-        def after_task_step(self, task: trio.lowlevel.Task) -> None:
-            self.count += 1
+        def exchange(one: Arena, page: int, other: Arena, other_page: int, count: int) -> None:
+            self.steps.append(self._count)
+            self._left.update((one, at) for at in range(page, page + count * FRAME_PAGES))
+            real(one, page, other, other_page, count)
 
-    steps = Steps()
-    exchanges: list[int] = []
-    signals: list[int] = []
-    real, real_signal = frames.exchange, Fence.signal
+        def signal(fence: Fence, error: int = 0) -> None:
+            # Its source is anybody's from now on.
+            self._left.clear()
+            real_signal(fence, error)
 
-    def exchange(one: Arena, page: int, other: Arena, other_page: int, count: int) -> None:
-        exchanges.append(steps.count)
-        real(one, page, other, other_page, count)
+        patch.setattr("ttmfs.ttm.copy_frames.exchange", exchange)
+        patch.setattr(Fence, "signal", signal)
 
-    def signal(self: Fence, error: int = 0) -> None:
-        signals.append(steps.count)
-        real_signal(self, error)
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        """Some task lets others run."""
+        self._count += 1
+        if not self._left:
+            return
+        index = 0
+        while index < self.bo.num_pages:
+            backing, _copy, end = self.bo.truth(index)
+            assert backing is not None
+            for at in range(index, min(end, self.bo.num_pages)):
+                assert (backing.arena, backing.extent(at, 1)[0]) not in self._left, f"page {at} is not there any more"
+            index = end
 
+
+@pytest.mark.parametrize("run", [1, 16])
+async def test_requests_find_a_frame_at_the_target_in_the_step_in_which_it_changes_hands(
+    monkeypatch: pytest.MonkeyPatch, run: int
+) -> None:
+    """Whoever ran in between would read, or write, what is no source any more. Frames change hands some at a time."""
+    frames.longest_run()
+    monkeypatch.setattr(copy_frames, "longest_run", lambda: run)
     async with device(**CONFIG) as vdev:
         bo = await make(vdev)
-        monkeypatch.setattr("ttmfs.ttm.copy_frames.exchange", exchange)
-        monkeypatch.setattr(Fence, "signal", signal)
-        trio.lowlevel.add_instrument(steps)
+        watch = Watch(bo.bo, monkeypatch)
+        trio.lowlevel.add_instrument(watch)
         for place in ("vram", "gtt"):
             await move(vdev, bo.bo, place)
             await idle(bo.bo)
-        trio.lowlevel.remove_instrument(steps)
-    assert exchanges
-    assert set(exchanges) <= set(signals)
+            await bo.check()
+        trio.lowlevel.remove_instrument(watch)
+        assert exchanged_frames(vdev) == 2 * FRAMES
+    assert len(watch.steps) >= (2 * FRAMES if run == 1 else 2)
+    assert len(set(watch.steps)) == len(watch.steps), "each run had a step of its own"
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["", "late"])
-async def test_every_turn_of_a_move_shows_and_takes_the_right_bytes(late: bool) -> None:
+async def test_every_turn_of_a_move_shows_and_takes_the_right_bytes(
+    monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
     """A READ and a WRITE in each turn of the loop, INVALs outstanding; with `late` all but one of them are hurried."""
+    monkeypatch.setattr(copy_frames, "longest_run", lambda: 1)
     rng = random.Random(1)
     async with device(**CONFIG) as vdev:
         vdev.ttm.unmapper = WaitingUnmapper(4)
@@ -317,18 +350,26 @@ async def test_a_host_that_refuses_in_the_middle_of_a_move(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("offset", [HUGE_SIZE + 3 * PAGE + 7, 2 * HUGE_SIZE, 5])
-@pytest.mark.parametrize("before_step", [False, True], ids=["after a step", "before one"])
+@pytest.mark.parametrize("when", ["before a step", "after one", "between frames"])
 @pytest.mark.parametrize("place", ["vram", "gtt"])
 async def test_a_truncate_while_bytes_move_cuts_what_changes_hands(
-    monkeypatch: pytest.MonkeyPatch, offset: int, place: str, before_step: bool
+    monkeypatch: pytest.MonkeyPatch, offset: int, place: str, when: str
 ) -> None:
+    """And nothing of what was written where the bytes have arrived. The first frame is one that is copied."""
+    monkeypatch.setattr(copy_frames, "longest_run", lambda: 1)
+    real_runs = copy_frames.frame_runs
+
+    def but_the_first(src: Backing, dst: Backing, index: int, count: int) -> list[FrameRun]:
+        return [run for run in real_runs(src, dst, index, count) if run.first]
+
+    monkeypatch.setattr("ttmfs.ttm.copy.frame_runs", but_the_first)
     async with device(**CONFIG) as vdev:
         bo = await make(vdev)
         await move(vdev, bo.bo, "gtt" if place == "vram" else "vram")
         await idle(bo.bo)
         before = exchanged_frames(vdev)
         cut: list[bool] = []
-        real = Copy.step
+        real, real_change = Copy.step, Copy.change_hands
 
         def cut_once(copy: Copy) -> None:
             if not cut:
@@ -337,16 +378,28 @@ async def test_a_truncate_while_bytes_move_cuts_what_changes_hands(
                 bo.cut(offset)
 
         def step(self: Copy, index: int, count: int) -> None:
-            if before_step:
+            if when == "before a step":
                 cut_once(self)
             real(self, index, count)
-            cut_once(self)
+            if when == "after one":
+                cut_once(self)
+
+        def change_hands(self: Copy) -> int:
+            pages = real_change(self)
+            if len(self.frames) == 1:
+                cut_once(self)
+                assert at_once.try_write(bo.bo, SECOND, b"new" * 9)
+                bo.model[SECOND : SECOND + 27] = b"new" * 9
+                assert bytes(at_once.gather_now(bo.bo, 0, SIZE)) == bo.model
+                assert not at_once.try_write(bo.bo, 2 * HUGE_SIZE - 5, b"new" * 9), "it would be lost"
+            return pages
 
         monkeypatch.setattr(Copy, "step", step)
+        monkeypatch.setattr(Copy, "change_hands", change_hands)
         await move(vdev, bo.bo, place)
         await idle(bo.bo)
         assert cut
-        assert exchanged_frames(vdev) == before + FRAMES
+        assert exchanged_frames(vdev) == before + FRAMES - 1
         await bo.check()
 
 

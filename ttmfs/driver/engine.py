@@ -3,7 +3,8 @@
 Copies run one after another in the order of submission, each behind its dependencies. The bytes move on the loop, in
 steps with a checkpoint in between, so that faults are served meanwhile: of 256 KiB while clients want something, up to
 4 MiB while nobody does, of 2 MiB while a request waits for a copy. Simulated latency and bandwidth are spent before any
-byte moves. What lies in whole frames of 2 MiB at both ends changes hands at the end instead of being copied.
+byte moves. What lies in whole frames of 2 MiB at both ends changes hands at the end instead of being copied, some
+frames in each step.
 """
 
 import errno
@@ -218,9 +219,13 @@ class CopyEngine:
                 log.exception("%s", copy.fence.what)
             copy.frames = ()
             error = await self._intercept(queued)
-        # No await from here to the signal (R11), and nothing that is intercepted: the source may be none any more.
-        copy.change_hands()
-        queued.bo.device.counters.moves.exchanged += sum(run.end - run.first for run in copy.frames) * PAGE_SIZE
+        # Nothing of this is intercepted: the source is none any more (R11).
+        moves = queued.bo.device.counters.moves
+        while pages := copy.change_hands():
+            moves.exchanged += pages * PAGE_SIZE
+            if copy.frames:
+                await trio.lowlevel.checkpoint()
+        # No await from here to the signal.
         copy.finish()
         points.copy_end(
             self._trace, queued.bo, engine=self.name, fence=copy.fence, pages=copy.num_pages, errno=error
@@ -240,7 +245,7 @@ class CopyEngine:
         index = 0
         while (index := copy.look_for_frames(index)) < copy.num_pages:
             await trio.lowlevel.checkpoint()
-        copy.keep_longest_frames()
+        copy.choose_frames()
 
     async def _move_bytes(self, queued: _Queued, *, fail: bool = False) -> None:
         copy = queued.copy

@@ -220,12 +220,15 @@ def _write_anyway(bo: BufferObject, offset: int, data: bytes, first: int, count:
 async def _wait_for_copy(bo: BufferObject, first: int, count: int, request: Request) -> None:
     """Bytes are moving, or the BO is fresh on space still being copied out: wait, then place it in system."""
     unmapping = bo.gate.unmaps(first, count)
-    index = max(first, min(copy.first for copy in bo.copies))
+    index = first
     while index < first + count:
-        backing, copy = bo.truth(index)
+        backing, copy, end = bo.truth(index)
+        end = min(end, first + count)
         if copy is None:
-            at_once.give_memory(bo, index, first + count - index, late=False)
-            return
+            # Behind all copies, or where they have been, or below those of a tail that is stored.
+            at_once.give_memory(bo, index, end - index, late=False)
+            index = end
+            continue
         if backing is None or copy.state is not CopyState.QUEUED:
             fence, left = copy.fence, request.time_left
             if backing is not None or unmapping:
@@ -247,11 +250,11 @@ async def _wait_for_copy(bo: BufferObject, first: int, count: int, request: Requ
                 bo.need_tt().populate_range(index, first + count - index, use_reserve=True)
                 return
             raise TtmError(errno.EIO, f"write to {bo.name!r}: a copy did not end in {bo.device.fault_timeout:g} s")
-        if at_once.has_hole(backing, index, first + count, copy):
+        if at_once.has_hole(backing, index, end):
             if request.late or unmapping:
-                at_once.fill_holes(bo, index, min(first + count, copy.covers) - index)
+                at_once.fill_holes(bo, index, end - index)
             else:
                 request.waits += ("copy",)
                 await park(bo, "copy", copy.fence.wait, request.time_left, first, count)
             return
-        index = copy.covers
+        index = end

@@ -11,7 +11,7 @@ from ttmfs.errors import TtmError
 from ttmfs.memory.copy import gather
 from ttmfs.ttm.backing import Backing
 from ttmfs.ttm.bo import BufferObject
-from ttmfs.ttm.copy import Copy, CopyState
+from ttmfs.ttm.copy import CopyState
 from ttmfs.ttm.tt import TT
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT
 
@@ -106,10 +106,10 @@ def _locate(bo: BufferObject, index: int, count: int) -> tuple[Backing | None, i
     """(backing, page or -1, length) of the run of pages that starts at `index`, from the truth about it now."""
     if not bo.copies:
         return bo.extent(index, count)
-    backing, copy = bo.truth(index)
-    assert copy is not None or backing is not None
-    if copy is not None:
-        count = min(count, copy.covers - index)
+    backing, copy, end = bo.truth(index)
+    count = min(count, end - index)
+    if copy is None:
+        return bo.extent(index, count)
     if backing is None:
         return None, -1, count
     page, length = backing.extent(index, count)
@@ -138,17 +138,14 @@ def try_write(bo: BufferObject, offset: int, data: bytes) -> bool:
         return True
     index = first
     while index < first + count:
-        backing, copy = bo.truth(index)
+        backing, copy, end = bo.truth(index)
+        end = min(end, first + count)
         if copy is None:
-            # Behind all copies, or below those of a tail that is stored.
-            below = bo.own_pages if index < bo.own_pages else first + count
-            if not bo.has_memory(index, min(below, first + count) - index):
+            if not bo.has_memory(index, end - index):
                 return False
-            index = below
-            continue
-        if backing is None or copy.state is not CopyState.QUEUED or has_hole(backing, index, first + count, copy):
+        elif backing is None or copy.state is not CopyState.QUEUED or has_hole(backing, index, end):
             return False
-        index = copy.covers
+        index = end
     return scatter_now(bo, offset, data)
 
 
@@ -169,9 +166,9 @@ def scatter_now(bo: BufferObject, offset: int, data: bytes) -> bool:
     return True
 
 
-def has_hole(src: Backing, index: int, end: int, copy: Copy) -> bool:
-    """Is one of the pages that the copy takes from `index` on a hole of its source (defrag leaves holes alone)?"""
-    return isinstance(src, TT) and not src.has_memory(index, min(end, copy.covers) - index)
+def has_hole(src: Backing, index: int, end: int) -> bool:
+    """Is one of pages [index, end) a hole of the source of a copy (defrag leaves holes alone)?"""
+    return isinstance(src, TT) and not src.has_memory(index, end - index)
 
 
 def give_memory(bo: BufferObject, first: int, count: int, *, late: bool, holes: bool = True) -> None:

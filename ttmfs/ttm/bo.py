@@ -26,7 +26,7 @@ from ttmfs.sync.resv import Reservation, Usage
 from ttmfs.ttm.account import Account
 from ttmfs.ttm.advice import Adviser, compare_home, tell
 from ttmfs.ttm.backing import Backing
-from ttmfs.ttm.copy import Copy, CopyState
+from ttmfs.ttm.copy import Copy, CopyState, truth_ends
 from ttmfs.ttm.device import Device
 from ttmfs.ttm.dmem import Group
 from ttmfs.ttm.funcs import DriverFuncs
@@ -312,12 +312,11 @@ class BufferObject:
         """Is it longer than what its region's own memory holds of it?"""
         return 0 < self.own_pages < self.num_pages
 
-    def truth(self, index: int) -> tuple[Backing | None, Copy | None]:
-        """(backing that holds page `index` now, the pending copy whose source it is); no backing means zeros."""
-        for copy in self._copies:
-            if copy.first <= index < copy.covers:
-                return copy.src, copy
-        return self.backing_now(index), None
+    def truth(self, index: int) -> tuple[Backing | None, Copy | None, int]:
+        """(what holds page `index` now, None for zeros; the copy whose source that is; before which page it ends)."""
+        end = truth_ends(self._copies, index)
+        found = next((copy for copy in self._copies if copy.first <= index < copy.covers), None)
+        return (self.backing_now(index), None, end) if found is None else (found.src, found, end)
 
     def extent(self, index: int, count: int) -> tuple[Backing, int, int]:
         """(backing, page number or -1 for a hole, length) of a run that starts at page `index`; no copies pending."""

@@ -2,10 +2,11 @@
 
 A move swaps the resource at once and leaves a Copy; until its fence signals, the source is intact and owned (by the
 BO, a ghost, or whoever inherited the fence) and requests that may not wait are served from it (rules R3 and R4).
-Whole frames of 2 MiB may be left out while bytes move: they change places in the step in which the fence signals (R11).
+Whole frames of 2 MiB may be left out while bytes move: they change places at the end, some in each step (R11).
 """
 
 import enum
+from collections.abc import Iterable
 from typing import Final
 
 from ttmfs.memory.arena import FRAME_PAGES
@@ -14,13 +15,18 @@ from ttmfs.memory.frames import can_exchange
 from ttmfs.sync.fence import Fence
 from ttmfs.ttm.backing import Backing
 from ttmfs.ttm.copy_frames import LOOK_PAGES, FrameRun, frame_runs
+from ttmfs.ttm.gate import ALL_PAGES
 from ttmfs.ttm.tt import TT
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT
 
 _RUN_AHEAD: Final = 4096
 """Pages ahead for which a copy looks whether they go on as a run."""
+_STEP_FRAMES: Final = 20
+"""How many frames change hands in one step: a tenth of a millisecond or two."""
+_RUN_COSTS: Final = 3
+"""A run of frames costs as much as so many frames more."""
 _MOST_RUNS: Final = 32
-"""Runs of frames that change hands in one step, the last one of a copy: a millisecond or two."""
+"""Runs of frames of a source with holes, which change hands in one step: a millisecond or so."""
 
 
 class CopyState(enum.Enum):
@@ -39,21 +45,36 @@ class Copy:
     reads as zeros.
     """
 
-    __slots__ = ("_run", "covers", "dst", "fence", "first", "frames", "num_pages", "src", "state", "zero_from")
+    __slots__ = (
+        "_in_steps",
+        "_run",
+        "covers",
+        "dst",
+        "fence",
+        "first",
+        "frames",
+        "num_pages",
+        "src",
+        "state",
+        "zero_from",
+    )
 
     def __init__(self, src: Backing | None, dst: Backing, num_pages: int, fence: Fence) -> None:
         self.src = src
         self.dst = dst
         self.num_pages = num_pages
         self.first = 0
-        """Where `src` begins to be where requests find pages: behind what a region holds, of a tail that is stored."""
+        """Where `src` begins to be where requests find pages: behind what a region holds, of a tail that is stored, and
+        behind what has arrived, once frames change hands."""
         self.covers = num_pages
         """Pages up to which `src` is where requests find them; fewer when a later copy takes fewer on."""
         self.fence = fence
         self.state = CopyState.QUEUED
         self.zero_from: int | None = None
         self.frames: tuple[FrameRun, ...] = ()
-        """Frames that are not copied but change hands at the end, in order."""
+        """Frames that are not copied but change hands at the end, in order; those that have not yet."""
+        self._in_steps = False
+        """The frames may change hands some at a time."""
         self._run = (0, 0, 0, 0)
         """First and end index of a stretch that is one run at both ends, and its first page at the source and target.
 
@@ -82,16 +103,45 @@ class Copy:
         # A frame may begin before that and end behind it.
         return max(end - FRAME_PAGES + 1, found[-1].end if found else 0)
 
-    def keep_longest_frames(self) -> None:
-        """No more runs of frames than one step has time for; what is left out is copied."""
-        longest = sorted(self.frames, key=lambda run: -run.frames)[:_MOST_RUNS]
-        self.frames = tuple(sorted(longest))
+    def choose_frames(self) -> None:
+        """When all were found. Of a source with holes no more runs than one step has time for, the longest ones: a
+        page that has arrived must have memory, so there all arrive in that one step. What is left out is copied."""
+        self._in_steps = not isinstance(self.src, TT) or self.src.is_populated
+        if not self._in_steps:
+            longest = sorted(self.frames, key=lambda run: -run.frames)[:_MOST_RUNS]
+            self.frames = tuple(sorted(longest))
 
-    def change_hands(self) -> None:
-        """The last of the move, when all else is copied: the source is no source any more. Nothing may be awaited
-        between this and the signal."""
-        for run in self.frames:
+    def change_hands(self) -> int:
+        """One step at the end of the move, when all else is copied: some frames change hands, in order. How many pages
+        that were; 0 when all have.
+
+        The pages before them have arrived then: requests find them at the target, in this very step.
+        """
+        runs = self._runs_of_a_step() if self._in_steps else len(self.frames)
+        done, self.frames = self.frames[:runs], self.frames[runs:]
+        for run in done:
             run.change_hands()
+        if done:
+            self._arrived(done[-1].end)
+        return sum(run.end - run.first for run in done)
+
+    def _runs_of_a_step(self) -> int:
+        cost = 0
+        for number, run in enumerate(self.frames):
+            cost += run.frames + _RUN_COSTS
+            if cost > _STEP_FRAMES:
+                return max(number, 1)
+        return len(self.frames)
+
+    def _arrived(self, end: int) -> None:
+        """Pages before `end` are what the target has from now on, cut where a truncate cut them."""
+        self._cut(end)
+        self.first = end
+
+    def _cut(self, end: int) -> None:
+        """Cut off what a truncate took away meanwhile; what has arrived before was cut then, or there."""
+        if self.zero_from is not None:
+            zero_bytes(self.dst, max(self.zero_from, self.first << PAGE_SHIFT), end)
 
     def next_to_move(self, index: int) -> int:
         """The first page from `index` on that may have bytes to be copied; `num_pages` when none has."""
@@ -150,10 +200,15 @@ class Copy:
         return True
 
     def finish(self) -> None:
-        """Cut off what a truncate took away meanwhile."""
-        if self.zero_from is not None:
-            zero_bytes(self.dst, self.zero_from, self.num_pages)
+        """All has arrived."""
+        self._cut(self.num_pages)
         self.state = CopyState.DONE
+
+
+def truth_ends(copies: Iterable[Copy], index: int) -> int:
+    """The page behind `index` from which on another copy's source, or none, may be where requests find pages."""
+    edges = (edge for copy in copies for edge in (copy.first, copy.covers) if edge > index)
+    return min(edges, default=ALL_PAGES.stop)
 
 
 def _may_change_hands(src: Backing, dst: Backing) -> bool:

@@ -75,11 +75,9 @@ def _zero_tail(bo: BufferObject, size: int, old_size: int) -> None:
             copy.zero_from = size if copy.zero_from is None else min(copy.zero_from, size)
     offset = size
     while (index := offset >> PAGE_SHIFT) < end_page:
-        backing, copy_of = bo.truth(index)
-        stop = end_page
-        if copy_of is not None:
-            stop = min(stop, copy_of.covers)
-        elif backing is not None:
+        backing, copy_of, stop = bo.truth(index)
+        stop = min(stop, end_page)
+        if copy_of is None and backing is not None:
             stop = min(stop, backing.num_pages)
         if stop <= index:
             break

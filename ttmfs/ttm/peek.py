@@ -146,7 +146,7 @@ async def _wait_for_moves(bo: BufferObject) -> None:
 def _stored_now(bo: BufferObject, first: int, count: int) -> Iterator[tuple[TT, int]]:
     """The (tt, index) of the pages of a step whose bytes are in the store at this moment."""
     for index in range(first, first + count):
-        backing, _copy = bo.truth(index)
+        backing, _copy, _end = bo.truth(index)
         if isinstance(backing, TT) and index < backing.num_pages and backing.entry(index) & 1:
             yield backing, index
 
