@@ -20,7 +20,7 @@ import trio
 from lib.device import ScriptError
 from ttmfs.driver.config import Config
 from ttmfs.fs.mount import Mount
-from ttmfs.fs.requests.base import BoHandle
+from ttmfs.fs.requests.served import BoHandle
 from ttmfs.ttm import access
 
 from .common import Goal, Report, awake_processors, built, console, parse_size
@@ -59,7 +59,7 @@ async def _handler_us() -> dict[str, float]:
     file = names.create(names.root, b"bench", 0o600, 0, 0)
     await access.write(file.bo, 0, bytes(1 << 20))
     await access.read(file.bo, 0, 4096)
-    fh = mount.operations._new_handle(BoHandle(file, pid=0, writes=False, own=False))
+    fh = mount.served.new_handle(BoHandle(file, pid=0, writes=False, own=False))
 
     def read() -> None:
         try:

@@ -25,6 +25,8 @@ from ttmfs.fs.kernel.unmappers import BoPageCache, SpacePageCache
 from ttmfs.fs.mount import Mount
 from ttmfs.fs.requests import read_write
 from ttmfs.fs.requests.guard import guarded
+from ttmfs.fs.requests.name import NameRequests
+from ttmfs.fs.requests.open import OpenRequests
 from ttmfs.fs.requests.space_handle import SpaceHandle
 from ttmfs.fs.tree import attributes
 from ttmfs.fs.tree.stats import stats
@@ -106,22 +108,22 @@ def install_holds() -> None:
         await real_validate(bo, placement, ctx)
 
     calls.validate = validate
-    real_open = read_write.TtmOperations.open
+    real_open = OpenRequests.open
 
-    async def open_(self: read_write.TtmOperations, inode: int, flags: int, ctx: Any) -> Any:
-        node = self.inodes.get(inode)
+    async def open_(self: OpenRequests, inode: int, flags: int, ctx: Any) -> Any:
+        node = self.served.inodes.get(inode)
         if isinstance(node, File):
             await HOLDS["open"].here(node.path)
         return await real_open(self, inode, flags, ctx)
 
-    read_write.TtmOperations.open = functools.wraps(real_open)(open_)
-    real_create = read_write.TtmOperations.create
+    OpenRequests.open = functools.wraps(real_open)(open_)
+    real_create = NameRequests.create
 
-    async def create(self: read_write.TtmOperations, parent_inode: int, name: bytes, *rest: Any) -> Any:
+    async def create(self: NameRequests, parent_inode: int, name: bytes, *rest: Any) -> Any:
         await HOLDS["create"].here(os.fsdecode(name))
         return await real_create(self, parent_inode, name, *rest)
 
-    read_write.TtmOperations.create = functools.wraps(real_create)(create)
+    NameRequests.create = functools.wraps(real_create)(create)
     engine.trio = _HeldTrio()
 
 
@@ -228,7 +230,7 @@ class Control:
 
     def nodes(self) -> int:
         """Inodes that the kernel knows."""
-        return len(self._mount.operations.inodes)
+        return len(self._mount.served.inodes)
 
     def handles(self) -> int:
         """Open files of BOs."""
@@ -261,15 +263,21 @@ class Control:
 
     def fail_handler(self, handler: str, exception: str) -> None:
         """Make the code of a FUSE handler raise; `restore_handlers` ends it."""
-        cls = read_write.TtmOperations
         if handler in ("read", "write"):
             self._real.setdefault(f"access.{handler}", getattr(read_write.access, handler))
             setattr(read_write.access, handler, _raiser(EXCEPTIONS[exception]))
             return
-        real = getattr(cls, handler)
+        real = getattr(self._part(handler), handler)
         assert hasattr(real, "__wrapped__"), f"{handler} is not guarded"
         self._real.setdefault(handler, real)
-        setattr(cls, handler, guarded(functools.wraps(real.__wrapped__)(_raiser(EXCEPTIONS[exception]))))
+        self._answer(handler, guarded(functools.wraps(real.__wrapped__)(_raiser(EXCEPTIONS[exception]))))
+
+    def _part(self, handler: str) -> type:
+        return next(type(part) for part in self._mount.operations.parts if hasattr(part, handler))
+
+    def _answer(self, handler: str, answer: Callable[..., Awaitable[Any]]) -> None:
+        setattr(self._part(handler), handler, answer)
+        self._mount.operations.take_parts()
 
     def fail_space(self, handler: str, exception: str) -> None:
         """Make `read` or `write` of all address spaces raise; `restore_handlers` ends it."""
@@ -281,7 +289,10 @@ class Control:
         owners: dict[str, Any] = {"access": read_write.access, "space": cpu}
         for name, real in self._real.items():
             owner, _, attribute = name.rpartition(".")
-            setattr(owners.get(owner, read_write.TtmOperations), attribute, real)
+            if owner:
+                setattr(owners[owner], attribute, real)
+            else:
+                self._answer(name, real)
         self._real.clear()
 
     async def inval(self, ino: int) -> bool:

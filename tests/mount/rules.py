@@ -16,7 +16,8 @@ from ttmfs.fs import mount as mount_module
 from ttmfs.fs.kernel import session_loop, tuning
 from ttmfs.fs.kernel.unmappers import BoPageCache
 from ttmfs.fs.requests.guard import guarded
-from ttmfs.fs.requests.read_write import TtmOperations
+from ttmfs.fs.requests.inode import InodeRequests
+from ttmfs.fs.requests.read_write import DataRequests
 from ttmfs.memory.stores import FileStore
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm import access, at_once, fault
@@ -71,16 +72,16 @@ def without_r4_queued() -> None:
 
 def without_r5() -> None:
     """SETATTR waits for the reservation."""
-    real: Callable[..., Coroutine[Any, Any, Any]] = TtmOperations.setattr
+    real: Callable[..., Coroutine[Any, Any, Any]] = InodeRequests.setattr
 
-    async def setattr_(self: TtmOperations, inode: int, *rest: Any) -> Any:
-        node = self.inodes.get(inode)
+    async def setattr_(self: InodeRequests, inode: int, *rest: Any) -> Any:
+        node = self.served.inodes.get(inode)
         if isinstance(node, BoFile):
             await node.bo.resv.lock()
             node.bo.resv.unlock()
         return await real(self, inode, *rest)
 
-    TtmOperations.setattr = guarded(setattr_)
+    InodeRequests.setattr = guarded(setattr_)
 
 
 def without_background_limits() -> None:
@@ -104,36 +105,36 @@ def max_tasks(count: str) -> None:
 
 def moving_mtime() -> None:
     """H25: every WRITE moves st_mtime."""
-    real: Callable[..., Awaitable[int]] = TtmOperations.write
+    real: Callable[..., Awaitable[int]] = DataRequests.write
 
-    async def write(self: TtmOperations, fh: int, off: int, buf: bytes) -> int:
+    async def write(self: DataRequests, fh: int, off: int, buf: bytes) -> int:
         written = await real(self, fh, off, buf)
         handle: Any = self._handles.get(fh)
         if hasattr(handle, "file"):
             handle.file.mtime += 1_000_000
         return written
 
-    TtmOperations.write = write
+    DataRequests.write = write
 
 
 def short_reads() -> None:
     """H5: READs of more than a page are answered with half."""
-    real: Callable[..., Awaitable[Any]] = TtmOperations.read
+    real: Callable[..., Awaitable[Any]] = DataRequests.read
 
-    async def read(self: TtmOperations, fh: int, off: int, size: int) -> Any:
+    async def read(self: DataRequests, fh: int, off: int, size: int) -> Any:
         data = await real(self, fh, off, size)
         return data[: len(data) // 2] if len(data) > 4096 else data
 
-    TtmOperations.read = read
+    DataRequests.read = read
 
 
 def without_guard() -> None:
     """R9: exceptions leave the handlers as they are."""
 
-    async def bare(self: TtmOperations, ctx: pyfuse3.RequestContext) -> Any:
+    async def bare(self: InodeRequests, ctx: pyfuse3.RequestContext) -> Any:
         raise ValueError("made to fail")
 
-    TtmOperations.statfs = bare
+    InodeRequests.statfs = bare
 
 
 def without_inval() -> None:
@@ -166,12 +167,12 @@ def stall_before_write() -> None:
     """The loop stands still for a second between the GETXATTR that the kernel sends before a WRITE of the file `stall`
     and that WRITE.
     """
-    real_getxattr: Callable[..., Awaitable[bytes]] = TtmOperations.getxattr
+    real_getxattr: Callable[..., Awaitable[bytes]] = InodeRequests.getxattr
     real_wait: Callable[..., Awaitable[bool]] = session_loop._FastWait.wait
     asked: list[int] = []
 
-    async def getxattr(self: TtmOperations, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
-        file = self.names.files.get(inode)
+    async def getxattr(self: InodeRequests, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        file = self.served.names.files.get(inode)
         if name == b"security.capability" and file is not None and file.name == b"stall":
             asked.append(inode)
         return await real_getxattr(self, inode, name, ctx)
@@ -182,7 +183,7 @@ def stall_before_write() -> None:
             time.sleep(1.0)  # noqa: ASYNC251 - the point of it
         return await real_wait(self)
 
-    TtmOperations.getxattr = getxattr
+    InodeRequests.getxattr = getxattr
     session_loop._FastWait.wait = wait
 
 

@@ -4,18 +4,21 @@ Where a rule can be taken out, a second test shows that the first is able to fai
 """
 
 import contextlib
-import inspect
 import os
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import pyfuse3
 import pytest
 
 from tests.mount.mount_harness import MIB, PATIENCE, Client, Device, children
-from ttmfs.fs.requests.read_write import TtmOperations
+from ttmfs.fs.requests.inode import InodeRequests
+from ttmfs.fs.requests.list import ListRequests
+from ttmfs.fs.requests.name import NameRequests
+from ttmfs.fs.requests.open import OpenRequests
+from ttmfs.fs.requests.operations import requests_of
+from ttmfs.fs.requests.read_write import DataRequests
 
 pytestmark = pytest.mark.mount
 
@@ -154,11 +157,10 @@ def test_whatever_a_handler_raises_is_eio_and_counted_and_the_daemon_lives(devic
 
 
 def test_every_handler_is_wrapped() -> None:
-    coroutines = dict(inspect.getmembers(TtmOperations, inspect.iscoroutinefunction))
-    own = {name: value for name, value in coroutines.items() if value is not getattr(pyfuse3.Operations, name, None)}
-    handlers = {name for name in own if hasattr(pyfuse3.Operations, name)}
-    assert {"read", "write", "open", "setattr"} <= handlers
-    bare = {name for name in handlers if not hasattr(own[name], "__wrapped__")}
+    parts = (InodeRequests, OpenRequests, NameRequests, ListRequests, DataRequests)
+    handlers = {name: handler for part in parts for name, handler in requests_of(part).items()}
+    assert {"read", "write", "open", "setattr"} <= handlers.keys()
+    bare = {name for name, handler in handlers.items() if not hasattr(handler, "__wrapped__")}
     assert bare == {"read", "write", "getxattr"}, "these do it by themselves, for speed"
 
 

@@ -35,7 +35,8 @@ from ttmfs.fs.kernel.unmappers import BoPageCache, SpacePageCache
 from ttmfs.fs.kernel.watchdog import Watchdog
 from ttmfs.fs.requests.name import ALIAS_PREFIX
 from ttmfs.fs.requests.name_cache import NameCache
-from ttmfs.fs.requests.read_write import TtmOperations
+from ttmfs.fs.requests.operations import Operations
+from ttmfs.fs.requests.served import Served
 from ttmfs.fs.tree.device import Tree
 from ttmfs.fs.tree.observe import CLIENTS_KEY
 from ttmfs.fs.tree.tasks import dump_on_signal
@@ -125,8 +126,9 @@ class Mount:
         self.tree = Tree(self.machine, self.runner, self.spaces, Owner(uid, gid))
         for kind, words in config.policies:
             self.vdev.policies.choose_now(kind, list(words))
-        self.operations = TtmOperations(self.tree, lambda kb: None)
-        self.collector = Collector(lambda: len(self.operations.inodes) + len(self.vdev.ttm.bos))
+        self.served = Served(self.tree)
+        self.operations = Operations(self.served)
+        self.collector = Collector(lambda: len(self.served.inodes) + len(self.vdev.ttm.bos))
         self.handshake: Handshake | None = None
         self.report: list[str] = []
         """What could not be tuned, as sentences."""
@@ -176,7 +178,7 @@ class Mount:
         self.machine.names.root.cache = self.spaces.root.cache = attribute_cache
         self.vdev.ttm.unmapper = BoPageCache(cache)
         self.svm.unmapper = SpacePageCache(cache)
-        names = NameCache(session, self.operations.inodes)
+        names = NameCache(session, self.served.inodes)
         self.machine.names.gone = self.spaces.gone = names.gone
         self.machine.names.clients.gone = lambda client: names.left(CLIENTS_KEY, client.file_name)
         async with trio.open_nursery() as nursery:
@@ -214,7 +216,7 @@ class Mount:
         limits = self._raise_limits(session)
         bdi = tuning.tune_bdi(device)
         read_ahead = tuning.ReadAhead(device)
-        self.operations.set_read_ahead = read_ahead.set_read_ahead
+        self.served.set_read_ahead = read_ahead.set_read_ahead
         read_ahead.set_read_ahead(self.config.prefault * 4)
         self.report = [*limits.failed, *bdi.failed]
         for sentence in self.report:
@@ -242,7 +244,7 @@ class Mount:
 
     async def _shut_down(self) -> None:
         """Refuse new opens and commands, write back what clients have dirty, release whoever waits, end the loop."""
-        self.operations.closing = True
+        self.served.closing = True
         self.runner.close()
         async with trio.open_nursery() as nursery:
             nursery.cancel_scope.deadline = trio.current_time() + _SHUTDOWN_INVAL_SECONDS

@@ -9,73 +9,33 @@ from typing import Final
 import pyfuse3
 
 from ttmfs import clock
-from ttmfs.driver.entries import Entry, File, Folder, Symlink
+from ttmfs.driver.entries import Entry, File, Folder
 from ttmfs.driver.names import NAME_MAX
 from ttmfs.driver.namespace import BoFile
 from ttmfs.errors import TtmError
-from ttmfs.fs.kernel.rights import Fixed
-from ttmfs.fs.requests.base import Served
 from ttmfs.fs.requests.guard import guarded
+from ttmfs.fs.requests.replies import Replies
+from ttmfs.fs.requests.served import Served
 from ttmfs.fs.tree import attributes
-from ttmfs.fs.tree.listing import FixedNames
 from ttmfs.fs.tree.made import MadeDir
-from ttmfs.fs.tree.nodes import Node, VirtualDir, VirtualFile
+from ttmfs.fs.tree.nodes import VirtualFile
 from ttmfs.svm.names import SpaceFile
 from ttmfs.ttm import lifetime
 from ttmfs.ttm.bo import BufferObject
-from ttmfs.ttm.growth import settled_size
 from ttmfs.units import PAGE_SIZE
-
-LONG_TIMEOUT: Final = 300.0
-"""Seconds that the kernel may trust names and attributes below bo/: only requests that it sent change them. And of
-folders that stay, to which the way of every command leads: with nothing kept each open costs a request a folder."""
 
 _MAX_FILES: Final = 1 << 32
 """As many as statfs says there may be; nothing but memory limits them."""
 _XATTR: Final = b"user.ttm."
 
 
-class InodeRequests(Served):
+class InodeRequests:
     """What is asked about an inode, or changed of it, without opening it."""
 
-    def _attributes(self, node: Node, ino: int, length: int = 0) -> pyfuse3.EntryAttributes:
-        """`length` is that of a virtual file. The kernel asks for it (GETATTR) before it opens one, or shows it."""
-        attr = pyfuse3.EntryAttributes()
-        attr.st_ino = pyfuse3.InodeT(ino)
-        attr.st_mode = pyfuse3.ModeT(node.mode)
-        attr.st_uid = node.uid
-        attr.st_gid = node.gid
-        attr.st_blksize = PAGE_SIZE
-        if isinstance(node, Entry):
-            attr.entry_timeout = attr.attr_timeout = LONG_TIMEOUT
-            attr.st_atime_ns, attr.st_mtime_ns, attr.st_ctime_ns = node.atime, node.mtime, node.ctime
-            attr.st_nlink = node.nlink
-            attr.st_size = attr.st_blocks = 0
-            node.shown = 0
-            if isinstance(node, BoFile):
-                attr.st_size = settled_size(node.bo)
-                node.shown = node.bo.held_pages
-                attr.st_blocks = node.shown * (PAGE_SIZE // 512)
-            elif isinstance(node, SpaceFile):
-                attr.st_size = settled_size(node.space)
-                attr.st_blocks = node.space.num_blocks() * (PAGE_SIZE // 512)
-            elif isinstance(node, Symlink):
-                attr.st_size = len(node.target)
-            return attr
-        lasting = _is_lasting(node)
-        attr.entry_timeout = LONG_TIMEOUT if isinstance(node, VirtualDir) and node.stays else 0
-        attr.attr_timeout = LONG_TIMEOUT if lasting else 0
-        attr.st_atime_ns = attr.st_mtime_ns = attr.st_ctime_ns = self.born if lasting else self.names.root.ctime
-        attr.st_nlink = 2 + node.names.folders if isinstance(node, VirtualDir) else 1
-        attr.st_size = length
-        attr.st_blocks = (length + 511) >> 9
-        return attr
-
-    def _reply(self, node: Node, ino: int | None = None) -> pyfuse3.EntryAttributes:
-        """Attributes for a reply that counts as a LOOKUP."""
-        ino = self.inodes.number_to_look_up(node) if ino is None else ino
-        self.inodes.looked_up(ino, node)
-        return self._attributes(node, ino)
+    def __init__(self, served: Served, replies: Replies) -> None:
+        self.served = served
+        self._replies = replies
+        self.counters = served.counters
 
     @guarded
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
@@ -83,11 +43,13 @@ class InodeRequests(Served):
 
         Who changes what these say by other ways than the client's own requests says so to the AttributeCache.
         """
-        node = self.inodes.get(inode)
-        return await self._virtual_attributes(node) if isinstance(node, VirtualFile) else self._attributes(node, inode)
+        node = self.served.inodes.get(inode)
+        if isinstance(node, VirtualFile):
+            return await self._virtual_attributes(node)
+        return self._replies.attributes(node, inode)
 
     async def _virtual_attributes(self, node: VirtualFile) -> pyfuse3.EntryAttributes:
-        return self._attributes(node, self.inodes.number(node), await node.length())
+        return self._replies.attributes(node, self.served.inodes.number(node), await node.length())
 
     @guarded
     async def setattr(
@@ -99,29 +61,29 @@ class InodeRequests(Served):
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
         """chmod, chown, utimens and truncate. A size is applied at once: nothing here waits for a move (R5)."""
-        node = self.inodes.get(inode)
+        node = self.served.inodes.get(inode)
         if isinstance(node, MadeDir):
             mode = stat.S_IMODE(attr.st_mode) if fields.update_mode else None
             uid, gid = (attr.st_uid if fields.update_uid else None), (attr.st_gid if fields.update_gid else None)
             node.delegate(mode, uid, gid)
-            return self._attributes(node, inode)
+            return self._replies.attributes(node, inode)
         if not isinstance(node, Entry):
             # Shells truncate what they redirect into; touch does no harm.
             if fields.update_mode or fields.update_uid or fields.update_gid:
                 raise TtmError(errno.EPERM, "commands and attributes have the owner of their BO, or of the mount")
             if isinstance(node, VirtualFile):
                 return await self._virtual_attributes(node)
-            return self._attributes(node, inode)
+            return self._replies.attributes(node, inode)
         if fields.update_size:
             if not isinstance(node, (BoFile, SpaceFile)):
                 raise TtmError(errno.EISDIR if isinstance(node, Folder) else errno.EINVAL, "only files have a size")
-            self._set_size(node, attr.st_size)
+            set_size(self.served, node, attr.st_size)
         if fields.update_mode:
             node.set_mode(stat.S_IFMT(node.mode) | stat.S_IMODE(attr.st_mode))
         if fields.update_uid:
             node.uid = attr.st_uid
             if isinstance(node, (BoFile, SpaceFile)):
-                node.pay(self.tree.machine.vdev.ttm.accounts.of(node.uid))
+                node.pay(self.served.tree.machine.vdev.ttm.accounts.of(node.uid))
         if fields.update_gid:
             node.gid = attr.st_gid
         if fields.update_atime:
@@ -129,40 +91,27 @@ class InodeRequests(Served):
         if fields.update_mtime:
             await self._set_mtime(node, attr.st_mtime_ns)
         node.ctime = clock.wall_ns()
-        return self._attributes(node, inode)
+        return self._replies.attributes(node, inode)
 
     async def _set_mtime(self, node: Entry, mtime: int) -> None:
         """utimens: it is the time of all that was written before, also through mappings: what of that is still in the
         page cache comes first, or it would move mtime once more when it comes. (A WRITE is no SETATTR of a size: R5.)
         """
         if isinstance(node, File):
-            if node.write_opens and self.tree.page_cache is not None:
-                await self.tree.page_cache.write_back(node.ino)
+            if node.write_opens and self.served.tree.page_cache is not None:
+                await self.served.tree.page_cache.write_back(node.ino)
             node.written = False
         node.mtime = mtime
-
-    def _set_size(self, file: BoFile | SpaceFile, size: int) -> None:
-        """Truncate, at once; the times move also when the size stays. TtmError: EFBIG, EPERM for an imported BO."""
-        of = file.space if isinstance(file, SpaceFile) else file.bo
-        try:
-            if isinstance(of, BufferObject):
-                lifetime.set_size(of, size)
-            else:
-                of.set_size(size)
-        except TtmError as error:
-            self._failed(of.name if isinstance(of, BufferObject) else f"svm/{of.name}", "SETATTR", error, file.uid)
-            raise
-        file.mtime = file.ctime = clock.wall_ns()
 
     @guarded
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
         """Memory: what BOs hold, and what a growing BO can take, pages that are kept ready in the pool included."""
-        pool = self.machine.vdev.pool
+        pool = self.served.machine.vdev.pool
         data = pyfuse3.StatvfsData()
         data.f_bsize = data.f_frsize = PAGE_SIZE
         data.f_blocks = pool.arena.num_pages
         data.f_bfree = data.f_bavail = pool.arena.num_pages - pool.in_use_pages
-        used = len(self.names.files) + len(self.spaces.files)
+        used = len(self.served.names.files) + len(self.served.spaces.files)
         data.f_files = _MAX_FILES
         data.f_ffree = data.f_favail = _MAX_FILES - used
         data.f_namemax = NAME_MAX
@@ -171,7 +120,7 @@ class InodeRequests(Served):
     # -- extended attributes -------------------------------------------------------------------------------------
 
     def _bo_file(self, inode: int) -> BoFile:
-        node = self.inodes.get(inode)
+        node = self.served.inodes.get(inode)
         if not isinstance(node, BoFile):
             raise TtmError(errno.EOPNOTSUPP, "only BO files have extended attributes")
         return node
@@ -187,7 +136,7 @@ class InodeRequests(Served):
     async def _status_value(self, inode: int, name: bytes) -> bytes:
         key = os.fsdecode(name[len(_XATTR) :])
         bo = self._bo_file(inode).bo
-        values = attributes.status(self.machine.vdev, bo)
+        values = attributes.status(self.served.machine.vdev, bo)
         if key not in values:
             raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
         return attributes.text_of(key, values[key]).encode("utf-8", "surrogateescape")
@@ -195,10 +144,10 @@ class InodeRequests(Served):
     @guarded
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
         """All of them."""
-        node = self.inodes.get(inode)
+        node = self.served.inodes.get(inode)
         if not isinstance(node, BoFile):
             return []
-        return [_XATTR + key.encode() for key in attributes.status(self.machine.vdev, node.bo)]
+        return [_XATTR + key.encode() for key in attributes.status(self.served.machine.vdev, node.bo)]
 
     @guarded
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
@@ -207,8 +156,8 @@ class InodeRequests(Served):
             raise TtmError(errno.EOPNOTSUPP, "only user.ttm.* exist here")
         file = self._bo_file(inode)
         bo, key = file.bo, os.fsdecode(name[len(_XATTR) :])
-        with self.tree.runner.error_log.watching(f"{bo.name} user.ttm.{key}", ctx.uid):
-            attributes.set_text(self.machine.vdev, bo, key, value.decode("utf-8", "surrogateescape"))
+        with self.served.tree.runner.error_log.watching(f"{bo.name} user.ttm.{key}", ctx.uid):
+            attributes.set_text(self.served.machine.vdev, bo, key, value.decode("utf-8", "surrogateescape"))
         file.ctime = clock.wall_ns()
 
     @guarded
@@ -217,14 +166,16 @@ class InodeRequests(Served):
         raise TtmError(errno.EPERM, "user.ttm.* cannot be removed")
 
 
-def _is_lasting(node: Node) -> bool:
-    """Does nothing of its attributes ever change?
-
-    Never so of a virtual file: LOOKUP says a number that is not its st_ino, which only GETATTR does.
-    """
-    return (
-        isinstance(node, VirtualDir)
-        and node.stays
-        and isinstance(node.names, FixedNames)
-        and isinstance(node.rights, Fixed)
-    )
+def set_size(served: Served, file: BoFile | SpaceFile, size: int) -> None:
+    """Truncate, at once; the times move also when the size stays. TtmError: EFBIG, EPERM for an imported BO."""
+    of = file.space if isinstance(file, SpaceFile) else file.bo
+    try:
+        if isinstance(of, BufferObject):
+            lifetime.set_size(of, size)
+        else:
+            of.set_size(size)
+    except TtmError as error:
+        name = of.name if isinstance(of, BufferObject) else f"svm/{of.name}"
+        served.failed(name, "SETATTR", error, file.uid)
+        raise
+    file.mtime = file.ctime = clock.wall_ns()

@@ -12,9 +12,10 @@ from ttmfs.driver.entries import Entry, Folder, Symlink
 from ttmfs.driver.names import check_length
 from ttmfs.driver.namespace import BoFile, Namespace
 from ttmfs.errors import TtmError
-from ttmfs.fs.requests.base import is_own
 from ttmfs.fs.requests.guard import guarded
 from ttmfs.fs.requests.open import OpenRequests
+from ttmfs.fs.requests.replies import Replies
+from ttmfs.fs.requests.served import Served, is_own
 from ttmfs.fs.tree.made import MadeDir, OwnRights
 from ttmfs.fs.tree.nodes import VirtualDir
 from ttmfs.svm.names import SpaceFile, SpaceNames
@@ -23,31 +24,37 @@ ALIAS_PREFIX: Final = b".ttmfs-ino-"
 """Names in the root that open a BO by inode number; only the daemon's own threads may look them up."""
 
 
-class NameRequests(OpenRequests):
+class NameRequests:
     """Names: those below bo/ and svm/ are files and folders, all others are made up when they are asked for."""
+
+    def __init__(self, served: Served, replies: Replies, opens: OpenRequests) -> None:
+        self.served = served
+        self._replies = replies
+        self._opens = opens
+        self.counters = served.counters
 
     @guarded
     async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         """LOOKUP; names that do not exist are not cached by the kernel either."""
-        parent = self.inodes.get(parent_inode)
+        parent = self.served.inodes.get(parent_inode)
         if isinstance(parent, Folder):
-            return self._reply(self._names(parent).child(parent, name))
+            return self._replies.looked_up(self._names(parent).child(parent, name))
         check_length(name)
-        if parent is self.tree.root and name.startswith(ALIAS_PREFIX) and is_own(ctx.pid):
+        if parent is self.served.tree.root and name.startswith(ALIAS_PREFIX) and is_own(ctx.pid):
             return self._reply_alias(name)
         node = parent.child(os.fsdecode(name)) if isinstance(parent, VirtualDir) else None
         if node is None:
             raise TtmError(errno.ENOENT, "no such file")
         if isinstance(node, VirtualDir):
             node.above = parent_inode
-        return self._reply(node)
+        return self._replies.looked_up(node)
 
     def _reply_alias(self, name: bytes) -> pyfuse3.EntryAttributes:
         ino = int(name[len(ALIAS_PREFIX) :])
-        file = self.names.files.get(ino) or self.spaces.files.get(ino)
+        file = self.served.names.files.get(ino) or self.served.spaces.files.get(ino)
         if file is None:
             raise TtmError(errno.ENOENT, "no such BO or address space")
-        attr = self._reply(file)
+        attr = self._replies.looked_up(file)
         attr.entry_timeout = 0
         return attr
 
@@ -55,16 +62,16 @@ class NameRequests(OpenRequests):
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         """FORGET. What the kernel knew was kept for its sake: an OPEN may have been on its way."""
         for ino, lookups in inode_list:
-            node = self.inodes.forget(ino, lookups)
+            node = self.served.inodes.forget(ino, lookups)
             if isinstance(node, BoFile):
-                self.names.drop_if_unused(node)
+                self.served.names.drop_if_unused(node)
             elif isinstance(node, SpaceFile):
-                self.spaces.drop_if_unused(node)
+                self.served.spaces.drop_if_unused(node)
 
     # -- names ---------------------------------------------------------------------------------------------------
 
     def _folder(self, inode: int) -> Folder:
-        node = self.inodes.get(inode)
+        node = self.served.inodes.get(inode)
         if isinstance(node, VirtualDir) and node.gone():
             raise TtmError(errno.ENOENT, "the BO of this folder was unlinked")
         if not isinstance(node, Folder):
@@ -74,33 +81,33 @@ class NameRequests(OpenRequests):
         return node
 
     def _names(self, folder: Folder) -> Namespace | SpaceNames:
-        return self.spaces if folder is self.spaces.root else self.names
+        return self.served.spaces if folder is self.served.spaces.root else self.served.names
 
     @guarded
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         """A new BO or address space, opened."""
-        self._check_open()
+        self.served.check_open()
         folder = self._folder(parent_inode)
         if name in folder.children and not flags & os.O_EXCL:
             # It came while this was on its way, by ctl/import: the kernel shall look again, and ask who may open it.
             raise TtmError(errno.ESTALE, f"{os.fsdecode(name)!r} was made meanwhile")
         file = self._create(folder, name, mode, ctx)
-        return await self._open_file(file, flags, ctx), self._reply(file)
+        return await self._opens.open_file(file, flags, ctx), self._replies.looked_up(file)
 
     def _create(self, folder: Folder, name: bytes, mode: int, ctx: pyfuse3.RequestContext) -> BoFile | SpaceFile:
         try:
             file = self._names(folder).create(folder, name, mode & ~ctx.umask, ctx.uid, ctx.gid)
         except TtmError as error:
             if error.errno == errno.EDQUOT:
-                self._failed(os.fsdecode(name), "create", error, ctx.uid)
+                self.served.failed(os.fsdecode(name), "create", error, ctx.uid)
             raise
         if isinstance(file, BoFile):
-            self.names.clients.adopt(file, ctx.pid)
-            file.bo.group = self.names.members.group_of(ctx.pid)
+            self.served.names.clients.adopt(file, ctx.pid)
+            file.bo.group = self.served.names.members.group_of(ctx.pid)
         else:
-            file.space.group = self.names.members.group_of(ctx.pid)
+            file.space.group = self.served.names.members.group_of(ctx.pid)
         return file
 
     @guarded
@@ -111,23 +118,23 @@ class NameRequests(OpenRequests):
         if not stat.S_ISREG(mode):
             raise TtmError(errno.EPERM, "a BO is a regular file")
         folder = self._folder(parent_inode)
-        return self._reply(self._create(folder, name, mode, ctx))
+        return self._replies.looked_up(self._create(folder, name, mode, ctx))
 
     @guarded
     async def mkdir(
         self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         """A folder of BOs, a group, or a VM."""
-        node = self.inodes.get(parent_inode)
+        node = self.served.inodes.get(parent_inode)
         if isinstance(node, MadeDir):
             check_length(name)
             rights = OwnRights(stat.S_IMODE(mode & ~ctx.umask), ctx.uid, ctx.gid)
-            with self.tree.runner.error_log.watching(f"mkdir {os.fsdecode(name)}", ctx.uid):
+            with self.served.tree.runner.error_log.watching(f"mkdir {os.fsdecode(name)}", ctx.uid):
                 made = node.mkdir(os.fsdecode(name), rights)
             made.above = parent_inode
-            return self._reply(made)
+            return self._replies.looked_up(made)
         folder = self._folder(parent_inode)
-        return self._reply(self._names(folder).mkdir(folder, name, mode & ~ctx.umask, ctx.uid, ctx.gid))
+        return self._replies.looked_up(self._names(folder).mkdir(folder, name, mode & ~ctx.umask, ctx.uid, ctx.gid))
 
     @guarded
     async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
@@ -138,9 +145,9 @@ class NameRequests(OpenRequests):
     @guarded
     async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         """An empty folder, a group that has nothing, or a VM without local BOs."""
-        node = self.inodes.get(parent_inode)
+        node = self.served.inodes.get(parent_inode)
         if isinstance(node, MadeDir):
-            with self.tree.runner.error_log.watching(f"rmdir {os.fsdecode(name)}", ctx.uid):
+            with self.served.tree.runner.error_log.watching(f"rmdir {os.fsdecode(name)}", ctx.uid):
                 await node.rmdir(os.fsdecode(name))
             return
         folder = self._folder(parent_inode)
@@ -173,14 +180,14 @@ class NameRequests(OpenRequests):
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         """One more name of a BO or of a symbolic link."""
-        entry, folder = self.inodes.get(inode), self._folder(new_parent_inode)
+        entry, folder = self.served.inodes.get(inode), self._folder(new_parent_inode)
         if not isinstance(entry, Entry):
             raise TtmError(errno.EXDEV, "what is below bo/ gets names there, nothing else does")
         names = self._names(folder)
-        if isinstance(entry, SpaceFile) is not (names is self.spaces):
+        if isinstance(entry, SpaceFile) is not (names is self.served.spaces):
             raise _stays()
         names.link(entry, folder, new_name)
-        return self._reply(entry)
+        return self._replies.looked_up(entry)
 
     @guarded
     async def symlink(
@@ -188,12 +195,12 @@ class NameRequests(OpenRequests):
     ) -> pyfuse3.EntryAttributes:
         """A symbolic link, to anything."""
         folder = self._folder(parent_inode)
-        return self._reply(self._names(folder).symlink(folder, name, target, ctx.uid, ctx.gid))
+        return self._replies.looked_up(self._names(folder).symlink(folder, name, target, ctx.uid, ctx.gid))
 
     @guarded
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
         """Where a symbolic link leads."""
-        node = self.inodes.get(inode)
+        node = self.served.inodes.get(inode)
         if not isinstance(node, Symlink):
             raise TtmError(errno.EINVAL, "this is no symbolic link")
         return node.target

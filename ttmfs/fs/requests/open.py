@@ -11,10 +11,11 @@ import pyfuse3
 from ttmfs.driver.namespace import BoFile
 from ttmfs.errors import TtmError
 from ttmfs.fs.commands.handles import CommandHandle, TextHandle
+from ttmfs.fs.commands.results import TEXTS_LIMIT, KeptResults
 from ttmfs.fs.kernel.opening import Opening
-from ttmfs.fs.requests.base import BoHandle, is_own
 from ttmfs.fs.requests.guard import guarded
-from ttmfs.fs.requests.inode import InodeRequests
+from ttmfs.fs.requests.inode import set_size
+from ttmfs.fs.requests.served import BoHandle, Served, is_own
 from ttmfs.fs.requests.space_handle import SpaceHandle
 from ttmfs.fs.tree.nodes import VirtualFile
 from ttmfs.fs.tree.trace_pipe import READABLE, PipeFile, PipeHandle
@@ -31,31 +32,39 @@ WORTH_COUNTING: Final = 64 << 10
 ALWAYS_READY: Final = READABLE | select.POLLOUT | select.POLLWRNORM
 
 
-class OpenRequests(InodeRequests):
+class OpenRequests:
     """The life of an open file, apart from its READs and WRITEs."""
 
-    async def _open_file(
+    def __init__(self, served: Served) -> None:
+        self.served = served
+        self.counters = served.counters
+        self._texts = KeptResults(TEXTS_LIMIT)
+        self._readers: dict[int, int] = {}
+        """User ids of those who have a text open that is counted, by handle."""
+
+    async def open_file(
         self, file: BoFile | SpaceFile, flags: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.FileInfo:
+        """OPEN of a BO or an address space, which may have been made for it."""
         writes = flags & os.O_ACCMODE != os.O_RDONLY
         own = is_own(ctx.pid)
         file.opens += 1
         file.write_opens += writes
         handle: BoHandle | SpaceHandle
         if isinstance(file, SpaceFile):
-            handle = SpaceHandle(file, self.counters, self._failed, pid=ctx.pid, writes=writes, own=own)
+            handle = SpaceHandle(file, self.counters, self.served.failed, pid=ctx.pid, writes=writes, own=own)
             file.client_opens += not own
             # A read ahead would be a touch of ranges that nobody has asked for.
             read_ahead = 0
         else:
-            client = None if own else self.names.clients.opened(file, ctx.pid, ctx.uid)
+            client = None if own else self.served.names.clients.opened(file, ctx.pid, ctx.uid)
             handle = BoHandle(file, pid=ctx.pid, writes=writes, own=own, client=client)
             read_ahead = max(file.bo.prefault, 1) * PAGE_SIZE >> 10
-        fh = self._new_handle(handle)
+        fh = self.served.new_handle(handle)
         if writes:
             await self._before_stores(file)
         if not own:
-            self.set_read_ahead(read_ahead)
+            self.served.set_read_ahead(read_ahead)
         return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(fh))
 
     @staticmethod
@@ -80,39 +89,39 @@ class OpenRequests(InodeRequests):
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         """O_TRUNC arrives here, not as a SETATTR."""
         asked_anew(ctx.pid)
-        self._check_open()
-        node = self.inodes.get(inode)
+        self.served.check_open()
+        node = self.served.inodes.get(inode)
         if isinstance(node, BoFile):
             if flags & os.O_TRUNC:
                 # Unlike a SETATTR, an OPEN holds no writeback back: a WRITE of old bytes that is under way would
                 # arrive after the truncate and make the file grow again. INVAL waits for it.
                 await unmap_virtual(node.bo)
-                self._set_size(node, 0)
-            return await self._open_file(node, flags, ctx)
+                set_size(self.served, node, 0)
+            return await self.open_file(node, flags, ctx)
         if isinstance(node, SpaceFile):
             if flags & os.O_TRUNC:
-                if self.tree.page_cache is not None:
-                    await self.tree.page_cache.invalidate(node.ino)
-                self._set_size(node, 0)
-            return await self._open_file(node, flags, ctx)
+                if self.served.tree.page_cache is not None:
+                    await self.served.tree.page_cache.invalidate(node.ino)
+                set_size(self.served, node, 0)
+            return await self.open_file(node, flags, ctx)
         if not isinstance(node, VirtualFile):
             raise TtmError(errno.EISDIR, "a folder cannot be opened as a file")
         if flags & os.O_ACCMODE != os.O_RDONLY and not node.writable:
             raise TtmError(errno.EACCES, "this file is read-only")
         handle = await node.open(Opening(ctx.pid, ctx.uid, ctx.gid, flags))
-        fh = self._new_handle(handle)
+        fh = self.served.new_handle(handle)
         if flags & os.O_ACCMODE != os.O_RDONLY:
-            self.openers[fh] = ctx.pid
+            self.served.openers[fh] = ctx.pid
         if isinstance(handle, TextHandle) and handle.size > WORTH_COUNTING:
             self._readers[fh] = ctx.uid
-            self.texts.keep(ctx.uid, handle, handle.size)
+            self._texts.keep(ctx.uid, handle, handle.size)
         stream = isinstance(node, PipeFile)
         return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(fh), direct_io=True, keep_cache=False, nonseekable=stream)
 
     @guarded
     async def flush(self, fh: int) -> None:
         """close(2): what was written through it shows in mtime now."""
-        handle = self._handles.get(fh)
+        handle = self.served.handles.get(fh)
         if isinstance(handle, (BoHandle, SpaceHandle)):
             await self._touch(handle)
 
@@ -126,11 +135,11 @@ class OpenRequests(InodeRequests):
     @guarded
     async def release(self, fh: int) -> None:
         """The last descriptor and the last mapping are gone."""
-        handle = self._handles.get(fh)
-        self.openers.pop(fh, None)
+        handle = self.served.handles.get(fh)
+        self.served.openers.pop(fh, None)
         if isinstance(handle, (BoHandle, SpaceHandle)):
             await self._touch(handle)
-        self._handles.pop(fh, None)
+        self.served.handles.pop(fh, None)
         if isinstance(handle, (BoHandle, SpaceHandle)):
             handle.file.opens -= 1
             handle.file.write_opens -= handle.writes
@@ -138,21 +147,21 @@ class OpenRequests(InodeRequests):
                 self._after_stores(handle.file)
             if isinstance(handle, SpaceHandle):
                 handle.file.client_opens -= not handle.own
-                self.spaces.drop_if_unused(handle.file)
+                self.served.spaces.drop_if_unused(handle.file)
             else:
-                self.names.clients.closed(handle.file, handle.client)
-                self.names.drop_if_unused(handle.file)
+                self.served.names.clients.closed(handle.file, handle.client)
+                self.served.names.drop_if_unused(handle.file)
         elif isinstance(handle, PipeHandle | CommandHandle):
             handle.close()
         elif isinstance(handle, TextHandle) and fh in self._readers:
-            self.texts.drop(self._readers.pop(fh), handle)
+            self._texts.drop(self._readers.pop(fh), handle)
 
     @guarded
     async def poll(
         self, inode: int, fh: int, poll_handle: "pyfuse3.PollHandle | None", ctx: pyfuse3.RequestContext
     ) -> int:
         """poll(2) and its like: everything is always ready but trace_pipe."""
-        handle = self._handles.get(fh)
+        handle = self.served.handles.get(fh)
         return handle.poll(poll_handle) if isinstance(handle, PipeHandle) else ALWAYS_READY
 
     @guarded

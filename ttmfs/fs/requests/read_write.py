@@ -1,21 +1,16 @@
-"""Operations: the FUSE requests of one mount; here READ and WRITE, the others are inherited.
-
-READ and WRITE of BO files are the faults: whatever can be answered at once is, without an await between the last check
-and the reply.
+"""DataRequests: READ and WRITE. Those of BO files are the faults: whatever can be answered at once is, without an await
+between the last check and the reply.
 """
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import trio
 
 from ttmfs.driver.shown import NOT_SHOWN
-from ttmfs.fs.requests.base import BoHandle
 from ttmfs.fs.requests.guard import fuse_error, unforeseen
-from ttmfs.fs.requests.list import ListRequests
+from ttmfs.fs.requests.served import BoHandle, Served
 from ttmfs.fs.requests.space_handle import SpaceHandle
-from ttmfs.fs.tree.device import Tree
 from ttmfs.observe.asker import ASKER, WHY
 from ttmfs.ttm import access
 from ttmfs.ttm.advice import used_at_once
@@ -23,12 +18,14 @@ from ttmfs.ttm.request import trace_fault
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT
 
 
-class TtmOperations(ListRequests):
-    """Serves one Tree. `set_read_ahead(kb)` is called just before an OPEN is answered."""
+class DataRequests:
+    """What open files hold."""
 
-    def __init__(self, tree: Tree, set_read_ahead: Callable[[int], object]) -> None:
-        super().__init__(tree, set_read_ahead)
-        self.ttm.trace.watch(self._trace_switched)
+    def __init__(self, served: Served) -> None:
+        self.served = served
+        self.counters = served.counters
+        self._handles = served.handles
+        self._ttm = served.ttm
 
     async def read(self, fh: int, off: int, size: int) -> Any:
         """A fault of every page named."""
@@ -43,7 +40,7 @@ class TtmOperations(ListRequests):
                     data = view[off : off + size]
                     length = len(data)
                     pages = (length + 4095) >> PAGE_SHIFT
-                    faults = self.ttm.counters.faults
+                    faults = self._ttm.counters.faults
                     faults.count += 1
                     faults.pages += pages
                     bo.faults += 1
@@ -64,10 +61,10 @@ class TtmOperations(ListRequests):
                 ASKER.set(handle.pid)
                 WHY.set("READ of an address space")
                 return await handle.read(off, size)
-            return await self._virtual(fh).read(off, size)
+            return await self.served.virtual(fh).read(off, size)
         except OSError as error:
             if type(handle) is BoHandle:
-                self._failed(handle.bo.name, "READ", error, handle.file.uid)
+                self.served.failed(handle.bo.name, "READ", error, handle.file.uid)
             raise fuse_error(error, counters, "read") from None
         except (Exception, BaseExceptionGroup):
             raise unforeseen(counters, "read") from None
@@ -100,33 +97,26 @@ class TtmOperations(ListRequests):
                 ASKER.set(handle.pid)
                 WHY.set("WRITE of an address space")
                 return await handle.write(off, buf)
-            ASKER.set(self.openers.get(fh, 0))
+            ASKER.set(self.served.openers.get(fh, 0))
             WHY.set("")
             with trio.CancelScope(shield=True):
-                written = await self._virtual(fh).write(off, buf)
+                written = await self.served.virtual(fh).write(off, buf)
             return written
         except OSError as error:
             if type(handle) is BoHandle:
                 counters.write_errors += 1
-                self._failed(handle.bo.name, "WRITE", error, handle.file.uid)
+                self.served.failed(handle.bo.name, "WRITE", error, handle.file.uid)
             raise fuse_error(error, counters, "write") from None
         except (Exception, BaseExceptionGroup):
             counters.write_errors += type(handle) is not SpaceHandle  # that one counts its own
             raise unforeseen(counters, "write") from None
 
-    def _trace_switched(self) -> None:
-        """While faults are traced another handler answers READs, so that tracing that is off costs them nothing."""
-        if self.ttm.trace.wants("fault"):
-            self.read = self._read_traced  # type: ignore[method-assign]
-        else:
-            self.__dict__.pop("read", None)
-
-    async def _read_traced(self, fh: int, off: int, size: int) -> Any:
+    async def read_traced(self, fh: int, off: int, size: int) -> Any:
         """As `read`; records those that it answers from a view, the others are recorded where they are served."""
         handle = self._handles.get(fh)
         if type(handle) is not BoHandle or handle.bo.vmap is None or handle.bo.resv.locked:
-            return await TtmOperations.read(self, fh, off, size)
+            return await self.read(fh, off, size)
         started = time.monotonic_ns()
-        data = await TtmOperations.read(self, fh, off, size)
+        data = await self.read(fh, off, size)
         trace_fault(handle.bo, off, len(data), started)
         return data

@@ -1,21 +1,13 @@
-"""Served: what the requests of one mount share: its tree, the inodes, the open handles, and what failed.
-
-The requests themselves are its subclasses, one concept each: InodeRequests, OpenRequests, NameRequests, and READ and
-WRITE in TtmOperations.
-"""
+"""Served: what the requests of one mount share: its tree, the inodes, the open handles, and what failed."""
 
 import errno
 import os
 from collections.abc import Callable, Iterator
 from itertools import count
 
-import pyfuse3
-
-from ttmfs import clock
 from ttmfs.driver.clients import Client
 from ttmfs.driver.namespace import BoFile
 from ttmfs.errors import TtmError
-from ttmfs.fs.commands.results import TEXTS_LIMIT, KeptResults
 from ttmfs.fs.commands.runner import note_want
 from ttmfs.fs.requests.inode_check import check_inodes, check_opens
 from ttmfs.fs.requests.inodes import Inodes
@@ -44,15 +36,10 @@ class BoHandle:
         """Opened by the daemon itself, to flush it."""
 
 
-class Served(pyfuse3.Operations):
-    """One mount, serving one Tree. `set_read_ahead(kb)` is called just before an OPEN is answered."""
+class Served:
+    """One Tree, as it is served. `set_read_ahead(kb)` is called just before an OPEN is answered."""
 
-    enable_writeback_cache = False
-    enable_acl = False
-    supports_dot_lookup = False
-
-    def __init__(self, tree: Tree, set_read_ahead: Callable[[int], object]) -> None:
-        super().__init__()
+    def __init__(self, tree: Tree) -> None:
         self.tree = tree
         self.machine = tree.machine
         self.names = tree.machine.names
@@ -60,16 +47,11 @@ class Served(pyfuse3.Operations):
         self.ttm = tree.machine.vdev.ttm
         self.counters = self.ttm.counters.requests
         self.inodes = Inodes(tree.root)
-        self.set_read_ahead = set_read_ahead
-        self.texts = KeptResults(TEXTS_LIMIT)
-        self._readers: dict[int, int] = {}
-        """User ids of those who have a text open that is counted, by handle."""
+        self.set_read_ahead: Callable[[int], object] = lambda kb: None
         self.openers: dict[int, int] = {}
         """Process ids of those who have a virtual file open for writing, by handle."""
-        self.born = clock.wall_ns()
-        """When it was mounted: the time of what never changes."""
         self.closing = False
-        self._handles: dict[int, BoHandle | SpaceHandle | Handle | Listing] = {}
+        self.handles: dict[int, BoHandle | SpaceHandle | Handle | Listing] = {}
         self._next_handle = count(1)
         tree.checks.append(self._check)
 
@@ -77,27 +59,31 @@ class Served(pyfuse3.Operations):
         """Its part of selfcheck."""
         files = [*self.names.files.values(), *self.spaces.files.values()]
         yield from check_inodes(self.inodes, files)
-        handles = [handle for handle in self._handles.values() if isinstance(handle, BoHandle | SpaceHandle)]
+        handles = [handle for handle in self.handles.values() if isinstance(handle, BoHandle | SpaceHandle)]
         yield from check_opens(files, ((handle.file, handle.writes) for handle in handles))
 
-    def _failed(self, name: str, what: str, error: OSError, uid: int) -> None:
+    def failed(self, name: str, what: str, error: OSError, uid: int) -> None:
+        """A request for `name` failed: `what`. For errors.log and whoever records."""
         self.tree.runner.error_log.add(f"{what} {name}", error, uid)
         note_want(self.ttm.recorder, name, error)
         points.error(self.ttm.trace, name, request=what, errno=error.errno, why=error.strerror)
 
-    def _virtual(self, fh: int) -> Handle:
-        handle = self._handles.get(fh)
+    def virtual(self, fh: int) -> Handle:
+        """The open virtual file. TtmError EBADF: it is none."""
+        handle = self.handles.get(fh)
         if handle is None or isinstance(handle, (BoHandle, SpaceHandle, Listing)):
             raise TtmError(errno.EBADF, "no such handle")
         return handle
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """TtmError ESHUTDOWN: nothing is opened any more."""
         if self.closing:
             raise TtmError(errno.ESHUTDOWN, "the mount is being taken down")
 
-    def _new_handle(self, handle: BoHandle | SpaceHandle | Handle | Listing) -> int:
+    def new_handle(self, handle: BoHandle | SpaceHandle | Handle | Listing) -> int:
+        """Its number, from now on until RELEASE."""
         fh = next(self._next_handle)
-        self._handles[fh] = handle
+        self.handles[fh] = handle
         return fh
 
 
