@@ -272,3 +272,14 @@ def test_with_a_readahead_a_touch_brings_neighbours_back(mounted: Callable[..., 
     gpu(device, "fill 0 8M 7")
     assert client.do("m[4 << 20]") == 7
     assert "s" in snapshot(device, 2 * MIB, 2 * MIB)
+
+
+@pytest.mark.parametrize("place", ["page_alloc", "resource_alloc", "fence_slot"])
+def test_one_want_of_memory_reaches_nobody(device: Device, client: Client, place: str) -> None:
+    client.do("m[:8 << 20] = b'c' * (8 << 20); m.flush()")
+    for number, text in enumerate(("fill 0 2M 7", "fill 4M 8M 7", "atomic_add 4M 0", "checksum 0 12M")):
+        for key, value in (("interval", 1 + number % 2), ("times", 1), ("probability", 100)):
+            assert device.command(f"debug/fail_{place}/{key}", str(value)) == "ok"
+        assert "fallbacks" not in gpu(device, text)
+    assert snapshot(device, 0, 2 * MIB) == "v"
+    assert client.do("[m[0], m[(2 << 20) - 1], m[2 << 20], m[4 << 20], m[(12 << 20) - 1]]") == [7, 7, 99, 7, 7]

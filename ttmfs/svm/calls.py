@@ -18,10 +18,10 @@ from ttmfs.driver.calls import check_device, check_plugged
 from ttmfs.driver.operation import Operation
 from ttmfs.errors import TtmError, no_such
 from ttmfs.svm.advice import Advice
-from ttmfs.svm.fault import bind_prefetched, handle_fault
+from ttmfs.svm.fault import handle_fault, prefetch_range
 from ttmfs.svm.find import find_or_insert
 from ttmfs.svm.jobs import queue
-from ttmfs.svm.migrate import FaultTally, alloc_vram, range_evict
+from ttmfs.svm.migrate import FaultTally
 from ttmfs.svm.space import AddressSpace
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT
 
@@ -175,12 +175,7 @@ async def prefetch(space: AddressSpace, addr: int, length: int, region: str) -> 
         wanted = _wanted(space, page, region)
         try:
             async with _bounded(space, space.vdev.ttm.fault_timeout, f"prefetch of {page << PAGE_SHIFT:#x}"):
-                if wanted == "system":
-                    await range_evict(space, found, tally, "prefetch")
-                elif found.num_pages >= space.svm.policy.threshold_pages:
-                    found.skip_migrate = space.svm.policy.migrate == "once"
-                    await alloc_vram(space, found, tally, "prefetch")
-                await bind_prefetched(space, found, tally)
+                await prefetch_range(space, found, tally, wanted)
         except TtmError as error:
             space.check_alive()
             if error.errno == errno.ENODEV:

@@ -242,28 +242,38 @@ async def _populate_in_time(
 
 
 async def populate(
-    space: "AddressSpace", first: int, end: int, *, at_once: bool = False, anew: bool = False, looks: bool = False
+    space: "AddressSpace",
+    first: int,
+    end: int,
+    *,
+    at_once: bool = False,
+    anew: bool = False,
+    looks: bool = False,
+    ctx: OperationContext | None = None,
 ) -> bool:
     """What is in the store comes back, and the mapped holes (`anew`: all holes) get memory, zeroed, unless who asks
     only `looks`; True when this has waited.
 
-    A page that is handed out must have memory, or its WRITE could fail (R4): without waiting the reserve serves.
+    A page that is handed out must have memory, or its WRITE could fail (R4): without waiting the reserve serves. `ctx`
+    says whether memory that only others use is waited for.
     TtmError: ENOMEM, EDQUOT, and what the store says.
     """
-    waited = False
+    waited, ctx = False, ctx or OperationContext()
     with space.asked.during(first, end):
         for number, mask in space.masks(first, end):
-            waited |= await _load(space, number, mask, at_once=at_once, must=anew)
+            waited |= await _load(space, number, mask, ctx, at_once=at_once, must=anew)
             if not looks:
-                waited |= await _fill_chunk(space, number, mask, at_once=at_once, anew=anew)
+                waited |= await _fill_chunk(space, number, mask, ctx, at_once=at_once, anew=anew)
     return waited
 
 
-async def _load(space: "AddressSpace", number: int, mask: int, *, at_once: bool, must: bool) -> bool:
+async def _load(
+    space: "AddressSpace", number: int, mask: int, ctx: OperationContext, *, at_once: bool, must: bool
+) -> bool:
     """What is in the store of some pages of one chunk; `must` falls back to the reserve."""
     if not at_once:
         try:
-            return await load_stored(space, number, mask)
+            return await load_stored(space, number, mask, ctx)
         except TtmError as error:
             if not must or error.errno != errno.ENOMEM:
                 raise
@@ -271,7 +281,9 @@ async def _load(space: "AddressSpace", number: int, mask: int, *, at_once: bool,
     return not at_once
 
 
-async def _fill_chunk(space: "AddressSpace", number: int, mask: int, *, at_once: bool, anew: bool) -> bool:
+async def _fill_chunk(
+    space: "AddressSpace", number: int, mask: int, ctx: OperationContext, *, at_once: bool, anew: bool
+) -> bool:
     """Memory for the holes among some pages of one chunk."""
     holes = mask & ~space.held(number)
     if holes and not anew:
@@ -279,18 +291,19 @@ async def _fill_chunk(space: "AddressSpace", number: int, mask: int, *, at_once:
     if not holes:
         return False
     handed = anew and number in space.chunks and bool(space.chunks[number].handed & holes)
-    pages = await _pages_for(space, holes.bit_count(), at_once=at_once, must=anew, handed=handed)
+    pages = await _pages_for(space, holes.bit_count(), ctx, at_once=at_once, must=anew, handed=handed)
     _put(space, number, holes, pages)
     return not at_once
 
 
-async def _pages_for(space: "AddressSpace", count: int, *, at_once: bool, must: bool, handed: bool) -> Pages:
+async def _pages_for(
+    space: "AddressSpace", count: int, ctx: OperationContext, *, at_once: bool, must: bool, handed: bool
+) -> Pages:
     """Zeroed pages: without a wait from what is free or the reserve; `must` falls back to that.
 
     TtmError(ENOMEM, EDQUOT), the latter for pages that are `handed` out only when the slack is used up.
     """
     if not at_once:
-        ctx = OperationContext()
         try:
             return await alloc_pages(space.vdev.ttm, space, count, ctx, zero=True)
         except TtmError as error:

@@ -19,6 +19,7 @@ from ttmfs.svm.find import find_or_insert
 from ttmfs.svm.migrate import FaultTally, alloc_vram, inside_one, range_evict
 from ttmfs.svm.prefetch import prefetch
 from ttmfs.svm.ranges import Range
+from ttmfs.ttm.context import OperationContext
 from ttmfs.units import PAGE_SHIFT
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 VRAM_TRIES: Final = 3
 """Attempts of an atomic access to get its range into VRAM."""
+_NO_MEMORY: Final = (errno.ENOMEM, errno.EDQUOT)
 _AGAIN: Final = (errno.EAGAIN, errno.EOPNOTSUPP, errno.EFAULT, errno.EPERM)
 
 
@@ -47,16 +49,18 @@ class Bound:
 
 
 class _Turn:
-    """The migrate_lock, for a fault that did not get as far as to bind what it had migrated.
+    """The migrate_lock, for a fault that did not get as far as to bind its range (xe_validation's exclusive retry).
 
-    Faults whose ranges do not fit into VRAM together evict each other's between migration and bind, for ever. Who has
-    started over for that keeps the others from migrating until it is bound.
+    Faults whose ranges do not fit into VRAM together evict each other's between migration and bind, for ever; those
+    whose ranges do not fit into memory together keep what each has of it from the others. Who has started over for that
+    keeps the others from migrating, and from waiting for memory, until it is bound. They hold nothing meanwhile.
     """
 
-    __slots__ = ("_lock", "taken")
+    __slots__ = ("_alone", "_lock", "taken")
 
     def __init__(self, lock: trio.Lock) -> None:
         self._lock = lock
+        self._alone = False
         self.taken = False
 
     async def take(self) -> None:
@@ -64,6 +68,17 @@ class _Turn:
         if not self.taken:
             await self._lock.acquire()
             self.taken = True
+
+    async def alone(self, error: TtmError) -> None:
+        """Take it for one more attempt after `error`, which is for want of memory; raised if there was one."""
+        if self._alone or error.errno not in _NO_MEMORY:
+            raise error
+        self._alone = True
+        await self.take()
+
+    def context(self) -> OperationContext:
+        """How memory is waited for: not at all by who has not taken it, and holds what others wait for."""
+        return OperationContext(no_wait_gpu=not self.taken)
 
     def end(self) -> None:
         """Give it up, if it was taken."""
@@ -124,9 +139,9 @@ async def _handle_fault(
                 may_migrate = devmem_only
                 tally.fallbacks += not devmem_only and failure.errno != errno.EFAULT
         try:
-            bound = await _get_pages_and_bind(space, found, devmem_only=devmem_only)
+            bound = await _get_pages_and_bind(space, found, turn.context(), devmem_only=devmem_only)
         except TtmError as error:
-            await _recover(space, found, tally, error)
+            await _recover(space, found, tally, turn, error)
             if devmem_only:
                 timeslice *= 2
                 await turn.take()
@@ -136,13 +151,18 @@ async def _handle_fault(
         return bound
 
 
-async def _recover(space: "AddressSpace", found: Range, tally: FaultTally, error: TtmError) -> None:
-    """What could not be bound is tried again, a mixed range when it is all in system; other errors are raised."""
+async def _recover(space: "AddressSpace", found: Range, tally: FaultTally, turn: _Turn, error: TtmError) -> None:
+    """What could not be bound is tried again, a mixed range when it is all in system, one without memory alone; other
+    errors are raised.
+    """
     if error.errno not in _AGAIN:
-        raise error
-    if error.errno == errno.EOPNOTSUPP:
+        await turn.alone(error)
+    elif error.errno == errno.EOPNOTSUPP:
         space.svm.counters.mixed += 1
-        await range_evict(space, found, tally, "mixed")
+        try:
+            await range_evict(space, found, tally, "mixed")
+        except TtmError as failure:
+            await turn.alone(failure)
 
 
 async def _start_over(space: "AddressSpace", tally: FaultTally) -> None:
@@ -215,10 +235,12 @@ def _needs_migrate(space: "AddressSpace", found: Range, advice: "Advice", devmem
     return not found.skip_migrate and (policy.migrate == "once" or advice.preferred == "vram")
 
 
-async def _get_pages_and_bind(space: "AddressSpace", found: Range, *, devmem_only: bool) -> Bound:
+async def _get_pages_and_bind(
+    space: "AddressSpace", found: Range, ctx: OperationContext, *, devmem_only: bool
+) -> Bound:
     """TtmError EAGAIN: the range was invalidated between; else as get_pages, and ENOMEM for want of a fence slot."""
     with space.stats.timed(found.num_pages, "get_pages_us"):
-        seq = await _get_pages(space, found, devmem_only=devmem_only)
+        seq = await _get_pages(space, found, ctx, devmem_only=devmem_only)
     chunk = space.chunks.get(found.chunk)
     if found.seq != seq or found.unmapped or chunk is None:
         raise TtmError(errno.EAGAIN, "the range was invalidated meanwhile")
@@ -247,7 +269,7 @@ async def _reserve(found: Range, chunk: Chunk, devmem: DevMem, seq: int) -> None
         raise
 
 
-async def _get_pages(space: "AddressSpace", found: Range, *, devmem_only: bool) -> int:
+async def _get_pages(space: "AddressSpace", found: Range, ctx: OperationContext, *, devmem_only: bool) -> int:
     """drm_gpusvm_range_get_pages: memory for every page, all in one place; returns the sequence number it holds for.
 
     TtmError: EOPNOTSUPP mixed, or several allocations; EFAULT unmapped, or a system page where only VRAM will do.
@@ -268,18 +290,30 @@ async def _get_pages(space: "AddressSpace", found: Range, *, devmem_only: bool) 
             return seq
         if devmem_only:
             raise TtmError(errno.EFAULT, f"the range at {found.first << PAGE_SHIFT:#x} is not in VRAM")
-        if not await populate(space, found.first, found.end):
+        if not await populate(space, found.first, found.end, ctx=ctx):
             return seq
 
 
-async def bind_prefetched(space: "AddressSpace", found: Range, tally: FaultTally) -> None:
-    """get_pages and bind of a prefetch: again while the range is being invalidated; other trouble is raised."""
-    while True:
-        try:
-            (await _get_pages_and_bind(space, found, devmem_only=False)).release()
-            return
-        except TtmError as error:
-            if error.errno != errno.EAGAIN:
-                raise
-        tally.restarts += 1
-        await trio.lowlevel.checkpoint()
+async def prefetch_range(space: "AddressSpace", found: Range, tally: FaultTally, wanted: str) -> None:
+    """One range of a prefetch: to `wanted`, unless it is too small for that, and bound. Like a fault, one that finds no
+    memory is tried once more alone; other trouble is raised.
+    """
+    turn = _Turn(space.svm.migrate_lock)
+    policy = space.svm.policy
+    try:
+        while True:
+            if wanted != "system" and found.num_pages >= policy.threshold_pages:
+                found.skip_migrate = policy.migrate == "once"
+                await alloc_vram(space, found, tally, "prefetch", locked=turn.taken)
+            try:
+                if wanted == "system":
+                    await range_evict(space, found, tally, "prefetch")
+                (await _get_pages_and_bind(space, found, turn.context(), devmem_only=False)).release()
+                return
+            except TtmError as error:
+                if error.errno != errno.EAGAIN:
+                    await turn.alone(error)
+            tally.restarts += 1
+            await trio.lowlevel.checkpoint()
+    finally:
+        turn.end()

@@ -63,25 +63,39 @@ async def alloc_vram(
 ) -> None:
     """xe_svm_alloc_vram: all of a range into one allocation in VRAM; nothing to do when it is there.
 
-    On EBUSY (part of it is in VRAM already, or clients kept touching it) it is brought back and tried once more.
+    On EBUSY (part of it is in VRAM already, or clients kept touching it) it is brought back and tried once more. For
+    want of memory, or of VRAM, it is tried once more as well: nobody else migrates meanwhile (the exclusive retry).
     `timeslice`: seconds for which CPU faults leave it there. `locked`: the caller has the migrate_lock. TtmError:
     ENOMEM, EBUSY, EFAULT unmapped or unlinked, EIO, ENODEV, ETIME; every page is then readable where it was.
     """
+    if not space.svm.has_vram:
+        raise TtmError(errno.ENOMEM, "this device has no vram")
     with space.stats.timed(found.num_pages, "migrate_us"):
-        for last in (False, True):
-            async with nullcontext() if locked else space.svm.migrate_lock:
+        tried: list[int | None] = []
+        async with nullcontext() if locked else space.svm.migrate_lock:
+            while True:
                 devmem = inside_one(space.chunks.get(found.chunk), found.mask)
                 if devmem is not None:
                     devmem.expires = max(devmem.expires, trio.current_time() + timeslice)
                     return
                 try:
+                    if errno.EBUSY in tried:
+                        await range_evict(space, found, tally, why)
                     await _migrate_to_devmem(space, found, tally, why, timeslice)
                     return
                 except TtmError as error:
-                    if error.errno != errno.EBUSY or last:
+                    if error.errno in tried or not _once_more(error):
                         raise
-                    space.svm.counters.migrations_busy += 1
-                await range_evict(space, found, tally, why)
+                    tried.append(error.errno)
+                    space.svm.counters.migrations_busy += error.errno == errno.EBUSY
+                    space.svm.counters.alloc_retries += error.errno != errno.EBUSY
+
+
+def _once_more(error: TtmError) -> bool:
+    """Not if others were waited for already, in vain."""
+    if isinstance(error, NoRoom):
+        return error.contended is None
+    return error.errno in (errno.EBUSY, errno.ENOMEM)
 
 
 async def range_evict(space: "AddressSpace", found: Range, tally: FaultTally, why: str) -> None:

@@ -135,7 +135,9 @@ def _tidy(space: "AddressSpace", chunk: Chunk) -> None:
 # -- and back ----------------------------------------------------------------------------------------------------------
 
 
-async def load_stored(space: "AddressSpace", number: int, mask: int) -> bool:
+async def load_stored(
+    space: "AddressSpace", number: int, mask: int, ctx: OperationContext | None = None
+) -> bool:
     """What is in the store of these pages of chunk `number` comes back; True when this has waited.
 
     None of them is there when it returns, and nothing was awaited since that was so. TtmError: ENOMEM, or what the
@@ -151,7 +153,7 @@ async def load_stored(space: "AddressSpace", number: int, mask: int) -> bool:
             continue
         more = wanted if alone else wanted | _around(space, space.chunks[number], wanted)
         pages = await alloc_pages(
-            space.vdev.ttm, space, more.bit_count(), OperationContext(), zero=False, unlimited=True
+            space.vdev.ttm, space, more.bit_count(), ctx or OperationContext(), zero=False, unlimited=True
         )
         error = await _load(space, number, more, pages)
         if error is not None and _wanted(space, number, wanted):
