@@ -3,6 +3,7 @@
 Loading takes most of the time of `ttmfs mount`. Who mounts a device for each of many tests pays it once.
 """
 
+import gc
 import json
 import os
 import sys
@@ -16,6 +17,8 @@ def serve(command: Callable[[list[str]], object]) -> None:
 
     `command` runs the words of a line and ends the process by SystemExit, as click's commands do.
     """
+    # No fork looks for garbage in what is loaded, nor copies the pages that it lies in for that.
+    gc.freeze()
     for line in sys.stdin:
         try:
             words = json.loads(line)
