@@ -4,10 +4,11 @@ import contextlib
 import gc
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from types import TracebackType
 
 import trio
+from trio.testing import MockClock
 
 from ttmfs import clock
 
@@ -96,3 +97,15 @@ class LongestStep(trio.abc.Instrument):
 
     def __str__(self) -> str:
         return f"{self.task} kept the loop for {self.seconds * 1000:.1f} ms"
+
+
+def seed_turns(seed: int) -> None:
+    """From here on `seed` says which of the tasks that can go on is the first, so that a failure can be replayed."""
+    trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]
+    trio._core._run._r.seed(seed)
+
+
+def run_seeded(world: Callable[[int, int], Awaitable[None]], seed: int, steps: int) -> None:
+    """Run `world(seed, steps)` on a clock that jumps, in the turns that `seed` says."""
+    seed_turns(seed)
+    trio.run(world, seed, steps, clock=MockClock(autojump_threshold=0))

@@ -16,10 +16,21 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from lib.device import Device, ScriptError
+from lib.device import Device
 
 from . import meanwhile
-from .common import C_SOURCES, Goal, Report, awake_processors, built, console, parse_size
+from .common import (
+    C_SOURCES,
+    CLIENT_SECONDS,
+    Goal,
+    Report,
+    awake_processors,
+    built,
+    console,
+    parse_size,
+    run_client,
+    samples_of,
+)
 
 GOALS = {
     "backup": Goal(0.7, at_least=True),
@@ -34,7 +45,6 @@ GOALS = {
 }
 LOOP_LIMIT_MS = 1.0
 CLIENT = C_SOURCES / "backup_client.py"
-CLIENT_SECONDS = 300.0
 MIB = 1 << 20
 
 
@@ -63,22 +73,6 @@ def run(options: argparse.Namespace) -> Report:
     return report
 
 
-def _lines(done: subprocess.CompletedProcess[str], what: str, why: str) -> list[dict[str, float]]:
-    if done.returncode:
-        raise ScriptError(f"measuring {what} failed: {done.stderr.strip()[-1500:]}\n{why}")
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def client(device: Device, what: str, options: argparse.Namespace, size: int, *more: str) -> list[dict[str, float]]:
-    """Run the client on the device; its samples, one dict a round."""
-    command = [sys.executable, str(CLIENT), str(device.mount), what, str(size), str(options.rounds), *more]
-    try:
-        done = device.run(command, CLIENT_SECONDS)
-    except subprocess.TimeoutExpired:
-        raise ScriptError(f"measuring {what} did not end in {CLIENT_SECONDS:.0f} s") from None
-    return _lines(done, what, device.diagnosis() if done.returncode else "")
-
-
 def add_rates(report: Report, samples: list[dict[str, float]], size: int, prefix: str, suffix: str) -> None:
     """GB/s of backup and restore, and of the plain copy beside each."""
     for sample in samples:
@@ -92,7 +86,7 @@ def contiguous(options: argparse.Namespace, report: Report, store: str) -> None:
     size = options.size
     console.print(f"  order-9 runs, {store}")
     with Device([f"--memory={3 * size}", f"--swap={2 * size}", f"--swap-store={store}"]) as device:
-        samples = client(device, "order-9", options, size)
+        samples = run_client(device, CLIENT, "order-9", size, options.rounds)
         add_rates(report, samples, size, "" if store == "shmem" else f"{store} ", "")
         orders = json.loads(device.read("objects/stored/status.json"))["page_orders"]
         report.notes.append(f"{store}: page orders of the restored BO: {orders}")
@@ -103,7 +97,7 @@ def fragmented(options: argparse.Namespace, report: Report) -> None:
     size = options.size
     console.print("  page-fragmented")
     with Device([f"--memory={2 * size + 4 * MIB}", f"--swap={2 * size}"]) as device:
-        add_rates(report, client(device, "fragmented", options, size), size, "", " fragmented")
+        add_rates(report, run_client(device, CLIENT, "fragmented", size, options.rounds), size, "", " fragmented")
         status = json.loads(device.read("objects/stored/status.json"))
         report.notes.append(f"the fragmented BO: {status['runs']} runs of {size // 4096} pages")
 
@@ -114,7 +108,7 @@ def against_cp(options: argparse.Namespace, report: Report, folder: Path) -> Non
     console.print("  file store")
     store = f"--swap-store=file:{folder / 'store'}"
     with Device([f"--memory={3 * size}", f"--swap={2 * size}", store]) as device:
-        for sample in client(device, "against-cp", options, size, str(folder)):
+        for sample in run_client(device, CLIENT, "against-cp", size, options.rounds, str(folder)):
             for name in ("backup", "restore"):
                 report.add(f"file {name} / cp", "GB/s", "ttmfs", size / sample[name] / 1e9)
                 report.add(f"file {name} / cp", "GB/s", "reference", size / sample[f"cp_{name}"] / 1e9)
@@ -125,7 +119,7 @@ def faults(options: argparse.Namespace, report: Report, cbench: Path) -> None:
     size = options.size
     console.print("  faults while a backup runs")
     with Device([f"--memory={4 * size}", f"--swap={2 * size}"]) as device:
-        client(device, "fill", options, size)
+        run_client(device, CLIENT, "fill", size, options.rounds)
         mover = [sys.executable, str(CLIENT), str(device.mount), "mover", str(size), "0"]
         meanwhile.faults(report, device, cbench, "faulted", options.rounds, mover)
 
@@ -135,7 +129,7 @@ def loop(options: argparse.Namespace, report: Report) -> None:
     console.print("  the loop")
     command = [sys.executable, str(CLIENT), "shmem", "loop", str(options.size), str(options.rounds)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=CLIENT_SECONDS, check=False)
-    for sample in _lines(done, "the loop", ""):
+    for sample in samples_of(done, "the loop"):
         for name in ("backup", "restore"):
             report.add(f"loop held by {name}", "ms", "ttmfs", sample[name] * 1e3)
             report.add(f"loop held by {name}", "ms", "reference", LOOP_LIMIT_MS)

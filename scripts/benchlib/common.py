@@ -6,6 +6,7 @@ Only ratios within one run mean anything: idle wake-ups on a small virtual machi
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -36,6 +37,26 @@ FILE_COLUMNS = 140
 def output() -> Console:
     """Where results go: standard output."""
     return Console() if sys.stdout.isatty() else Console(width=FILE_COLUMNS)
+
+
+CLIENT_SECONDS = 300.0
+
+
+def samples_of(done: subprocess.CompletedProcess[str], what: str, why: str = "") -> list[dict[str, float]]:
+    """What a client printed, one dict a round. ScriptError when it failed: `what` it measured, and `why` perhaps."""
+    if done.returncode:
+        raise ScriptError(f"measuring {what} failed: {done.stderr.strip()[-1500:]}\n{why}")
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def run_client(device: Device, client: Path, what: str, *arguments: object) -> list[dict[str, float]]:
+    """Run a client of scripts/bench.d on the device; its samples, one dict a round."""
+    command = [sys.executable, str(client), str(device.mount), what, *map(str, arguments)]
+    try:
+        done = device.run(command, CLIENT_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise ScriptError(f"measuring {what} did not end in {CLIENT_SECONDS:.0f} s") from None
+    return samples_of(done, what, device.diagnosis() if done.returncode else "")
 
 
 def parse_size(text: str) -> int:

@@ -21,8 +21,8 @@ import numpy as np
 
 from lib.device import Device, ScriptError
 
-from .common import Goal, Report, awake_processors, console, parse_size
-from .move import client
+from .common import Goal, Report, awake_processors, console, parse_size, run_client
+from .move import CLIENT
 from .swapping import command
 
 MIB = 1 << 20
@@ -183,7 +183,7 @@ def _from_pages(device: Device, options: argparse.Namespace, size: int, report: 
     """The same of a BO no two of whose pages are neighbours."""
     (device.mount / "ctl" / "config").write_text("defrag_interval=1000000")
     (device.mount / "ctl" / "config").write_text("defrag_interval_max=1000000")
-    for sample in client(device, "defrag", options, size):
+    for sample in run_client(device, CLIENT, "defrag", size, options.rounds):
         report.add(FROM_PAGES, "MiB/s", "reference", size / MIB / sample["copy"])
         report.add(FROM_PAGES, "MiB/s", "defragmented", size / MIB / sample["defrag"])
 

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from lib.device import Device, ScriptError
+from lib.device import Device
 
 from . import meanwhile
-from .common import C_SOURCES, Goal, Report, awake_processors, built, console, parse_size
+from .common import C_SOURCES, Goal, Report, awake_processors, built, console, parse_size, run_client
 
 GOALS = {
     "evict": Goal(2.5, at_least=True),
@@ -29,7 +28,6 @@ GOALS = {
 }
 UNMAP_LIMIT_MS = 60.0
 CLIENT = C_SOURCES / "move_client.py"
-CLIENT_SECONDS = 300.0
 MIB = 1 << 20
 
 
@@ -53,18 +51,6 @@ def run(options: argparse.Namespace) -> Report:
     return report
 
 
-def client(device: Device, what: str, options: argparse.Namespace, size: int) -> list[dict[str, float]]:
-    """Run the client on the device; its samples, one dict a round."""
-    command = [sys.executable, str(CLIENT), str(device.mount), what, str(size), str(options.rounds)]
-    try:
-        done = device.run(command, CLIENT_SECONDS)
-    except subprocess.TimeoutExpired:
-        raise ScriptError(f"measuring {what} did not end in {CLIENT_SECONDS:.0f} s") from None
-    if done.returncode:
-        raise ScriptError(f"measuring {what} failed: {done.stderr.strip()[-1500:]}\n{device.diagnosis()}")
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
 def add_rates(report: Report, samples: list[dict[str, float]], size: int, suffix: str) -> None:
     """GB/s of evict and validate, and of the plain copy beside each."""
     for sample in samples:
@@ -78,11 +64,11 @@ def contiguous(options: argparse.Namespace, report: Report) -> None:
     size = options.size
     console.print("  order-9 runs")
     with Device([f"--vram={2 * size}", f"--gtt={2 * size}", f"--memory={3 * size}"]) as device:
-        samples = client(device, "order-9", options, size)
+        samples = run_client(device, CLIENT, "order-9", size, options.rounds)
         add_rates(report, samples, size, "")
         orders = json.loads(device.read("objects/moving/status.json"))["page_orders"]
         report.notes.append(f"page orders of the evicted BO: {orders}")
-        for sample in client(device, "unmap", options, 64 * MIB):
+        for sample in run_client(device, CLIENT, "unmap", 64 * MIB, options.rounds):
             report.add("unmap 64 MiB dirty", "ms", "ttmfs", sample["unmap"] * 1e3)
             report.add("unmap 64 MiB dirty", "ms", "reference", UNMAP_LIMIT_MS)
 
@@ -92,7 +78,7 @@ def fragmented(options: argparse.Namespace, report: Report) -> None:
     size = min(options.size, 64 * MIB)
     console.print("  page-fragmented")
     with Device([f"--vram={2 * size}", f"--gtt={4 * size}", f"--memory={2 * size + 4 * MIB}"]) as device:
-        add_rates(report, client(device, "fragmented", options, size), size, " fragmented")
+        add_rates(report, run_client(device, CLIENT, "fragmented", size, options.rounds), size, " fragmented")
         status = json.loads(device.read("objects/moving/status.json"))
         report.notes.append(f"the fragmented BO: {status['runs']} runs of {size // 4096} pages")
 
@@ -102,6 +88,6 @@ def faults(options: argparse.Namespace, report: Report, cbench: Path) -> None:
     size = options.size
     console.print("  faults while copies run")
     with Device([f"--vram={3 * size}", f"--gtt={2 * size}", f"--memory={4 * size}"]) as device:
-        client(device, "fill", options, size)
+        run_client(device, CLIENT, "fill", size, options.rounds)
         mover = [sys.executable, str(CLIENT), str(device.mount), "mover", str(size), "0"]
         meanwhile.faults(report, device, cbench, "moving", options.rounds, mover)

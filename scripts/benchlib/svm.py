@@ -9,18 +9,14 @@ and cached by nobody, against numpy's copy of as many bytes between warm huge pa
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 from contextlib import ExitStack
 
-from lib.device import Device, ScriptError
+from lib.device import Device
 
-from .common import C_SOURCES, Report, awake_processors, console, parse_size
+from .common import C_SOURCES, Report, awake_processors, console, parse_size, run_client
 
 MIB = 1 << 20
 CLIENT = C_SOURCES / "svm_client.py"
-CLIENT_SECONDS = 300.0
 PAGE = 4096
 
 
@@ -42,24 +38,12 @@ def run(options: argparse.Namespace) -> Report:
     return report
 
 
-def client(device: Device, what: str, size: int, rounds: int) -> list[dict[str, float]]:
-    """Run the client on the device; its samples, one dict a round."""
-    command = [sys.executable, str(CLIENT), str(device.mount), what, str(size), str(rounds)]
-    try:
-        done = device.run(command, CLIENT_SECONDS)
-    except subprocess.TimeoutExpired:
-        raise ScriptError(f"measuring {what} did not end in {CLIENT_SECONDS:.0f} s") from None
-    if done.returncode:
-        raise ScriptError(f"measuring {what} failed: {done.stderr.strip()[-1500:]}\n{device.diagnosis()}")
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
 def faults(options: argparse.Namespace, report: Report) -> None:
     """One access of each page."""
     size, pages = options.size, options.size // PAGE
     console.print(f"  faults, {pages} pages")
     with Device([f"--vram={2 * size}", f"--memory={4 * size}"]) as device:
-        samples = client(device, "faults", size, options.rounds)
+        samples = run_client(device, CLIENT, "faults", size, options.rounds)
         for sample in samples:
             for name, key in (
                 ("CPU fault", "fresh"),
@@ -78,7 +62,7 @@ def migration(options: argparse.Namespace, report: Report) -> None:
             size = quarters * MIB // 2
             label = f"1/{4 // quarters}" if quarters < 4 else f"{quarters // 4}"
             console.print(f"  migration, {label} x 2 MiB")
-            for sample in client(device, "migration", size, options.rounds):
+            for sample in run_client(device, CLIENT, "migration", size, options.rounds):
                 for way, key in (("to vram", "there"), ("to system", "back")):
                     name = f"{label} x 2 MiB {way}"
                     report.add(name, "GB/s", "ttmfs", size / sample[key] / 1e9)

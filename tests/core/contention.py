@@ -13,6 +13,7 @@ import trio
 
 from tests.core.together_machine import SteppingClock
 from tests.sync.inline import Inline
+from tests.turns import seed_turns
 from ttmfs.driver import calls
 from ttmfs.driver.config import Config
 from ttmfs.driver.device import VirtualDevice
@@ -181,8 +182,7 @@ class Contention:
 
 def contend(plan: Plan, seed: int) -> Contention:
     """Run it."""
-    trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]
-    trio._core._run._r.seed(seed)
+    seed_turns(seed)
     run = Contention(plan, seed)
     trio.run(run.run, clock=SteppingClock())
     return run

@@ -8,6 +8,7 @@ import trio
 
 from tests.core.advised import let_take_long
 from tests.core.sparse_bytes import SparseBytes
+from tests.turns import seed_turns
 from ttmfs.driver import calls
 from ttmfs.driver.config import Config
 from ttmfs.driver.defrag import defrag_bo
@@ -270,9 +271,7 @@ async def exercise(
     AssertionError with the seed and the last operations on a wrong byte.
     """
     rng = random.Random(seed)
-    # Trio shuffles runnable tasks: make that part of the seed too, so that a failure can be replayed.
-    trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]
-    trio._core._run._r.seed(seed)
+    seed_turns(seed)
     config = config or Config(vram=4 << 20, gtt=16 << 20, memory=64 << 20, swap=64 << 20)
     vdev = VirtualDevice(config)
     let_take_long(vdev)

@@ -20,6 +20,7 @@ from tests.core.together_groups import grouping, make_groups
 from tests.core.together_machine import BLOCKS, HANG_SECONDS, INJECTED, MIB, SPACE_PAGES, Machine
 from tests.svm.page_cache import PAGE
 from tests.sync.inline import Inline
+from tests.turns import seed_turns
 from ttmfs import clock
 from ttmfs.driver import calls
 from ttmfs.driver.config import Config
@@ -147,8 +148,7 @@ async def together(
     seed: int, *, config: Config, steps: int = 40, faults: bool = False, suspends: bool = False, groups: bool = False
 ) -> dict[str, int]:
     """Run it on a SteppingClock; returns counts. AssertionError with the seed and the last operations on a finding."""
-    trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]
-    trio._core._run._r.seed(seed)
+    seed_turns(seed)
     # What is measured decides how long steps are: measure something that repeats.
     ticks = itertools.count(0, 50_000)
     # The clock that jumps does not wait for threads.

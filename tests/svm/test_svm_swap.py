@@ -12,6 +12,7 @@ from trio.testing import MockClock
 
 from tests.core.harness import outcome
 from tests.svm.conftest import MakeDevice, SvmDevice
+from tests.turns import seed_turns
 from ttmfs.driver.calls import shrink_all
 from ttmfs.memory.stores import SwapStore
 from ttmfs.svm import calls, cpu
@@ -334,8 +335,7 @@ async def storm(svm_device: MakeDevice, seed: int) -> None:
     """Clients, the device, prefetches, truncates and the shrinker at once; each page is one actor's, every word is
     checked. The seed says all: run one with `-k "storm and [SEED]"`.
     """
-    trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]
-    trio._core._run._r.seed(seed)
+    seed_turns(seed)
     options = {"memory": 8 * MIB, "vram": 4 * MIB, "swap": 64 * MIB, "copy_latency": (0.0, 0.002)[seed % 2]}
     async with svm_device(**options) as device:
         actors = Actors(device, seed)

@@ -16,6 +16,7 @@ from trio.testing import MockClock
 from tests.core.harness import PAGE, device, outcome
 from tests.core.stores import make_noise, noise, same, spec
 from tests.sync.inline import Inline
+from tests.turns import seed_turns
 from ttmfs import clock
 from ttmfs.driver import calls
 from ttmfs.driver.imported import import_bo
@@ -86,8 +87,7 @@ def _run(seed: int) -> Found:
     ticks = itertools.count(0, 1000)
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="ttmfs-test-") as folder:
         patch.setattr(trio.to_thread, "run_sync", _no_thread)
-        patch.setattr(trio._core._run, "_ALLOW_DETERMINISTIC_SCHEDULING", True)
-        patch.setattr(trio._core._run, "_r", Random(seed))
+        seed_turns(seed)
         patch.setattr(fence, "_contexts", itertools.count(1))
         with clock.replaced(lambda: next(ticks), lambda: 0):
             return trio.run(_world, Path(folder), seed, clock=MockClock(autojump_threshold=0))

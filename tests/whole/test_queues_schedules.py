@@ -13,9 +13,9 @@ import pytest
 import trio
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from trio.testing import MockClock
 
 from tests.core.harness import PAGE, device
+from tests.turns import run_seeded
 from ttmfs.driver import calls
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.jobs import Job, QueuedJob
@@ -184,21 +184,15 @@ async def _world(seed: int, steps: int) -> None:
             vdev.ttm.inject[name].probability = 0
 
 
-def _run(seed: int, steps: int) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trio._core._run, "_r", Random(seed))
-        trio.run(_world, seed, steps, clock=MockClock(autojump_threshold=0))
-
-
 @settings(max_examples=12, deadline=None)
 @given(st.integers(0, 1 << 32))
 @example(1)
 def test_jobs_of_several_queues_leave_the_bytes_that_their_order_says(seed: int) -> None:
-    _run(seed, 80)
+    run_seeded(_world, seed, 80)
 
 
 @pytest.mark.stress
 @settings(max_examples=400, deadline=None)
 @given(st.integers(0, 1 << 32))
 def test_jobs_of_several_queues_for_long(seed: int) -> None:
-    _run(seed, 400)
+    run_seeded(_world, seed, 400)
