@@ -1,6 +1,7 @@
 """Runs and the page copy, against a byte-for-byte model."""
 
 import errno
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -10,7 +11,19 @@ from hypothesis import strategies as st
 from ttmfs.errors import TtmError
 from ttmfs.memory import copy
 from ttmfs.memory.arena import Arena
+from ttmfs.memory.native import NATIVE
 from ttmfs.memory.runs import common_runs, expand, is_run, unique_sorted
+
+
+@pytest.fixture(params=["native", "numpy"], autouse=True, scope="module")
+def how(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Both ways to copy pages pass the same tests."""
+    if request.param == "native" and NATIVE is None:
+        pytest.skip("scripts/setup has built no library here")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(copy, "_native", NATIVE if request.param == "native" else None)
+        yield request.param
+
 
 PAGES = 96
 rng = np.random.default_rng(7)
@@ -64,6 +77,25 @@ def test_copy_long_runs_and_long_scatters() -> None:
     back = rng.permutation(1024).astype(np.uint32)
     copy.copy_pages(dst, back, src, scattered)
     assert np.array_equal(dst.mem[back], src.mem[scattered])
+
+
+@pytest.mark.parametrize("count", [0, 1, 8, 9, 90])
+def test_copy_of_a_run(count: int) -> None:
+    arena = Arena("target", PAGES)
+    copy.copy_run(arena, 5, SOURCE, 3, count)
+    assert np.array_equal(arena.mem[5 : 5 + count], SOURCE.mem[3 : 3 + count])
+    assert not arena.mem[:5].any()
+    assert not arena.mem[5 + count :].any()
+
+
+@pytest.mark.parametrize(("dst", "src", "count"), [(90, 0, 7), (0, PAGES - 20, 21), (-1, 0, 20), (0, -1, 20)])
+def test_a_run_that_leaves_its_arena_is_refused(dst: int, src: int, count: int) -> None:
+    arena = Arena("target", PAGES)
+    with pytest.raises(TtmError, match="are not in"):
+        copy.copy_run(arena, dst, SOURCE, src, count)
+    arena.close()
+    with pytest.raises(TtmError, match="are not in 'target'"):
+        copy.copy_run(arena, 0, SOURCE, 0, 20)
 
 
 def test_copy_refuses_bad_arguments_and_changes_nothing() -> None:

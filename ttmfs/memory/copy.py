@@ -1,25 +1,32 @@
 """The one page copy of ttmfs: moves, backup, restore, defrag, SVM and the jobs of the device all end here.
 
-Pages are named by `(arena, page-number array)`. Stretches that run on in both arrays are copied as slices; scattered
-pages are gathered and scattered by numpy, a cache-sized piece at a time. Source and destination pages must not
+Pages are named by `(arena, page-number array)`. Where there is a library of ours (native.py) it copies them. Else
+stretches that run on in both arrays are copied as slices; scattered pages are gathered and scattered by numpy, a
+cache-sized piece at a time. Source and destination pages must not
 overlap: which bytes then win is not defined. Nothing here checkpoints; a caller that shares the loop with others
-walks `iter_steps` and checkpoints between. numpy releases the interpreter lock in long slices and in every piece of a
-scattered copy, so that worker threads make progress beside the loop.
+walks `iter_steps` and checkpoints between. The interpreter lock is released in long copies and in every piece of a
+scattered one, so that worker threads make progress beside the loop; not in `copy_run`, which is for steps on the loop.
 """
 
 import errno
+from typing import Final
 
 import numpy as np
 
 from ttmfs.errors import TtmError
 from ttmfs.memory.arena import Arena
+from ttmfs.memory.native import NATIVE
 from ttmfs.memory.runs import STEP_PAGES, PageArray, common_runs, is_run, iter_steps, runs
 from ttmfs.units import PAGE_SHIFT, PAGE_SIZE, pages_of
 
-__all__ = ["copy_pages", "gather", "iter_steps", "runs", "scatter", "zero_pages"]
+__all__ = ["copy_pages", "copy_run", "gather", "iter_steps", "runs", "scatter", "zero_pages"]
 
 _LONG_RUN = 32
 """Mean run (pages) from which np.copyto pays: below, memoryview slices have the smaller overhead per run."""
+_FEW: Final = 8
+"""Pages that stay in the processor's cache: whoever asked for so few reads them next."""
+
+_native = NATIVE
 
 
 def copy_pages(dst: Arena, dst_pages: PageArray, src: Arena, src_pages: PageArray) -> None:
@@ -35,6 +42,9 @@ def copy_pages(dst: Arena, dst_pages: PageArray, src: Arena, src_pages: PageArra
         return
     _check(dst, dst_pages)
     _check(src, src_pages)
+    if _native is not None and size > _FEW:
+        _native.copy_pages(dst, dst_pages, src, src_pages)
+        return
     if is_run(dst_pages) and is_run(src_pages):
         d, s = int(dst_pages[0]), int(src_pages[0])
         np.copyto(dst.mem[d : d + size], src.mem[s : s + size])
@@ -45,6 +55,19 @@ def copy_pages(dst: Arena, dst_pages: PageArray, src: Arena, src_pages: PageArra
         _copy_runs(dst, np.asarray(dst_pages)[index], src, np.asarray(src_pages)[index], lengths)
     else:
         _copy_scattered(dst, dst_pages, src, src_pages)
+
+
+def copy_run(dst: Arena, dst_page: int, src: Arena, src_page: int, count: int) -> None:
+    """Copy `count` pages from page `src_page` on to `dst_page` and on. TtmError(EINVAL) for one beyond its arena."""
+    for arena, page in ((dst, dst_page), (src, src_page)):
+        if not 0 <= page <= arena.num_pages - count:
+            raise TtmError(errno.EINVAL, f"pages {page}+{count} are not in {arena.name!r}")
+    if _native is not None and count > _FEW:
+        _native.copy_run(dst, dst_page, src, src_page, count)
+        return
+    size = count << PAGE_SHIFT
+    to, source = dst_page << PAGE_SHIFT, src_page << PAGE_SHIFT
+    dst.buf[to : to + size] = src.buf[source : source + size]
 
 
 def _copy_runs(dst: Arena, dst_starts: PageArray, src: Arena, src_starts: PageArray, lengths: PageArray) -> None:

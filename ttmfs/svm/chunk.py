@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import numpy as np
 
 from ttmfs.memory.arena import Arena
-from ttmfs.memory.copy import copy_pages, zero_pages
+from ttmfs.memory.copy import copy_pages, copy_run, zero_pages
 from ttmfs.memory.runs import is_run
 from ttmfs.svm.counters import SpaceStats, SvmCounters
 from ttmfs.svm.pages import CHUNK_PAGES, CpuPages, Pages, Payer, free_pages, index_of, lowest, mask_from, run_length
@@ -379,12 +379,11 @@ class Move:
         """Copy `count` pages from page `index` of the allocation on; synchronous."""
         space, resource = self.chunk.space, self.devmem.resource
         if self.run >= 0:
-            size = count << PAGE_SHIFT
-            one, two = (self.run + index) << PAGE_SHIFT, (resource.start + index) << PAGE_SHIFT
+            one, two = self.run + index, resource.start + index
             if self.into_vram:
-                resource.arena.buf[two : two + size] = space.arena.buf[one : one + size]
+                copy_run(resource.arena, two, space.arena, one, count)
             else:
-                space.arena.buf[one : one + size] = resource.arena.buf[two : two + size]
+                copy_run(space.arena, one, resource.arena, two, count)
             return
         ram = self.ram[index : index + count]
         vram = resource.numbers(index, count)

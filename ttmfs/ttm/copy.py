@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from ttmfs.memory.arena import FRAME_PAGES
-from ttmfs.memory.copy import copy_pages, zero_pages
+from ttmfs.memory.copy import copy_pages, copy_run, zero_pages
 from ttmfs.memory.frames import can_exchange
 from ttmfs.sync.fence import Fence
 from ttmfs.ttm.backing import Backing
@@ -193,10 +193,7 @@ class Copy:
                 return False
             first = index
             self._run = (index, index + min(src_length, dst_length), src, dst)
-        size = count << PAGE_SHIFT
-        src = (src + index - first) << PAGE_SHIFT
-        dst = (dst + index - first) << PAGE_SHIFT
-        self.dst.arena.buf[dst : dst + size] = self.src.arena.buf[src : src + size]
+        copy_run(self.dst.arena, dst + index - first, self.src.arena, src + index - first, count)
         return True
 
     def finish(self) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from xxhash import xxh3_64_intdigest
 
 from ttmfs.memory.arena import Arena
-from ttmfs.memory.copy import copy_pages
+from ttmfs.memory.native import NATIVE
 from ttmfs.memory.runs import PageArray, Uint32Array, is_run, runs
 from ttmfs.units import PAGE_SHIFT, PAGE_SIZE
 
@@ -22,6 +22,7 @@ SUM_STEP: Final = 64
 ZERO_HASH: Final = xxh3_64_intdigest(bytes(PAGE_SIZE)) & 0xFFFFFFFF
 _WORDS: Final = PAGE_SIZE // 4
 _LONG_RUN: Final = 8
+_native = NATIVE
 # Odd, so that no change of a single word is multiplied away. Fixed: sums of two runs of a test can be compared.
 _KEYS: Final = np.random.default_rng(0x74746D).integers(0, 1 << 31, _WORDS, np.uint32) * np.uint32(2) + np.uint32(1)
 
@@ -36,6 +37,9 @@ def page_sums(arena: Arena, pages: PageArray, out: Uint32Array) -> None:
     if is_run(pages):
         first = int(pages[0]) if size else 0
         _sums_of_rows(arena.mem[first : first + size], out)
+        return
+    if _native is not None:
+        _native.sum_pages(arena, pages, _KEYS, out)
         return
     index, starts, lengths = runs(pages)
     if size >= _LONG_RUN * index.size:
@@ -56,6 +60,10 @@ def copy_and_sum(dst: Arena, dst_pages: PageArray, src: Arena, src_pages: PageAr
     size = len(src_pages)
     if not size:
         return
+    if _native is not None:
+        _native.copy_and_sum(dst, dst_pages, src, src_pages, _KEYS, out)
+        return
+    piece = np.empty(min(size, SUM_STEP), src.rows.dtype)
     from_run, to_run = is_run(src_pages), is_run(dst_pages)
     s, d = int(src_pages[0]), int(dst_pages[0])
     for begin in range(0, size, SUM_STEP):
@@ -71,8 +79,10 @@ def copy_and_sum(dst: Arena, dst_pages: PageArray, src: Arena, src_pages: PageAr
             dst.rows[dst_pages[begin:end]] = src.rows[s + begin : s + end]
             _sums_of_rows(src.mem[s + begin : s + end], out[begin:end])
         else:
-            copy_pages(dst, dst_pages[begin:end], src, src_pages[begin:end])
-            page_sums(src, src_pages[begin:end], out[begin:end])
+            part = piece[: end - begin]
+            np.take(src.rows, src_pages[begin:end], out=part, mode="clip")
+            dst.rows[dst_pages[begin:end]] = part
+            _sums_of_rows(part.view(np.uint8).reshape(-1, PAGE_SIZE), out[begin:end])
 
 
 def page_hash(data: memoryview | bytes) -> int:
