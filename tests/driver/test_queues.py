@@ -11,7 +11,7 @@ from tests.core.harness import device, fails, make
 from ttmfs.driver.compute import MAX_PASSED
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.jobs import Job, QueuedJob
-from ttmfs.driver.queues import MAX_QUEUES, Priority
+from ttmfs.driver.queues import MAX_JOBS, MAX_QUEUES, Priority, default_of
 from ttmfs.driver.submit import submit_job
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm import access
@@ -200,6 +200,46 @@ async def test_whose_a_queue_is() -> None:
         for name in ("1", "7up", "", "a:b", "a b", "ü", "x" * 65):
             with fails(errno.EINVAL):
                 await busy(vdev, a, 0, name)
+
+
+async def test_many_queues_make_no_larger_share(autojump_clock: MockClock) -> None:
+    async with device(compute_engines=1) as vdev:
+        bos = await small(vdev, *(f"bo{number}" for number in range(10)))
+        many = [await busy(vdev, bo, 1, f"a{number}", uid=1000) for number, bo in enumerate(bos[:8])]
+        few = [await busy(vdev, bo, 1, f"b{number}", uid=1001) for number, bo in enumerate(bos[8:])]
+        assert await ended(*few) == [2, 4]
+        assert await ended(*many) == [0, 0, 1, 2, 3, 4, 5, 6]
+
+
+async def test_jobs_of_a_user_that_have_not_ended_are_counted(autojump_clock: MockClock) -> None:
+    async with device() as vdev:
+        a, b = await small(vdev, "a", "b")
+        queue = vdev.compute.queues.open("q", 1000)
+        jobs = [await busy(vdev, a, 1, name, uid=1000) for name in ("q", "r")]
+        monkey = [(job, Priority.NORMAL) for job in jobs] * (MAX_JOBS // 2 - 1)
+        queue._jobs.extend(monkey)
+        with fails(errno.EAGAIN):
+            await busy(vdev, a, 1, "s", uid=1000)
+        with fails(errno.EAGAIN):
+            await busy(vdev, a, 1, "default", uid=1000)
+        await busy(vdev, b, 1, "default", uid=1001)
+        for _ in monkey:
+            queue._jobs.pop()
+        await a.resv.wait(Usage.BOOKKEEP)
+        await busy(vdev, a, 1, "s", uid=1000)
+        await a.resv.wait(Usage.BOOKKEEP)
+
+
+async def test_the_default_queue_of_a_user_is_his() -> None:
+    async with device() as vdev:
+        (a,) = await small(vdev, "a")
+        for uid in (1001, 0):
+            with fails(errno.EACCES):
+                await busy(vdev, a, 0, default_of(1000), uid=uid)
+        await busy(vdev, a, 0, default_of(1000), uid=1000)
+        with fails(errno.EACCES):
+            await busy(vdev, a, 0, default_of(1000), uid=1001)
+        await busy(vdev, a, 0, default_of(1000), uid=0)
 
 
 async def test_one_queue_too_many_takes_the_place_of_one_that_is_idle(autojump_clock: MockClock) -> None:

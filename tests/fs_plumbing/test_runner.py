@@ -5,6 +5,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,11 +14,13 @@ import trio
 from tests.turns import Turns, ticking_clock
 from ttmfs.driver.config import Config
 from ttmfs.driver.device import VirtualDevice
+from ttmfs.driver.jobs import Job
 from ttmfs.driver.namespace import Namespace
 from ttmfs.errors import TtmError
 from ttmfs.fs.commands import results, runner
 from ttmfs.fs.commands.command import Command, Machine
 from ttmfs.fs.commands.handles import CommandHandle, CommandOutcome
+from ttmfs.fs.commands.jobs import parse_job
 from ttmfs.fs.commands.runner import Runner
 from ttmfs.fs.kernel.opening import Opening
 from ttmfs.svm.spaces import Svm
@@ -201,3 +204,19 @@ async def test_a_handle_says_that_its_result_was_given_up(machine: Machine) -> N
     first.close()
     second.close()
     assert not made.results._users
+
+
+def test_who_does_not_own_the_device_has_queues_and_turns_of_his_own(machine: Machine) -> None:
+    machine.vdev.ttm.accounts.exempt |= {OWNER}
+    machine.names.create(machine.names.root, b"a", 0o666, A, A)
+
+    def job(uid: int, words: str) -> Job:
+        return parse_job(replace(machine, caller=opening(uid)), words.split())
+
+    for uid, queue in ((0, "default"), (OWNER, "default"), (A, f"default.{A}")):
+        assert job(uid, "busy seconds=10 bo=a").queue == queue
+        assert job(uid, "busy seconds=10 bo=a queue=default").queue == queue
+        assert job(uid, "busy seconds=10 bo=a queue=render").queue == "render"
+    assert job(OWNER, "busy seconds=3600 bo=a").seconds == 3600
+    with pytest.raises(TtmError, match="say 0 to 10"):
+        job(A, "busy seconds=11 bo=a")

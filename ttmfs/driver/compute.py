@@ -2,8 +2,9 @@
 
 An engine takes a queue whose first job waits for nothing: of the most urgent ones, the one that became ready first. So
 no engine is held by a job that waits, and an unrelated job runs past a long one while another engine is free. A queue
-that was passed over MAX_PASSED times is taken first, whatever its priority: nobody starves. Each engine has a worker
-thread (numpy releases the GIL).
+that was passed over MAX_PASSED times is taken first, whatever its priority: nobody starves. Of equals that of the user
+goes first who was not served for longest: many queues make no larger share. Each engine has a worker thread (numpy
+releases the GIL).
 """
 
 import errno
@@ -35,6 +36,9 @@ class Compute:
         self._trace = counters.trace
         self._errors = errors
         self._ready: dict[Queue, None] = {}
+        self._served: dict[int, int] = {}
+        """Which turn was the last one of each user."""
+        self._turns = 0
         self._idle = trio.lowlevel.ParkingLot()
 
     def submit(self, queue: Queue, queued: QueuedWork, priority: Priority = Priority.NORMAL, point: int = 0) -> None:
@@ -59,9 +63,14 @@ class Compute:
         """The queue that an engine works on next."""
         if not self._ready:
             return None
+        served = self._served.get
         # Of equals the first: the one that is ready for longest.
-        queue = max(self._ready, key=lambda queue: (queue.passed >= MAX_PASSED, queue.priority))
+        queue = max(
+            self._ready, key=lambda queue: (queue.passed >= MAX_PASSED, queue.priority, -served(queue.uid, 0))
+        )
         del self._ready[queue]
+        self._turns += 1
+        self._served[queue.uid] = self._turns
         for other in self._ready:
             other.passed += 1
         queue.passed = 0

@@ -23,6 +23,8 @@ SVM: Final = "svm"
 """The device's own: where jobs go that name none, and what address spaces do."""
 MAX_QUEUES: Final = 64
 """Queues of one user. For one more the queue goes that has been idle for longest."""
+MAX_JOBS: Final = 4096
+"""Jobs of one user that are queued or running."""
 _LAST_POINT: Final = (1 << 63) - 1
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 _POINT: Final = re.compile(r"[1-9][0-9]{0,18}")
@@ -35,6 +37,11 @@ class Priority(IntEnum):
     LOW = 0
     NORMAL = 1
     HIGH = 2
+
+
+def default_of(uid: int | str) -> str:
+    """The queue where the jobs of a user go that name none, unless the device is theirs: nobody waits for others'."""
+    return f"{DEFAULT}.{uid}"
 
 
 def check_point(queue: str, last: int, point: int) -> None:
@@ -179,7 +186,10 @@ class Queues:
         return queue
 
     def find(self, name: str, uid: int) -> Queue | None:
-        """The queue of a name for `uid`'s jobs, if there is one. TtmError: EINVAL for no name, EACCES for another's."""
+        """The queue of a name for `uid`'s jobs, if there is one.
+
+        TtmError: EINVAL for no name, EACCES for another's, EAGAIN when `uid` has MAX_JOBS that have not ended.
+        """
         queue = self._queues.get(name)
         if queue is not None:
             if queue is self.svm or (queue is not self.default and uid not in (0, queue.uid)):
@@ -189,6 +199,10 @@ class Queues:
                 errno.EINVAL,
                 f"queue={name[:70]!r}: at most 64 letters, digits, '_', '.' and '-', the first no digit",
             )
+        elif name.startswith(default_of("")) and name != default_of(uid):
+            raise TtmError(errno.EACCES, f"queue={name}: choose a name that does not begin with {default_of('')}")
+        if sum(len(each) for each in self._queues.values() if each.uid == uid) >= MAX_JOBS:
+            raise TtmError(errno.EAGAIN, f"{MAX_JOBS} of your jobs have not ended: wait for one of them")
         return queue
 
     def check(self, name: str, uid: int, point: int | None) -> None:

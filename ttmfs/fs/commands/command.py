@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.namespace import Namespace
+from ttmfs.driver.queues import DEFAULT, default_of
 from ttmfs.errors import TtmError
 from ttmfs.fs.commands.quoting import split_names
 from ttmfs.fs.kernel.opening import Opening
@@ -41,6 +42,10 @@ class Machine:
     def owns(self) -> bool:
         """Is the caller root, or who mounted?"""
         return self.caller is None or self.caller.uid in (0, *self.vdev.ttm.accounts.exempt)
+
+    def queue(self, name: str = DEFAULT) -> str:
+        """The queue that a command means: who does not own the device has a default one to himself."""
+        return name if name != DEFAULT or self.caller is None or self.owns() else default_of(self.caller.uid)
 
     def bo(self, name: str, bits: int = 0) -> BufferObject:
         """The BO of a name, for a caller who needs `bits` (READ, WRITE) of it. TtmError ENOENT, EISDIR, EACCES."""

@@ -32,6 +32,10 @@ _ONLY_READ: Final = ("src", "x")
 """Words that name what is read only; `busy` keeps others from its BOs, as a write does."""
 _FLOAT: Final = re.compile(r"[+-]?[0-9]{1,18}(\.[0-9]{1,18})?([eE][+-]?[0-9]{1,3})?")
 
+MOST_BUSY: Final = 3600.0
+MOST_BUSY_OF_A_USER: Final = 10.0
+"""Seconds that a job may do nothing but keep an engine: as a driver's lockup timeout, so that everybody has a turn."""
+
 JOB_USAGE: Final = (
     "fill dst=BO value=BYTE | copy|xor|add src=BO dst=BO | saxpy a=X x=BO y=BO | reduce|checksum src=BO | "
     "busy seconds=S bo=BO[,BO…]   [offset=N] [bytes=N] [dtype=u8|u32|i64|f32|f64] [after=FENCE|QUEUE:POINT] "
@@ -92,7 +96,7 @@ class JobWords:
         if priority == "high" and not self.machine.owns():
             raise TtmError(errno.EACCES, "priority=high is for root and the user who mounted")
         return {
-            "queue": self.values.get("queue", DEFAULT),
+            "queue": self.machine.queue(self.values.get("queue", DEFAULT)),
             "uid": 0 if caller is None else caller.uid,
             "priority": Priority[priority.upper()],
             "point": self.size("point", None),
@@ -121,8 +125,9 @@ def parse_job(machine: Machine, words: list[str]) -> Job:
     }
     if kind == "busy":
         seconds = given.number("seconds")
-        if not 0 <= seconds <= 3600:
-            raise TtmError(errno.EINVAL, f"seconds={seconds:g}: say 0 to 3600")
+        most = MOST_BUSY if machine.owns() else MOST_BUSY_OF_A_USER
+        if not 0 <= seconds <= most:
+            raise TtmError(errno.EINVAL, f"seconds={seconds:g}: say 0 to {most:g}")
         return Job(kind, srcs=given.bos("bo"), seconds=seconds, **common)
     if kind == "fill":
         value = parse_size(given.values["value"])

@@ -7,7 +7,6 @@ import errno
 from collections.abc import Mapping
 from typing import Final
 
-from ttmfs.driver.queues import DEFAULT
 from ttmfs.driver.vm import Vm
 from ttmfs.driver.vm_exec import exec_vm
 from ttmfs.errors import TtmError
@@ -55,15 +54,15 @@ async def _unbind(machine: Machine, opened: OpenedVm, words: list[str]) -> Resul
     return {"mappings": len(vm), "pages": pages}
 
 
-def _take_queue(words: list[str]) -> tuple[list[str], str]:
+def _take_queue(machine: Machine, words: list[str]) -> tuple[list[str], str]:
     queues = [word.removeprefix("queue=") for word in words if word.startswith("queue=")]
     if len(queues) > 1:
         raise TtmError(errno.EINVAL, "queue= is given twice")
-    return [word for word in words if not word.startswith("queue=")], queues[0] if queues else DEFAULT
+    return [word for word in words if not word.startswith("queue=")], machine.queue(*queues)
 
 
 async def _exec(machine: Machine, opened: OpenedVm, words: list[str]) -> Result:
-    words, queue = _take_queue(words)
+    words, queue = _take_queue(machine, words)
     asked, wait = take_operation(words, True, False)
     vm, caller, ctx = opened.vm, machine.caller, OperationContext()
     operation, uid = asked.operation, 0 if caller is None else caller.uid
