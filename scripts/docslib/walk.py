@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import trio
+
 from ttmfs.driver.config import Config, Region
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.knobs import knobs
@@ -61,7 +63,7 @@ def walk() -> Found:
             name = _general(path)
             if name is not None:
                 files[name] = bool(node.mode & 0o200)
-        counted = {key_of(path)[0]: value for path, value in leaves(tree.stats())}
+        counted = {key_of(path)[0]: value for path, value in leaves(trio.run(tree.stats))}
         return Found(files, status(vdev, file.bo), space_status(space), {**knobs(vdev), **svm_knobs(svm)}, counted)
     finally:
         vdev.close()

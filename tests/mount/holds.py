@@ -186,9 +186,9 @@ class Control:
         """Commands that are under way."""
         return len(self._mount.runner._running)
 
-    def stats(self) -> dict[str, Any]:
+    async def stats(self) -> dict[str, Any]:
         """As the file `stats`."""
-        return stats(
+        return await stats(
             self._mount.vdev, self._mount.machine.names, self._mount.tree.page_cache, self._mount.svm
         )
 
@@ -197,10 +197,10 @@ class Control:
         machine = self._mount.machine
         return {file.bo.name: attributes.status(machine.vdev, file.bo) for file in machine.names.files.values()}
 
-    def state(self) -> dict[str, Any]:
+    async def state(self) -> dict[str, Any]:
         """What no rejected command may change: stats without the counts of requests, and every status."""
         self.give_back_now()
-        counted = self.stats()
+        counted = await self.stats()
         del counted["requests"]
         statuses = self.statuses()
         for one in statuses.values():

@@ -7,6 +7,7 @@ import pytest
 
 from tests.driver.test_members import told
 from tests.mount.mount_harness import MIB, Client, Device
+from ttmfs.fs.tree.groups import MAX_GROUPS_OF_A_USER
 
 pytestmark = [
     pytest.mark.mount,
@@ -129,6 +130,12 @@ def test_a_delegated_group_is_its_owners_and_its_limits_are_not(device: Device) 
     assert put(anna, "groups/anna/sub/cgroup.procs", "0") == "ok"
     assert put(anna, "groups/anna/sub/cgroup.procs", str(device.shell.do("os.getpid()"))) == "EACCES"
     assert anna.errno("os.rmdir(path('groups/anna/sub'))") == "ok"
+    # Nor so many that others wait where they are listed.
+    assert anna.errno(f"[os.mkdir(path('groups/anna/%d' % n)) for n in range({MAX_GROUPS_OF_A_USER + 1})]") == "EDQUOT"
+    assert anna.do("len(os.listdir(path('groups/anna')))") >= MAX_GROUPS_OF_A_USER
+    assert anna.errno("os.rmdir(path('groups/anna/0')); os.mkdir(path('groups/anna/0'))") == "ok"
+    assert device.shell.errno("os.mkdir(path('groups/more'))") == "ok"
+    assert sum(path.startswith("/anna/") for path in device.stats()["groups"]) == MAX_GROUPS_OF_A_USER
 
 
 def test_a_group_is_seen_in_stats_metrics_status_and_clients(device: Device) -> None:

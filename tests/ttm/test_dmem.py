@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ttmfs.errors import TtmError
 from ttmfs.ttm.account import Account
-from ttmfs.ttm.dmem import MAX_DEPTH, UNLIMITED, Dmem, Group, Pool
+from ttmfs.ttm.dmem import MAX_DEPTH, MAX_GROUPS, UNLIMITED, Dmem, Group, Pool
 from ttmfs.ttm.protection import Search, Spared, common_ancestor, why_spared
 
 # -- the rules, plainly: struct page_counter, written down from mm/page_counter.c ------------------------------------
@@ -262,6 +262,20 @@ def test_a_group_that_has_something_or_somebody_below_it_is_not_removed() -> Non
     assert "child" not in limit.children
     limit.remove()
     assert child.live is pools["top"].group
+
+
+def test_there_are_so_many_groups_and_no_more() -> None:
+    dmem = Dmem({"vram": 1 << 20})
+    top = dmem.root.make("top")
+    for number in range(1, MAX_GROUPS):
+        (top if number % 2 else dmem.root).make(f"g{number}")
+    for parent in (top, dmem.root):
+        with pytest.raises(TtmError) as caught:
+            parent.make("more")
+        assert caught.value.errno == errno.EAGAIN
+    top.children["g1"].remove()
+    dmem.root.make("more")
+    assert not list(dmem.check({"vram": 0}))
 
 
 def test_groups_nest_so_deep_and_no_deeper() -> None:

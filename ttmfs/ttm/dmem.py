@@ -20,6 +20,8 @@ UNLIMITED: Final = (1 << 63) - 1
 """PAGE_COUNTER_MAX, as the files' `max`."""
 MAX_DEPTH: Final = 64
 """Groups in each other (cgroup.max.depth): a charge goes up all of them."""
+MAX_GROUPS: Final = 1024
+"""Groups of a device beside the root (cgroup.max.descendants)."""
 
 Protection = Literal["newer", "released"]
 """Which kernel: the newer series, in which protection counts when space is allocated too, or 6.14 to 7.0."""
@@ -221,9 +223,14 @@ class Group:
         return any(pool.usage for pool in self.pools.values())
 
     def make(self, leaf: str) -> "Group":
-        """A new group below it. The caller has looked whether there is one of that name. TtmError(EAGAIN): too deep."""
+        """A new group below it. The caller has looked whether there is one of that name.
+
+        TtmError(EAGAIN), as cgroup_check_hierarchy_limits: too deep, or too many.
+        """
         if sum(1 for _ in self.chain) > MAX_DEPTH:
             raise TtmError(errno.EAGAIN, f"{str(self)[:80]} is {MAX_DEPTH} groups deep, which is the most there may be")
+        if self.dmem.count >= MAX_GROUPS:
+            raise TtmError(errno.EAGAIN, f"there are {MAX_GROUPS} groups, which is the most there may be: rmdir some")
         group = Group(self.dmem, f"{self.name}/{leaf}" if self.name else leaf, self)
         self.children[leaf] = group
         self.dmem.count += 1

@@ -77,7 +77,7 @@ class Tree:
         """What others have to say in selfcheck: sentences, and None where it may pause."""
         self._root_files: dict[str, Callable[[], VirtualFile]] = {
             "README": lambda: self._text(lambda: readme(machine.vdev.region_names)),
-            "stats": lambda: self._text(lambda: json.dumps(self.stats()) + "\n"),
+            "stats": lambda: slow_file(self._stats_text, owner.public(), self.lengths),
             "error_log": lambda: self._private(runner.error_log.text),
             "options": lambda: self._private(lambda: options_now(machine.vdev)),
         }
@@ -144,9 +144,12 @@ class Tree:
         make = self._root_files.get(name)
         return make() if make is not None else self._dirs.get(name) or self.observe.find(name)
 
-    def stats(self) -> dict[str, Any]:
+    async def stats(self) -> dict[str, Any]:
         """The stats object."""
-        return stats(self.machine.vdev, self.machine.names, self.page_cache, self.spaces.svm)
+        return await stats(self.machine.vdev, self.machine.names, self.page_cache, self.spaces.svm)
+
+    async def _stats_text(self) -> bytes:
+        return json.dumps(await self.stats()).encode() + b"\n"
 
     async def watch_signals(self) -> None:
         """Background: end what waits in a virtual file for a process that was signaled."""

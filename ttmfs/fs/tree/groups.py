@@ -5,6 +5,7 @@ in it; what bounds the group (dmem.max, min, low) stays with who made it, as the
 """
 
 import errno
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +35,8 @@ PREFIX: Final = "drm/ttmfs/"
 """Of the names of regions, as the kernel's drivers register them."""
 GHOST_WAIT: Final = 1.0
 """Seconds that rmdir waits for what is only held until its last copy has ended."""
+
+MAX_GROUPS_OF_A_USER: Final = 128
 
 _OF_ALL: Final = ("cgroup.controllers", "cgroup.procs", "cgroup.subtree_control", "dmem.current", "dmem.peak")
 _OF_ROOT: Final = ("dmem.capacity",)
@@ -65,14 +68,21 @@ class GroupDir(MadeDir):
         files = (*_OF_ALL, *(_OF_OTHERS if group.parent is not None else _OF_ROOT))
         super().__init__(key, files, rights, gone=lambda: group.removed)
         self.group = group
+        self.made_by = rights.uid
         self._groups = groups
         self._maker = _FileOf(OwnRights(0, rights.uid, rights.gid), 0)
 
     def make(self, name: str, rights: OwnRights) -> "GroupDir":
-        """A new group. TtmError(EINVAL) for a name that files of the controller could have, or a newline."""
+        """A new group.
+
+        TtmError: EINVAL for a name that files of the controller could have, or a newline; EDQUOT, EAGAIN too many.
+        """
         if "\n" in name or name.startswith(("dmem.", "cgroup.")):
             raise TtmError(errno.EINVAL, f"{name[:80]!r} is no name for a group")
-        return self._groups.folder(self.group.make(name), rights)
+        self._groups.check_made(rights.uid)
+        folder = self._groups.folder(self.group.make(name), rights)
+        self._groups.made_by[rights.uid] += 1
+        return folder
 
     async def unmake(self, folder: MadeDir) -> None:
         """TtmError(EBUSY) while it has something, or groups below it. Ghosts are waited for, for a second."""
@@ -84,6 +94,7 @@ class GroupDir(MadeDir):
         if group.removed:
             raise TtmError(errno.ENOENT, f"{group} was removed meanwhile")
         group.remove()
+        self._groups.made_by[folder.made_by] -= 1
 
     # -- files ---------------------------------------------------------------------------------------------------
 
@@ -201,12 +212,21 @@ class GroupTree:
         self.machine = machine
         self._runner = runner
         self._made = 0
+        self.made_by: Counter[int] = Counter()
+        """How many there are that each user has made."""
         self.root = self.folder(machine.vdev.ttm.dmem.root, OwnRights(0o755, owner.uid, owner.gid))
 
     def folder(self, group: Group, rights: OwnRights) -> GroupDir:
         """The folder of a new group. No two ever have the same key, or one that is gone would pass for it."""
         self._made += 1
         return GroupDir(self, group, rights, GROUPS if group.parent is None else f"group{self._made}")
+
+    def check_made(self, uid: int) -> None:
+        """May the user make one more? TtmError(EDQUOT)."""
+        if uid not in self.machine.vdev.ttm.accounts.exempt and self.made_by[uid] >= MAX_GROUPS_OF_A_USER:
+            raise TtmError(
+                errno.EDQUOT, f"you have made {MAX_GROUPS_OF_A_USER} groups, and a user has no more: rmdir one"
+            )
 
     def command(self, command: Command, text: Callable[[], str], rights: Rights) -> VirtualFile:
         """A file that says `text`, and runs what is written to it."""

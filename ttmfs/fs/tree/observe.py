@@ -5,7 +5,7 @@ Reading any of them changes nothing; what does something is written.
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, Final
 
 import trio
@@ -71,7 +71,7 @@ class ObserveTree:
         machine: Machine,
         runner: Runner,
         svm: Svm,
-        stats: Callable[[], Mapping[str, Any]],
+        stats: Callable[[], Awaitable[Mapping[str, Any]]],
         lengths: Lengths,
         owner: Owner,
     ) -> None:
@@ -140,7 +140,7 @@ class ObserveTree:
         return await paced_lines(list(self.machine.vdev.ttm.trace.ring), Event.json_line)
 
     async def _metrics(self) -> bytes:
-        exporter = Exporter(self._stats(), self.machine.vdev.ttm.counters)
+        exporter = Exporter(await self._stats(), self.machine.vdev.ttm.counters)
         # Many groups are many lines, and a library is loaded: no request waits for either.
         return await trio.to_thread.run_sync(exporter.text)
 

@@ -9,6 +9,7 @@ from ttmfs.fs.kernel.inval import PageCache
 from ttmfs.fs.tree.device_state import device_state
 from ttmfs.fs.tree.stat_keys import SCHEMA
 from ttmfs.svm.spaces import Svm
+from ttmfs.sync.breather import Breather
 from ttmfs.ttm.dmem import Group
 from ttmfs.ttm.managers import BuddyManager
 from ttmfs.ttm.placement import SYSTEM
@@ -40,9 +41,14 @@ def region_stats(vdev: VirtualDevice, manager: ResourceManager) -> dict[str, int
     }
 
 
-def stats(vdev: VirtualDevice, names: Namespace, page_cache: PageCache | None, svm: Svm) -> dict[str, Any]:
-    """The whole object."""
+async def stats(vdev: VirtualDevice, names: Namespace, page_cache: PageCache | None, svm: Svm) -> dict[str, Any]:
+    """The whole object, of one moment but for groups: there may be many."""
     ttm = vdev.ttm
+    groups: dict[str, Any] = {}
+    breather = Breather()
+    for group in list(ttm.dmem.root.walk()):
+        groups[group.path] = group_stats(group)
+        await breather.step()
     pool = vdev.pool
     requests = ttm.counters.requests.as_dict()
     if page_cache is not None:
@@ -61,7 +67,7 @@ def stats(vdev: VirtualDevice, names: Namespace, page_cache: PageCache | None, s
             "free_by_order": pool.free_by_order(),
         },
         "users": {"count": len(ttm.accounts.users()), "refused": ttm.accounts.root.refused},
-        "groups": {group.path: group_stats(group) for group in ttm.dmem.root.walk()},
+        "groups": groups,
         "bos": {"count": len(names.files), "ghosts": ttm.num_ghosts, "zombies": ttm.num_zombies},
         "reservations": {
             "edeadlk": ttm.ww_class.edeadlk,
