@@ -70,6 +70,7 @@ def test_a_document_without_commands_is_refused_with_those_that_have_some() -> N
         ("services", 4),
         ("cookbook", 30),
         ("groups", 12),
+        ("vm", 20),
     ],
 )
 def test_a_document_shows_what_is_printed(name: str, least: int) -> None:

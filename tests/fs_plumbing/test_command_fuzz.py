@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import string
+import tempfile
 from collections.abc import Callable
 
 import pytest
@@ -21,6 +22,7 @@ from ttmfs.fs.commands.command import Machine
 from ttmfs.fs.commands.objects_and_ctl import CTL_COMMANDS, OBJECT_COMMANDS
 from ttmfs.fs.commands.runner import Runner
 from ttmfs.fs.commands.spaces import SPACE_COMMANDS, OpenedSpace
+from ttmfs.fs.commands.vms import VM_COMMANDS, OpenedVm
 from ttmfs.fs.kernel.opening import Opening
 from ttmfs.svm import cpu
 from ttmfs.svm.audit import check_svm
@@ -135,6 +137,50 @@ def test_no_line_for_a_space_is_an_internal_error(lines: list[tuple[str, str]], 
             nursery.cancel_scope.cancel()
 
     trio.run(run, clock=MockClock(autojump_threshold=0.01))
+
+
+VM_SHAPES = {
+    "bind": ("N a N N", "N b N N ro", "N a 0 N", "N W 0 N"),
+    "userptr": ("N FILE 0 N", "N FILE N N ro", "N FILE 0 N", "N W 0 N", "N / 0 4K", "N FILE/x 0 4K", "N /nowhere 0 4K"),
+    "unbind": ("N N", "N W"),
+    "exec": (*SHAPES["gpu"], *SHAPES["gpu_read"], "queue=W fill N N 7", "queue=r checksum N N"),
+}
+VM_LINE = st.sampled_from([*VM_COMMANDS]).flatmap(
+    lambda command: st.tuples(
+        st.just(command),
+        st.sampled_from(VM_SHAPES[command]).flatmap(
+            lambda shape: st.tuples(
+                *({"N": NUMBER, "W": SPACE_WORD}.get(word, st.just(word)) for word in shape.split())
+            ).map(" ".join)
+        )
+        | st.lists(SPACE_WORD, max_size=6).map(" ".join),
+    )
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(VM_LINE, min_size=1, max_size=12))
+def test_no_line_for_a_vm_is_an_internal_error(lines: list[tuple[str, str]]) -> None:
+    async def run(path: str) -> None:
+        async with device(vram=2 * MIB, gtt=MIB, memory=16 * MIB, swap=MIB) as vdev:
+            names = Namespace(vdev, uid=0, gid=0)
+            for bo in (b"a", b"b"):
+                await access.write(names.create(names.root, bo, 0o644, 0, 0).bo, 0, b"x" * 10000)
+            runner, opened = Runner(Machine(vdev, names, Svm(vdev)), 5.0), OpenedVm(vdev.vms.make("game"))
+            for name, line in lines:
+                data = line.replace("FILE", path).encode("utf-8", "surrogateescape")
+                outcome = await runner.run(VM_COMMANDS[name], "vm/game", opened, data, Opening(0, 0, 0, os.O_RDWR))
+                for result in map(json.loads, outcome.text.splitlines()):
+                    assert not faults("result", result), (name, line)
+                    assert result["ok"] or "internal error" not in result["error"], (name, line, result)
+                    assert len(result.get("error", "")) < 700, (name, line, result)
+            assert vdev.selfcheck() == []
+            vdev.vms.remove("game")
+
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(b"y" * (1 << 17))
+        file.flush()
+        trio.run(run, file.name, clock=MockClock(autojump_threshold=0.01))
 
 
 def _sentence(call: Callable[[], object]) -> str:

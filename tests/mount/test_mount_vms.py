@@ -1,8 +1,10 @@
 """vm/ on a mount: binding, exec and what it brings back, what unlink and rmdir do beneath it, who may do what."""
 
 import os
+import tempfile
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -141,7 +143,7 @@ def test_unbinding_and_unlinking_beneath_a_job_wait_for_nothing(game: Device) ->
 def test_folders_and_files_of_a_vm(game: Device) -> None:
     shell = game.shell
     assert sorted(shell.do("os.listdir(path('vm/game'))")) == sorted(
-        ["bind", "unbind", "exec", "allow_res_evict", "maps", "bos", "stats"]
+        ["bind", "userptr", "unbind", "exec", "allow_res_evict", "maps", "bos", "stats"]
     )
     assert shell.errno("os.mkdir(path('vm/game'))") == "EEXIST"
     assert shell.errno("os.mkdir(path('vm/game/x'))") == "EPERM"
@@ -202,3 +204,70 @@ def test_nobody_takes_all_the_vms(device: Device) -> None:
     device.shell.do("os.chown(path('vm/a0'), 0, 0); [os.mkdir(path(f'vm/root{n}')) for n in range(33)]")
     assert anna.errno("os.mkdir(path('vm/a32'))") == "EDQUOT", "she has made it, whoever has it now"
     anna.do("os.rmdir(path('vm/a1')); os.mkdir(path('vm/a32'))")
+
+
+@pytest.fixture
+def frame() -> Iterator[Path]:
+    """64 KiB of Anna's, in a folder that all may search."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o711)
+        path = Path(folder, "fra me")
+        path.write_bytes(b"frame" * 13108)
+        os.chown(path, ANNA, ANNA)
+        path.chmod(0o644)
+        yield path
+
+
+def test_memory_of_another_file_is_bound_as_who_binds_it(device: Device, frame: Path) -> None:
+    anna, bert, shell = user(device, ANNA), user(device, BERT), device.shell
+    shell.do("os.chmod(path('vm'), 0o1777)")
+    anna.do("os.mkdir(path('vm/a'))")
+    bert.do("os.mkdir(path('vm/b'))")
+    words = f"4K '{frame}' 0 64K"
+    assert errno_of(anna, "vm/a/userptr", words) == "ok"
+    assert errno_of(bert, "vm/b/userptr", words) == "ok"
+    name = str(frame).replace(" ", r"\040")
+    assert rows(device, "vm/a/maps") == [["0x1000", "0x11000", name, "0x0", "rw", "userptr"]]
+    assert rows(device, "vm/b/maps") == [["0x1000", "0x11000", name, "0x0", "ro", "userptr"]]
+    assert gives(device, "vm/a/exec", "fill 4K 5 120")["rebound"] == 0
+    assert frame.read_bytes()[:7] == b"xxxxxfr"
+    assert errno_of(bert, "vm/b/exec", "fill 4K 1 1") == "EPERM"
+    assert gives(device, "vm/b/exec", "read 4K 6")["data"] == b"xxxxxf".hex()
+    frame.chmod(0o600)
+    bert.do("os.rmdir(path('vm/b')); os.mkdir(path('vm/b'))")
+    assert errno_of(bert, "vm/b/userptr", words) == "EACCES"
+    assert errno_of(bert, "vm/b/userptr", "4K /etc/shadow 0 4K") == "EACCES"
+    assert errno_of(bert, "vm/b/userptr", "4K /proc/self/environ 0 4K") == "ENOTDIR", "self is a link"
+    assert errno_of(bert, "vm/a/userptr", words) == "EACCES", "it is her VM"
+    for line, code in (
+        (f"4K '{frame}' 1 64K", "EINVAL"),
+        (f"4K '{frame}' 0 128K", "EINVAL"),
+        (f"4K '{frame}' 0 64K rw", "EINVAL"),
+        ("4K frame 0 64K", "EINVAL"),
+        (f"4K '{device.mountpoint}/README' 0 4K", "ENODEV"),
+        ("4K /dev/zero 0 4K", "EINVAL"),
+    ):
+        assert device.command("vm/a/userptr", line) == code, line
+    assert device.stats()["vms"]["userptrs"] == 1
+    assert text(device, "ctl/selfcheck") == "ok\n"
+
+
+def test_a_bound_file_that_is_cut_is_eio_and_the_daemon_lives(device: Device, frame: Path) -> None:
+    device.shell.do("os.mkdir(path('vm/a'))")
+    assert device.command("vm/a/userptr", f"0 '{frame}' 0 64K") == "ok"
+    assert gives(device, "vm/a/exec", "checksum 0 64K")["value"] == zlib.crc32((b"frame" * 13108)[:65536])
+    os.truncate(frame, 5000)
+    assert [device.command("vm/a/exec", words) for words in ("checksum 0 64K", "fill 32K 4K 1")] == ["EIO", "EIO"]
+    assert "was truncated" in text(device, "error_log")
+    assert [row[4:] for row in rows(device, "vm/a/bos")] == [["1", "evicted", "0"]]
+    os.truncate(frame, 65536)
+    done = gives(device, "vm/a/exec", "read 4996 6")
+    assert (done["rebound"], done["data"]) == (1, ((b"frame" * 1000)[4996:5000] + b"\0\0").hex())
+    device.make("busy", 4096)
+    assert device.command("ctl/submit", "busy seconds=1 bo=busy") == "ok"
+    fence = gives(device, "vm/a/exec", "fill 0 64K 7 nowait")["fence"]
+    os.truncate(frame, 0)
+    device.shell.do("os.rmdir(path('vm/a'))")
+    assert device.command("ctl/wait", f"{fence} 10") == "EIO"
+    device.until(lambda: not device.stats()["vms"]["userptrs"], 10)
+    assert text(device, "ctl/selfcheck") == "ok\n"

@@ -12,6 +12,7 @@ from ttmfs.driver.hardware import Hardware
 from ttmfs.driver.limits import account_check_steps, group_check_steps, set_user_limit
 from ttmfs.driver.policies import Policies
 from ttmfs.driver.suspend import PowerState
+from ttmfs.driver.userptr import Userptrs
 from ttmfs.driver.vm import Vms
 from ttmfs.memory.warm import MAX_DROP_PAGES
 from ttmfs.observe import points
@@ -43,6 +44,7 @@ class VirtualDevice(Hardware):
         self.power = PowerState(self)
         self.defrag = DefragWorker(self)
         self.vms = Vms(self.ttm)
+        self.userptrs = Userptrs(self)
         self.policies = Policies(self)
         self.funcs = make_driver(config.driver, self)
         self.ttm.io_mem.funcs = self.funcs if isinstance(self.funcs, IoMemFuncs) else None
@@ -66,6 +68,7 @@ class VirtualDevice(Hardware):
         """As of the hardware, and whether VMs, accounts and groups agree with what there is."""
         yield from super().selfcheck_steps()
         yield from self.vms.check()
+        yield from self.userptrs.check({bo for vm in self.vms for bo in vm.bos})
         yield from believed(lambda: account_check_steps(self))
         yield from believed(lambda: group_check_steps(self))
 

@@ -14,12 +14,13 @@ from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
+from ttmfs.driver.userptr import UserptrTT, whereabouts
 from ttmfs.errors import TtmError, called
 from ttmfs.observe import points
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.device import Device
+from ttmfs.ttm.lifetime import release
 from ttmfs.ttm.lru import LruBulkMove
-from ttmfs.ttm.resource import Resource
 from ttmfs.ttm.shared import SharedReservation, share
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT, pages_of
 
@@ -29,6 +30,8 @@ MAX_MAPPINGS: Final = 1 << 14
 """Mappings of one VM."""
 MAX_PIECES: Final = 1 << 10
 """Mappings that one operation may touch: they are looked up on the loop, several times."""
+MAX_USERPTRS: Final = 256
+"""Pieces of other files that are bound in one VM."""
 MAX_VMS: Final = 256
 """VMs of a device."""
 MAX_VMS_OF_A_USER: Final = 32
@@ -66,8 +69,8 @@ class Bound:
     """What a VM knows of a BO that is bound in it (drm_gpuvm_bo)."""
 
     mappings: int = 0
-    seen: Resource | None = None
-    """Where it was when a job last could use it; None before the first."""
+    seen: object = None
+    """Its `whereabouts` when a job last could use it; None before the first."""
     rebinds: int = 0
     """How often it had to be brought back, or found anew, since."""
 
@@ -75,7 +78,7 @@ class Bound:
         """Has it moved, or lost memory, since a job last could use it?"""
         if self.seen is None:
             return False
-        return bo.resource is not self.seen or (bo.own_pages < bo.num_pages and not _is_whole(bo))
+        return whereabouts(bo) is not self.seen or (bo.own_pages < bo.num_pages and not _is_whole(bo))
 
 
 def _is_whole(bo: BufferObject) -> bool:
@@ -94,6 +97,8 @@ class Vm:
         self.allow_res_evict = False
         self.locals: dict[BufferObject, None] = {}
         self.bos: dict[BufferObject, Bound] = {}
+        self.userptrs = 0
+        """Those of `bos` that are memory of other files, and there for this VM only."""
         self.removed = False
         self.execs = self.rebound = 0
         """Jobs so far, and BOs that had to come back for them."""
@@ -116,20 +121,26 @@ class Vm:
 
         TtmError: EINVAL not whole pages, or not within the BO; EFAULT beyond MAX_ADDRESS; ENOSPC too many mappings.
         """
-        first, end = self._pages(address, length)
+        first, end = self.pages(address, length)
         if offset & PAGE_MASK:
             raise TtmError(errno.EINVAL, f"OFFSET {offset:#x} is not a multiple of {PAGE_MASK + 1}")
         if offset + length > bo.num_pages << PAGE_SHIFT:
             raise TtmError(errno.EINVAL, f"{offset:#x}+{length:#x} is not within the {bo.size} bytes of {bo.name!r}")
-        if len(self) + 2 > MAX_MAPPINGS:
-            raise TtmError(errno.ENOSPC, f"{self.name} has {len(self)} mappings: unbind some")
+        self.check_room()
         replaced = self._punch(first, end, Mapping(first, end, bo, offset >> PAGE_SHIFT, read_only))
         points.vm_bind(self._trace, bo, vm=self.name, address=address, offset=offset, bytes=length, ro=read_only)
         return replaced
 
+    def check_room(self, userptrs: int = 0) -> None:
+        """TtmError(ENOSPC): it may have no more mappings, or not so many more of other files."""
+        if len(self) + 2 > MAX_MAPPINGS:
+            raise TtmError(errno.ENOSPC, f"{self.name} has {len(self)} mappings: unbind some")
+        if userptrs and self.userptrs + userptrs > MAX_USERPTRS:
+            raise TtmError(errno.ENOSPC, f"{self.name} has {self.userptrs} pieces of other files bound: unbind some")
+
     def unbind(self, address: int, length: int) -> int:
         """Nothing is bound there any more; returns the pages that were. Waits for nothing. TtmError as `bind`."""
-        first, end = self._pages(address, length)
+        first, end = self.pages(address, length)
         if len(self) + 1 > MAX_MAPPINGS and self._lies_within_one(first, end):
             raise TtmError(errno.ENOSPC, f"{self.name} has {len(self)} mappings: unbind whole ones first")
         pages = self._punch(first, end)
@@ -173,6 +184,10 @@ class Vm:
         """Bound BOs that have moved, or lost memory, since a job last could use them; in the order of binding."""
         return [bo for bo, bound in self.bos.items() if bound.evicted(bo)]
 
+    def to_bring_back(self) -> list[BufferObject]:
+        """Those of them that come back for any job: other files are looked at by those that touch them."""
+        return [bo for bo in self.evicted() if not isinstance(bo.tt, UserptrTT)]
+
     def state(self, bo: BufferObject) -> str:
         """`evicted` since a job last could use it, `usable`, or `new`: bound, and no job has; `unbound`."""
         bound = self.bos.get(bo)
@@ -190,7 +205,8 @@ class Vm:
         """Nothing is bound any more."""
         self._splice(0, len(self), [])
 
-    def _pages(self, address: int, length: int) -> tuple[int, int]:
+    def pages(self, address: int, length: int) -> tuple[int, int]:
+        """[first, end) of these bytes. TtmError: EINVAL not whole pages, EFAULT beyond MAX_ADDRESS."""
         if address & PAGE_MASK or length & PAGE_MASK or not length:
             raise TtmError(errno.EINVAL, f"ADDR and LEN are multiples of {PAGE_MASK + 1}, and LEN is not 0")
         if address + length > MAX_ADDRESS:
@@ -218,12 +234,18 @@ class Vm:
     def _splice(self, index: int, stop: int, new: list[Mapping]) -> None:
         """Put `new` where mappings [index, stop) are. Those first that come: a BO is not unbound in between."""
         for mapping in new:
-            self.bos.setdefault(mapping.bo, Bound()).mappings += 1
+            if mapping.bo not in self.bos:
+                self.bos[mapping.bo] = Bound()
+                self.userptrs += isinstance(mapping.bo.tt, UserptrTT)
+            self.bos[mapping.bo].mappings += 1
         for mapping in self._mappings[index:stop]:
             bound = self.bos[mapping.bo]
             bound.mappings -= 1
             if not bound.mappings:
                 del self.bos[mapping.bo]
+                if isinstance(mapping.bo.tt, UserptrTT):
+                    self.userptrs -= 1
+                    release(mapping.bo)
         self._mappings[index:stop] = new
         self._starts[index:stop] = [mapping.first for mapping in new]
 
@@ -238,7 +260,7 @@ class Vm:
                 bound.rebinds += 1
                 points.vm_rebind(self._trace, bo, vm=self.name, region=bo.mem_type)
                 rebound += 1
-            bound.seen = bo.resource
+            bound.seen = whereabouts(bo)
         self.rebound += rebound
         return rebound
 
@@ -253,6 +275,8 @@ class Vm:
                 yield f"vm {self.name}: the mapping at page {mapping.first:#x} is out of order"
             before = mapping.end
             counts[mapping.bo] = counts.get(mapping.bo, 0) + 1
+        if self.userptrs != sum(isinstance(bo.tt, UserptrTT) for bo in self.bos):
+            yield f"vm {self.name}: {self.userptrs} of its BOs are said to be other files"
         if counts != {bo: bound.mappings for bo, bound in self.bos.items()}:
             yield f"vm {self.name}: its BOs do not agree with its mappings"
         for bo in {*self.bos, *self.locals}:

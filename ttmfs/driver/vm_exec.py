@@ -156,6 +156,8 @@ class _Exec:
             for bo in (bo for bo in bos if bo in touched):
                 # The VM's, where it is held: an external BO may have local ones evicted too.
                 await prepare(self.vdev, bo, ctx, vm.resv if self._holds_vm else bo.resv)
+            # Whether other files are what they were is found out now.
+            lost |= dict.fromkeys(bo for bo in vm.evicted() if bo in touched and bo.external)
             back = await self._bring_back([bo for bo in bos if bo in lost and bo not in touched])
             if self.vm.removed or _bos_of(self.pieces()) != touched:
                 continue
@@ -249,7 +251,7 @@ async def exec_vm(
     for bo in _bos_of(call.pieces()):
         used(bo, "job")
     for _ in range(_ATTEMPTS):
-        bos = tuple(dict.fromkeys([*(piece.bo for piece in call.pieces()), *vm.evicted()]))
+        bos = tuple(dict.fromkeys([*(piece.bo for piece in call.pieces()), *vm.to_bring_back()]))
         try:
             job = await with_all_reserved(bos, ctx, partial(call.prepare, bos, queue, uid), unlock=_unlock)
         except TtmError:

@@ -26,6 +26,8 @@ _Call = Callable[[int, list[memoryview], int], int]
 class ForeignFile:
     """The file at `path`, which must be a regular one with memory behind it; a link at the end is not followed.
 
+    `fd`: it is open already, and is this file's to close.
+
     `size` is its bytes as they were then, `uid`, `gid` and `mode` (permissions only) whose it is. TtmError: ENOENT
     missing, ELOOP a symbolic link, EACCES not readable and writable, EINVAL no regular file, empty, or without memory
     (proc, sysfs), EFBIG more than MAX_SIZE, ENODEV a file of a FUSE mount: serving it could wait for this process.
@@ -33,12 +35,12 @@ class ForeignFile:
 
     __slots__ = ("_closed", "_fd", "_lock", "_users", "gid", "mode", "path", "size", "uid")
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, fd: int | None = None) -> None:
         self.path = path
         self._lock = threading.Lock()
         self._users = 0
         self._closed = False
-        self._fd = _open(path)
+        self._fd = _open(path) if fd is None else fd
         try:
             info = os.fstat(self._fd)
             _check(path, self._fd, info)
@@ -51,9 +53,15 @@ class ForeignFile:
 
     def check_whole(self) -> None:
         """TtmError(EIO) when the file is shorter than it was."""
+        self.look()
+
+    def look(self) -> os.stat_result:
+        """What it is now. TtmError(EIO) when it is shorter than it was."""
         with self._used() as fd:
-            if os.fstat(fd).st_size < self.size:
+            info = os.fstat(fd)
+            if info.st_size < self.size:
                 raise self._cut()
+            return info
 
     def read(self, offset: int, size: int) -> bytearray:
         """Exactly `size` bytes. TtmError(EIO) when the file ends before, or what its file system says."""
@@ -97,7 +105,7 @@ class ForeignFile:
         """The descriptor, which stays this file's as long as it is in use. TtmError(EIO) once it is closed."""
         with self._lock:
             if self._closed:
-                raise TtmError(errno.EIO, f"{self.path} is no longer imported")
+                raise TtmError(errno.EIO, f"{self.path} is no longer open here")
             self._users += 1
         try:
             yield self._fd
@@ -133,7 +141,7 @@ def _open(path: str) -> int:
 
 def _check(path: str, fd: int, info: os.stat_result) -> None:
     if not stat.S_ISREG(info.st_mode):
-        raise TtmError(errno.EINVAL, f"{path} is no regular file: only such a file can be imported")
+        raise TtmError(errno.EINVAL, f"{path} is no regular file: only such a file has memory to share")
     if not info.st_size:
         raise TtmError(errno.EINVAL, f"{path} is empty: there is no memory to import")
     if info.st_size > MAX_SIZE:

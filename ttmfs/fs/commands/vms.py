@@ -4,9 +4,12 @@ Addresses, offsets and lengths are bytes, written as sizes are (`4096`, `0x1000`
 """
 
 import errno
+import os
 from collections.abc import Mapping
 from typing import Final
 
+from ttmfs.driver.calls import check_device
+from ttmfs.driver.userptr import Asked
 from ttmfs.driver.vm import Vm
 from ttmfs.driver.vm_exec import exec_vm
 from ttmfs.errors import TtmError
@@ -14,8 +17,10 @@ from ttmfs.fs.commands.command import Command, Machine, Result
 from ttmfs.fs.commands.gpu_words import GPU_OPERATIONS, parse_range, take_operation
 from ttmfs.fs.commands.quoting import unescape
 from ttmfs.fs.kernel.rights import READ, WRITE
+from ttmfs.memory.as_caller import Caller
 from ttmfs.ttm.context import OperationContext
-from ttmfs.units import parse_size
+from ttmfs.ttm.lifetime import release
+from ttmfs.units import PAGE_MASK, PAGE_SIZE, parse_size
 
 
 class OpenedVm:
@@ -45,6 +50,30 @@ async def _bind(machine: Machine, opened: OpenedVm, words: list[str]) -> Result:
     address, offset, length = (parse_size(words[index]) for index in (0, 2, 3))
     replaced = vm.bind(address, bo, offset, length, read_only=read_only)
     return {"mappings": len(vm), "replaced_pages": replaced}
+
+
+async def _userptr(machine: Machine, opened: OpenedVm, words: list[str]) -> Result:
+    if len(words) != 4 and words[4:] != ["ro"]:
+        raise TtmError(errno.EINVAL, "say ADDR PATH OFFSET LEN [ro]: where, which file, from where on, how many bytes")
+    check_device(machine.vdev)
+    address, offset, length = (parse_size(words[index]) for index in (0, 2, 3))
+    if offset & PAGE_MASK:
+        raise TtmError(errno.EINVAL, f"OFFSET {words[2][:80]} is not a multiple of {PAGE_SIZE}")
+    opened.vm.pages(address, length)
+    opened.vm.check_room(userptrs=1)
+    caller = machine.caller
+    who = Caller(os.geteuid(), os.getegid()) if caller is None else Caller(caller.uid, caller.gid)
+    asked = Asked(who, unescape(words[1]), offset, length, read_only=len(words) == 5)
+    bo, read_only = await machine.vdev.userptrs.make(machine.vdev.funcs, asked)
+    try:
+        vm = opened.vm
+        vm.check_room(userptrs=1)
+        replaced = vm.bind(address, bo, 0, length, read_only=read_only)
+    except TtmError:
+        release(bo)
+        raise
+    access = "ro" if read_only else "rw"
+    return {"mappings": len(vm), "replaced_pages": replaced, "size": bo.size, "access": access}
 
 
 async def _unbind(machine: Machine, opened: OpenedVm, words: list[str]) -> Result:
@@ -96,6 +125,15 @@ VM_COMMANDS: Final[Mapping[str, Command]] = {
             "them (EPERM). ADDR, OFFSET and LEN in whole pages; waits for nothing.",
             ("1G tex0 0 64K", "0x40010000 tex0 64K 64K ro"),
             _bind,
+        ),
+        Command(
+            "userptr",
+            "ADDR PATH OFFSET LEN [ro]",
+            "Bytes of a file of another file system are at these addresses, in place of what was. It is opened as you "
+            "would open it, for reading only if you may not write it, or with ro; no link in PATH is followed. A file "
+            "that was cut short is EIO for jobs that touch it.",
+            ("2G /dev/shm/frame 0 64K", "2G /dev/shm/frame 64K 64K ro"),
+            _userptr,
         ),
         Command(
             "unbind",

@@ -18,6 +18,7 @@ from ttmfs.driver.entries import Entry, Folder
 from ttmfs.driver.namespace import BoFile, Namespace
 from ttmfs.errors import TtmError
 from ttmfs.fs.kernel.opening import Opening
+from ttmfs.memory.as_caller import Caller, granted
 
 READ: Final = 4
 WRITE: Final = 2
@@ -153,16 +154,7 @@ class Owner:
 
 def may(opening: Opening, entry: Owned, bits: int) -> bool:
     """May who has opened a file do all of `bits` (READ, WRITE, SEARCH) with `entry`?"""
-    group, others = entry.mode >> 3 & 7, entry.mode & 7
-    if opening.uid == 0:
-        granted = 7
-    elif opening.uid == entry.uid:
-        granted = entry.mode >> 6 & 7
-    elif opening.gid == entry.gid:
-        granted = group
-    else:
-        granted = group & others
-    return granted & bits == bits
+    return granted(Caller(opening.uid, opening.gid), entry.uid, entry.gid, entry.mode) & bits == bits
 
 
 def find_bo(names: Namespace, opening: Opening, name: str, bits: int) -> BoFile:

@@ -176,6 +176,8 @@ KEYS: Final[Mapping[str, Key]] = {
         local_bos=("BOs", GAUGE, "BOs that share the reservation of a VM."),
         execs=("jobs", COUNTER, "Jobs of VMs."),
         rebound=("BOs", COUNTER, "Bound BOs that had to come back, or be found anew, for such a job."),
+        userptrs=("pieces", GAUGE, "Pieces of other files that are bound in them."),
+        pinned_files=("files", GAUGE, "Those whose file is open."),
     ),
     **_section(
         "svm",

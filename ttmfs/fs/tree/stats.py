@@ -83,7 +83,7 @@ async def stats(vdev: VirtualDevice, names: Namespace, page_cache: PageCache | N
         "moves": ttm.counters.moves.as_dict(),
         "defrag": ttm.defrag_list.as_dict(),
         "svm": svm.stats(),
-        "vms": vdev.vms.stats(),
+        "vms": vdev.vms.stats() | vdev.userptrs.stats(),
         "fences": {"emitted": fences.emitted, "signaled": fences.signaled, "pending": fences.pending},
         "trace": {"recorded": ttm.trace.emitted, "dropped": ttm.trace.dropped, "buffered": len(ttm.trace.ring)},
     }

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ttmfs.driver.namespace import BoFile
-from ttmfs.driver.vm import Vm
+from ttmfs.driver.userptr import USERPTR, UserptrTT
+from ttmfs.driver.vm import Mapping, Vm
 from ttmfs.errors import TtmError
 from ttmfs.fs.commands.command import Command, Machine, Result
 from ttmfs.fs.commands.handles import TextHandle
@@ -178,10 +179,21 @@ def _stats(vm: Vm) -> dict[str, Any]:
         "bound_bytes": sum(mapping.end - mapping.first for mapping in mappings) * PAGE_SIZE,
         "bos": len(vm.bos),
         "local_bos": len(vm.locals),
+        "userptrs": vm.userptrs,
         "evicted_bos": len(vm.evicted()),
         "execs": vm.execs,
         "rebound": vm.rebound,
     }
+
+
+def _place(bo: BufferObject) -> str:
+    return USERPTR if isinstance(bo.tt, UserptrTT) else bo.mem_type
+
+
+def _offset(mapping: Mapping) -> int:
+    """In the BO, or in the file that is bound."""
+    tt = mapping.bo.tt
+    return (mapping.page << PAGE_SHIFT) + (tt.offset if isinstance(tt, UserptrTT) else 0)
 
 
 async def _maps(vm: Vm) -> bytes:
@@ -190,7 +202,7 @@ async def _maps(vm: Vm) -> bytes:
         list(vm),
         lambda mapping: (
             f"{mapping.first << PAGE_SHIFT:#x}\t{mapping.end << PAGE_SHIFT:#x}\t{escape(mapping.bo.name)}\t"
-            f"{mapping.page << PAGE_SHIFT:#x}\t{'ro' if mapping.read_only else 'rw'}\t{mapping.bo.mem_type}\n"
+            f"{_offset(mapping):#x}\t{'ro' if mapping.read_only else 'rw'}\t{_place(mapping.bo)}\n"
         ),
     )
 
@@ -202,7 +214,7 @@ async def _bos(vm: Vm) -> bytes:
     def line(bo: BufferObject) -> str:
         bound = vm.bos.get(bo)
         mappings, rebinds = (0, 0) if bound is None else (bound.mappings, bound.rebinds)
-        cells = (escape(bo.name), bo.size, bo.mem_type, int(bo in vm.locals), mappings, vm.state(bo), rebinds)
+        cells = (escape(bo.name), bo.size, _place(bo), int(bo in vm.locals), mappings, vm.state(bo), rebinds)
         return "\t".join(map(str, cells)) + "\n"
 
     return _BOS_HEAD + await paced_lines(bos, line)
