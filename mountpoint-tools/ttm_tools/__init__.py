@@ -3,9 +3,11 @@ ttm-trace, ttm-storm."""
 
 from ttm_tools.bos import BufferObject, Client, Touch
 from ttm_tools.errors import CommandFailed, MountError
-from ttm_tools.kit import Device, Failure, Fence, Settings, Trace
+from ttm_tools.fence import Fence
+from ttm_tools.kit import Device, Failure, Settings, Trace
 from ttm_tools.traceformat import Event
 from ttm_tools.version import __version__
+from ttm_tools.vms import Vm
 
 __all__ = [
     "BufferObject",
@@ -19,5 +21,6 @@ __all__ = [
     "Settings",
     "Touch",
     "Trace",
+    "Vm",
     "__version__",
 ]

@@ -19,7 +19,7 @@ COMMAND_SECONDS: Final = 90.0
 _LIMIT: Final = 256 << 20
 _STATUS_LIMIT: Final = 64 << 10
 _BATCH: Final = 256
-_COMMANDS: Final = ("write", "transact", "make", "pread", "pwrite", "unlink")
+_COMMANDS: Final = ("write", "transact", "make", "pread", "pwrite", "unlink", "mkdir", "rmdir")
 _GONE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.EACCES)
 
 

@@ -22,9 +22,11 @@ from ttm_tools.bos import BufferObject, size_in_bytes
 from ttm_tools.device import COMMAND_SECONDS, READ_SECONDS
 from ttm_tools.device import Device as Files
 from ttm_tools.errors import MountError
+from ttm_tools.fence import Fence
 from ttm_tools.mounting import Option, run, words_of
 from ttm_tools.mounts import find_mount, mountpoints
 from ttm_tools.traceformat import Event, complete_lines, parse_line
+from ttm_tools.vms import Vm
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,33 +44,6 @@ class Failure(NamedTuple):
     what: str
     why: str
     who: str
-
-
-class Fence:
-    """What a job or a move ends with: `name` is CONTEXT:SEQNO, `result` what the command gave."""
-
-    def __init__(self, files: Files, result: dict[str, Any]) -> None:
-        self._files = files
-        self.result = result
-        self.name = str(result.get("fence", ""))
-
-    def __repr__(self) -> str:
-        return f"<fence {self.name}>"
-
-    def wait(self, seconds: float | None = None) -> None:
-        """Until it is signaled; `seconds` None: as long as a fault may wait. CommandFailed: ETIME, or its own error."""
-        self._files.command("ctl/wait", self.name if seconds is None else f"{self.name} {seconds:f}")
-
-    @property
-    def signaled(self) -> bool:
-        """Is it by now? CommandFailed with what it failed with."""
-        try:
-            self.wait(0)
-        except OSError as error:
-            if getattr(error, "code", "") == "ETIME":
-                return False
-            raise
-        return True
 
 
 class Settings:
@@ -224,6 +199,16 @@ class Device:
     def bos(self) -> list[BufferObject]:
         """All there are."""
         return [BufferObject(self.files, name) for name in self.files.names()]
+
+    def vm(self, name: str) -> Vm:
+        """The VM of that name; it is made when there is none. OSError as mkdir: EACCES, ENOSPC, EDQUOT."""
+        self.files.file("mkdir", f"vm/{name}")
+        return Vm(self.files, name)
+
+    @property
+    def vms(self) -> list[Vm]:
+        """All there are."""
+        return [Vm(self.files, name) for name in self.files.entries("vm")]
 
     # -- commands --------------------------------------------------------------------------------------------------
 

@@ -186,6 +186,20 @@ def unlink(path: bytes) -> None:
     os.unlink(path)
 
 
+def mkdir(path: bytes) -> None:
+    """A folder, if it is not there."""
+    try:
+        os.mkdir(path)
+    except FileExistsError:
+        if not os.path.isdir(path):
+            raise
+
+
+def rmdir(path: bytes) -> None:
+    """A folder is gone."""
+    os.rmdir(path)
+
+
 _mapped: dict[bytes, mmap.mmap] = {}
 """By path. A mapping is kept, as a program keeps it: what is cached in it stays."""
 
@@ -223,7 +237,7 @@ _CALLS = {
     call.__name__: call
     for call in (
         *(read, read_many, write, transact, walk, walk_inodes, names, real, drain),
-        *(make, size_of, pread, pwrite, unlink, touch, pid),
+        *(make, size_of, pread, pwrite, unlink, mkdir, rmdir, touch, pid),
     )
 }
 

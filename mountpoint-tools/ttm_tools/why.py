@@ -9,6 +9,7 @@ from ttm_tools.device import Device
 from ttm_tools.errors import MountError
 from ttm_tools.mounts import find_mount, looks_like_a_path
 from ttm_tools.options import HELP, complete_mount_or_bo, completion_help, version_option, with_errors
+from ttm_tools.vms import Bound, Vm, who_has
 from ttm_tools.words import shown, size_text
 
 
@@ -21,18 +22,47 @@ def read_recorder(device: Device) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def last_of(device: Device, name: str, most: int) -> list[str]:
-    """The last sentences about a BO, the latest first; none where the recorder is not there, or for its owner only."""
+def last_of(device: Device, name: str, most: int, vm: str = "") -> list[str]:
+    """The last sentences about a BO, or the VM that it is local to, the latest first; none where the recorder is not
+    there, or for its owner only."""
     try:
         found = read_recorder(device)
     except (MountError, PermissionError):
         return []
-    return [entry["sentence"] for entry in reversed(found) if concerns(entry, name)][:most]
+    return [entry["sentence"] for entry in reversed(found) if concerns(entry, name, vm)][:most]
 
 
-def concerns(entry: dict[str, Any], name: str) -> bool:
-    """Is it about this BO, or done for it?"""
-    return name in (entry["bo"], entry["other"])
+def concerns(entry: dict[str, Any], name: str, vm: str = "") -> bool:
+    """Is it about this BO, or done for it, or a failed job of the VM that it is local to?"""
+    return name in (entry["bo"], entry["other"]) or (bool(vm) and entry["bo"] == f"vm/{vm}")
+
+
+def in_vms(device: Device, name: str) -> list[str]:
+    """A sentence for each VM that a BO is local to or bound in: how it is there, and what that means for eviction."""
+    return [_in_vm(device, vm, bound) for vm, bound in who_has(device, name)]
+
+
+def _in_vm(device: Device, name: str, bound: Bound) -> str:
+    states = {
+        "new": "no job has used it yet",
+        "usable": "jobs can use it where it is",
+        "evicted": "it was evicted, or moved, since a job could use it: the next exec brings it back",
+        "unbound": "bound nowhere in it",
+    }
+    said = f"{'local to' if bound.local else 'bound in'} the VM {shown(name)}: {states[bound.state]}"
+    if bound.mappings:
+        said += f", mappings: {bound.mappings}, came back for jobs: {bound.rebinds}"
+    if bound.local:
+        said += "; for other BOs of this VM it goes only "
+        said += "where a job of the VM does not touch it" if _allows(device, name) else "after allow_res_evict is 1"
+    return said
+
+
+def _allows(device: Device, name: str) -> bool:
+    try:
+        return Vm(device, name).allow_res_evict
+    except OSError:
+        return False
 
 
 def now(status: dict[str, Any]) -> str:
@@ -57,7 +87,7 @@ def now(status: dict[str, Any]) -> str:
 @with_errors
 def main(words: tuple[str, ...], most: int, as_json: bool) -> None:
     """Say why a BO is where it is: its evictions (for whom, who had asked), moves, long waits, failures for want of
-    room, injected failures. Without BO: of all.
+    room, injected failures, and the VMs that it is local to or bound in. Without BO: of all.
 
     The device keeps the last 1,000 such things, also while nothing is traced.
 
@@ -73,8 +103,10 @@ def main(words: tuple[str, ...], most: int, as_json: bool) -> None:
     with Device(find_mount(mount)) as device:
         found = read_recorder(device)
         status = {} if name is None else device.statuses([name])
+        vms = in_vms(device, name) if name in status and not as_json else []
     if name is not None:
-        found = [entry for entry in found if concerns(entry, name)]
+        vm = status.get(name, {}).get("vm", "")
+        found = [entry for entry in found if concerns(entry, name, vm)]
         if not found and name not in status:
             raise MountError(f"there is no BO {name!r} in {device.mount}, and nothing is known of one")
     for entry in found[-most:]:
@@ -85,6 +117,8 @@ def main(words: tuple[str, ...], most: int, as_json: bool) -> None:
         click.echo(f"({len(found) - most} before that: -n {len(found)} shows them)", err=True)
     for bo in status.values():
         click.echo(now(bo))
+        for sentence in vms:
+            click.echo(sentence)
         if bo["last_error"]:
             click.echo(f"its last error: {shown(bo['last_error'])}")
 

@@ -229,12 +229,16 @@ def test_commands_and_a_list_that_is_sorted(page: Page, device: Device, web: Cal
     device.shell.do("open(path('policies/evict'), 'w').write('vram lru\\n')")
 
 
-def test_groups_are_shown_and_limited_while_one_looks(page: Page, device: Device, web: Callable[..., Web]) -> None:
+def test_groups_and_vms_are_shown_while_one_looks(page: Page, device: Device, web: Callable[..., Web]) -> None:
     page.open(web("--allow-commands").url)
     assert page.js("document.querySelector('#groups').hidden"), "the root group alone says nothing"
-    device.shell.do("os.makedirs(path('groups/game/level'))")
+    assert page.js("document.querySelector('#vms').hidden"), "there are none"
+    device.shell.do("os.makedirs(path('groups/game/level')); os.mkdir(path('vm/game')); make('bo/a', 0)")
     try:
+        assert device.command("objects/a/vm", "game") == "ok"
         device.make("a", 4 * MIB, 1)
+        assert device.command("vm/game/bind", "1G a 0 4M") == "ok"
+        assert device.command("vm/game/exec", "fill 1G 4K 1") == "ok"
         assert device.command("objects/a/group", "/game/level") == "ok"
         assert device.command("objects/a/validate", "vram") == "ok"
         row = "[...document.querySelectorAll('#groups tr')].find((tr) => tr.innerText.startsWith('/game/level\\tvram'))"
@@ -246,9 +250,14 @@ def test_groups_are_shown_and_limited_while_one_looks(page: Page, device: Device
         page.until(f"{row}?.cells[2].textContent === '0'", "what is over a lowered limit is evicted")
         assert "vram 2097152" in device.shell.do("slurp(path('groups/game/dmem.max'))")
         page.until("document.querySelector('#groups .share i').style.width !== ''")
+        page.until("document.querySelector('#vms').innerText.includes('game\\t4M\\t1\\t1\\t1\\t0\\t1\\t1\\t0')")
+        page.click(".row")
+        page.until("document.querySelector('#detail .why').textContent.includes('the VM game: it was evicted')")
+        page.press(Keys.ESCAPE, "#rows")
     finally:
         device.shell.do("os.unlink(path('bo/a')); os.rmdir(path('groups/game/level')); os.rmdir(path('groups/game'))")
-    page.until("document.querySelector('#groups').hidden")
+        device.shell.do("os.rmdir(path('vm/game'))")
+    page.until("document.querySelector('#groups').hidden && document.querySelector('#vms').hidden")
 
 
 def thrash(device: Device, rounds: int) -> None:

@@ -11,6 +11,7 @@ from ttmfs.ttm.contention import Contended, Held
 from ttmfs.ttm.dmem import says_over
 from ttmfs.ttm.placement import SYSTEM, Placement
 from ttmfs.ttm.resource import Resource, ResourceManager
+from ttmfs.ttm.shared import SharedReservation
 from ttmfs.units import PAGE_SIZE, format_size
 
 _MOST_LOOKED_AT: Final = 4096
@@ -52,7 +53,17 @@ def _full(bo: BufferObject, manager: ResourceManager) -> str:
         return f"{manager.name} is still copied out of: fence {' '.join(fences[:_MOST_NAMED])}"
     kept = bo.device.dmem.root.pools[manager.name].children_min
     by_min = f", {format_size(kept)} of that is protected by dmem.min" if kept else ""
-    return f"{format_size(manager.usage)} {of} is in use{by_min}"
+    return f"{format_size(manager.usage)} {of} is in use{by_min}{_of_its_vm(bo, manager)}"
+
+
+def _of_its_vm(bo: BufferObject, manager: ResourceManager) -> str:
+    """What cannot go for it because it shares its reservation."""
+    if not isinstance(bo.resv, SharedReservation):
+        return ""
+    others = (item for item in islice(manager.lru, _MOST_LOOKED_AT) if item.bo.resv is bo.resv and item.bo is not bo)
+    pages = sum(item.num_pages for item in others if isinstance(item, Resource))
+    said = "that is BOs local to its VM, which go for it only with allow_res_evict"
+    return f", {format_size(pages * PAGE_SIZE)} of {said}" if pages else ""
 
 
 def _pinned(bo: BufferObject, manager: ResourceManager) -> list[Resource]:

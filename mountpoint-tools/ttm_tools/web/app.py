@@ -21,7 +21,7 @@ from ttm_tools.web import commands
 from ttm_tools.web.guard import Application, Guard
 from ttm_tools.web.palette import PALETTE
 from ttm_tools.web.state import Seen, State
-from ttm_tools.why import last_of
+from ttm_tools.why import in_vms, last_of
 
 STATIC: Final = Path(__file__).with_name("static")
 STATUSES: Final = 250
@@ -171,11 +171,13 @@ def is_name(name: object) -> bool:
 
 
 def detail(device: Device, name: str) -> dict[str, Any]:
-    """A BO's status.json, `runs`: [letter, pages] of its snapshot, and `why`: what `ttm-why` says, the latest first.
+    """A BO's status.json, `runs`: [letter, pages] of its snapshot, and `why`: what `ttm-why` says, its VMs and then the
+    latest first.
 
     FileNotFoundError when it is gone.
     """
     status = device.json(f"objects/{name}/status.json")
     letters = device.text(f"objects/{name}/snapshot").rstrip("\n")
     runs = [[letter, sum(1 for _ in same)] for letter, same in itertools.groupby(letters)]
-    return {"status": status, "runs": runs, "why": last_of(device, name, WHY)}
+    why = in_vms(device, name) + last_of(device, name, WHY, status.get("vm", ""))
+    return {"status": status, "runs": runs, "why": why}

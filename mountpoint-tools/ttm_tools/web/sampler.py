@@ -15,7 +15,7 @@ from ttm_tools.device import Device
 from ttm_tools.errors import MountError
 from ttm_tools.pagemap import parse_map
 from ttm_tools.web.events import EventSource
-from ttm_tools.web.settings import policies
+from ttm_tools.web.settings import policies, vms
 from ttm_tools.web.state import State, map_json
 
 _T = TypeVar("_T")
@@ -201,3 +201,4 @@ class Sampler:
 
     def _read_settings(self) -> None:
         self.state.put("policies", json.dumps(policies(self.device)))
+        self.state.put("vms", json.dumps(vms(self.device)))

@@ -1,10 +1,13 @@
-"""Policies of a mount, where it has them: what is set, and how they do."""
+"""Policies and VMs of a mount, where it has them: what is set, and how they do."""
 
 import contextlib
 import json
-from typing import Any
+from typing import Any, Final
 
 from ttm_tools.device import Device
+
+VMS: Final = 50
+"""VMs that are shown."""
 
 
 def _text(device: Device, name: str) -> str | None:
@@ -36,3 +39,14 @@ def policies(device: Device) -> dict[str, Any] | None:
     with contextlib.suppress(ValueError):
         found["stats"] = json.loads(_text(device, "policies/stats") or "{}")
     return found
+
+
+def vms(device: Device) -> list[list[Any]] | None:
+    """(name, what its `stats` says) of the first VMs that this user may read; None when there are none."""
+    found: list[list[Any]] = []
+    with contextlib.suppress(FileNotFoundError):
+        for name in device.entries("vm")[:VMS]:
+            text = _text(device, f"vm/{name}/stats")
+            if text is not None:
+                found.append([name, json.loads(text)])
+    return found or None

@@ -5,7 +5,7 @@ import { drawLatency, Rates } from "./charts.js";
 import { themed, usePalette } from "./colours.js";
 import { History } from "./history.js";
 import { decoded, legend, RegionView } from "./maps.js";
-import { Detail, drawGroups, drawNext, drawPolicies, Log } from "./panels.js";
+import { Detail, drawGroups, drawNext, drawPolicies, drawVms, Log } from "./panels.js";
 import { element, sizeText } from "./words.js";
 
 const $ = (id) => document.getElementById(id);
@@ -120,6 +120,7 @@ function take(message) {
       moved = true;
     } else if (what === "lru") { lrus.set(region, part); drawNext($("next").querySelector(".cells"), lrus, select); }
     else if (key === "policies") setting("policies", part, drawPolicies);
+    else if (key === "vms") setting("vms", part, drawVms);
   }
   if (state.stats === null) return;
   if (message.now) {

@@ -1,4 +1,4 @@
-// Details of a BO, events, who goes next, policies, groups.
+// Details of a BO, events, who goes next, policies, groups, VMs.
 
 import { css, hex, letters, ofName } from "./colours.js";
 import { element, shown, sizeText } from "./words.js";
@@ -242,4 +242,13 @@ export function drawGroups(root, groups, command) {
   root.replaceChildren(
     table(["group", "region", "has", "", "max", "low", "min", "peak", "evicted"], rows),
   );
+}
+
+// The VMs as they are now; what was evicted comes back at the next exec.
+export function drawVms(root, vms) {
+  const rows = vms.map(([name, has]) => [
+    shown(name), sizeText(has.bound_bytes), has.mappings, has.bos, has.local_bos, has.userptrs ?? 0, has.evicted_bos,
+    has.execs, has.rebound,
+  ]);
+  root.replaceChildren(table(["VM", "bound", "mappings", "BOs", "local", "files", "evicted", "jobs", "came back"], rows));
 }
