@@ -2,7 +2,8 @@
 
 Applies the named patches (rules.py), then runs `ttmfs mount --foreground`. Speaks JSON lines: {"ready": …} when it is
 mounted, then [number, name, arguments] in and {"id", "value"|"error"} out, for the methods of holds.Control. When its
-input ends, so does it, and the mount with it: a test run that dies leaves nothing behind.
+input ends, so does it, and the mount with it: a test run that dies leaves nothing behind. `daemon.py --forks
+DESCRIPTOR` is the process that daemons are forked from (forks.py).
 """
 
 import inspect
@@ -22,6 +23,7 @@ import trio
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from tests.mount.forks import forked
 from tests.mount.holds import Control, install_holds
 from tests.mount.rules import PATCHES
 from ttmfs.cli import main as cli
@@ -74,13 +76,14 @@ def _install_control() -> None:
 
 def main() -> None:
     """See the module."""
-    split = sys.argv.index("--")
+    arguments = forked(int(sys.argv[2])) if sys.argv[1] == "--forks" else sys.argv[1:]
+    split = arguments.index("--")
     install_holds()
     _install_control()
-    for patch in sys.argv[1:split]:
+    for patch in arguments[:split]:
         name, equals, argument = patch.partition("=")
         PATCHES[name](*([argument] if equals else []))
-    cli(["mount", "--foreground", *sys.argv[split + 1 :]])
+    cli(["mount", "--foreground", *arguments[split + 1 :]])
 
 
 if __name__ == "__main__":

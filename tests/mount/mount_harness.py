@@ -1,7 +1,7 @@
 """Devices and clients of the mount tests: started, asked with a time limit, and ended whatever happens.
 
-Nothing here touches a mount point from the test process. A Device is `daemon.py` as a subprocess with a control
-channel; a Client is `mount_client.py` as a subprocess that runs snippets in the mount.
+Nothing here touches a mount point from the test process. A Device is a fork of `daemon.py` with a control channel; a
+Client is `mount_client.py` as a subprocess that runs snippets in the mount.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.mount.forks import Forked
 from ttmfs.fs.kernel import tuning
 
 HERE = Path(__file__).resolve().parent
@@ -46,16 +47,10 @@ class Hang(AssertionError):  # noqa: N818 - it is a finding
 
 
 class Line:
-    """A subprocess that speaks JSON lines on its standard input and output."""
+    """A process that speaks JSON lines on its standard input and output."""
 
-    def __init__(self, *command: str, stderr: Any = None) -> None:
-        self.popen = subprocess.Popen(
-            [sys.executable, *command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            cwd="/",
-        )
+    def __init__(self, popen: "subprocess.Popen[bytes] | Forked") -> None:
+        self.popen = popen
         self._pending = b""
 
     @property
@@ -98,7 +93,8 @@ class Client(Line):
     """A process that uses the mount."""
 
     def __init__(self, mountpoint: str) -> None:
-        super().__init__("-I", "-S", str(HERE / "mount_client.py"), mountpoint)
+        command = [sys.executable, "-I", "-S", str(HERE / "mount_client.py"), mountpoint]
+        super().__init__(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/"))
         self.receive(20 * PATIENCE)
         self.seconds = 0.0
         """What the last snippet took, on the client's clock."""
@@ -171,7 +167,7 @@ class Device:
         self._shell: Client | None = None
         self.connection = -1
         with open(self.log_path, "wb") as log:
-            self.daemon = Line(str(HERE / "daemon.py"), *patches, "--", self.mountpoint, *options, stderr=log)
+            self.daemon = Line(Forked([*patches, "--", self.mountpoint, *options], log))
         try:
             self.connection = self.daemon.receive(30 * PATIENCE)["connection"]
         except BaseException as error:

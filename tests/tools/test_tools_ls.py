@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -15,6 +17,14 @@ pytestmark = pytest.mark.mount
 
 MOUNT_OPTIONS = ("--vram", "16M", "--gtt", "32M", "--memory", "64M")
 Run = Callable[..., CompletedProcess[str]]
+
+
+IMPATIENT = """
+from functools import partial
+from ttm_tools import ls
+ls.Device = partial(ls.Device, read_seconds=1.0)
+ls.main()
+"""
 
 
 def table(text: str) -> list[dict[str, str]]:
@@ -98,7 +108,8 @@ def test_a_daemon_that_does_not_answer(mounted: Callable[..., Device], run: Run)
     device = mounted(*MOUNT_OPTIONS, "--watchdog", "0")
     os.kill(device.daemon.pid, signal.SIGSTOP)
     try:
-        done = run("ls", device.mountpoint)
+        command = [sys.executable, "-c", IMPATIENT, device.mountpoint]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=40, check=False)
     finally:
         os.kill(device.daemon.pid, signal.SIGCONT)
     assert done.returncode == 1
