@@ -316,3 +316,22 @@ def test_who_only_reads_reads_many_pages_at_once(device: Device, client: Client)
     assert reader.do("[m[5], m[5 << 20], os.pread(fd, 1, 5 << 20)[0], os.pread(fd, 9, (64 << 20) - 4)]") == [
         79, 80, 80, bytes(4)
     ]  # fmt: skip
+
+
+def test_prefetch_and_advice_over_several_regions(mounted: Callable[..., Device]) -> None:
+    device = mounted(*MOUNT_OPTIONS, "--region", "hbm=8M:buddy")
+    map_space(device).do("m[:8 << 20] = bytes(range(256)) * (8 << 12); m.flush()")
+    command(device, "unmap", "3M 1M")
+    command(device, "madvise", "4M 2M preferred=hbm")
+    command(device, "prefetch", "0 8M preferred")
+    rows = [line.split("\t") for line in device.shell.do(f"slurp('{HEAP}/ranges')").splitlines()[1:]]
+    assert {row[3] for row in rows if row[0] == "0x400000"} == {"hbm"}
+    assert {row[3] for row in rows if row[0] != "0x400000"} == {"vram"}
+    assert not [row for row in rows if 0x300000 <= int(row[0], 16) < 0x400000]
+    assert device.stats()["regions"]["hbm"]["used"] == 2 * MIB
+    assert gpu(device, "read 0x400001 2")["data"] == "0102"
+    assert device.command("ctl/evict", "hbm") == "ok"
+    assert device.stats()["regions"]["hbm"]["used"] == 0
+    assert gpu(device, "read 0x400001 2")["data"] == "0102"
+    for name, text in (("prefetch", "0 2M gtt"), ("madvise", "0 2M preferred=hbm2")):
+        assert "vram hbm system" in command(device, name, text, "EINVAL")["error"]

@@ -278,7 +278,7 @@ async def test_migrations_are_made_one_at_a_time_and_all_come_to_pass(
             for number in range(8):
                 nursery.start_soon(calls.gpu_fill, space, number * 2 * MIB, 8, number)
         assert [row[2] for row in device.locations(space)] == ["vram"] * 8
-        await alloc_vram(space, space.table.find(0), FaultTally(), "again")  # type: ignore[arg-type]
+        await alloc_vram(space, space.table.find(0), FaultTally(), "again", "vram")  # type: ignore[arg-type]
         assert device.svm.counters.migrations_in == 8
 
 

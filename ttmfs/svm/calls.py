@@ -23,12 +23,11 @@ from ttmfs.svm.find import find_or_insert
 from ttmfs.svm.jobs import queue
 from ttmfs.svm.migrate import FaultTally
 from ttmfs.svm.space import AddressSpace
+from ttmfs.ttm.placement import SYSTEM, VRAM
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT
 
 Result = dict[str, Any]
 
-REGIONS: Final = ("vram", "system", "preferred")
-PREFERRED: Final = ("vram", "system", "fault")
 ATOMIC: Final = ("device", "global", "cpu", "undefined")
 MIGRATION: Final = ("all", "system_only")
 
@@ -140,12 +139,19 @@ async def gpu_checksum(space: AddressSpace, addr: int, length: int) -> Result:
     return result
 
 
+def _regions(space: AddressSpace) -> tuple[str, ...]:
+    """Where pages can be asked to be. A device may have no vram: that is no wrong word."""
+    return (VRAM, *(name for name in space.svm.regions if name != VRAM), SYSTEM)
+
+
 def _wanted(space: AddressSpace, page: int, region: str) -> str:
     """Where a prefetch goes. `preferred`: as advised, else to who faults, which works in system if it has no VRAM."""
     if region != "preferred":
         return region
     advised = space.advice.get(page).preferred
-    return "system" if advised == "fault" and not space.svm.has_vram else advised
+    if advised == "fault":
+        return VRAM if space.svm.has_vram else SYSTEM
+    return advised
 
 
 async def prefetch(space: AddressSpace, addr: int, length: int, region: str) -> Result:
@@ -153,8 +159,9 @@ async def prefetch(space: AddressSpace, addr: int, length: int, region: str) -> 
 
     "ranges" is how many. Ranges under the threshold stay in system. TtmError(ENODATA) when one could not be had there.
     """
-    if region not in REGIONS:
-        raise no_such(region, "region for prefetch", REGIONS)
+    allowed = (*_regions(space), "preferred")
+    if region not in allowed:
+        raise no_such(region, "region for prefetch", allowed)
     check_device(space.vdev)
     _check_bytes(space, addr, length)
     tally = FaultTally()
@@ -202,7 +209,8 @@ async def madvise(
     Ranges that lie across the border of what changed are given up, all others of it may migrate once again.
     """
     first, end = _check_pages(space, addr, length)
-    said = {"preferred": (preferred, PREFERRED), "atomic": (atomic, ATOMIC), "migration": (migration, MIGRATION)}
+    places = (*_regions(space), "fault")
+    said = {"preferred": (preferred, places), "atomic": (atomic, ATOMIC), "migration": (migration, MIGRATION)}
     for key, (word, allowed) in said.items():
         if word is not None and word not in allowed:
             raise no_such(word, f"value of {key}=", allowed)

@@ -20,6 +20,7 @@ from ttmfs.svm.migrate import FaultTally, alloc_vram, inside_one, range_evict
 from ttmfs.svm.prefetch import prefetch
 from ttmfs.svm.ranges import Range
 from ttmfs.ttm.context import OperationContext
+from ttmfs.ttm.placement import VRAM
 from ttmfs.units import PAGE_SHIFT
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ async def _handle_fault(
         advice = space.advice.get(page)
         if atomic and advice.atomic == "cpu":
             raise TtmError(errno.EACCES, f"{page << PAGE_SHIFT:#x} is advised for atomics of the CPU only")
+        region = advice.region or VRAM
         devmem_only = atomic and _atomic_needs_vram(space, found, advice)
         valid = found.bound and (not devmem_only or _in_vram(space, found))
         if not valid and not faulted:
@@ -125,7 +127,7 @@ async def _handle_fault(
             _count_fault(space, found, tally, write, atomic)
         if not valid and may_migrate and _needs_migrate(space, found, advice, devmem_only):
             found.skip_migrate = svm.policy.migrate == "once"
-            failure = await _try_vram(space, found, tally, turn, timeslice if atomic else 0.0)
+            failure = await _try_vram(space, found, region, tally, turn, timeslice if atomic else 0.0)
             if failure is not None and found.unmapped:
                 # A part of it was, meanwhile: that says nothing about VRAM, and the next range is another one.
                 await _start_over(space, tally)
@@ -190,24 +192,24 @@ def _count_fault(space: "AddressSpace", found: Range, tally: FaultTally, write: 
 
 
 async def _try_vram(
-    space: "AddressSpace", found: Range, tally: FaultTally, turn: _Turn, timeslice: float
+    space: "AddressSpace", found: Range, region: str, tally: FaultTally, turn: _Turn, timeslice: float
 ) -> TtmError | None:
     """The one attempt to migrate; why it failed. TtmError: ENODEV, and EFAULT when the space is gone."""
     try:
         why = "atomic" if timeslice else "gpu_fault"
-        await alloc_vram(space, found, tally, why, timeslice=timeslice, locked=turn.taken)
+        await alloc_vram(space, found, tally, why, region, timeslice=timeslice, locked=turn.taken)
     except TtmError as error:
         if error.errno == errno.ENODEV or space.unlinked:
             raise
-        _vram_failed(space, found, error)
+        _vram_failed(space, found, region, error)
         return error
     if space.vdev.ttm.prefetcher is not None and not turn.taken:
-        await prefetch(space, found, space.vdev.ttm.prefetcher, tally)
+        await prefetch(space, found, region, space.vdev.ttm.prefetcher, tally)
     return None
 
 
-def _vram_failed(space: "AddressSpace", found: Range, error: TtmError) -> None:
-    space.last_error = f"no VRAM for the range at {found.first << PAGE_SHIFT:#x}: {error.message}"
+def _vram_failed(space: "AddressSpace", found: Range, region: str, error: TtmError) -> None:
+    space.last_error = f"no {region} for the range at {found.first << PAGE_SHIFT:#x}: {error.message}"
     why = f"failed: {error.name}"
     points.svm_migrate(space.vdev.ttm.trace, space, first=found.first, dir="in", bytes=0, why=why)
 
@@ -219,20 +221,24 @@ def _in_vram(space: "AddressSpace", found: Range) -> bool:
 def _atomic_needs_vram(space: "AddressSpace", found: Range, advice: "Advice") -> bool:
     """xe_vma_need_vram_for_atomic: not on a device without VRAM, nor where faults never migrate."""
     policy = space.svm.policy
-    wanted = policy.migrate != "never" or advice.preferred == "vram"
-    return space.svm.has_vram and wanted and found.num_pages >= policy.threshold_pages
+    wanted = policy.migrate != "never" or advice.region is not None
+    return wanted and (advice.region or VRAM) in space.svm.regions and found.num_pages >= policy.threshold_pages
 
 
 def _needs_migrate(space: "AddressSpace", found: Range, advice: "Advice", devmem_only: bool) -> bool:
     """xe_svm_range_needs_migrate_to_vram."""
     policy = space.svm.policy
-    if not space.svm.has_vram or found.num_pages < policy.threshold_pages or _in_vram(space, found):
+    region = advice.region
+    if (region or VRAM) not in space.svm.regions or found.num_pages < policy.threshold_pages:
         return False
-    if devmem_only or advice.preferred == "system":
+    devmem = inside_one(space.chunks.get(found.chunk), found.mask)
+    if devmem is not None and devmem.bo.mem_type == (region or devmem.bo.mem_type):
+        return False
+    if advice.preferred == "system" or (devmem_only and devmem is None):
         return devmem_only
     if policy.migrate == "always":
         return True
-    return not found.skip_migrate and (policy.migrate == "once" or advice.preferred == "vram")
+    return not found.skip_migrate and (policy.migrate == "once" or region is not None)
 
 
 async def _get_pages_and_bind(
@@ -304,7 +310,7 @@ async def prefetch_range(space: "AddressSpace", found: Range, tally: FaultTally,
         while True:
             if wanted != "system" and found.num_pages >= policy.threshold_pages:
                 found.skip_migrate = policy.migrate == "once"
-                await alloc_vram(space, found, tally, "prefetch", locked=turn.taken)
+                await alloc_vram(space, found, tally, "prefetch", wanted, locked=turn.taken)
             try:
                 if wanted == "system":
                     await range_evict(space, found, tally, "prefetch")

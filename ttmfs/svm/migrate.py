@@ -24,7 +24,7 @@ from ttmfs.sync.resv import Usage
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.contention import NoRoom
 from ttmfs.ttm.context import OperationContext
-from ttmfs.ttm.placement import VRAM, Place
+from ttmfs.ttm.placement import Place
 from ttmfs.ttm.turn import Turn
 from ttmfs.ttm.validate import validate
 from ttmfs.units import PAGE_SHIFT
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 ALLOC_RETRY_SECONDS: Final = 1.0
 """An allocation whose victims are all held by somebody is tried again for so long (xe_vm_validate_should_retry)."""
+_NO_ROOM: Final = (errno.ENOMEM, errno.ENOSPC, errno.EDQUOT)
 _GATE_ATTEMPTS: Final = 4
 """How often a range is invalidated before clients that keep touching it win."""
 
@@ -59,36 +60,46 @@ def inside_one(chunk: Chunk | None, mask: int) -> DevMem | None:
 
 
 async def alloc_vram(
-    space: "AddressSpace", found: Range, tally: FaultTally, why: str, *, timeslice: float = 0.0, locked: bool = False
+    space: "AddressSpace",
+    found: Range,
+    tally: FaultTally,
+    why: str,
+    region: str,
+    *,
+    timeslice: float = 0.0,
+    locked: bool = False,
 ) -> None:
-    """xe_svm_alloc_vram: all of a range into one allocation in VRAM; nothing to do when it is there.
+    """xe_svm_alloc_vram: all of a range into one allocation in `region`; nothing to do when it is there.
 
-    On EBUSY (part of it is in VRAM already, or clients kept touching it) it is brought back and tried once more. For
-    want of memory, or of VRAM, it is tried once more as well: nobody else migrates meanwhile (the exclusive retry).
-    `timeslice`: seconds for which CPU faults leave it there. `locked`: the caller has the migrate_lock. TtmError:
-    ENOMEM, EBUSY, EFAULT unmapped or unlinked, EIO, ENODEV, ETIME; every page is then readable where it was.
+    On EBUSY (part of it is in VRAM already, perhaps in another region, or clients kept touching it) it is brought back
+    and tried once more. For want of memory, or of VRAM, it is tried once more as well: nobody else migrates meanwhile
+    (the exclusive retry). `timeslice`: seconds for which CPU faults leave it there. `locked`: the caller has the
+    migrate_lock. TtmError: ENOMEM, EBUSY, EFAULT unmapped or unlinked, EIO, ENODEV, ETIME; every page is then readable
+    where it was.
     """
-    if not space.svm.has_vram:
-        raise TtmError(errno.ENOMEM, "this device has no vram")
+    if region not in space.svm.regions:
+        raise TtmError(errno.ENOMEM, f"this device has no {region}")
     with space.stats.timed(found.num_pages, "migrate_us"):
+        counters = space.svm.counters
         tried: list[int | None] = []
         async with nullcontext() if locked else space.svm.migrate_lock:
             while True:
                 devmem = inside_one(space.chunks.get(found.chunk), found.mask)
-                if devmem is not None:
+                if devmem is not None and devmem.bo.mem_type == region:
                     devmem.expires = max(devmem.expires, trio.current_time() + timeslice)
                     return
                 try:
                     if errno.EBUSY in tried:
                         await range_evict(space, found, tally, why)
-                    await _migrate_to_devmem(space, found, tally, why, timeslice)
+                    await _migrate_to_devmem(space, found, tally, why, region, timeslice)
                     return
                 except TtmError as error:
                     if error.errno in tried or not _once_more(error):
+                        counters.alloc_failures += error.errno in _NO_ROOM
                         raise
                     tried.append(error.errno)
-                    space.svm.counters.migrations_busy += error.errno == errno.EBUSY
-                    space.svm.counters.alloc_retries += error.errno != errno.EBUSY
+                    counters.migrations_busy += error.errno == errno.EBUSY
+                    counters.alloc_retries += error.errno != errno.EBUSY
 
 
 def _once_more(error: TtmError) -> bool:
@@ -110,7 +121,7 @@ async def range_evict(space: "AddressSpace", found: Range, tally: FaultTally, wh
 
 
 async def _migrate_to_devmem(
-    space: "AddressSpace", found: Range, tally: FaultTally, why: str, timeslice: float
+    space: "AddressSpace", found: Range, tally: FaultTally, why: str, region: str, timeslice: float
 ) -> None:
     chunk = space.need_chunk(found.chunk)
     chunk.users += 1
@@ -127,7 +138,7 @@ async def _migrate_to_devmem(
         try:
             try:
                 with turn:
-                    await _allocate(space, bo, tally, turn)
+                    await _allocate(space, bo, region, tally, turn)
                 await _invalidate_cpu(space, found, chunk)
                 bo.resv.reserve_fences(1)
             except BaseException:
@@ -159,25 +170,25 @@ def _check(space: "AddressSpace", found: Range, chunk: Chunk) -> None:
         raise TtmError(errno.EBUSY, f"a part of the range at {found.first << PAGE_SHIFT:#x} is in VRAM already")
 
 
-async def _allocate(space: "AddressSpace", bo: BufferObject, tally: FaultTally, turn: Turn) -> None:
-    """Room in VRAM, evicting as needed; tried again while victims are only held by somebody.
+async def _allocate(
+    space: "AddressSpace", bo: BufferObject, region: str, tally: FaultTally, turn: Turn
+) -> None:
+    """Room in a region, evicting as needed; tried again while victims are only held by somebody.
 
     Nobody else knows the BO, so it stays reserved while they are waited for.
     """
-    counters = space.svm.counters
     until = trio.current_time() + ALLOC_RETRY_SECONDS
     while True:
         try:
             tally.ctx.resv, tally.ctx.ticket = bo.resv, bo.resv.holder
-            await validate(bo, (Place(VRAM),), tally.ctx)
+            await validate(bo, (Place(region),), tally.ctx)
             break
         except TtmError as error:
             left = until - trio.current_time()
             contended = error.contended if isinstance(error, NoRoom) else None
             if contended is None or left <= 0:
-                counters.alloc_failures += 1
                 raise
-        counters.alloc_retries += 1
+        space.svm.counters.alloc_retries += 1
         with trio.move_on_after(left):
             await turn.wait(contended)
     assert bo.resource is not None

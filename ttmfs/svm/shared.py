@@ -33,6 +33,10 @@ class Shared(Protocol):
     """Chunks that have system pages, least recently used first, with their spaces; some may have none by now."""
 
     @property
+    def regions(self) -> tuple[str, ...]:
+        """The device's own memory: where ranges may migrate to."""
+
+    @property
     def has_vram(self) -> bool:
         """Is there a place to migrate to (devmem_possible)?"""
 

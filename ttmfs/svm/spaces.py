@@ -70,9 +70,15 @@ class Svm:
         return space
 
     @property
+    def regions(self) -> tuple[str, ...]:
+        """The device's own memory: where ranges may migrate to (the drm_pagemaps)."""
+        managers = self.vdev.ttm.managers.values()
+        return tuple(manager.name for manager in managers if not manager.use_tt and manager.size)
+
+    @property
     def has_vram(self) -> bool:
         """Is there a place to migrate to (devmem_possible)? With `--vram 0` the device works in system."""
-        return self.vdev.ttm.managers[VRAM].size > 0
+        return VRAM in self.regions
 
     def share_numbers(self, resource: Resource) -> None:
         """Space in one run takes its page numbers from an array that all share: 2 MiB need no 2 KiB for them."""

@@ -8,6 +8,7 @@ from ttmfs.svm.pages import Pages
 from ttmfs.svm.ranges import Range
 from ttmfs.svm.space import AddressSpace
 from ttmfs.svm.spaces import Svm
+from ttmfs.ttm.placement import SYSTEM
 from ttmfs.units import PAGE_SHIFT
 
 RANGES_HEAD: Final = "start\tend\tsize\tlocation\tbo\tflags\tseq\n"
@@ -15,14 +16,15 @@ RANGES_HEAD: Final = "start\tend\tsize\tlocation\tbo\tflags\tseq\n"
 
 
 def location(space: AddressSpace, found: Range) -> tuple[str, list[str]]:
-    """(`vram`, `system` or `mixed`, names of its BOs) of a range."""
+    """(The region that holds all of a range, or `mixed`; names of its BOs)."""
     chunk = space.chunks.get(found.chunk)
     if chunk is None:
         return "system", []
     mask = found.mask
     inside = chunk.vram() & mask
-    names = [devmem.bo.name for devmem in chunk.allocs if devmem.present & mask]
-    return ("system" if not inside else "vram" if inside == mask else "mixed"), names
+    bos = [devmem.bo for devmem in chunk.allocs if devmem.present & mask]
+    regions = {bo.mem_type for bo in bos} | ({SYSTEM} if inside != mask else set())
+    return (regions.pop() if len(regions) == 1 else "mixed"), [bo.name for bo in bos]
 
 
 def range_row(space: AddressSpace, found: Range, written: Callable[[str], str] = str) -> str:

@@ -19,11 +19,12 @@ from ttmfs.svm.names import SpaceFile
 from ttmfs.svm.space import AddressSpace
 
 _MADVISE: Final[Mapping[str, tuple[str, ...]]] = {
-    "preferred": ("vram", "system", "fault"),
+    "preferred": ("vram", "REGION", "system", "fault"),
     "atomic": ("device", "global", "cpu", "undefined"),
     "migration": ("all", "system_only"),
 }
-_PREFETCH: Final = ("vram", "system", "preferred")
+"""As help has it; REGION: another one of the device's memory."""
+_PREFETCH: Final = ("vram", "REGION", "system", "preferred")
 
 
 class OpenedSpace:
@@ -56,12 +57,6 @@ class OpenedSpace:
     @last_error.setter
     def last_error(self, message: str) -> None:
         self.file.last_error = message
-
-
-def _one_of(word: str, allowed: tuple[str, ...], what: str) -> str:
-    if word not in allowed:
-        raise no_such(word, what, allowed)
-    return word
 
 
 # -- gpu -------------------------------------------------------------------------------------------------------------
@@ -105,10 +100,9 @@ async def _run(space: AddressSpace, asked: GpuWords, wait: bool) -> Result:
 
 async def _prefetch(machine: Machine, opened: OpenedSpace, words: list[str]) -> Result:
     del machine
-    address, length = parse_range(words[:2], "ADDR LEN vram|system|preferred")
-    region = _one_of(" ".join(words[2:]), _PREFETCH, "place to prefetch to")
+    address, length = parse_range(words[:2], f"ADDR LEN {'|'.join(_PREFETCH)}")
     try:
-        return await calls.prefetch(opened.space, address, length, region)
+        return await calls.prefetch(opened.space, address, length, " ".join(words[2:]))
     finally:
         opened.worked()
 
@@ -123,7 +117,7 @@ async def _madvise(machine: Machine, opened: OpenedSpace, words: list[str]) -> R
             raise no_such(f"{key}=" if key else word, "advice", (f"{name}=" for name in _MADVISE))
         if key in advice:
             raise TtmError(errno.EINVAL, f"{key}= is given twice")
-        advice[key] = _one_of(value, _MADVISE[key], f"value of {key}=")
+        advice[key] = value
     if not advice:
         raise TtmError(errno.EINVAL, f"say what is advised: {'=, '.join(_MADVISE)}=")
     return await calls.madvise(opened.space, address, length, **advice)
@@ -181,14 +175,16 @@ SPACE_COMMANDS: Final[Mapping[str, Command]] = {
         Command(
             "prefetch",
             "ADDR LEN " + "|".join(_PREFETCH),
-            "Migrate the ranges there now; ENODATA when they cannot be had there. preferred: where madvise says.",
+            "Migrate the ranges there now, past what is not mapped; ENODATA when they cannot be had there. REGION: "
+            "another one of the device's memory. preferred: each where madvise says.",
             ("4M 2M vram", "4M 2M system"),
             _prefetch,
         ),
         Command(
             "madvise",
             "ADDR LEN " + " ".join(f"[{key}={'|'.join(values)}]" for key, values in _MADVISE.items()),
-            "Where the pages shall be and who does atomics; moves nothing now. ADDR and LEN in whole pages.",
+            "Where the pages shall be and who does atomics; moves nothing now. ADDR and LEN in whole pages. REGION: "
+            "another one of the device's memory than vram.",
             ("4M 2M preferred=vram", "0 64M atomic=device migration=all"),
             _madvise,
         ),
