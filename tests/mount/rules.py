@@ -24,6 +24,7 @@ from ttmfs.ttm import access, at_once, fault
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.gate import Gate
+from ttmfs.ttm.request import Request
 
 
 def without_r1() -> None:
@@ -101,6 +102,11 @@ def without_background_limits() -> None:
 def max_tasks(count: str) -> None:
     """H8: so many requests under way at once and no more."""
     mount_module.MAX_TASKS = int(count)
+
+
+def without_hurry() -> None:
+    """H8: however many requests wait, they go on waiting."""
+    Request.hurry = lambda self: None
 
 
 def moving_mtime() -> None:
@@ -220,6 +226,7 @@ PATCHES: dict[str, Callable[..., None]] = {
         without_r5,
         without_background_limits,
         max_tasks,
+        without_hurry,
         moving_mtime,
         short_reads,
         without_guard,

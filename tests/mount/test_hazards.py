@@ -91,11 +91,22 @@ def test_many_parked_requests_leave_tasks_for_others(device: Device) -> None:
 
 
 def test_with_few_tasks_they_would_not(mounted: Callable[..., Device]) -> None:
-    device = mounted(*SMALL, patches=("max_tasks=64",))
+    device = mounted(*SMALL, patches=("max_tasks=64", "without_hurry"))
     _park(device, 96)
     device.until_parked(64)
     assert device.client().begin("slurp('stats')").waits()
     device.abort()
+
+
+def test_when_half_of_the_tasks_wait_the_oldest_goes_on(mounted: Callable[..., Device]) -> None:
+    """Its bytes are where the move has not taken them away from yet."""
+    device = mounted(*SMALL, patches=("max_tasks=64",))
+    client = _park(device, 96)
+    device.until_parked(32)
+    for _ in range(3):
+        device.shell.do("[os.stat(path('bo/a')), os.listdir(path('objects')), slurp('stats')] and None", 5)
+    assert device.command("debug/pause_engine", "0") == "ok"
+    assert client.do(JOIN) == []
 
 
 # -- H20: exceptions of every kind -------------------------------------------------------------------------------------

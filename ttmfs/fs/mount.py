@@ -118,6 +118,8 @@ class Mount:
         self.svm.notifier_size = notifier_size
         uid, gid = os.geteuid(), os.getegid()
         self.vdev.ttm.accounts.exempt |= {uid}
+        # As many again for commands and for whoever does not wait.
+        self.vdev.ttm.max_parked = MAX_TASKS // 2
         mode = 0o1777 if config.allow_other else 0o755
         names = Namespace(self.vdev, uid=uid, gid=gid, mode=mode)
         self.machine = Machine(self.vdev, names, self.svm)
@@ -232,7 +234,7 @@ class Mount:
             agreed = self.handshake is not None and self.handshake.done
             granted = min(tuning.user_background_limit(), BACKGROUND) if agreed else tuning.DEFAULT_BACKGROUND
             # If as many as are granted waited, nobody else would be served (H3).
-            self.vdev.ttm.max_parked = granted * 2 // 3
+            self.vdev.ttm.max_parked = min(self.vdev.ttm.max_parked, granted * 2 // 3)
             if agreed:
                 limits.failed = [f"{granted} requests may wait at once: {reason}" for reason in limits.failed[:1]]
         return limits

@@ -113,7 +113,8 @@ async def parked(
     request = Request(bo, "read" if isinstance(argument, int) else "write")
     parked[request] = started
     if len(parked) > bo.device.max_parked:
-        # The kernel grants an unprivileged mount few requests at a time: too many that wait would stop all others.
+        # A mount has so many tasks, and the kernel grants an unprivileged one few requests at a time: too many that
+        # wait would stop all others.
         oldest = next(iter(parked))
         if isinstance(oldest, Request):
             oldest.hurry()
