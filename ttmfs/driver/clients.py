@@ -7,6 +7,7 @@ mapping, so who maps a BO has it open; what a process inherits or is handed coun
 Processes are looked for in /proc when clients are listed; a reused pid is another process, by its start time.
 """
 
+import errno
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ KERNEL: Final = "kernel"
 ENGINES: Final = ("copy", "compute")
 """Classes of engines (drm-engine-*)."""
 _THREADS_KEPT_SECONDS: Final = 0.1
+_NOT_SEEN: Final = -1
 _Process = tuple[int, int]
 
 
@@ -133,7 +135,7 @@ class Clients:
     def __iter__(self) -> Iterator[Client]:
         """All of them, the kernel last. BOs of processes that are gone pass to their users first."""
         for process, client in list(self._processes.items()):
-            if _started(process[0]) != process[1]:
+            if _started(process[0]) not in (process[1], _NOT_SEEN):
                 del self._processes[process]
                 if client.files:
                     user = self._user(client.uid)
@@ -157,7 +159,7 @@ class Clients:
         if thread not in self._threads:
             pid = process_id(thread)
             started = _started(pid)
-            self._threads[thread] = (pid, started) if started else None
+            self._threads[thread] = (pid, started) if started > 0 else None
         return self._threads[thread]
 
 
@@ -170,13 +172,23 @@ def process_id(thread: int) -> int:
         return 0
 
 
+def out_of_descriptors(error: OSError) -> bool:
+    """Could nothing be opened? Then it says nothing of what was to be."""
+    return error.errno in (errno.EMFILE, errno.ENFILE)
+
+
 def _started(pid: int) -> int:
-    """Start time of a process in clock ticks; 0 when there is none, or only what is left of one (a zombie)."""
+    """Start time of a process in clock ticks; 0 when there is none, or only what is left of one (a zombie).
+
+    _NOT_SEEN while the daemon has no descriptor left to look with.
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as stat:
             fields = stat.read().rpartition(b")")[2].split()
         return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
-    except (OSError, ValueError, IndexError):
+    except OSError as error:
+        return _NOT_SEEN if out_of_descriptors(error) else 0
+    except (ValueError, IndexError):
         return 0
 
 

@@ -15,7 +15,7 @@ from typing import Final
 
 import trio
 
-from ttmfs.driver.clients import process_id
+from ttmfs.driver.clients import out_of_descriptors, process_id
 from ttmfs.driver.forks import Forks
 from ttmfs.errors import TtmError
 from ttmfs.ttm.dmem import Group
@@ -184,16 +184,23 @@ def _look(pid: int) -> Process | None:
 
 
 def _runs(pid: int) -> bool:
-    """Has it a thread that has not ended? Its first one may have."""
-    fields = _fields(pid)
+    """Has it a thread that has not ended? Its first one may have. True while it cannot be seen."""
+    try:
+        fields = _read_fields(pid)
+    except OSError as error:
+        return out_of_descriptors(error)
     return bool(fields) and (fields[0] not in _ENDED or int(fields[17]) > 1)
 
 
 def _fields(pid: int) -> list[bytes]:
     """/proc/PID/stat from the state on; nothing for one that is gone."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as stat:
-            fields = stat.read().rpartition(b")")[2].split()
+        return _read_fields(pid)
     except OSError:
         return []
+
+
+def _read_fields(pid: int) -> list[bytes]:
+    with open(f"/proc/{pid}/stat", "rb") as stat:
+        fields = stat.read().rpartition(b")")[2].split()
     return fields if pid > 0 and len(fields) > _START_TIME else []

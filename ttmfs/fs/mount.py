@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Final
 
+import numpy.ma  # noqa: F401 - or np.unique would load it, when there may be no descriptor left
 import pyfuse3
 import trio
 

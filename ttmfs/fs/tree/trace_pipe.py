@@ -215,8 +215,14 @@ def _signaled(waiting: tuple[_Reader, ...], scan: bool) -> tuple[_Reader, ...]:
 
 
 def _signaled_holder() -> bool:
-    """Has a process with a trace_pipe open a signal pending? Runs in a thread: it looks at all processes."""
-    pids = filter(str.isdecimal, os.listdir("/proc"))
+    """Has a process with a trace_pipe open a signal pending? Runs in a thread: it looks at all processes.
+
+    False too while the daemon has no descriptor left to look with: the next scan finds it.
+    """
+    try:
+        pids = [name for name in os.listdir("/proc") if name.isdecimal()]
+    except OSError:
+        return False
     return any(signal_pending(int(pid)) and _holds_pipe(pid) for pid in pids)
 
 
