@@ -27,7 +27,7 @@ from ttmfs.fs.commands.trace import set_trace, trace_state
 from ttmfs.observe import points
 from ttmfs.observe.points import EVENTS
 from ttmfs.observe.trace import Event, Trace
-from ttmfs.ttm import access, lifetime
+from ttmfs.ttm import access, lifetime, request
 from ttmfs.ttm.context import OperationContext
 
 FACT = inspect.Parameter.KEYWORD_ONLY
@@ -277,6 +277,22 @@ async def test_a_fault_tells_what_it_waited_for() -> None:
         assert (fault["retries"], fault["waits"]) == (1, "reservation")
         assert [e["why"] for e in found(vdev, "gate_wait")] == ["reservation"]
         assert vdev.ttm.counters.gate_seconds.counts != [0] * len(vdev.ttm.counters.gate_seconds.counts)
+
+
+async def test_faults_look_at_nothing_for_a_trace_of_other_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[object] = []
+    for module in (access, request):
+        monkeypatch.setattr(module, "trace_fault", lambda *facts: looked.append(facts))
+    async with device() as vdev:
+        bo = await make(vdev, "a", 64 * PAGE)
+        sparse = vdev.create_bo("sparse")
+        lifetime.set_size(sparse, 64 * PAGE)
+        for page, (events, looks) in enumerate((("evict", 0), ("fault", 2), ("use", 2), (None, 2))):
+            vdev.ttm.trace.start([events] if events else ())
+            await access.read(bo, PAGE, 2 * PAGE)
+            await access.read(sparse, 16 * page * PAGE, PAGE)
+            assert len(looked) == looks
+            looked.clear()
 
 
 async def test_a_fault_of_a_hole_tells_what_it_populated() -> None:

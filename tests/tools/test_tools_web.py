@@ -22,7 +22,7 @@ from ttm_tools.web.commands import is_allowed, run
 from ttm_tools.web.guard import peer_uid, refusal
 from ttm_tools.web.palette import PALETTE
 from ttm_tools.web.sampler import Paced, Sampler, counters, histogram
-from ttm_tools.web.settings import policies
+from ttm_tools.web.settings import Settings
 from ttm_tools.web.state import EVENTS_A_MESSAGE, Seen, State
 
 MOUNT_OPTIONS = ("--vram", "16M", "--gtt", "32M", "--memory", "64M")
@@ -277,7 +277,7 @@ class Files:
 
 def test_policies_of_a_mount_and_commands_that_fail() -> None:
     nothing: Any = Files({"stats": "{}"})
-    assert policies(nothing) is None
+    assert Settings(nothing).read() is None
     some: Any = Files(
         {
             "policies/evict": "system lru\nvram s3fifo small=0.1\n",
@@ -287,11 +287,14 @@ def test_policies_of_a_mount_and_commands_that_fail() -> None:
             "policies/stats": '{"evict": {"vram": {"asked": 3}}}',
         }
     )
-    found = policies(some)
+    settings = Settings(some)
+    found = settings.read()
     assert found is not None
     assert found["evict"] == [["system", "lru"], ["vram", "s3fifo small=0.1"]]
     assert found["available"][1][:2] == ["evict", "lfu"]
     assert found["stats"]["evict"]["vram"]["asked"] == 3
+    some.files["policies/available"] = "read once"
+    assert settings.read() == found
     assert run(some, "groups/game/dmem.max", "vram 1") == {"ok": True}
     assert some.written == [("groups/game/dmem.max", "vram 1")]
     assert run(some, "groups/game/dmem.max", "bad") == {"ok": False, "errno": "EINVAL", "error": "what is wrong"}
@@ -329,12 +332,14 @@ def test_a_source_takes_its_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -
         return "text"
 
     assert paced.read("a", slow) == "text"
-    now += 1.0
-    assert not paced.due("b")  # it took 0.2 s: not before 2 s
+    now += 3.0
+    assert not paced.due("b")  # it took 0.2 s: not before 4 s
     now += 1.1
     assert paced.due("b")
     assert not paced.due("a")
     now += 5.0
+    assert not paced.due("a")  # nothing has changed: not before 20 s
+    now += 11.0
     assert paced.due("a")
 
 

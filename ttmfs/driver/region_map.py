@@ -72,7 +72,7 @@ async def region_map(
     painter = _Painter(manager.num_pages)
     orders = np.zeros(manager.num_pages, np.uint8)
     breather = Breather()
-    for bo in await _all_bos(vdev, names):
+    for bo in await _all_bos(vdev, names) if manager.num_bos else ():
         resource = bo.resource
         if resource is not None and resource.manager is manager and resource.num_pages:
             _paint(painter, resource, bo)
@@ -103,10 +103,10 @@ async def _system(
     painter = _Painter(pool.num_pages)
     breather = Breather()
     for bo in await _all_bos(vdev, names):
-        tts = [tt for tt in bo.tts if tt.populated_pages and not tt.external]
-        if tts:
-            label = painter.label(bo)
-            for tt in tts:
+        label = _FREE
+        for tt in bo.tts:
+            if tt.populated_pages and not tt.external:
+                label = painter.label(bo) if label == _FREE else label
                 await _paint_tt(painter, tt, label, breather)
         await breather.step()
     known: dict[str, int] = {}
@@ -138,6 +138,9 @@ _STEP: Final = 1 << 16
 
 
 async def _paint_tt(painter: _Painter, tt: TT, label: int, breather: Breather) -> None:
+    if tt.num_pages <= _STEP:
+        painter.owner[tt.pages_in(0, tt.num_pages)[1]] = label
+        return
     first = 0
     while (first := tt.next_content(first)) < tt.num_pages:
         painter.owner[tt.pages_in(first, _STEP)[1]] = label

@@ -77,10 +77,12 @@ class Trace:
     `emitted` counts what was recorded, `dropped` what fell out of the full ring before anybody consumed it.
     """
 
-    __slots__ = ("_lost", "_ready", "_watchers", "bos", "dropped", "emitted", "events", "on", "ring")
+    __slots__ = ("_lost", "_ready", "_watchers", "bos", "dropped", "emitted", "events", "faults", "on", "ring")
 
     def __init__(self, size: int = RING_EVENTS) -> None:
         self.on = False
+        self.faults = False
+        """Whether it records what is told of each fault, `fault` or `use`: who serves them need not look else."""
         self.events: frozenset[str] = frozenset()
         self.bos: frozenset[str] = frozenset()
         self.ring: deque[Event] = deque(maxlen=size)
@@ -135,6 +137,7 @@ class Trace:
         self._watchers.append(switched)
 
     def _switched(self) -> None:
+        self.faults = self.wants("fault") or self.wants("use")
         for switched in self._watchers:
             switched()
 

@@ -46,8 +46,7 @@ async def read(bo: BufferObject, offset: int, size: int) -> Buffer:
 
     The caller hands the buffer on before its next await.
     """
-    trace = bo.device.trace
-    started = clock.monotonic_ns() if trace.on else 0
+    started = clock.monotonic_ns() if bo.device.trace.faults else 0
     data = at_once.try_read(bo, offset, size)
     if data is None and bo.looks_only:
         data = at_once.try_look(bo, offset, size)

@@ -121,7 +121,7 @@ async def parked(
     try:
         with trio.CancelScope(shield=True), request.turn:
             result = await serve(bo, offset, argument, request)
-        if bo.device.trace.on:
+        if bo.device.trace.faults:
             bytes_of = argument if result is None else result
             size = len(bytes_of) if isinstance(bytes_of, Sized) else 0
             trace_fault(bo, offset, size, started, request)

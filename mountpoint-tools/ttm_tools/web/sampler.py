@@ -15,16 +15,19 @@ from ttm_tools.device import Device
 from ttm_tools.errors import MountError
 from ttm_tools.pagemap import parse_map
 from ttm_tools.web.events import EventSource
-from ttm_tools.web.settings import policies, vms
+from ttm_tools.web.settings import Settings, vms
 from ttm_tools.web.state import State, map_json
 
 _T = TypeVar("_T")
 
-SHARE: Final = 0.1
+SHARE: Final = 0.05
 """The part of the time that one source may take."""
 
 STALE_SECONDS: Final = 5.0
-"""What no counter tells of is found after so long."""
+"""What no counter tells of is found after so long, or later:"""
+
+STALE_SHARE: Final = 0.01
+"""the part of the time that one source may take when no counter has changed."""
 
 LRU_BOS: Final = 1000
 """The text of an LRU has a line for each of its BOs: of a longer one it is not asked for, to show the first few."""
@@ -44,7 +47,7 @@ class Paced:
         since = time.monotonic() - self._read_at
         if since < max(self.least, self._took / SHARE):
             return False
-        return mark != self._mark or since > STALE_SECONDS
+        return mark != self._mark or since > max(STALE_SECONDS, self._took / STALE_SHARE)
 
     def read(self, mark: object, action: Callable[[], _T]) -> _T:
         """Read it."""
@@ -105,6 +108,7 @@ class Sampler:
         self._maps = {name: Paced(interval) for name in device.regions()}
         self._slow = Paced(1.0)
         self._lrus = {name: Paced(1.0) for name in self._maps}
+        self._settings = Settings(device)
         self._events = EventSource(device, events)
         self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
 
@@ -200,5 +204,5 @@ class Sampler:
         self.state.put(f"lru {name}", json.dumps([[bo, priority, size] for priority, bo, size in first]))
 
     def _read_settings(self) -> None:
-        self.state.put("policies", json.dumps(policies(self.device)))
+        self.state.put("policies", json.dumps(self._settings.read()))
         self.state.put("vms", json.dumps(vms(self.device)))

@@ -17,27 +17,42 @@ def _text(device: Device, name: str) -> str | None:
         return None
 
 
-def policies(device: Device) -> dict[str, Any] | None:
-    """What `policies/` says: available (kind, name, parameters, sentence), evict by region, prefetch, promote, stats.
+class Settings:
+    """What `policies/` says. What is to be had is read once: as long as the mount is there it is the same."""
 
-    None when the mount has none, or this user may not read it.
-    """
-    evict = _text(device, "policies/evict")
-    if evict is None:
-        return None
-    found: dict[str, Any] = {
-        "evict": [line.split(None, 1) for line in evict.splitlines() if len(line.split()) > 1],
-        "prefetch": (_text(device, "policies/prefetch") or "").strip(),
-        "promote": (_text(device, "policies/promote") or "").strip(),
-        "available": [],
-        "stats": {},
-    }
-    for line in (_text(device, "policies/available") or "").splitlines():
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._available: list[list[str]] | None = None
+
+    def read(self) -> dict[str, Any] | None:
+        """available (kind, name, parameters and sentence), evict by region, prefetch, promote, stats.
+
+        None when the mount has none, or this user may not read it.
+        """
+        device = self._device
+        evict = _text(device, "policies/evict")
+        if evict is None:
+            return None
+        if self._available is None:
+            self._available = _available(_text(device, "policies/available") or "")
+        found: dict[str, Any] = {
+            "evict": [line.split(None, 1) for line in evict.splitlines() if len(line.split()) > 1],
+            "prefetch": (_text(device, "policies/prefetch") or "").strip(),
+            "promote": (_text(device, "policies/promote") or "").strip(),
+            "available": self._available,
+            "stats": {},
+        }
+        with contextlib.suppress(ValueError):
+            found["stats"] = json.loads(_text(device, "policies/stats") or "{}")
+        return found
+
+
+def _available(text: str) -> list[list[str]]:
+    found: list[list[str]] = []
+    for line in text.splitlines():
         words = line.split("\t") if "\t" in line else line.split(None, 2)
         if len(words) > 1 and not line.startswith("#"):
-            found["available"].append([words[0], words[1], " ".join(words[2:])])
-    with contextlib.suppress(ValueError):
-        found["stats"] = json.loads(_text(device, "policies/stats") or "{}")
+            found.append([words[0], words[1], " ".join(words[2:])])
     return found
 
 
