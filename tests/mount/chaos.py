@@ -3,7 +3,7 @@
     chaos.py [--seed N] [--seconds S] [--case NAME] [--failures]
 
 Beside each other run the exerciser of BO files with its own storm of commands, the exerciser of address spaces,
-ttm-storm on all commands, device jobs with a model of their own, the shrinker and the defrag pass, a reader of
+ttm-storm on all commands, device jobs and a VM with models of their own, the shrinker and the defrag pass, a reader of
 trace_pipe and one of every statistics file; with --failures places of `debug/fail_*` fail now and then. Promise: the
 run fails when a byte was wrong, a call or a client hung, the daemon died or said something suspicious, or anything is
 left when all is unlinked. All choices follow from the seed; what the kernel schedules does not.
@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.mount.chaos_vms import VmActor
 from tests.mount.mount_harness import MIB, REPOSITORY, Client, ClientError, Device
 from tests.mount.svm_exerciser import Exerciser
 from ttmfs.observe.inject import PLACES
@@ -202,6 +203,14 @@ class Chaos:
         value: int | None = lines[-1].get("value")
         return value
 
+    def going_on(self) -> bool:
+        """Is it not over yet?"""
+        return not self.over.is_set()
+
+    def vms(self) -> None:
+        """Jobs of a VM."""
+        VmActor(self, self.seed).act()
+
     def client(self, code: str = "import zlib") -> Client:
         """A client that is not the shell's."""
         return self.device.client(code)
@@ -247,7 +256,7 @@ class Chaos:
         )
         client.do(code)
         while not self.over.is_set():
-            for name in ("regions", "pool", "swap", "fences", "debug", "objects", "svm_objects", "ctl"):
+            for name in ("regions", "pool", "swap", "fences", "debug", "objects", "svm_objects", "vm", "ctl"):
                 client.do(f"all_of({name!r})", 60)
             for name in ("stats", "metrics", "trace", "error_log"):
                 client.do(f"len(open(path({name!r}), 'rb').read())", 30)
@@ -290,6 +299,7 @@ class Chaos:
             ("ttm-storm", self.watch("ttm-storm", storm)),
             ("ttm-storm of files", self.watch("ttm-storm of files", other)),
             ("jobs", self.jobs),
+            ("vms", self.vms),
             ("commands", self.commands),
             ("statistics", self.statistics),
             ("failures", self.fail_now_and_then) if self.inject else ("spaces", self.address_spaces),
@@ -322,6 +332,7 @@ class Chaos:
         if intact != [True] * 6:
             self.find("bystanders", intact)
         device.remove_all()
+        device.shell.do("os.path.exists(path('vm/chaos')) and os.rmdir(path('vm/chaos'))")
         try:
             device.until(lambda: not left(device.stats()), 20, "nothing is left")
         except AssertionError as error:
