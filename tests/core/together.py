@@ -2,8 +2,8 @@
 
 Beside the clients and storms of `exercise` run clients that keep pages of BOs and of address spaces in a page cache (as
 the kernel does: locked and dirty folios, INVALs that wait for them), a device that writes and adds in the same
-address spaces, jobs over BOs, eviction, suspend and resume. The page is the unit of coherence, so every page of a
-space belongs to one actor, which works on it from both sides and knows each of its bytes.
+address spaces, jobs over BOs and in a VM, eviction, suspend and resume. The page is the unit of coherence, so every
+page of a space belongs to one actor, which works on it from both sides and knows each of its bytes.
 
 The seed is in every message, and a failure repeats: what would run in threads takes its turns on the loop.
 """
@@ -18,6 +18,7 @@ from tests.core.exercise import Client, storm
 from tests.core.together_actors import CachedClient, Owner, device_jobs
 from tests.core.together_groups import grouping, make_groups
 from tests.core.together_machine import BLOCKS, HANG_SECONDS, INJECTED, MIB, SPACE_PAGES, Machine
+from tests.core.together_vms import vm_jobs
 from tests.svm.page_cache import PAGE
 from tests.sync.inline import Inline
 from tests.turns import seed_turns
@@ -208,6 +209,7 @@ async def _run(
                     for other in cached:
                         nursery.start_soon(other.run, steps)
                     nursery.start_soon(device_jobs, machine, steps)
+                    nursery.start_soon(vm_jobs, machine, steps)
             background.cancel_scope.cancel()
         for place in INJECTED:
             vdev.ttm.inject[place].probability = 0
