@@ -117,6 +117,12 @@ def test_a_file_is_known_again(hers: Path) -> None:
     assert known() != before
 
 
+def capabilities() -> int:
+    """Of this thread."""
+    lines = Path("/proc/thread-self/status").read_bytes().splitlines()
+    return next(int(line.split()[1], 16) for line in lines if line.startswith(b"CapEff:"))
+
+
 def test_the_thread_is_itself_again(hers: Path) -> None:
     before = os.getgroups()
     seen: list[tuple[int, list[int]]] = []
@@ -124,8 +130,11 @@ def test_the_thread_is_itself_again(hers: Path) -> None:
     def work() -> None:
         assert as_caller._set_groups([4, 20])
         probe = hers.parent / "probe"
+        before = capabilities()
         with acting_as(BERT):
             seen.append((0, os.getgroups()))
+            assert capabilities() == 0
+        assert capabilities() == before != 0
         with pytest.raises(PermissionError), acting_as(BERT):
             probe.write_bytes(b"x")
         probe.write_bytes(b"x")

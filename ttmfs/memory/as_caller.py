@@ -1,10 +1,11 @@
 """AsCaller: files that a user of the mount has named, opened and written with that user's rights and not the daemon's.
 
-The kernel decides, by the file-system ids of the one thread that works (setfsuid, which also takes away the
-capabilities over files); beside that `granted` looks at owner, group and bits of every folder on the way and of the
-file. Which supplementary groups somebody has, the daemon does not know: the thread has none meanwhile, and somebody of
-another primary group gets what both the group and all others may. No link is followed, so that nobody comes through
-one of /proc to where the daemon is; what another machine or process serves is refused before it is asked.
+The kernel decides, by the file-system ids of the one thread that works, which has no capability meanwhile: no right
+over others' files, and no room beyond a quota. Beside that `granted` looks at owner, group and bits of every folder on
+the way and of the file. Which supplementary groups somebody has, the daemon does not know: the thread has none
+meanwhile, and somebody of another primary group gets what both the group and all others may. No link is followed, so
+that nobody comes through one of /proc to where the daemon is; what another machine or process serves is refused before
+it is asked.
 
 All of this may wait for a disk: it belongs in a worker thread.
 """
@@ -36,7 +37,15 @@ _SETGROUPS: Final = {"x86_64": 116, "aarch64": 159, "riscv64": 159}
 _NOBODY: Final = -1
 """No id: setfsuid changes nothing, and returns what is."""
 
+_CAPABILITY_VERSION: Final = 0x20080522
+
 _libc: Final = ctypes.CDLL(None)
+
+
+class _Capabilities(ctypes.Structure):
+    """Half of a thread's (struct __user_cap_data_struct)."""
+
+    _fields_ = (("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +81,15 @@ def acting_as(caller: Caller) -> Iterator[None]:
     if groups and not _set_groups([]):
         raise _may_not(caller)
     group, user = _libc.setfsgid(caller.gid), _libc.setfsuid(caller.uid)
+    effective: tuple[int, int] | None = None
     try:
+        effective = _set_effective((0, 0))
         if (_libc.setfsuid(_NOBODY), _libc.setfsgid(_NOBODY)) != (caller.uid, caller.gid):
             raise _may_not(caller)
         yield
     finally:
+        if effective is not None:
+            _set_effective(effective)
         _libc.setfsuid(user)
         _libc.setfsgid(group)
         if groups:
@@ -88,6 +101,17 @@ def _set_groups(groups: list[int]) -> bool:
     number = _SETGROUPS.get(os.uname().machine)
     ids = (ctypes.c_uint32 * len(groups))(*groups)
     return number is not None and not _libc.syscall(ctypes.c_long(number), ctypes.c_size_t(len(groups)), ids)
+
+
+def _set_effective(wanted: tuple[int, int]) -> tuple[int, int]:
+    """The effective capabilities of this thread are these from now on; what they were."""
+    header, data = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0), (_Capabilities * 2)()
+    _libc.capget(header, data)
+    before = data[0].effective, data[1].effective
+    data[0].effective, data[1].effective = wanted
+    if _libc.capset(header, data):
+        raise TtmError(errno.EPERM, "the daemon cannot give its capabilities up: it opens no file for others")
+    return before
 
 
 def _may_not(caller: Caller) -> TtmError:
