@@ -10,7 +10,7 @@ import numpy as np
 
 from ttmfs.errors import TtmError
 from ttmfs.memory.blocks import Blocks
-from ttmfs.memory.runs import Int64Array, PageArray, Uint8Array, ascending, expand, unique_sorted
+from ttmfs.memory.runs import Int64Array, PageArray, Uint8Array, ascending, expand, is_run, unique_sorted
 
 _NO_BLOCKS = Blocks(np.empty(0, np.int64), np.empty(0, np.uint8), 0)
 
@@ -97,7 +97,9 @@ class BlockMap:
             return _NO_BLOCKS
         if int(numbers.min()) < 0 or int(numbers.max()) >= self.num_pages:
             raise TtmError(errno.EINVAL, f"a page is not one of the {self.num_pages} there are")
-        found = self._whole_blocks(numbers)
+        found = self._blocks_of_run(numbers) if is_run(pages) else None
+        if found is None:
+            found = self._whole_blocks(numbers)
         if found is None:
             found = self._whole_blocks(ascending(numbers))
         if found is None:
@@ -106,6 +108,17 @@ class BlockMap:
         if (starts[1:] == starts[:-1]).any():
             raise TtmError(errno.EINVAL, "a page is named twice")
         return found
+
+    def _blocks_of_run(self, numbers: Int64Array) -> Blocks | None:
+        """As _whole_blocks, for neighbours in order: nothing is done page by page but to look for heads."""
+        first, size = numbers.item(0), numbers.size
+        heads = self._head_np[first : first + size]
+        at = heads.nonzero()[0]
+        orders = heads[at] - 1
+        ends = at + np.left_shift(1, orders, dtype=np.int64)
+        if not at.size or at.item(0) or ends.item(-1) != size or (ends[:-1] != at[1:]).any():
+            return None
+        return Blocks(at + first, orders, size)
 
     def _whole_blocks(self, numbers: Int64Array) -> Blocks | None:
         heads = self._head_np[numbers]

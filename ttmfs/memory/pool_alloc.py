@@ -90,7 +90,7 @@ class AllocState:
                 if not dirty.any():
                     continue
                 if not zero:
-                    unzeroed.append(pages[dirty].astype(np.uint32))
+                    unzeroed.append((pages if dirty.all() else pages[dirty]).astype(np.uint32))
                 elif order >= HUGE_ORDER and starts.size > 1:
                     # Clearing all of it here would keep the loop for long: the host does it as each frame is touched.
                     warm.forget_bytes(ascending(starts[dirty.reshape(starts.size, -1).any(axis=1)]), order)

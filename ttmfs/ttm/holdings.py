@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ttmfs.errors import TtmError
 from ttmfs.memory.pool import PagePool
 from ttmfs.memory.pool_types import Caching
+from ttmfs.memory.runs import ascending, unique_sorted
 from ttmfs.memory.stores import LoadError, LoadTransfer, SwapStore
 from ttmfs.ttm.account import MEMORY, SWAP, Account
 from ttmfs.ttm.page_vector import Index, PageVector, Vector, decode_handles, encode_handles, encode_pages
@@ -172,7 +173,7 @@ class Holdings(PageVector):
         self.populated_pages += len(pages)
         order = self.pool.beneficial_order
         if order and not self.beneficial_order_failed and len(index) and self.populated_pages >= 1 << order:
-            self.beneficial_order_failed = not self.in_blocks(order, np.unique(index >> order))
+            self.beneficial_order_failed = not self.in_blocks(order, unique_sorted(ascending(index >> order)))
 
     def depopulate(self, index: Index, *, to_pool: bool = True) -> int:
         """Free the memory of these entries, which become holes; returns how many pages. Entries must have pages.

@@ -16,6 +16,8 @@ from typing import Any, Final, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ttmfs.memory.runs import is_run
+
 LEAF_SHIFT: Final = 9
 LEAF_PAGES: Final = 1 << LEAF_SHIFT
 """Entries of a leaf: pages of 2 MiB."""
@@ -70,6 +72,8 @@ class Leaves(Generic[S]):
         """The entries at `index`, in that order, whatever it is."""
         if not len(index):
             return self._empty[:0]
+        if _is_long_run(index) and index.item(-1) < self.num_pages:
+            return self.entries(index.item(0), len(index))
         numbers = index >> LEAF_SHIFT
         low, high = int(numbers.min()), int(numbers.max())
         if low == high:
@@ -154,20 +158,31 @@ class Leaves(Generic[S]):
             at = index.item()
             self._need_leaf(at >> LEAF_SHIFT)[at & _MASK] = values[0]
             return
+        if _is_long_run(index):
+            first = index.item(0)
+            for number, start, stop in _pieces(first, first + len(index)):
+                at = (number << LEAF_SHIFT) - first
+                self._need_leaf(number)[start:stop] = values[at + start : at + stop]
+            return
         for number, offsets, part in _by_leaf(index >> LEAF_SHIFT, index):
             self._need_leaf(number)[offsets] = values[part]
 
     def put_range(self, first: int, end: int, value: S) -> None:
         """Set all of [first, end), which lies before the end of the array, to one value that is not 0."""
-        while first < end:
-            number = first >> LEAF_SHIFT
-            stop = min(end, (number + 1) << LEAF_SHIFT)
-            self._need_leaf(number)[first & _MASK : ((stop - 1) & _MASK) + 1] = value
-            first = stop
+        for number, start, stop in _pieces(first, end):
+            self._need_leaf(number)[start:stop] = value
 
     def clear(self, index: Index) -> None:
         """The entries at `index` become 0."""
         if not len(index):
+            return
+        if _is_long_run(index):
+            # Leaves that go as a whole are not written.
+            first, end = -(-index.item(0) >> LEAF_SHIFT), (index.item(-1) + 1) >> LEAF_SHIFT
+            self._remove_leaves(first, end)
+            first, end = (first << LEAF_SHIFT) - index.item(0), (end << LEAF_SHIFT) - index.item(0)
+            self.clear(index[:first])
+            self.clear(index[end:])
             return
         for number, offsets, _part in _by_leaf(index >> LEAF_SHIFT, index):
             leaf = self._leaves.get(number)
@@ -201,6 +216,28 @@ class Leaves(Generic[S]):
     def _remove_leaf(self, number: int) -> None:
         del self._leaves[number]
         del self._numbers[bisect_left(self._numbers, number)]
+
+
+    def _remove_leaves(self, first: int, end: int) -> None:
+        """Those of [first, end) that there are."""
+        low, high = (bisect_left(self._numbers, number) for number in (first, end))
+        for number in self._numbers[low:high]:
+            del self._leaves[number]
+        del self._numbers[low:high]
+
+
+def _is_long_run(index: Index) -> bool:
+    """Are these neighbours in order, at least a whole leaf of them among them?"""
+    return len(index) >= 2 * LEAF_PAGES and is_run(index)
+
+
+def _pieces(first: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """(leaf, where in it [first, end) begins, and where it ends), for each leaf."""
+    while first < end:
+        number = first >> LEAF_SHIFT
+        stop = min(end, (number + 1) << LEAF_SHIFT)
+        yield number, first & _MASK, ((stop - 1) & _MASK) + 1
+        first = stop
 
 
 def _by_leaf(numbers: Index, index: Index) -> Iterator[tuple[int, Index, slice]]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ttmfs.memory.arena import Arena
 from ttmfs.memory.pool import PagePool
+from ttmfs.memory.runs import expand
 from ttmfs.ttm.leaves import LEAF_PAGES, LEAF_SHIFT, Index, Kind, Leaves
 from ttmfs.units import MAX_ORDER
 
@@ -25,6 +26,8 @@ _EMPTY: Final[Vector] = np.zeros(LEAF_PAGES, np.uint32)
 _EMPTY.flags.writeable = False
 _LEAVES_AT_ONCE: Final = 64
 """Leaves that are looked at together for how far a run goes."""
+_FEW_PIECES: Final = 4
+"""So many are looked at one by one: that costs less than to look at all at once."""
 
 
 def encode_pages(pages: Vector) -> Vector:
@@ -230,12 +233,15 @@ class PageVector(Leaves[np.uint32]):
     def in_blocks(self, order: int, pieces: Index) -> bool:
         """Is each of these pieces of 2**order pages that is all there one block, or part of a larger one?"""
         size = 1 << order
+        firsts = pieces[pieces < self.num_pages >> order] << order
         # The ends tell most of those that are not: what is looked at whole costs more than a page of a fault.
-        ends = [(n << order, (n << order) + size - 1) for n in pieces.tolist() if n < self.num_pages >> order]
-        rows = [self.entries(a, size) for a, z in ends if is_page(self.entry(a)) and is_page(self.entry(z))]
-        if not rows:
-            return True
-        entries = np.stack(rows)
+        if len(firsts) > _FEW_PIECES:
+            firsts = firsts[are_pages(self.at(firsts)) & are_pages(self.at(firsts + (size - 1)))]
+            entries = self.at(expand(firsts, np.full(len(firsts), size))).reshape(-1, size)
+        else:
+            ends = [(first, first + size - 1) for first in firsts.tolist()]
+            rows = [self.entries(a, size) for a, z in ends if is_page(self.entry(a)) and is_page(self.entry(z))]
+            entries = np.stack(rows) if rows else np.zeros((0, size), np.uint32)
         return self.are_blocks(order, entries[are_pages(entries).all(axis=1)])
 
     def are_blocks(self, order: int, entries: Vector) -> bool:
