@@ -85,7 +85,31 @@ async def test_writes_and_truncates_while_a_tail_is_stored(monkeypatch: pytest.M
         assert bytes(await access.read(bo, 0, 4 * MIB)) == wanted
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("interrupted", [False, True])
+@pytest.mark.parametrize("stored", [30, 68, 132])
+@pytest.mark.parametrize("place", ["gtt", "vram gtt"])
+async def test_a_tail_that_comes_back_while_what_was_in_vram_is_copied(
+    place: str, stored: int, interrupted: bool
+) -> None:
+    """The restore of the whole makes pieces whole: not of pages into which a copy moves bytes."""
+    async with device(vram=4 * MIB, gtt=12 * MIB, memory=6 * MIB, swap=64 * MIB, placement="vram system") as vdev:
+        bo, content = await with_tail(vdev, MIB, MIB + 132 * PAGE)
+        await shrink(vdev.ttm, stored, OperationContext(no_wait_gpu=True))
+        if interrupted:
+            # It leaves a restore that has not ended, perhaps with pages of what is in vram still.
+            fail = vdev.ttm.inject["store_read"]
+            fail.probability, fail.times = 100, 1
+            assert await outcome(partial(move, vdev, bo, "gtt")) == errno.EIO
+            fail.probability = 0
+        await move(vdev, bo, "system")
+        assert bo.snapshot().startswith(b"m" * 256)
+        await move(vdev, bo, place)
+        assert bytes(await access.read(bo, 0, len(content))) == content
+        await idle(bo)
+        assert bytes(await access.read(bo, 0, len(content))) == content
+
+
+@pytest.mark.parametrize("seed", [*range(4), *(pytest.param(seed, marks=pytest.mark.stress) for seed in range(4, 404))])
 async def test_appended_tails_under_a_storm(seed: int) -> None:
     """Two BOs that grow, shrink, move and are shrunk, in memory that does not hold them, against their bytes."""
     rng = random.Random(seed)

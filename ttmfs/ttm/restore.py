@@ -2,9 +2,9 @@
 
 Piece by piece: fresh pages, the largest blocks first, then step by step the bytes of the handles, which are dropped as
 they are copied. A restore of the whole also copies the pages that were never stored and frees them, so that what was
-split for backup is whole again, and gives memory to holes. Where it stands is kept in `tt.unfinished` when it fails or
-is interrupted, and the next one goes on from there: no page is loaded or allocated twice. It is dropped when complete,
-also by a resume that completes it (the kernel kept it until 2026).
+split for backup is whole again, and gives memory to holes; beside a copy of the BO these pages stay. Where it stands is
+kept in `tt.unfinished` when it fails or is interrupted, and the next one goes on from there: no page is loaded or
+allocated twice. It is dropped when complete, also by a resume that completes it (the kernel kept it until 2026).
 """
 
 from collections.abc import Iterator
@@ -100,7 +100,7 @@ async def _whole_piece(bo: BufferObject, tt: TT, index: int, steps: StoreSteps) 
     if len(handles) < high - low:
         high = min(low + (1 << order), tt.num_pages)
         handles = tt.handles_in(low, high)
-    if len(handles) < high - low and tt.pool.free_pages >= high - low:
+    if len(handles) < high - low and not bo.copies and tt.pool.free_pages >= high - low:
         handles = np.arange(low, high)
     await _piece(bo, tt, handles, low, high, steps)
     return high
@@ -208,7 +208,7 @@ async def _fill_step(bo: BufferObject, tt: TT, index: Index, pages: Vector) -> t
 def _finish(bo: BufferObject, tt: TT, index: Index, pages: Vector) -> None:
     """The entries that were no handles: retained pages are copied and freed, holes are zeros. Synchronous.
 
-    What is not in the tt any more gives its page back.
+    What is not in the tt any more gives its page back. Beside a copy retained pages stay: bytes move into them, or out.
     """
     gone = index >= tt.num_pages
     if gone.any():
@@ -224,7 +224,9 @@ def _finish(bo: BufferObject, tt: TT, index: Index, pages: Vector) -> None:
         zero_pages(tt.arena, pages[hole])
         tt.adopt(index[hole], pages[hole], taken=True)
     page = (entries & 1 == 0) & ~hole
-    if page.any():
+    if page.any() and bo.copies:
+        tt.give_pages(pages[page])
+    elif page.any():
         copy_pages(tt.arena, pages[page], tt.arena, decode_pages(entries[page]))
         tt.depopulate(index[page], to_pool=False)
         tt.adopt(index[page], pages[page], taken=True)
