@@ -1,7 +1,8 @@
-"""Forks: daemons under test as forks of one process that has loaded all they need: that takes most of a daemon's start.
+"""Forks: daemons under test, and their clients, as forks of processes that have loaded all they need: that is most of
+what the start of one takes.
 
-`Forked` is what subprocess.Popen would be. The process that forks (`daemon.py --forks`) has no threads, keeps nothing
-of what it hands on, ends with the test run, and says of each child how it ended.
+`Forked` is what subprocess.Popen would be. A process that forks (`daemon.py --forks`) has no threads, keeps nothing of
+what it hands on, ends with the test run, and says of each child how it ended.
 """
 
 import contextlib
@@ -14,37 +15,36 @@ import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 from typing import IO, Any
 
 _LIMIT = 1 << 20
-DAEMON = Path(__file__).resolve().with_name("daemon.py")
 
 
 # -- the side of the tests ---------------------------------------------------------------------------------------------
 
 
 @functools.cache
-def _forker() -> socket.socket:
+def _forker(*program: str) -> socket.socket:
     """The connection to the process that forks, begun when it is first asked for, as long as this process lives."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
-        command = [sys.executable, str(DAEMON), "--forks", str(theirs.fileno())]
+        command = [sys.executable, *program, "--forks", str(theirs.fileno())]
         popen = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),), cwd="/")
     popen.returncode = 0  # nobody waits for it: it ends when this process has
     return ours
 
 
 class Forked:
-    """A daemon: `arguments` are those of daemon.py, `stderr` an open file."""
+    """A process that runs `program` (options of Python, and a file) with `arguments`. `stderr` is an open file."""
 
-    def __init__(self, arguments: list[str], stderr: IO[bytes]) -> None:
+    def __init__(self, program: tuple[str, ...], arguments: list[str], stderr: IO[Any]) -> None:
+        self._program = program
         self.returncode: int | None = None
         stdin, to_daemon = os.pipe()
         from_daemon, stdout = os.pipe()
         self._status, status = os.pipe()
         try:
-            forker = _forker()
+            forker = _forker(*program)
             request = json.dumps({"arguments": arguments, "environment": dict(os.environ)}).encode()
             socket.send_fds(forker, [request], [stdin, stdout, stderr.fileno(), status])
         finally:
@@ -76,7 +76,7 @@ class Forked:
             with selectors.DefaultSelector() as selector:
                 selector.register(self._status, selectors.EVENT_READ)
                 if not selector.select(timeout):
-                    raise subprocess.TimeoutExpired(str(DAEMON), timeout or 0.0)
+                    raise subprocess.TimeoutExpired(self._program, timeout or 0.0)
             self.returncode = int(self._told())
             os.close(self._status)
         return self.returncode

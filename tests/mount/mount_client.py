@@ -1,7 +1,8 @@
 """A client process of a mount: runs snippets of Python that arrive as JSON lines, one answer each.
 
 An answer is {"value": …} or {"errno": N}, always with the seconds it took. Bytes travel as latin-1 text in
-{"bytes": …}. Whatever hangs or gets SIGBUS here hangs or ends this process only.
+{"bytes": …}. Whatever hangs or gets SIGBUS here hangs or ends this process only. `mount_client.py --forks DESCRIPTOR`
+is the process that clients are forked from (forks.py).
 """
 
 import ctypes
@@ -16,7 +17,8 @@ import time
 import traceback
 from typing import Any
 
-MNT = sys.argv[1]
+MNT = ""
+"""Where it is mounted."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -134,8 +136,9 @@ def _run(code: str, names: dict[str, Any]) -> Any:
     return answer
 
 
-def main() -> None:
+def main(mountpoint: str) -> None:
     """Until the input ends."""
+    globals()["MNT"] = mountpoint
     names = dict(globals())
     names["threading"] = threading
     names["errno"] = errno
@@ -146,4 +149,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+    from tests.mount.forks import forked
+
+    main(*forked(int(sys.argv[2])))

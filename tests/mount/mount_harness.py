@@ -1,7 +1,7 @@
 """Devices and clients of the mount tests: started, asked with a time limit, and ended whatever happens.
 
 Nothing here touches a mount point from the test process. A Device is a fork of `daemon.py` with a control channel; a
-Client is `mount_client.py` as a subprocess that runs snippets in the mount.
+Client is one of `mount_client.py` that runs snippets in the mount.
 """
 
 import contextlib
@@ -25,6 +25,8 @@ from ttmfs.fs.kernel import tuning
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent.parent
+DAEMON = (str(HERE / "daemon.py"),)
+CLIENT = ("-I", "-S", str(HERE / "mount_client.py"))
 PAGE = 4096
 MIB = 1 << 20
 
@@ -49,7 +51,7 @@ class Hang(AssertionError):  # noqa: N818 - it is a finding
 class Line:
     """A process that speaks JSON lines on its standard input and output."""
 
-    def __init__(self, popen: "subprocess.Popen[bytes] | Forked") -> None:
+    def __init__(self, popen: Forked) -> None:
         self.popen = popen
         self._pending = b""
 
@@ -93,8 +95,7 @@ class Client(Line):
     """A process that uses the mount."""
 
     def __init__(self, mountpoint: str) -> None:
-        command = [sys.executable, "-I", "-S", str(HERE / "mount_client.py"), mountpoint]
-        super().__init__(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/"))
+        super().__init__(Forked(CLIENT, [mountpoint], sys.__stderr__ or sys.stderr))
         self.receive(20 * PATIENCE)
         self.seconds = 0.0
         """What the last snippet took, on the client's clock."""
@@ -114,7 +115,7 @@ class Client(Line):
             raise ClientError(answer["errno"], os.strerror(answer["errno"] or 0))
         return _decode(answer["value"])
 
-    def waits(self, seconds: float = 2.0) -> bool:
+    def waits(self, seconds: float = 1.0) -> bool:
         """Whether it has no answer after so many seconds."""
         try:
             self.receive(seconds)
@@ -167,7 +168,7 @@ class Device:
         self._shell: Client | None = None
         self.connection = -1
         with open(self.log_path, "wb") as log:
-            self.daemon = Line(Forked([*patches, "--", self.mountpoint, *options], log))
+            self.daemon = Line(Forked(DAEMON, [*patches, "--", self.mountpoint, *options], log))
         try:
             self.connection = self.daemon.receive(30 * PATIENCE)["connection"]
         except BaseException as error:

@@ -15,6 +15,7 @@ from ttmfs.driver.namespace import BoFile
 from ttmfs.fs import mount as mount_module
 from ttmfs.fs.kernel import session_loop, tuning
 from ttmfs.fs.kernel.unmappers import BoPageCache
+from ttmfs.fs.requests import open as open_module
 from ttmfs.fs.requests.guard import guarded
 from ttmfs.fs.requests.inode import InodeRequests
 from ttmfs.fs.requests.read_write import DataRequests
@@ -107,6 +108,11 @@ def max_tasks(count: str) -> None:
 def without_hurry() -> None:
     """H8: however many requests wait, they go on waiting."""
     Request.hurry = lambda self: None
+
+
+def texts_limit(size: str) -> None:
+    """Of texts that nobody closes so many bytes are kept."""
+    open_module.TEXTS_LIMIT = int(size)
 
 
 def moving_mtime() -> None:
@@ -227,6 +233,7 @@ PATCHES: dict[str, Callable[..., None]] = {
         without_background_limits,
         max_tasks,
         without_hurry,
+        texts_limit,
         moving_mtime,
         short_reads,
         without_guard,

@@ -42,7 +42,7 @@ def test_mtime_moves_when_a_job_publishes(device: Device) -> None:
 def test_a_pwrite_behind_a_queued_move_returns_at_once_and_is_kept(device: Device) -> None:
     device.make("a", 2 * MIB, 0x41, "vram")
     client = device.client("fd = opened('bo/a')")
-    fence = submit(device, "busy seconds=5 bo=a")["fence"]
+    fence = submit(device, "busy seconds=3 bo=a")["fence"]
     assert device.command("objects/a/validate", "gtt") == "ok"
     assert client.do("os.pwrite(fd, b'x' * 5000, 4090)", 1.0) == 5000
     assert device.transact("ctl/wait", f"{fence} 0")[0] == "ETIME", "the job still runs"
@@ -53,7 +53,7 @@ def test_a_pwrite_behind_a_queued_move_returns_at_once_and_is_kept(device: Devic
 def test_a_fault_does_not_wait_for_a_job(device: Device) -> None:
     device.make("a", 2 * MIB, 0x41, "vram")
     client = device.client(f"fd = opened('bo/a'); m = mapped(fd, {2 * MIB})")
-    fence = submit(device, "busy seconds=5 bo=a")["fence"]
+    fence = submit(device, "busy seconds=3 bo=a")["fence"]
     assert client.do("m[4096 * 77]", 1.0) == 0x41
     code, _lines = device.transact("ctl/wait", f"{fence} 0")
     assert code == "ETIME"
@@ -126,7 +126,7 @@ def test_injected_engine_failure_is_intercepted_and_a_banned_memcpy_loses_loudly
 def test_jobs_of_two_queues_pass_each_other_and_after_orders_them(device: Device) -> None:
     device.make("a", MIB, 0x41, "vram")
     device.make("b", MIB, 0x42, "vram")
-    long = submit(device, "queue=render busy bo=a seconds=4")
+    long = submit(device, "queue=render busy bo=a seconds=3")
     assert long["point"] == "render:1"
     assert str(submit(device, "fill dst=b value=7 wait", 3.0)["point"]).startswith("default:"), "it waits for nobody"
     assert device.transact("ctl/wait", "render:1 0")[0] == "ETIME"
