@@ -61,6 +61,22 @@ async def test_others_run_between_one_and_the_next(monkeypatch: pytest.MonkeyPat
         assert 0 < turns.most("take") <= 16
 
 
+async def test_others_run_between_one_and_the_next_of_suspend_and_resume(monkeypatch: pytest.MonkeyPatch) -> None:
+    def noted(*args: Any) -> Resource:
+        turns.note("take")
+        return take(*args)
+
+    async with device() as vdev:
+        bos = [await make(vdev, f"bo{number}", PAGE, place="vram") for number in range(BOS)]
+        await idle(*bos)
+        monkeypatch.setattr("ttmfs.ttm.mem_space.take", noted)
+        for call, place in ((vdev.power.suspend, "system"), (vdev.power.resume, "vram")):
+            with ticking_clock(us=200), Turns() as turns:
+                await call(OperationContext())
+            assert {bo.mem_type for bo in bos} == {place}
+            assert 0 < turns.most("take") <= 16, place
+
+
 # -- the table of the worst --------------------------------------------------------------------------------------------
 
 

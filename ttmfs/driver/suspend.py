@@ -7,6 +7,7 @@ zeros, WRITEs are dropped, commands fail.
 """
 
 import errno
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from ttmfs.driver.hardware import Hardware
 from ttmfs.driver.locking import reserved_dead_or_alive
 from ttmfs.errors import TtmError
 from ttmfs.observe import points
+from ttmfs.sync.breather import Breather
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.contention import NoRoom
 from ttmfs.ttm.context import OperationContext
@@ -44,7 +46,7 @@ class PowerState:
     def __init__(self, vdev: Hardware) -> None:
         self.vdev = vdev
         self.busy = False
-        self._saved: list[_Saved] = []
+        self._saved: deque[_Saved] = deque()
 
     async def suspend(self, ctx: OperationContext) -> Result:
         """Every BO to system; refuses device work. TtmError: EBUSY already, ENOMEM no memory (then nothing changed)."""
@@ -114,7 +116,9 @@ class PowerState:
         return sorted(managers, key=lambda manager: not manager.use_tt)
 
     async def _empty(self, manager: ResourceManager, ctx: OperationContext) -> None:
+        breather = Breather()
         while (bo := self._next(manager)) is not None:
+            await breather.step()
             async with reserved_dead_or_alive(bo):
                 if bo.resource is not None and bo.resource.manager is manager:
                     await self._save(bo, bo.resource, ctx)
@@ -154,12 +158,14 @@ class PowerState:
     async def _bring_back(self, ctx: OperationContext) -> tuple[int, int]:
         restored = failed = 0
         # Pinned ones first, each kind in the order of the LRU that it came from.
-        self._saved.sort(key=lambda saved: not saved.bo.pin_count)
+        self._saved = deque(sorted(self._saved, key=lambda saved: not saved.bo.pin_count))
+        breather = Breather()
         while self._saved:
+            await breather.step()
             saved = self._saved[0]
             came_back = await self._bring_one_back(saved, ctx)
             # Not before: who is interrupted goes on with it at the next resume.
-            self._saved.pop(0)
+            self._saved.popleft()
             restored += came_back is True
             failed += came_back is False
         return restored, failed
@@ -217,7 +223,9 @@ async def unplug(vdev: Hardware, bos: Iterable[BufferObject]) -> Result:
         bo.drop_vmap()
         bo.gate.wake()
     unmapped = 0
+    breather = Breather()
     for bo in listed:
+        await breather.step()
         unmapped += bo.handed_out
         await unmap_virtual(bo)
     return {"unmapped": unmapped}

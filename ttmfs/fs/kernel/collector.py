@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import trio
 
-_ROUNDS: Final = 5
-"""Collections of the middle generation from one full collection to the next, at least: some 45,000 containers."""
+_ROUNDS: Final = 2
+"""Collections of the middle generation from one full collection to the next, at least: some 20,000 containers."""
 _OLDEST: Final = 2
 FEW: Final = 2000
 """Inodes and BOs whose containers are looked at in a few milliseconds."""
