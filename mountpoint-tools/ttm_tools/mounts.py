@@ -43,6 +43,14 @@ def looks_like_a_path(word: str) -> bool:
     return word.startswith(("/", "./", "../", "~")) or word in (".", "..") or word in _relative(ttmfs_mounts())
 
 
+def bo_file(word: str) -> tuple[str, str] | None:
+    """(mount point, BO) when `word` is the path of a BO's file, as text: MNT/bo/NAME."""
+    path = os.path.abspath(os.path.expanduser(word))
+    inside = [mount for mount in ttmfs_mounts() if path.startswith(f"{mount}/bo/")]
+    mount = max(inside, key=len, default="")
+    return (mount, path.removeprefix(f"{mount}/bo/")) if mount else None
+
+
 def _relative(mounts: list[str]) -> set[str]:
     here = os.getcwd()
     return {form for path in mounts for form in (os.path.relpath(path, here), os.path.relpath(path, here) + "/")}

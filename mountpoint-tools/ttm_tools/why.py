@@ -7,7 +7,7 @@ import click
 
 from ttm_tools.device import Device
 from ttm_tools.errors import MountError
-from ttm_tools.mounts import find_mount, looks_like_a_path
+from ttm_tools.mounts import bo_file, find_mount, looks_like_a_path
 from ttm_tools.options import HELP, complete_mount_or_bo, completion_help, version_option, with_errors
 from ttm_tools.vms import Bound, Vm, who_has
 from ttm_tools.words import shown, size_text
@@ -94,8 +94,11 @@ def main(words: tuple[str, ...], most: int, as_json: bool) -> None:
     \b
     ttm-why tex0                  of the only mount
     ttm-why /tmp/gpu tex0 -n 5
+    ttm-why /tmp/gpu/bo/tex0      by its file
     """
     named = list(words)
+    if len(named) == 1 and (file := bo_file(named[0])) is not None:
+        named = list(file)
     mount = named.pop(0) if named and (len(named) > 1 or looks_like_a_path(named[0])) else None
     if len(named) > 1:
         raise click.UsageError("say one BO, or none for all")

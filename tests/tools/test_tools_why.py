@@ -27,6 +27,8 @@ def test_one_command_says_why_a_bo_was_evicted(ttmfs_device: Device, run: Callab
     assert re.fullmatch(rf"[\d:]+ 'old one' vram to gtt: was evicted, 3M {who}", moved)
     assert "'old one' has to leave vram: room for 'new', and nobody stood before it" in evicted
     assert last == "old one: 3M in gtt, placement system, evictions: 1"
+    # A path of its file says which mount.
+    assert run("why", ttmfs_device.bo("old one").path).stdout == done.stdout
     assert ttmfs_device.bo("old one").status["last_move"] == moved
     # The one that it was done for knows of it too.
     assert evicted in run("why", "new", mount=ttmfs_device.path).stdout.splitlines()
