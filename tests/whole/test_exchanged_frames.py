@@ -12,6 +12,8 @@ from tests.core.together import together
 from tests.core.together_machine import SteppingClock
 from ttmfs.driver.config import Config
 from ttmfs.memory import frames
+from ttmfs.memory.arena import FRAME_PAGES
+from ttmfs.ttm import copy_frames
 from ttmfs.ttm.copy import Copy
 
 MIB = 1 << 20
@@ -39,9 +41,10 @@ class Frames:
         self.count = 0
         real = Copy.change_hands
 
-        def change_hands(copy: Copy) -> None:
-            self.count += sum(run.frames for run in copy.frames)
-            real(copy)
+        def change_hands(copy: Copy) -> int:
+            pages = real(copy)
+            self.count += pages // FRAME_PAGES
+            return pages
 
         patch.setattr(Copy, "change_hands", change_hands)
 
@@ -51,6 +54,9 @@ def exchanged(monkeypatch: pytest.MonkeyPatch, how: str) -> Frames:
     need_exchanges()
     monkeypatch.setattr(frames._Host, "refused", False)
     noise_behind(monkeypatch)
+    # Each frame in a step of its own, so that requests come in between.
+    monkeypatch.setattr(copy_frames, "longest_run", lambda: 1)
+    monkeypatch.setattr("ttmfs.ttm.copy._STEP_FRAMES", 1)
     choose(monkeypatch, how)
     return Frames(monkeypatch)
 
