@@ -1,11 +1,12 @@
 """An exerciser of address spaces: processes that map and store, a device that writes, adds and sums, a storm around.
 
-    svm_exerciser.py [--seed N] [--seconds S | --rounds N]
+    svm_exerciser.py [--seed N] [--seconds S | --rounds N] [--scarce]
 
-One space of 9/8 of VRAM, ordinary BOs of half of VRAM. A round deals the pages out: some to the device, the others to
-the clients (the page is the unit of coherence between them), lets everybody work at the same time while ranges are
-prefetched and BOs are validated, and then compares every word that anybody was given with a model, by whom else than
-who wrote it. All of it follows from the seed; a failure names the seed and the round.
+One space of 9/8 of VRAM, ordinary BOs of half of VRAM; with --scarce both are more than memory. A round deals the pages
+out: some to the device, the others to the clients (the page is the unit of coherence between them), lets everybody work
+at the same time while ranges are prefetched, BOs are validated and memory is shrunk, and then compares every word that
+anybody was given with a model, by whom else than who wrote it. All of it follows from the seed; a failure names the
+seed and the round.
 """
 
 import argparse
@@ -28,6 +29,8 @@ from tests.mount.mount_harness import MIB, PAGE, Client, Device
 VRAM = 16 * MIB
 SIZE = VRAM * 9 // 8
 OPTIONS = ("--vram", "16M", "--gtt", "64M", "--memory", "128M", "--fault-timeout", "20")
+SCARCE = ("--vram", "8M", "--gtt", "16M", "--memory", "16M", "--swap", "128M", "--fault-timeout", "20")
+"""The space is larger than memory: what nobody uses is in the store."""
 NUM_CLIENTS = 3
 BOS = ("left", "right")
 BO_SIZE = VRAM // 4
@@ -227,6 +230,8 @@ class Exerciser:
                         ("ctl/validate", "left,right vram"),
                         (f"objects/{rng.choice(BOS)}/validate", rng.choice(("system", "gtt"))),
                         ("ctl/evict", "vram 2M"),
+                        ("ctl/shrink", rng.choice(("1M", "4M", "all"))),
+                        ("ctl/config", f"svm_migrate={rng.choice(('once', 'always', 'never'))}"),
                     )
                 )
             )
@@ -330,10 +335,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--rounds", type=int, default=0, help="so many rounds instead of seconds")
+    parser.add_argument("--scarce", action="store_true", help="less memory than the space needs")
     options = parser.parse_args()
     seed = random.SystemRandom().randrange(1 << 32) if options.seed is None else options.seed
     print(f"--seed {seed}")
-    device = Device(*OPTIONS)
+    device = Device(*(SCARCE if options.scarce else OPTIONS))
     try:
         exerciser = Exerciser(device, seed)
         counts = exerciser.run(seconds=0 if options.rounds else options.seconds, rounds=options.rounds)
