@@ -10,11 +10,14 @@ from trio.testing import MockClock
 
 from tests.svm.conftest import MIB, MakeDevice
 from ttmfs.driver.calls import pin, validate_bo
+from ttmfs.driver.jobs import Job
+from ttmfs.driver.queues import MAX_JOBS
+from ttmfs.driver.submit import submit_job
 from ttmfs.errors import TtmError
 from ttmfs.svm import calls, cpu
 from ttmfs.svm.space import AddressSpace
 from ttmfs.svm.swap import store_chunk
-from ttmfs.ttm import kswapd
+from ttmfs.ttm import access, kswapd
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.device import Device
 from ttmfs.ttm.placement import Place
@@ -143,3 +146,55 @@ async def test_what_is_never_there_is_said_after_one_more_attempt(
         assert not device.svm.migrate_lock.locked()
         monkeypatch.undo()
         await calls.gpu_fill(space, 0, PAGE, 2)
+
+
+async def test_who_has_his_memory_does_not_wait_behind_who_waits_for_some(
+    svm_device: MakeDevice, autojump_clock: MockClock
+) -> None:
+    async with svm_device(memory=16 * MIB, vram=8 * MIB, swap=0) as device:
+        has = device.space(64 << 10, "has")
+        await cpu.write(has, 0, b"b" * (64 << 10))
+        holder = device.vdev.create_bo("holder")
+        for at in range(0, 14 * MIB, MIB):
+            await access.write(holder, at, bytes([1]) * MIB)
+        await submit_job(device.vdev, Job("busy", srcs=(holder,), seconds=60), OperationContext())
+        wants = [device.space(2 * MIB, f"wants {number}") for number in range(4)]
+
+        async def want(space: AddressSpace) -> None:
+            await calls.madvise(space, 0, 2 * MIB, preferred="system")
+            with pytest.raises(TtmError):
+                await calls.gpu_fill(space, 0, 2 * MIB, 7)
+
+        async with trio.open_nursery() as nursery:
+            for space in wants:
+                nursery.start_soon(want, space)
+            await trio.sleep(0.1)
+            began = trio.current_time()
+            await calls.gpu_fill(has, 0, 64 << 10, 1, wait=False)
+            assert trio.current_time() - began < 0.1
+            assert device.locations(has) == [(0, "64K", "vram")]
+        for space in (has, *wants):
+            space.release()
+
+
+async def test_jobs_of_a_space_are_bounded_and_none_of_root(
+    svm_device: MakeDevice, autojump_clock: MockClock
+) -> None:
+    async with svm_device(compute_engines=2) as device:
+        space, queues = device.space(2 * MIB), device.vdev.compute.queues
+        for number in range(2):
+            bo = device.vdev.create_bo(f"busy {number}")
+            await access.write(bo, 0, bytes(PAGE))
+            job = Job("busy", srcs=(bo,), seconds=100, queue=f"q{number}")
+            await submit_job(device.vdev, job, OperationContext())
+        await trio.sleep(1)
+        for _ in range(MAX_JOBS):
+            await calls.gpu_fill(space, 0, PAGE, 7, wait=False)
+        with pytest.raises(TtmError, match=f"{MAX_JOBS} jobs of") as caught:
+            await calls.gpu_fill(space, 0, PAGE, 7, wait=False)
+        assert caught.value.errno == errno.EAGAIN
+        assert queues.find("mine", 0) is None, "root may go on"
+        await trio.sleep(100)
+        await calls.gpu_fill(space, 0, PAGE, 8)
+        assert space.pending_jobs == 0
+        space.release()

@@ -24,7 +24,7 @@ SVM: Final = "svm"
 MAX_QUEUES: Final = 64
 """Queues of one user. For one more the queue goes that has been idle for longest."""
 MAX_JOBS: Final = 4096
-"""Jobs of one user that are queued or running."""
+"""Jobs of one user, and beside them of one address space, that are queued or running."""
 _LAST_POINT: Final = (1 << 63) - 1
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 _POINT: Final = re.compile(r"[1-9][0-9]{0,18}")
@@ -201,7 +201,8 @@ class Queues:
             )
         elif name.startswith(default_of("")) and name != default_of(uid):
             raise TtmError(errno.EACCES, f"queue={name}: choose a name that does not begin with {default_of('')}")
-        if sum(len(each) for each in self._queues.values() if each.uid == uid) >= MAX_JOBS:
+        mine = (each for each in self._queues.values() if each.uid == uid and each is not self.svm)
+        if sum(map(len, mine)) >= MAX_JOBS:
             raise TtmError(errno.EAGAIN, f"{MAX_JOBS} of your jobs have not ended: wait for one of them")
         return queue
 

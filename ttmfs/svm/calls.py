@@ -16,6 +16,7 @@ import trio
 
 from ttmfs.driver.calls import check_device, check_plugged
 from ttmfs.driver.operation import Operation
+from ttmfs.driver.queues import MAX_JOBS
 from ttmfs.errors import TtmError, no_such
 from ttmfs.svm.advice import Advice
 from ttmfs.svm.fault import handle_fault, prefetch_range
@@ -64,6 +65,8 @@ async def _operate(space: AddressSpace, operation: Operation, address: int, leng
     """Fault in and queue part after part; then wait for the last."""
     check_device(space.vdev)
     _check_bytes(space, address, length)
+    if space.pending_jobs >= MAX_JOBS:
+        raise TtmError(errno.EAGAIN, f"{MAX_JOBS} jobs of {space.name} have not ended: wait for one of them")
     tally = FaultTally()
     done = 0
     atomic = operation.kind == "atomic_add"

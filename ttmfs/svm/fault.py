@@ -25,6 +25,7 @@ from ttmfs.units import PAGE_SHIFT
 
 if TYPE_CHECKING:
     from ttmfs.svm.advice import Advice
+    from ttmfs.svm.shared import Shared
     from ttmfs.svm.space import AddressSpace
 
 VRAM_TRIES: Final = 3
@@ -50,42 +51,50 @@ class Bound:
 
 
 class _Turn:
-    """The migrate_lock, for a fault that did not get as far as to bind its range (xe_validation's exclusive retry).
+    """The locks of a fault that did not get as far as to bind its range (xe_validation's exclusive retry).
 
     Faults whose ranges do not fit into VRAM together evict each other's between migration and bind, for ever; those
-    whose ranges do not fit into memory together keep what each has of it from the others. Who has started over for that
-    keeps the others from migrating, and from waiting for memory, until it is bound. They hold nothing meanwhile.
+    whose ranges do not fit into memory together keep what each has of it from the others. Who has started over for the
+    one keeps the others from migrating (migrate_lock), for the other from waiting for memory (memory_lock), until it is
+    bound. They hold nothing meanwhile. Who has the former never waits for the latter.
     """
 
-    __slots__ = ("_alone", "_lock", "taken")
+    __slots__ = ("_alone", "_memory", "_migrate", "_waits", "taken")
 
-    def __init__(self, lock: trio.Lock) -> None:
-        self._lock = lock
+    def __init__(self, svm: "Shared") -> None:
+        self._migrate, self._memory = svm.migrate_lock, svm.memory_lock
         self._alone = False
-        self.taken = False
+        """It is the last attempt."""
+        self.taken = self._waits = False
+        """Which of the two are held."""
 
     async def take(self) -> None:
-        """Wait for it; nothing to do when it is taken."""
+        """Wait for the migrate_lock; nothing to do when it is taken."""
         if not self.taken:
-            await self._lock.acquire()
+            await self._migrate.acquire()
             self.taken = True
 
     async def alone(self, error: TtmError) -> None:
-        """Take it for one more attempt after `error`, which is for want of memory; raised if there was one."""
+        """One more attempt after `error`, which is for want of memory; raised if there was one."""
         if self._alone or error.errno not in _NO_MEMORY:
             raise error
         self._alone = True
-        await self.take()
+        if not self.taken:
+            await self._memory.acquire()
+            self._waits = True
 
     def context(self) -> OperationContext:
-        """How memory is waited for: not at all by who has not taken it, and holds what others wait for."""
-        return OperationContext(no_wait_gpu=not self.taken)
+        """How memory is waited for: not at all by who is not alone, and holds what others wait for."""
+        return OperationContext(no_wait_gpu=not (self._waits or self.taken))
 
     def end(self) -> None:
-        """Give it up, if it was taken."""
+        """Give up what was taken."""
         if self.taken:
             self.taken = False
-            self._lock.release()
+            self._migrate.release()
+        if self._waits:
+            self._waits = False
+            self._memory.release()
 
 
 async def handle_fault(space: "AddressSpace", page: int, tally: FaultTally, *, write: bool, atomic: bool) -> Bound:
@@ -95,7 +104,7 @@ async def handle_fault(space: "AddressSpace", page: int, tally: FaultTally, *, w
     device can do atomics too (the kernel would fault for ever), and so is every one where faults never migrate.
     TtmError: EFAULT, ENOENT, EPERM, EACCES the range is advised for atomics of the CPU, ENODEV, ENOMEM, EIO.
     """
-    turn = _Turn(space.svm.migrate_lock)
+    turn = _Turn(space.svm)
     try:
         return await _handle_fault(space, page, tally, turn, write=write, atomic=atomic)
     finally:
@@ -304,7 +313,7 @@ async def prefetch_range(space: "AddressSpace", found: Range, tally: FaultTally,
     """One range of a prefetch: to `wanted`, unless it is too small for that, and bound. Like a fault, one that finds no
     memory is tried once more alone; other trouble is raised.
     """
-    turn = _Turn(space.svm.migrate_lock)
+    turn = _Turn(space.svm)
     policy = space.svm.policy
     try:
         while True:

@@ -108,5 +108,11 @@ def queue(space: "AddressSpace", operation: Operation, bound: Bound, address: in
         job.fence.add_callback(lambda _fence: space.tidy(chunk))
     bound.release()
     space.svm.counters.gpu_jobs += 1
+    space.pending_jobs += 1
+    job.fence.add_callback(lambda _fence: _ended(space))
     operation.fence = job.fence
     space.vdev.compute.submit(space.vdev.compute.queues.svm, job)
+
+
+def _ended(space: "AddressSpace") -> None:
+    space.pending_jobs -= 1

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 
 class Shared(Protocol):
-    """`migrate_lock` is the driver_migrate_lock: one migration into VRAM at a time, in order of arrival."""
+    """`migrate_lock` is the driver_migrate_lock: one migration into VRAM at a time, in order of arrival. `memory_lock`:
+    one device fault at a time waits for memory."""
 
     vdev: "VirtualDevice"
     counters: SvmCounters
@@ -29,6 +30,7 @@ class Shared(Protocol):
     policy: MigrationPolicy
     atomic_timeslice_ms: float
     migrate_lock: trio.Lock
+    memory_lock: trio.Lock
     warmth: OrderedDict[Any, Any]
     """Chunks that have system pages, least recently used first, with their spaces; some may have none by now."""
 

@@ -78,6 +78,7 @@ class AddressSpace:
         "migrations_in",
         "migrations_out",
         "name",
+        "pending_jobs",
         "private",
         "reclaim_hand",
         "released",
@@ -131,8 +132,7 @@ class AddressSpace:
         self.eof_page_read = False
         """A client may have the page with the end of the file cached and up to date; see ttmfs.ttm.eof."""
         self.asked = Asked()
-        self.cpu_faults = 0
-        self.gpu_faults = 0
+        self.cpu_faults = self.gpu_faults = self.pending_jobs = 0
         self.migrations_in = self.migrations_out = self.bytes_moved = 0
         self.last_error = ""
 

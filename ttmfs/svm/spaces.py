@@ -37,8 +37,7 @@ MAX_SPACES: Final = 4096
 class Svm:
     """The spaces of `vdev`, and what they share (ttmfs.svm.shared).
 
-    `notifier_size` (bytes, a power of two) counts for spaces made afterwards. `migrate_lock` is the
-    driver_migrate_lock: one migration into VRAM at a time, in order of arrival.
+    `notifier_size` (bytes, a power of two) counts for spaces made afterwards.
     """
 
     def __init__(self, vdev: "VirtualDevice") -> None:
@@ -50,7 +49,7 @@ class Svm:
         self.atomic_timeslice_ms = DEFAULT_TIMESLICE_MS
         self.spaces: dict[AddressSpace, None] = {}
         self.funcs = DevMemFuncs(vdev)
-        self.migrate_lock = trio.Lock()
+        self.migrate_lock, self.memory_lock = trio.Lock(), trio.Lock()
         self.warmth: OrderedDict[Chunk, AddressSpace] = OrderedDict()
         vdev.ttm.accounts.elsewhere.append(self._charged)
         vdev.ttm.shrinkables.append(SpaceShrinker(self.warmth, self.spaces.keys()))
