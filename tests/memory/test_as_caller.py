@@ -100,6 +100,20 @@ def test_what_others_answer_for_is_not_asked(hers: Path, monkeypatch: pytest.Mon
     assert opened(hers, ANNA) == "ENODEV"
 
 
+def test_a_long_way_there_holds_two_descriptors(hers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, held = as_caller._check_near, []
+
+    def check(found: int, path: str, types: dict[bytes, bytes]) -> None:
+        held.append(len(os.listdir("/proc/self/fd")))
+        real(found, path, types)
+
+    monkeypatch.setattr(as_caller, "_check_near", check)
+    assert opened("/.." * 1000 + str(hers), ANNA) == "rw"
+    assert len(held) > 1000
+    assert max(held) == min(held)
+    assert opened("/.." * 2000 + str(hers), ANNA) == "ENAMETOOLONG"
+
+
 def test_a_file_is_known_again(hers: Path) -> None:
     def known() -> object:
         fd = os.open(hers, os.O_RDONLY)

@@ -252,6 +252,16 @@ def test_memory_of_another_file_is_bound_as_who_binds_it(device: Device, frame: 
     assert text(device, "ctl/selfcheck") == "ok\n"
 
 
+def test_who_has_other_folders_than_the_daemon_names_no_file_of_its(device: Device, frame: Path) -> None:
+    device.shell.do("os.mkdir(path('vm/a')); os.mkdir(path('vm/b'))")
+    for name, leave in (("a", f"os.chroot({str(frame.parent)!r})"), ("b", "os.unshare(os.CLONE_NEWNS)")):
+        if name == "b" and not hasattr(os, "unshare"):
+            continue  # before Python 3.12
+        jailed = device.client(f"fd = os.open(path('vm/{name}/userptr'), os.O_WRONLY); {leave}")
+        assert jailed.errno(f"""os.write(fd, b"4K '{frame}' 0 4K")""") == "EPERM"
+    assert device.stats()["vms"]["userptrs"] == 0
+
+
 def test_a_bound_file_that_is_cut_is_eio_and_the_daemon_lives(device: Device, frame: Path) -> None:
     device.shell.do("os.mkdir(path('vm/a'))")
     assert device.command("vm/a/userptr", f"0 '{frame}' 0 64K") == "ok"

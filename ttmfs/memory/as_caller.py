@@ -36,6 +36,7 @@ _SETGROUPS: Final = {"x86_64": 116, "aarch64": 159, "riscv64": 159}
 """The number of the system call, by machine."""
 _NOBODY: Final = -1
 """No id: setfsuid changes nothing, and returns what is."""
+_PATH_MAX: Final = 4096
 
 _CAPABILITY_VERSION: Final = 0x20080522
 
@@ -123,23 +124,24 @@ def open_as(path: str, caller: Caller, *, read_only: bool) -> tuple[int, bool]:
     """A descriptor of the regular file at an absolute path, and whether it is for reading only.
 
     It is that where `read_only` asks for it, and where the caller may only read. TtmError: EINVAL no absolute path, no
-    regular file; ENOTDIR, ELOOP a link on the way; EACCES, ENOENT; ENODEV a file system whose answers others give;
-    EPERM as `acting_as`.
+    regular file; ENAMETOOLONG; ENOTDIR, ELOOP a link on the way; EACCES, ENOENT; ENODEV a file system whose answers
+    others give; EPERM as `acting_as`.
     """
     parts = [part for part in path.split("/") if part and part != "."]
     if not path.startswith("/") or not parts or "\0" in path:
         raise TtmError(errno.EINVAL, f"{path[:300]!r} is no absolute path of a file")
-    with acting_as(caller), contextlib.ExitStack() as held:
+    if len(os.fsencode(path)) >= _PATH_MAX:
+        raise TtmError(errno.ENAMETOOLONG, f"{path[:80]!r}…: a path has less than {_PATH_MAX} bytes")
+    with acting_as(caller):
         types = _types()
-        at = _step(held, "/", None, _FOLDER, path)
-        for part in parts[:-1]:
-            _check_search(at, path, caller)
-            at = _step(held, part, at, _FOLDER, path)
-            _check_near(at, path, types)
-        _check_search(at, path, caller)
-        file = _step(held, parts[-1], at, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, path)
-        _check_near(file, path, types)
-        return _reopen(file, path, caller, read_only=read_only)
+        at = _opened("/", None, _FOLDER, path)
+        try:
+            for part in parts[:-1]:
+                _step(at, part, _FOLDER, path, caller, types)
+            _step(at, parts[-1], os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, path, caller, types)
+            return _reopen(at, path, caller, read_only=read_only)
+        finally:
+            os.close(at)
 
 
 def identity(fd: int) -> tuple[int, int, bytes]:
@@ -155,13 +157,22 @@ def identity(fd: int) -> tuple[int, int, bytes]:
     return info.st_dev, info.st_ino, b"" if failed else bytes(handle)
 
 
-def _step(held: contextlib.ExitStack, name: str, folder: int | None, flags: int, path: str) -> int:
+def _opened(name: str, folder: int | None, flags: int, path: str) -> int:
     try:
-        found = os.open(name, flags, dir_fd=folder)
+        return os.open(name, flags, dir_fd=folder)
     except OSError as error:
         raise _refused(path, error) from None
-    held.callback(os.close, found)
-    return found
+
+
+def _step(at: int, name: str, flags: int, path: str, caller: Caller, types: dict[bytes, bytes]) -> None:
+    """`at` is one further on the way from now on: at most two descriptors are open, whatever the path."""
+    _check_search(at, path, caller)
+    found = _opened(name, at, flags, path)
+    try:
+        _check_near(found, path, types)
+        os.dup2(found, at, inheritable=False)
+    finally:
+        os.close(found)
 
 
 def _reopen(file: int, path: str, caller: Caller, *, read_only: bool) -> tuple[int, bool]:

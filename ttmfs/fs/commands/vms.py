@@ -16,8 +16,10 @@ from ttmfs.errors import TtmError
 from ttmfs.fs.commands.command import Command, Machine, Result
 from ttmfs.fs.commands.gpu_words import GPU_OPERATIONS, parse_range, take_operation
 from ttmfs.fs.commands.quoting import unescape
+from ttmfs.fs.kernel.processes import sees_our_files
 from ttmfs.fs.kernel.rights import READ, WRITE
 from ttmfs.memory.as_caller import Caller
+from ttmfs.observe.asker import ASKER
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.lifetime import release
 from ttmfs.units import PAGE_MASK, PAGE_SIZE, parse_size
@@ -62,6 +64,8 @@ async def _userptr(machine: Machine, opened: OpenedVm, words: list[str]) -> Resu
     opened.vm.pages(address, length)
     opened.vm.check_room(userptrs=1)
     caller = machine.caller
+    if caller is not None and not sees_our_files(ASKER.get()):
+        raise TtmError(errno.EPERM, "your root or mounts are not those of the daemon: PATH would name another file")
     who = Caller(os.geteuid(), os.getegid()) if caller is None else Caller(caller.uid, caller.gid)
     asked = Asked(who, unescape(words[1]), offset, length, read_only=len(words) == 5)
     bo, read_only = await machine.vdev.userptrs.make(machine.vdev.funcs, asked)

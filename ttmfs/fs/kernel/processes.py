@@ -94,6 +94,15 @@ def signal_pending(tid: int) -> bool:
     return masks is not None and bool(masks.deliverable)
 
 
+def sees_our_files(tid: int) -> bool:
+    """Has this thread the daemon's root folder and mounts, so that a path is the same file for both? Not if unknown."""
+    try:
+        theirs, ours = ([os.readlink(f"/proc/{who}/{what}") for what in ("root", "ns/mnt")] for who in (tid, "self"))
+        return theirs == ours
+    except OSError:
+        return False
+
+
 class Opener:
     """The thread that opened a command file, and its process."""
 
