@@ -1,7 +1,5 @@
 """Ranges of an address space that migrate, seen by processes that map it: coherence, locality, what moves when."""
 
-import itertools
-import platform
 from collections.abc import Callable
 
 import pytest
@@ -287,35 +285,21 @@ def test_one_want_of_memory_reaches_nobody(device: Device, client: Client, place
     assert client.do("[m[0], m[(2 << 20) - 1], m[2 << 20], m[4 << 20], m[(12 << 20) - 1]]") == [7, 7, 99, 7, 7]
 
 
-def may_read_directly() -> bool:
-    """FUSE_DIRECT_IO_ALLOW_MMAP came with Linux 6.6."""
-    major, minor = platform.release().split(".")[:2]
-    return (int(major), int("".join(itertools.takewhile(str.isdigit, minor)))) >= (6, 6)
-
-
-@pytest.mark.skipif(not may_read_directly(), reason="the kernel does not let a file be mapped that is read directly")
-def test_who_only_reads_reads_many_pages_at_once(device: Device, client: Client) -> None:
-    client.do("m[:16 << 20] = bytes(range(256)) * (16 << 12); m.flush()")
-    gpu(device, "fill 4M 4M 9")
-    device.control("svm_log")
-    reader = device.client("fd = opened('svm/heap', os.O_RDONLY)")
-    assert reader.do("digest(os.pread(fd, 4 << 20, 0)) == digest(bytes(range(256)) * (4 << 12))")
-    reads = log(device, "READ")
-    assert sum(size for _, size in reads) == 4 * MIB
-    assert len(reads) <= 8, reads
-    assert [snapshot(device, at * MIB, 2 * MIB) for at in (4, 6)] == ["v", "v"], "nobody asked for these"
-    # What others have stored and not written back, and what the device has done, is what it reads and maps.
-    client.do("m[5] = 77; m[(5 << 20) + 1] = 78")
-    assert reader.do("list(os.pread(fd, 3, 4)) + list(os.pread(fd, 3, 5 << 20))") == [4, 77, 6, 9, 78, 9]
-    assert [snapshot(device, at * MIB, 2 * MIB) for at in (4, 6)] == ["s", "v"]
-    reader.do("m = mmap.mmap(fd, 64 << 20, mmap.MAP_SHARED, mmap.PROT_READ)")
-    reader.do("p = mmap.mmap(fd, 64 << 20, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE); p[7] = 1")
-    assert reader.do("[m[5], m[7], p[5], p[7], m[(5 << 20) + 1]]") == [77, 7, 77, 1, 78]
-    client.do("m[5] = 79")
-    gpu(device, "fill 4M 2M 80")
-    assert reader.do("[m[5], m[5 << 20], os.pread(fd, 1, 5 << 20)[0], os.pread(fd, 9, (64 << 20) - 4)]") == [
-        79, 80, 80, bytes(4)
-    ]  # fmt: skip
+@pytest.mark.parametrize("mode", ["os.O_RDONLY", "os.O_RDWR"])
+def test_what_is_read_into_a_mapping_of_a_bo_is_there_although_the_bo_was_invalidated_meanwhile(
+    device: Device, client: Client, mode: str
+) -> None:
+    client.do("m[:1 << 20] = bytes(1 << 20); m.flush()")
+    device.make("b", MIB, fill=1)
+    reader = device.client(f"fd = opened('svm/heap', {mode}); m = mmap.mmap(opened('bo/b'), 1 << 20); m[0]")
+    gpu(device, "fill 0 2M 9")
+    device.command("debug/pause_engine", "1")
+    reader.begin("os.preadv(fd, [m], 0)")
+    assert reader.waits(0.5), "nobody holds its READ"
+    device.command("objects/b/backup", "\n")
+    device.command("debug/pause_engine", "0")
+    assert reader.result(20) == MIB
+    assert reader.do("sorted(set(m[:1 << 20]))") == [9]
 
 
 def test_prefetch_and_advice_over_several_regions(mounted: Callable[..., Device]) -> None:

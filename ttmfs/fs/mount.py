@@ -220,7 +220,6 @@ class Mount:
         bdi = tuning.tune_bdi(device)
         read_ahead = tuning.ReadAhead(device)
         self.served.set_read_ahead = read_ahead.set_read_ahead
-        self.served.may_read_directly = self.handshake is not None and self.handshake.direct_io_may_be_mapped
         read_ahead.set_read_ahead(self.config.prefault * 4)
         self.report = [*limits.failed, *bdi.failed]
         for sentence in self.report:

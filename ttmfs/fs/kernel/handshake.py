@@ -1,13 +1,12 @@
 """Handshake: what INIT agrees on, where libfuse has no word for it.
 
-Three fields of the INIT reply matter here, and neither pyfuse3 nor the libfuse of today's distributions can set them:
+Two fields of the INIT reply matter here, and neither pyfuse3 nor the libfuse of today's distributions can set them:
 
 * FUSE_HANDLE_KILLPRIV_V2. Without it the kernel asks for `security.capability` before each write(2), one more round
   trip for every pwrite of a page. With it the file system promises to clear set-user-ID bits itself: files here never
   have any (see `Entry.set_mode`), so there is nothing to clear.
 * max_background and congestion_threshold. Without them twelve READs that wait stop all others; root can raise them
   afterwards through fusectl, a mount without root only here (the kernel caps them at its own limit for users).
-* FUSE_DIRECT_IO_ALLOW_MMAP (Linux 6.6). Without it a file whose reads bypass the page cache cannot be mapped shared.
 
 `Handshake.wait` stands in for the readiness wait of pyfuse3's session loop until INIT is answered: it takes the request
 off the session descriptor, lets libfuse answer it into a socket in the descriptor's place, changes the reply and hands
@@ -28,27 +27,13 @@ _WAIT: Final = "_wait_fuse_readable"
 _REQUEST_BYTES: Final = 1 << 17
 _FUSE_INIT: Final = 26
 _HANDLE_KILLPRIV_V2: Final = 1 << 28
-_INIT_EXT: Final = 1 << 30
-"""There are more flags, in `flags2`."""
-_DIRECT_IO_ALLOW_MMAP: Final = 1 << (36 - 32)
 BACKGROUND: Final = 65535
 """Requests that may wait at once."""
 _IN_HEADER: Final = struct.Struct("=IIQQIIII")
-_INIT_IN: Final = struct.Struct("=IIIII")
-"""major, minor, max_readahead, flags, flags2; of old kernels only the first four."""
+_INIT_IN: Final = struct.Struct("=IIII")
 _OUT_HEADER: Final = struct.Struct("=IiQ")
 _INIT_OUT: Final = struct.Struct("=IIIIHH")
 """major, minor, max_readahead, flags, max_background, congestion_threshold; more follows."""
-_FLAGS2: Final = struct.Struct("=I")
-_FLAGS2_AT: Final = _OUT_HEADER.size + 32
-
-
-def direct_io_may_be_mapped(reply: bytes) -> bool:
-    """Does this INIT reply agree on FUSE_DIRECT_IO_ALLOW_MMAP?"""
-    if len(reply) < _FLAGS2_AT + _FLAGS2.size:
-        return False
-    extended = _INIT_OUT.unpack_from(reply, _OUT_HEADER.size)[3] & _INIT_EXT
-    return bool(extended and _FLAGS2.unpack_from(reply, _FLAGS2_AT)[0] & _DIRECT_IO_ALLOW_MMAP)
 
 
 def patched_reply(request: bytes, reply: bytes) -> bytes:
@@ -56,17 +41,13 @@ def patched_reply(request: bytes, reply: bytes) -> bytes:
     if len(request) < _IN_HEADER.size + _INIT_IN.size or len(reply) < _OUT_HEADER.size + _INIT_OUT.size:
         return reply
     opcode = _IN_HEADER.unpack_from(request)[1]
-    _major, _minor, _readahead, offered, more_offered = _INIT_IN.unpack_from(request, _IN_HEADER.size)
+    offered = _INIT_IN.unpack_from(request, _IN_HEADER.size)[3]
     length, error, _unique = _OUT_HEADER.unpack_from(reply)
     if opcode != _FUSE_INIT or error or length != len(reply):
         return reply
     major, minor, readahead, flags, _background, _congestion = _INIT_OUT.unpack_from(reply, _OUT_HEADER.size)
     flags |= offered & _HANDLE_KILLPRIV_V2
     changed = bytearray(reply)
-    if offered & _INIT_EXT and more_offered & _DIRECT_IO_ALLOW_MMAP and len(reply) >= _FLAGS2_AT + _FLAGS2.size:
-        more = _FLAGS2.unpack_from(reply, _FLAGS2_AT)[0] if flags & _INIT_EXT else 0
-        flags |= _INIT_EXT
-        _FLAGS2.pack_into(changed, _FLAGS2_AT, more | _DIRECT_IO_ALLOW_MMAP)
     _INIT_OUT.pack_into(changed, _OUT_HEADER.size, major, minor, readahead, flags, BACKGROUND, BACKGROUND)
     return bytes(changed)
 
@@ -82,7 +63,6 @@ class Handshake:
         self._request = b""
         self.done = False
         """INIT was answered with what this module adds."""
-        self.direct_io_may_be_mapped = False
 
     def install(self) -> None:
         """From now on `wait` is what the session loop calls, until INIT is answered."""
@@ -130,4 +110,3 @@ class Handshake:
         patched = patched_reply(self._request, reply)
         os.write(self._fd, patched)
         self.done = patched != reply
-        self.direct_io_may_be_mapped = direct_io_may_be_mapped(patched)

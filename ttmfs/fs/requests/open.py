@@ -51,14 +51,11 @@ class OpenRequests:
         file.opens += 1
         file.write_opens += writes
         handle: BoHandle | SpaceHandle
-        direct = False
         if isinstance(file, SpaceFile):
             handle = SpaceHandle(file, self.counters, self.served.failed, pid=ctx.pid, writes=writes, own=own)
             file.client_opens += not own
-            # A read ahead would be a touch of ranges that nobody has asked for. Who only reads has each read(2) as one
-            # READ instead, of exactly the pages that it asks for.
+            # A read ahead would be a touch of ranges that nobody has asked for.
             read_ahead = 0
-            direct = self.served.may_read_directly and not (writes or own)
         else:
             client = None if own else self.served.names.clients.opened(file, ctx.pid, ctx.uid)
             handle = BoHandle(file, pid=ctx.pid, writes=writes, own=own, client=client)
@@ -68,7 +65,7 @@ class OpenRequests:
             await self._before_stores(file)
         if not own:
             self.served.set_read_ahead(read_ahead)
-        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(fh), direct_io=direct)
+        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(fh))
 
     @staticmethod
     async def _before_stores(file: BoFile | SpaceFile) -> None:

@@ -48,8 +48,6 @@ class Served:
         self.counters = self.ttm.counters.requests
         self.inodes = Inodes(tree.root)
         self.set_read_ahead: Callable[[int], object] = lambda kb: None
-        self.may_read_directly = False
-        """The kernel lets a file be mapped although its reads bypass the page cache."""
         self.openers: dict[int, int] = {}
         """Process ids of those who have a virtual file open for writing, by handle."""
         self.closing = False
