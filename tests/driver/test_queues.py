@@ -211,6 +211,19 @@ async def test_many_queues_make_no_larger_share(autojump_clock: MockClock) -> No
         assert await ended(*many) == [0, 0, 1, 2, 3, 4, 5, 6]
 
 
+async def test_aged_or_urgent_queues_of_one_user_are_no_more_than_that_user(autojump_clock: MockClock) -> None:
+    async with device(compute_engines=1) as vdev:
+        bos = await small(vdev, *(f"b{number}" for number in range(MAX_PASSED * 2 + 1)))
+        for bo in bos[:-1]:
+            for _ in range(3):
+                await busy(vdev, bo, 1, f"a{bo.name}", uid=1000, priority=Priority.HIGH)
+        await trio.sleep(MAX_PASSED * 2 + 0.5)
+        began = trio.current_time()
+        job = await busy(vdev, bos[-1], 1, "b", uid=1001, priority=Priority.LOW)
+        await job.fence.wait()
+        assert trio.current_time() - began <= 2, "the job that ran, and it"
+
+
 async def test_jobs_of_a_user_that_have_not_ended_are_counted(autojump_clock: MockClock) -> None:
     async with device() as vdev:
         a, b = await small(vdev, "a", "b")

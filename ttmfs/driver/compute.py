@@ -1,10 +1,10 @@
 """Compute: the engines that run jobs, and which queue each takes next (drm_sched).
 
-An engine takes a queue whose first job waits for nothing: of the most urgent ones, the one that became ready first. So
+An engine serves the user who was not served for longest: many queues, or urgent ones, make no larger share. Of that
+user's it takes a queue whose first job waits for nothing: of the most urgent ones, the one that became ready first. So
 no engine is held by a job that waits, and an unrelated job runs past a long one while another engine is free. A queue
-that was passed over MAX_PASSED times is taken first, whatever its priority: nobody starves. Of equals that of the user
-goes first who was not served for longest: many queues make no larger share. Each engine has a worker thread (numpy
-releases the GIL).
+that was passed over MAX_PASSED times for others of its user is taken first, whatever its priority: nobody starves. Each
+engine has a worker thread (numpy releases the GIL).
 """
 
 import errno
@@ -63,15 +63,14 @@ class Compute:
         """The queue that an engine works on next."""
         if not self._ready:
             return None
-        served = self._served.get
+        user = min(self._ready, key=lambda queue: self._served.get(queue.uid, 0)).uid
+        theirs = [queue for queue in self._ready if queue.uid == user]
         # Of equals the first: the one that is ready for longest.
-        queue = max(
-            self._ready, key=lambda queue: (queue.passed >= MAX_PASSED, queue.priority, -served(queue.uid, 0))
-        )
+        queue = max(theirs, key=lambda queue: (queue.passed >= MAX_PASSED, queue.priority))
         del self._ready[queue]
         self._turns += 1
-        self._served[queue.uid] = self._turns
-        for other in self._ready:
+        self._served[user] = self._turns
+        for other in theirs:
             other.passed += 1
         queue.passed = 0
         return queue

@@ -80,7 +80,7 @@ class Queue:
         self.timeline = Timeline(name, counters)
         self.running = False
         self.passed = 0
-        """How often an engine took another queue while this one's first job could have run."""
+        """How often an engine took another queue of its user while this one's first job could have run."""
         self._jobs: deque[tuple[QueuedWork, Priority]] = deque()
         self._urgency = [0] * len(Priority)
         self._chain: FenceChain | None = None
