@@ -1,5 +1,6 @@
 """Miss counts against PyPI's libcachesim, an implementation of others: identical, or the difference is shown."""
 
+import functools
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -33,6 +34,23 @@ TRACES: dict[str, Callable[[], list[int]]] = {
     "kv": kv_blocks,
 }
 
+
+@functools.cache
+def ids_of(name: str) -> tuple[int, ...]:
+    """Made once: each is asked for by all policies."""
+    return tuple(TRACES[name]())
+
+
+@functools.cache
+def next_uses_of(ids: tuple[int, ...]) -> list[int]:
+    return next_uses(ids)
+
+
+@functools.cache
+def ours_of(name: str, size: int) -> Any:
+    return trace_of(ids_of(name), size)
+
+
 # slru has four segments, s3fifo a small queue of a tenth: numbers of BOs that these divide leave nothing open.
 SIZES = (40, 100, 400)
 
@@ -49,10 +67,10 @@ CACHES = {
 }
 
 
-def theirs(cache: str, ids: Sequence[int], objects: int, size: int) -> int:
+def theirs(cache: str, ids: tuple[int, ...], objects: int, size: int) -> int:
     """How often their cache misses."""
     made = getattr(libcachesim, cache)(objects * size, hashpower=14)
-    later = next_uses(ids)
+    later = next_uses_of(ids)
     found = 0
     for number, key in enumerate(ids):
         request = libcachesim.Request(obj_id=key + 1, obj_size=size, next_access_vtime=later[number])
@@ -64,12 +82,13 @@ def theirs(cache: str, ids: Sequence[int], objects: int, size: int) -> int:
 @pytest.mark.parametrize("name", TRACES)
 @pytest.mark.parametrize("policy", CACHES)
 def test_the_same_misses(policy: str, name: str, size: int) -> None:
-    ids = TRACES[name]()
-    trace = trace_of(ids, size)
+    ids, trace = ids_of(name), ours_of(name, size)
     # Their arc moves its target by bytes, whatever the size of what came back.
     written = "arc step=1" if policy == "arc" else policy
-    ours = [replayed(trace, written, objects * size).misses for objects in SIZES]
-    assert ours == [theirs(CACHES[policy], ids, objects, size) for objects in SIZES]
+    # That sizes of objects change nothing one capacity shows as well as three.
+    capacities = SIZES if size == 1 else SIZES[1:2]
+    ours = [replayed(trace, written, objects * size).misses for objects in capacities]
+    assert ours == [theirs(CACHES[policy], ids, objects, size) for objects in capacities]
 
 
 # -- where they differ ---------------------------------------------------------------------------------------------
@@ -107,8 +126,7 @@ def gdsf(ids: Sequence[int], objects: int, *, room_first: bool) -> int:
 
 @pytest.mark.parametrize("name", TRACES)
 def test_gdsf_differs_by_when_it_makes_room(name: str) -> None:
-    ids = TRACES[name]()
-    trace = trace_of(ids, 1)
+    ids, trace = ids_of(name), ours_of(name, 1)
     for objects in SIZES:
         assert gdsf(ids, objects, room_first=False) == theirs("GDSF", ids, objects, 1)
         assert gdsf(ids, objects, room_first=True) == replayed(trace, "gdsf", objects).misses
@@ -194,8 +212,7 @@ def lirs(ids: Sequence[int], objects: int, *, demotes_on_hit: bool) -> int:
 
 @pytest.mark.parametrize("name", TRACES)
 def test_lirs_differs_by_what_theirs_demotes(name: str) -> None:
-    ids = TRACES[name]()
-    trace = trace_of(ids, 1)
+    ids, trace = ids_of(name), ours_of(name, 1)
     for objects in SIZES:
         assert lirs(ids, objects, demotes_on_hit=True) == theirs("LIRS", ids, objects, 1)
         assert lirs(ids, objects, demotes_on_hit=False) == replayed(trace, "lirs", objects).misses

@@ -50,7 +50,9 @@ STORES = {
 }
 
 
-@pytest.mark.parametrize("first", range(0, 150, 10))
+@pytest.mark.parametrize(
+    "first", [pytest.param(first, marks=[pytest.mark.stress] if first >= 90 else []) for first in range(0, 150, 10)]
+)
 async def test_no_byte_is_ever_wrong(first: int) -> None:
     total: dict[str, int] = {}
     for seed in range(first, first + 10):
