@@ -209,7 +209,7 @@ async def _run(
                     for other in cached:
                         nursery.start_soon(other.run, steps)
                     nursery.start_soon(device_jobs, machine, steps)
-                    nursery.start_soon(vm_jobs, machine, steps)
+                    nursery.start_soon(vm_jobs, machine, steps // 3)
             background.cancel_scope.cancel()
         for place in INJECTED:
             vdev.ttm.inject[place].probability = 0
