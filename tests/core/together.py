@@ -199,7 +199,8 @@ async def _run(
                 background.start_soon(failures, machine)
             for client in clients:
                 client.quiet = machine.expect
-            while not machine.counts.keys() >= IN_EACH:
+            happens = IN_EACH | ({"backed_up"} if vdev.config.swap else set())
+            while not all(machine.counts.get(what) for what in happens):
                 # With much of its time suspended, the device may have done next to nothing in the first round.
                 async with trio.open_nursery() as nursery:
                     for client in clients:
