@@ -15,6 +15,7 @@ import trio
 from trio.testing import MockClock
 
 from tests.svm.conftest import MakeDevice, SvmDevice
+from tests.turns import seed_turns
 from ttmfs.driver.calls import evict_region, validate_bo
 from ttmfs.driver.jobs import Job
 from ttmfs.driver.submit import submit_job
@@ -190,6 +191,7 @@ async def test_clients_device_and_bos_at_nine_eighths_of_vram(
 ) -> None:
     # With a link that takes its time everything else happens meanwhile.
     latency = (0.0, 0.001, 0.01)[seed % 3]
+    seed_turns(seed)
     async with svm_device(vram=VRAM, memory=96 * MIB, copy_latency=latency) as device:
         exercise = Exercise(device, seed)
         await calls.gpu_fill(exercise.space, 0, SIZE, 0)
