@@ -103,6 +103,14 @@ async def test_the_file_lives_until_the_fence(theirs: Path) -> None:
                 await trio.sleep(0.001)
 
 
+async def test_no_file_stays_open_when_the_device_is_gone(theirs: Path) -> None:
+    async with device() as vdev:
+        await bind(vdev, vdev.vms.make("a"), theirs)
+        assert _descriptor_of(theirs) > 0
+    with pytest.raises(StopIteration):
+        _descriptor_of(theirs)
+
+
 def _descriptor_of(path: Path) -> int:
     return next(
         int(name)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.mount.mount_harness import MIB, PATIENCE, Client, Device, children
+from tests.mount.svm_tools import gpu
 from ttmfs.fs.requests.inode import InodeRequests
 from ttmfs.fs.requests.list import ListRequests
 from ttmfs.fs.requests.name import NameRequests
@@ -36,6 +37,8 @@ failed = []
 threads = [threading.Thread(target=park, args=(number,), daemon=True) for number in range({count})]
 for thread in threads: thread.start()
 """
+
+PARK_SPACE_READERS = PARK_READERS.replace("bo/{name}", "svm/heap").replace("16384, number * 65536", "1, number * 4096")
 
 
 def _park(device: Device, count: int, name: str = "a") -> Client:
@@ -107,6 +110,27 @@ def test_when_half_of_the_tasks_wait_the_oldest_goes_on(mounted: Callable[..., D
         device.shell.do("[os.stat(path('bo/a')), os.listdir(path('objects')), slurp('stats')] and None", 5)
     assert device.command("debug/pause_engine", "0") == "ok"
     assert client.do(JOIN) == []
+
+
+@pytest.mark.parametrize("spaces", [96, 1])
+def test_requests_of_spaces_are_hurried_too_and_keep_none_of_a_bo_from_it(
+    mounted: Callable[..., Device], spaces: int
+) -> None:
+    device = mounted(*SMALL, patches=("max_tasks=64",))
+    device.shell.do(f"make('svm/heap', {2 * MIB})")
+    gpu(device, "fill 0 2M 7")
+    device.make("a", 96 << 16, fill=1, place="vram")
+    assert device.command("objects/a/prefault", "4") == "ok"
+    assert device.command("debug/pause_engine", "1") == "ok"
+    readers = [device.client(PARK_SPACE_READERS.format(count=spaces))]
+    device.until_parked(min(spaces, 32))
+    assert device.command("objects/a/validate", "gtt") == "ok"
+    readers.append(device.client(PARK_READERS.format(name="a", count=96 - spaces)))
+    device.until_parked(32)
+    for _ in range(3):
+        device.shell.do("[os.listdir(path('objects')), slurp('stats')] and None", 5)
+    assert device.command("debug/pause_engine", "0") == "ok"
+    assert [client.do(JOIN) for client in readers] == [[], []]
 
 
 # -- H20: exceptions of every kind -------------------------------------------------------------------------------------

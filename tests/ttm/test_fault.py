@@ -44,6 +44,21 @@ async def test_no_memory_is_oom() -> None:
             await access.write(bo, 0, b"x" * (9 * MIB))
 
 
+async def test_an_unplug_that_is_interrupted_leaves_nobody_old_bytes() -> None:
+    """There is no second one."""
+    async with device() as vdev:
+        unmapper = WaitingUnmapper()
+        vdev.ttm.unmapper = unmapper
+        bos = [await make(vdev, name, place="vram") for name in "abc"]
+        for bo in bos:
+            await check(bo)
+        unmapper.unmapped.clear()
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await unplug(vdev, bos)
+        assert unmapper.unmapped == ["a", "b", "c"]
+
+
 async def test_after_unplug_reads_are_zeros_and_writes_are_dropped() -> None:
     async with device() as vdev:
         unmapper = WaitingUnmapper()

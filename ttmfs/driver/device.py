@@ -83,6 +83,7 @@ class VirtualDevice(Hardware):
             await self._run(task_status)
         finally:
             self.policies.close()
+            self.userptrs.close()
 
     async def _run(self, task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as nursery:

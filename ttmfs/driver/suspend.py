@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import trio
+
 from ttmfs.driver.hardware import Hardware
 from ttmfs.driver.locking import reserved_dead_or_alive
 from ttmfs.errors import TtmError
@@ -224,8 +226,10 @@ async def unplug(vdev: Hardware, bos: Iterable[BufferObject]) -> Result:
         bo.gate.wake()
     unmapped = 0
     breather = Breather()
-    for bo in listed:
-        await breather.step()
-        unmapped += bo.handed_out
-        await unmap_virtual(bo)
+    # To its end: what stayed cached would be seen for ever, as there is no second unplug. No request waits any more.
+    with trio.CancelScope(shield=True):
+        for bo in listed:
+            await breather.step()
+            unmapped += bo.handed_out
+            await unmap_virtual(bo)
     return {"unmapped": unmapped}

@@ -183,6 +183,12 @@ class Userptrs:
         """What `stats` says of them."""
         return {"userptrs": self._count, "pinned_files": len(self._pinned)}
 
+    def close(self) -> None:
+        """The device is gone: no file stays open."""
+        for tt in tuple(self._pinned):
+            tt.let_go()
+        self._pinned.clear()
+
     async def make(self, funcs: DriverFuncs[BufferObject], asked: Asked) -> tuple[BufferObject, bool]:
         """A BO for what was asked for, to be bound in one VM, and whether it can only be read.
 

@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from ttmfs import clock
 
@@ -68,6 +68,15 @@ class MoveCounters:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
+class Parked(Protocol):
+    """A request that may wait."""
+
+    hurried: bool
+
+    def hurry(self) -> None:
+        """Wait no longer."""
+
+
 class RequestCounters:
     """FUSE requests on BO files: how many, how much, and which are waiting now."""
 
@@ -84,7 +93,7 @@ class RequestCounters:
     def __init__(self) -> None:
         self.read = self.write = self.read_bytes = self.write_bytes = 0
         self.handler_errors = self.write_errors = 0
-        self.parked: dict[object, int] = {}
+        self.parked: dict[Parked, int] = {}
         """Requests that could not be answered at once, by a token, with their start in ns."""
 
     def as_dict(self) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.copy import CopyState
 from ttmfs.ttm.eof import drop_cached_eof_page
 from ttmfs.ttm.growth import growing
+from ttmfs.ttm.request import Waiting
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def _pages(offset: int, size: int) -> tuple[int, int]:
     return offset >> PAGE_SHIFT, (offset + size + PAGE_MASK) >> PAGE_SHIFT
 
 
-async def read(space: "AddressSpace", offset: int, size: int) -> Buffer:
+async def read(space: "AddressSpace", offset: int, size: int, request: Waiting | None = None) -> Buffer:
     """Serve a READ: exactly min(size, end of the space - offset) bytes. TtmError: ENOMEM, ESHUTDOWN.
 
     The caller hands the buffer on before its next await.
@@ -50,7 +51,7 @@ async def read(space: "AddressSpace", offset: int, size: int) -> Buffer:
     if data is None and not space.looks_only and _first_touch(space, offset, size):
         data = _read_quickly(space, offset, size)
     if data is None:
-        data = await _shielded_read(space, offset, size)
+        data = await _shielded_read(space, offset, size, request or waiting_for(space))
     if offset + len(data) >= space.size:
         space.eof_page_read = True
     counters = space.svm.counters
@@ -107,15 +108,19 @@ def _first_touch(space: "AddressSpace", offset: int, size: int) -> bool:
     return True
 
 
-async def _shielded_read(space: "AddressSpace", offset: int, size: int) -> Buffer:
+def waiting_for(space: "AddressSpace") -> Waiting:
+    """A request of a space, as long as it may wait."""
+    return Waiting(space.gate, space.vdev.ttm.fault_timeout)
+
+
+async def _shielded_read(space: "AddressSpace", offset: int, size: int, request: Waiting) -> Buffer:
     with trio.CancelScope(shield=True), space.asked.during(*_pages(offset, size)):
-        return await _read_slowly(space, offset, size)
+        return await _read_slowly(space, offset, size, request)
     raise AssertionError("a shield is not cancelled")
 
 
-async def _read_slowly(space: "AddressSpace", offset: int, size: int) -> Buffer:
+async def _read_slowly(space: "AddressSpace", offset: int, size: int, request: Waiting) -> Buffer:
     ttm = space.vdev.ttm
-    deadline = trio.current_time() + ttm.fault_timeout
     came_back = False
     while True:
         size = min(size, space.size - offset)
@@ -126,27 +131,27 @@ async def _read_slowly(space: "AddressSpace", offset: int, size: int) -> Buffer:
         if ttm.closing:
             raise TtmError(errno.ESHUTDOWN, f"fault of {space.name}: the mount is being taken down")
         first, end = _pages(offset, size)
-        at_once = space.gate.unmaps(first, end - first) or trio.current_time() >= deadline
+        at_once = space.gate.unmaps(first, end - first) or request.late
         if not at_once:
             move = space.move_of(first, end)
             if move is not None:
-                await _park(space, first, end, move.copy.fence.wait, deadline)
+                await _park(space, first, end, move.copy.fence.wait, request)
                 continue
             devmem = None if came_back else space.alloc_of(first, end)
             if devmem is not None:
-                came_back = await _bring_back(space, first, end, devmem, deadline)
+                came_back = await _bring_back(space, first, end, devmem, request)
                 continue
-        waited = await _populate_in_time(space, first, end, deadline, at_once=at_once, looks=space.looks_only)
+        waited = await _populate_in_time(space, first, end, request, at_once=at_once, looks=space.looks_only)
         if waited or _stored(space, first, end):
             continue
         return _gather(space, offset, size)
 
 
 async def _park(
-    space: "AddressSpace", first: int, end: int, wait: Callable[[], Awaitable[object]], deadline: float
+    space: "AddressSpace", first: int, end: int, wait: Callable[[], Awaitable[object]], request: Waiting
 ) -> bool:
-    """`wait` for a request of these pages, until `deadline`; False when that, or an INVAL of one of them, ended it."""
-    return await space.gate.park(wait, max(0.0, deadline - trio.current_time()), first, end - first)
+    """`wait` for a request of these pages, until it is late; False when that, or an INVAL of one of them, ended it."""
+    return await space.gate.park(wait, request.time_left, first, end - first)
 
 
 def _gather(space: "AddressSpace", offset: int, size: int) -> bytearray:
@@ -179,7 +184,7 @@ def _hand_out(space: "AddressSpace", chunk: Chunk, mask: int) -> None:
         space.svm.counters.served_in_place += 1
 
 
-async def _bring_back(space: "AddressSpace", first: int, end: int, devmem: DevMem, deadline: float) -> bool:
+async def _bring_back(space: "AddressSpace", first: int, end: int, devmem: DevMem, request: Waiting) -> bool:
     """A CPU fault on a device page: migrate the whole allocation, after its timeslice. False: an INVAL ended the wait.
 
     Failure is no error of the fault: the bytes are in VRAM, and are read there.
@@ -190,7 +195,7 @@ async def _bring_back(space: "AddressSpace", first: int, end: int, devmem: DevMe
         await migrate_to_ram(devmem, "cpu_fault")
 
     try:
-        return await _park(space, first, end, work, deadline)
+        return await _park(space, first, end, work, request)
     except TtmError as error:
         space.last_error = error.message
         return True
@@ -216,7 +221,7 @@ async def _populate_in_time(
     space: "AddressSpace",
     first: int,
     end: int,
-    deadline: float,
+    request: Waiting,
     *,
     at_once: bool,
     anew: bool = False,
@@ -227,7 +232,13 @@ async def _populate_in_time(
     Where pages had no memory the prefetch policy is asked what comes along.
     """
     if at_once:
-        return await populate(space, first, end, at_once=True, anew=anew, looks=looks)
+        try:
+            return await populate(space, first, end, at_once=True, anew=anew, looks=looks)
+        except TtmError:
+            if not request.only_hurried:
+                raise
+            request.wait_on()
+            return True
     waited = True
 
     async def fill() -> None:
@@ -237,7 +248,7 @@ async def _populate_in_time(
         if waited and prefetcher is not None:
             await prefetch_for_cpu(space, first, end, prefetcher, holes=not looks)
 
-    await _park(space, first, end, fill, deadline)
+    await _park(space, first, end, fill, request)
     return waited
 
 
@@ -334,28 +345,28 @@ def _put(space: "AddressSpace", number: int, holes: int, pages: Pages) -> None:
         space.used(chunk)
 
 
-async def write(space: "AddressSpace", offset: int, data: bytes) -> None:
+async def write(space: "AddressSpace", offset: int, data: bytes, request: Waiting | None = None) -> None:
     """Serve a WRITE of all of `data`; the space grows if it ends behind it. TtmError: ENOMEM, EFBIG, ESHUTDOWN, EIO.
 
     If it fails, size, content and mapping are as before.
     """
     if not data:
         return
+    request = request or waiting_for(space)
     end_byte, old_size = offset + len(data), space.size
     with trio.CancelScope(shield=True), space.asked.during(*_pages(offset, len(data))):
         if end_byte <= old_size:
-            await _write(space, offset, data)
+            await _write(space, offset, data, request)
             return
         with growing(space, end_byte, space.resize):
-            await _write(space, offset, data)
+            await _write(space, offset, data, request)
     if old_size & PAGE_MASK:
         page = old_size >> PAGE_SHIFT
         await drop_cached_eof_page(space, space.svm.unmapper, old_size, range(page, page + 1))
 
 
-async def _write(space: "AddressSpace", offset: int, data: bytes) -> None:
+async def _write(space: "AddressSpace", offset: int, data: bytes, request: Waiting) -> None:
     ttm = space.vdev.ttm
-    deadline = trio.current_time() + ttm.fault_timeout
     first, end = _pages(offset, len(data))
     while True:
         if ttm.unplugged or space.released:
@@ -365,14 +376,14 @@ async def _write(space: "AddressSpace", offset: int, data: bytes) -> None:
         if offset + len(data) > space.size:
             # Truncated meanwhile: the WRITE comes after that.
             space.resize(offset + len(data))
-        at_once = space.gate.unmaps(first, end - first) or trio.current_time() >= deadline
+        at_once = space.gate.unmaps(first, end - first) or request.late
         running = space.move_of(first, end, CopyState.RUNNING)
         if running is not None:
             # Bytes move: not for long, and nothing that an INVAL waits for is waited for here.
             if not await running.copy.fence.wait(ttm.fault_timeout):
                 raise TtmError(errno.EIO, f"write to {space.name}: a copy did not end in {ttm.fault_timeout:g} s")
             continue
-        waited = await _populate_in_time(space, first, end, deadline, at_once=at_once, anew=True)
+        waited = await _populate_in_time(space, first, end, request, at_once=at_once, anew=True)
         if waited or _stored(space, first, end):
             continue
         break
@@ -388,16 +399,15 @@ async def _write(space: "AddressSpace", offset: int, data: bytes) -> None:
         chunk.handed |= mask
         space.used(chunk)
     space.svm.counters.writes += 1
-    await _touched(space, first, end, deadline)
+    await _touched(space, first, end, request)
 
 
-async def _touched(space: "AddressSpace", first: int, end: int, deadline: float) -> None:
+async def _touched(space: "AddressSpace", first: int, end: int, request: Waiting) -> None:
     """A WRITE is a touch: what is in VRAM comes back, unless somebody is just invalidating these pages."""
     while (devmem := space.alloc_of(first, end)) is not None:
-        left = deadline - trio.current_time()
-        if space.gate.unmaps(first, end - first) or left <= 0:
+        if space.gate.unmaps(first, end - first) or request.late:
             return
-        await _bring_back(space, first, end, devmem, deadline)
+        await _bring_back(space, first, end, devmem, request)
         if not devmem.dead:
             return
 

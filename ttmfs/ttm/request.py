@@ -1,4 +1,4 @@
-"""Request: a READ or WRITE of a BO that may have to wait, and how it is run: shielded, timed, listed and traced.
+"""Request: a READ or WRITE that may have to wait, and how one of a BO is run: shielded, timed, listed and traced.
 
 Rule R8: where the kernel lets few requests wait at a time, the oldest is hurried when there are too many. A request
 never spins: what is tried again without having waited is tried less and less often.
@@ -15,27 +15,23 @@ from ttmfs.errors import TtmError
 from ttmfs.observe import points
 from ttmfs.sync.attempts import Attempts
 from ttmfs.ttm.bo import BufferObject
+from ttmfs.ttm.device import Device
 from ttmfs.ttm.funcs import Protection, VmFault
+from ttmfs.ttm.gate import Gate
 from ttmfs.ttm.turn import Turn
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT
 
 
-class Request:
-    """A READ or WRITE (`op`) that may wait, until `deadline` on trio's clock; `expires` is when it may be failed for
-    that. The rest is for the trace: what it waited for, how often it met a reserved BO, pages it got besides, the prot
-    of the handler."""
+class Waiting:
+    """A READ or WRITE of a BO or an address space that may wait, until `deadline` on trio's clock; `expires` is when it
+    may be failed for that. `gate` is where it waits."""
 
-    __slots__ = ("attempts", "bo", "deadline", "expires", "op", "prefaulted", "prot", "retries", "turn", "waits")
+    __slots__ = ("deadline", "expires", "gate", "hurried")
 
-    def __init__(self, bo: BufferObject, op: str = "read") -> None:
-        self.bo = bo
-        self.op = op
-        self.turn = Turn(bo.device, bo.name)
-        self.attempts = Attempts()
-        self.waits: tuple[str, ...] = ()
-        self.retries = self.prefaulted = 0
-        self.prot = Protection.NONE
-        self.deadline = self.expires = trio.current_time() + bo.device.fault_timeout
+    def __init__(self, gate: Gate, seconds: float) -> None:
+        self.gate = gate
+        self.deadline = self.expires = trio.current_time() + seconds
+        self.hurried = False
 
     @property
     def late(self) -> bool:
@@ -57,6 +53,52 @@ class Request:
         """Seconds until it is expired, never negative."""
         return max(0.0, self.expires - trio.current_time())
 
+    def hurry(self) -> None:
+        """End its wait now, as far as its bytes can be had without: moving ones are waited for all the same (R4)."""
+        self.hurried = True
+        self.deadline = trio.current_time()
+        self.gate.wake()
+
+    @property
+    def only_hurried(self) -> bool:
+        """It waits no more, but has time left."""
+        return self.deadline < self.expires
+
+    def wait_on(self) -> None:
+        """It was hurried in vain."""
+        self.deadline = self.expires
+
+
+def list_waiting(device: Device, request: Waiting, started: int) -> None:
+    """It is among the waiting ones from now on, since `started` (monotonic ns); the caller takes it off (R8).
+
+    A mount has so many tasks, and the kernel grants an unprivileged one few requests at a time: too many that wait
+    would stop all others, so the oldest that was not hurried yet is.
+    """
+    parked = device.counters.requests.parked
+    parked[request] = started
+    if len(parked) > device.max_parked:
+        oldest = next((one for one in parked if not one.hurried), None)
+        if oldest is not None:
+            oldest.hurry()
+
+
+class Request(Waiting):
+    """A READ or WRITE (`op`) of a BO that may wait. Beside that, for the trace: what it waited for, how often it met a
+    reserved BO, pages it got besides, the prot of the handler."""
+
+    __slots__ = ("attempts", "bo", "op", "prefaulted", "prot", "retries", "turn", "waits")
+
+    def __init__(self, bo: BufferObject, op: str = "read") -> None:
+        super().__init__(bo.gate, bo.device.fault_timeout)
+        self.bo = bo
+        self.op = op
+        self.turn = Turn(bo.device, bo.name)
+        self.attempts = Attempts()
+        self.waits: tuple[str, ...] = ()
+        self.retries = self.prefaulted = 0
+        self.prot = Protection.NONE
+
     def note(self, vmf: VmFault) -> None:
         """What an attempt came to."""
         self.waits += vmf.waits
@@ -74,11 +116,6 @@ class Request:
         pause = self.attempts.pause(begun)
         if pause:
             await self.bo.gate.park(partial(trio.sleep, pause), pause, first, count)
-
-    def hurry(self) -> None:
-        """End its wait now, as far as its bytes can be had without: moving ones are waited for all the same (R4)."""
-        self.deadline = trio.current_time()
-        self.bo.gate.wake()
 
 
 def trace_fault(bo: BufferObject, offset: int, size: int, started: int, request: Request | None = None) -> None:
@@ -108,16 +145,9 @@ async def parked(
 ) -> _R:
     """Run a request that may have to wait: shielded, timed and listed among the waiting ones (R8, R9)."""
     counters = bo.device.counters
-    parked = counters.requests.parked
     started = clock.monotonic_ns()
     request = Request(bo, "read" if isinstance(argument, int) else "write")
-    parked[request] = started
-    if len(parked) > bo.device.max_parked:
-        # A mount has so many tasks, and the kernel grants an unprivileged one few requests at a time: too many that
-        # wait would stop all others.
-        oldest = next(iter(parked))
-        if isinstance(oldest, Request):
-            oldest.hurry()
+    list_waiting(bo.device, request, started)
     try:
         with trio.CancelScope(shield=True), request.turn:
             result = await serve(bo, offset, argument, request)
@@ -131,7 +161,7 @@ async def parked(
         bo.last_error = error.message
         raise
     finally:
-        del parked[request]
+        del counters.requests.parked[request]
         elapsed = clock.monotonic_ns() - started
         counters.faults.max_ns = max(counters.faults.max_ns, elapsed)
         counters.fault_seconds.observe(elapsed / 1e9)

@@ -14,6 +14,7 @@ from ttmfs.observe.counters import RequestCounters
 from ttmfs.svm import cpu
 from ttmfs.svm.names import SpaceFile
 from ttmfs.ttm.at_once import Buffer
+from ttmfs.ttm.request import list_waiting
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT
 
 
@@ -45,14 +46,15 @@ class SpaceHandle:
         """Exactly min(size, end - offset) bytes, to be handed on before the next await. TtmError EIO, ENOMEM."""
         counters, space = self._counters, self.file.space
         counters.read += 1
-        counters.parked[token := object()] = started = time.monotonic_ns()
+        started = time.monotonic_ns()
+        list_waiting(space.vdev.ttm, request := cpu.waiting_for(space), started)
         try:
-            data = await cpu.read(space, offset, size) if offset < space.size else b""
+            data = await cpu.read(space, offset, size, request) if offset < space.size else b""
         except OSError as error:
             self._failed(f"svm/{space.name}", "READ", error, self.file.uid)
             raise
         finally:
-            del counters.parked[token]
+            del counters.parked[request]
         counters.read_bytes += len(data)
         pages = (len(data) + PAGE_MASK) >> PAGE_SHIFT
         spent = (time.monotonic_ns() - started) // 1000
@@ -66,9 +68,9 @@ class SpaceHandle:
         counters.write += 1
         file.written = True
         file.shown = NOT_SHOWN
-        counters.parked[token := object()] = time.monotonic_ns()
+        list_waiting(space.vdev.ttm, request := cpu.waiting_for(space), time.monotonic_ns())
         try:
-            await cpu.write(space, offset, data)
+            await cpu.write(space, offset, data, request)
         except OSError as error:
             counters.write_errors += 1
             self._failed(f"svm/{space.name}", "WRITE", error, file.uid)
@@ -77,6 +79,6 @@ class SpaceHandle:
             counters.write_errors += 1
             raise
         finally:
-            del counters.parked[token]
+            del counters.parked[request]
         counters.write_bytes += len(data)
         return len(data)
