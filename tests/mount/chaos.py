@@ -165,7 +165,11 @@ class Chaos:
                 elif what == "pwrite":
                     new = rng.randbytes(64) * (size // 64)
                     data = f"{new[:64]!r} * {size // 64}"
-                    client.do(f"fd = opened('bo/{dst}'); os.pwrite(fd, {data}, {offset}); os.close(fd)", 40)
+                    client.do(
+                        f"fd = opened('bo/{dst}'); done = os.pwrite(fd, {data}, {offset}); os.close(fd)\n"
+                        f"if done != {len(new)}: raise OSError(errno.EIO, '')",
+                        40,
+                    )
                 elif what == "checksum":
                     new = old[offset : offset + size]
                     value = self._submit(client, f"checksum src={dst} {where}")
@@ -252,7 +256,10 @@ class Chaos:
             "            if os.path.isdir(path(name)): all_of(name)\n"
             "            elif os.stat(path(name)).st_mode & 0o400: open(path(name), 'rb').read()\n"
             "        except OSError as error:\n"
-            "            if error.errno not in (errno.ENOENT, errno.ENODATA): raise\n"
+            "            if error.errno in (errno.ENOENT, errno.ENODATA): continue\n"
+            "            # What is peeked at is read from the store, too, which was told to fail.\n"
+            f"            if error.errno != errno.EIO or not name.endswith('/peek') or not {self.inject}:\n"
+            "                raise AssertionError(f'{name}: {errno.errorcode[error.errno]}')\n"
         )
         client.do(code)
         while not self.over.is_set():

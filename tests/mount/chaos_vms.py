@@ -123,8 +123,10 @@ class VmActor:
             where = repr(name) if name.startswith("/") else f"path('bo/{name}')"
             self._again(
                 f"fd = os.open({where}, os.O_RDWR)\n"
-                f"try: os.pwrite(fd, zlib.decompress({zlib.compress(part)!r}), {offset})\n"
-                "finally: os.close(fd)"
+                f"try: done = os.pwrite(fd, zlib.decompress({zlib.compress(part)!r}), {offset})\n"
+                "finally: os.close(fd)\n"
+                # Where a READ in the midst of it fails, a part was written.
+                f"if done != {len(part)}: raise OSError(errno.EIO, '')"
             )
             done += len(part)
         self.model[start : start + len(data)] = data

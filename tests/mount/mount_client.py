@@ -71,7 +71,10 @@ def make(name: Any, size: int, fill: int | None = None) -> None:
     os.ftruncate(fd, size)
     step = 1 << 20
     for start in range(0, size if fill is not None else 0, step):
-        os.pwrite(fd, bytes([fill or 0]) * min(step, size - start), start)
+        part = min(step, size - start)
+        if os.pwrite(fd, bytes([fill or 0]) * part, start) != part:
+            os.close(fd)
+            raise OSError(errno.EIO, "only a part was written")
     os.close(fd)
 
 
