@@ -244,8 +244,11 @@ def test_reads_that_wait_for_a_queued_copy_are_served_from_its_source_when_an_in
     device.until_parked(len(READS))
     # A WRITE was answered since the last INVAL, or there would be none to issue.
     assert device.shell.do("os.pwrite(opened('bo/a'), b'W' * 10, 40 * 4096 + 7)") == 10
+    # A fault whose page the INVAL has taken away is a READ anew: it comes before that has returned, or it waits.
+    device.hold("invalled", bo="a")
     unmap = device.begin_command("objects/a/unmap", "\n")
     _end(clients)
+    device.release("invalled")
     assert unmap.result(5) == 0
     assert device.command("debug/pause_engine", "0") == "ok"
     assert device.command("objects/a/wait", "kernel 5") == "ok"
