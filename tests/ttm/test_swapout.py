@@ -56,6 +56,22 @@ async def test_truncate_while_swapped() -> None:
         assert got == pattern("a", kept) + bytes(MIB - kept)
 
 
+async def test_who_is_cut_stands_where_what_is_left_of_it_belongs() -> None:
+    """Nobody could take the memory of a BO that stood with those that are in the store."""
+    async with device() as vdev:
+        a, b = await make(vdev, "a"), await make(vdev, "b")
+        for bo in (a, b):
+            await _out(bo)
+        assert lru_names(vdev, "system") == []
+        lifetime.set_size(a, 0)
+        assert lru_names(vdev, "system") == ["a"]
+        await access.write(b, MIB, b"more")
+        assert lru_names(vdev, "system") == ["a", "b"]
+        lifetime.set_size(b, MIB)
+        assert b.swapped
+        assert lru_names(vdev, "system") == ["a"]
+
+
 async def test_truncate_and_write_while_it_is_being_swapped_out() -> None:
     """The gate of a swapout keeps WRITEs away; a truncate is applied at once."""
     async with device() as vdev:

@@ -216,6 +216,7 @@ def _check_near(found: int, path: str, types: dict[bytes, bytes]) -> None:
     # In bytes: a codec would be loaded now, as the caller, who may not be able to read it.
     with open(f"/proc/self/fdinfo/{found}", "rb") as lines:
         mount = next(line.split()[1] for line in lines if line.startswith(b"mnt_id:"))
+    # One that is not listed holds the root of a chroot, the daemon's own.
     kind = types.get(mount, b"")
     if kind.startswith(_FAR):
         said = "memory that is bound is that of a local disk or /dev/shm"

@@ -94,7 +94,7 @@ def apply_resize(bo: BufferObject) -> None:
         return
     bo.when_unlocking = tuple(work for work in bo.when_unlocking if work is not apply_resize)
     bo.drop_vmap()
-    pages = bo.num_pages
+    pages, swapped = bo.num_pages, bo.swapped
     resource = bo.resource
     if bo.tt is not None:
         pages_gone(bo.device.prefetcher, bo, pages, bo.tt.num_pages - pages)
@@ -109,6 +109,9 @@ def apply_resize(bo: BufferObject) -> None:
         bo.assign(bo.device.managers[SYSTEM].alloc(bo, Place(SYSTEM)))
         bo.placed = False
         want(bo, ())
+    elif swapped != bo.swapped:
+        # What was in the store, or all that was not, has been cut off.
+        bo.relist()
 
 
 def set_account(bo: BufferObject, account: Account) -> None:
