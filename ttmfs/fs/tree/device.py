@@ -77,7 +77,7 @@ class Tree:
         """What others have to say in selfcheck: sentences, and None where it may pause."""
         self._root_files: dict[str, Callable[[], VirtualFile]] = {
             "README": lambda: self._text(lambda: readme(machine.vdev.region_names)),
-            "stats": lambda: slow_file(self._stats_text, owner.public(), self.lengths),
+            "stats": lambda: slow_file(self._stats_text, owner.public(), None),
             "error_log": lambda: self._private(runner.error_log.text),
             "options": lambda: self._private(lambda: options_now(machine.vdev)),
         }

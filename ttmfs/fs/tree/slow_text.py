@@ -35,8 +35,8 @@ class SlowTextHandle(TextHandle):
         return {}
 
 
-def slow_file(text: SlowText, rights: Rights, lengths: Lengths) -> VirtualFile:
-    """A file of such a text, which is not made for a mere look at its size."""
+def slow_file(text: SlowText, rights: Rights, lengths: Lengths | None) -> VirtualFile:
+    """A file of such a text; where `lengths` are kept it is not made for a mere look at its size."""
     return VirtualFile(lambda _opening: SlowTextHandle(text), rights, lengths=lengths)
 
 
