@@ -217,7 +217,7 @@ class Folder(Entry):
 class File(Entry):
     """A BO file or an address space: it lives until it has no name, no open handle, and nobody knows it."""
 
-    __slots__ = ("opens", "write_opens", "written")
+    __slots__ = ("opens", "write_failed", "write_opens", "written")
 
     def __init__(self, ino: int, mode: int, uid: int, gid: int) -> None:
         super().__init__(ino, mode, uid, gid)
@@ -225,6 +225,8 @@ class File(Entry):
         self.write_opens = 0
         self.written = False
         """A WRITE came, or the device wrote, since mtime was last set."""
+        self.write_failed = False
+        """A WRITE did, since a client who writes last closed it."""
 
     def touch(self) -> None:
         """mtime and ctime are now."""

@@ -21,7 +21,7 @@ import stat
 import struct
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -37,7 +37,10 @@ _INVAL_INODE: Final = struct.Struct("=IiQQqq")
 _INVAL_ENTRY: Final = struct.Struct("=IiQQII")
 _ROOT_INO: Final = 1
 _SYNC_FILE_RANGE_WRITE: Final = 2
-_SYNC_FILE_RANGE_WRITE_AND_WAIT: Final = 1 | 2 | 4
+_SYNC_FILE_RANGE_WAIT_AFTER: Final = 4
+_SYNC_FILE_RANGE_WRITE_AND_WAIT: Final = 1 | _SYNC_FILE_RANGE_WRITE | _SYNC_FILE_RANGE_WAIT_AFTER
+_CLOSES_SECONDS: Final = 1.0
+_LOOK_AGAIN_SECONDS: Final = 0.002
 _THREADS: Final = 8
 _INODES_COUNTED: Final = 4096
 
@@ -165,6 +168,49 @@ class PageCacheStatistics:
     max_seconds: float
 
 
+class _Errors:
+    """Failures of writeback that descriptors of the daemon's own have taken from the kernel.
+
+    The kernel says once for an inode that writeback has failed, to the first who closes it or waits for its pages. If
+    that is the daemon, the next client who closes it is owed the errno. Any thread.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._looking: Counter[int] = Counter()
+        """Descriptors of the daemon's own that may take one, by inode."""
+        self._taken: OrderedDict[int, int] = OrderedDict()
+
+    def looks(self, ino: int) -> None:
+        """A descriptor of this inode is open from now on."""
+        with self._lock:
+            self._looking[ino] += 1
+
+    def took(self, ino: int, number: int) -> None:
+        """It was told of this errno. What no client asks for is not kept for ever."""
+        with self._lock:
+            self._taken[ino] = number
+            if len(self._taken) > _INODES_COUNTED:
+                self._taken.popitem(last=False)
+
+    def looked(self, ino: int) -> None:
+        """It is closed."""
+        with self._lock:
+            self._looking[ino] -= 1
+            if not self._looking[ino]:
+                del self._looking[ino]
+
+    def may_come(self, ino: int) -> bool:
+        """Is one open?"""
+        with self._lock:
+            return ino in self._looking
+
+    def give_back(self, ino: int) -> int:
+        """The errno that was taken; 0 when there is none, and from now on."""
+        with self._lock:
+            return self._taken.pop(ino, 0)
+
+
 class _Closer:
     """Closes descriptors of aliases in a thread of its own, that nobody waits for, and has the kernel forget the names:
     it would keep them, and so the BOs, until memory is short.
@@ -173,24 +219,27 @@ class _Closer:
     buffer is a mapping of another BO, which may wait for the very move that an INVAL belongs to.
     """
 
-    def __init__(self, session: SessionFd) -> None:
+    def __init__(self, session: SessionFd, errors: _Errors) -> None:
         self._session = session
-        self._fds: queue.SimpleQueue[tuple[int, bytes]] = queue.SimpleQueue()
+        self._errors = errors
+        self._fds: queue.SimpleQueue[tuple[int, int, bytes]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    def close(self, fd: int, alias: bytes) -> None:
-        """Close `fd` some time soon; it was opened by the name `alias` in the root."""
+    def close(self, fd: int, ino: int, alias: bytes) -> None:
+        """Close `fd` some time soon; it was opened by the name `alias` in the root, and means inode `ino`."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="ttmfs-closer", daemon=True)
             self._thread.start()
-        self._fds.put((fd, alias))
+        self._fds.put((fd, ino, alias))
 
     def _run(self) -> None:
         while True:
-            fd, alias = self._fds.get()
-            # FLUSH reports an earlier error of writeback here; the WRITE handler has already recorded it.
-            with contextlib.suppress(OSError):
+            fd, ino, alias = self._fds.get()
+            try:
                 os.close(fd)
+            except OSError as error:
+                self._errors.took(ino, error.errno or errno.EIO)
+            self._errors.looked(ino)
             with contextlib.suppress(OSError):
                 self._session.invalidate_entry(_ROOT_INO, alias)
 
@@ -211,7 +260,8 @@ class PageCache:
         # An own limiter: INVALs that wait for parked requests must not use up the threads of everyone else.
         self._limiter = trio.CapacityLimiter(threads)
         self._loop_thread = threading.get_ident()
-        self._closer = _Closer(session)
+        self._errors = _Errors()
+        self._closer = _Closer(session, self._errors)
         self._by_inode: OrderedDict[int, int] = OrderedDict()
         self._invals = self._outstanding = self._not_cached = self._flushes = self._flush_failures = 0
         self._seconds = self._max_seconds = 0.0
@@ -252,13 +302,24 @@ class PageCache:
         """
         return await trio.to_thread.run_sync(self._flush_and_wait, ino, limiter=self._limiter)
 
+    async def failed_before(self, ino: int) -> int:
+        """For a client who closes `ino`: the errno of a failed writeback that the daemon was told of instead, once.
+
+        0: none. Waits for a descriptor of the daemon's own that is being closed, a second at most.
+        """
+        with trio.move_on_after(_CLOSES_SECONDS):
+            while self._errors.may_come(ino):
+                await trio.sleep(_LOOK_AGAIN_SECONDS)
+        return self._errors.give_back(ino)
+
     def invalidations(self, ino: int) -> int:
         """INVALs finished for `ino`; 0 also when it is not among the 4096 most recent ones."""
         return self._by_inode.get(ino, 0)
 
     def forget(self, ino: int) -> None:
-        """Drop the count of an inode that no longer exists."""
+        """Drop what is known of an inode that no longer exists."""
         self._by_inode.pop(ino, None)
+        self._errors.give_back(ino)
 
     def statistics(self) -> PageCacheStatistics:
         """All counts now."""
@@ -283,11 +344,17 @@ class PageCache:
         path = self._alias(ino) if self._alias is not None else None
         if path is None:
             return False
+        self._errors.looks(ino)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError:
+            self._errors.looked(ino)
             return False
         try:
-            return int(_sync_file_range(fd, first, count, how)) == 0
+            if _sync_file_range(fd, first, count, how) == 0:
+                return True
+            if how & _SYNC_FILE_RANGE_WAIT_AFTER:
+                self._errors.took(ino, ctypes.get_errno())
+            return False
         finally:
-            self._closer.close(fd, os.fsencode(os.path.basename(path)))
+            self._closer.close(fd, ino, os.fsencode(os.path.basename(path)))

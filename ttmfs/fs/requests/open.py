@@ -120,10 +120,20 @@ class OpenRequests:
 
     @guarded
     async def flush(self, fh: int) -> None:
-        """close(2): what was written through it shows in mtime now."""
+        """close(2): what was written through it shows in mtime now, and failures that its writer was not told of."""
         handle = self.served.handles.get(fh)
         if isinstance(handle, (BoHandle, SpaceHandle)):
             await self._touch(handle)
+            if handle.file.write_failed and handle.writes and not handle.own:
+                await self._tell(handle.file)
+
+    async def _tell(self, file: BoFile | SpaceFile) -> None:
+        """The kernel has no failed writeback to tell of: the daemon's own descriptor may have been told before."""
+        file.write_failed = False
+        cache = self.served.tree.page_cache
+        number = 0 if cache is None else await cache.failed_before(file.ino)
+        if number:
+            raise TtmError(number, f"what was stored into {file.path!r} before could not be written")
 
     async def _touch(self, handle: BoHandle | SpaceHandle) -> None:
         """Move mtime if there were WRITEs, and have the kernel ask for it: it may have looked since the last one."""

@@ -105,6 +105,7 @@ class DataRequests:
         except OSError as error:
             if type(handle) is BoHandle:
                 counters.write_errors += 1
+                handle.file.write_failed = True
                 self.served.failed(handle.bo.name, "WRITE", error, handle.file.uid)
             raise fuse_error(error, counters, "write") from None
         except (Exception, BaseExceptionGroup):

@@ -73,6 +73,7 @@ class SpaceHandle:
             await cpu.write(space, offset, data, request)
         except OSError as error:
             counters.write_errors += 1
+            file.write_failed = True
             self._failed(f"svm/{space.name}", "WRITE", error, file.uid)
             raise
         except (Exception, BaseExceptionGroup):
