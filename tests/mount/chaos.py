@@ -1,12 +1,13 @@
 """Everything at once on one mount: clients that check every byte, address spaces, jobs, storms, traces, failures.
 
-    chaos.py [--seed N] [--seconds S] [--case NAME] [--failures]
+    chaos.py [--seed N] [--seconds S] [--case NAME] [--failures [HOW]]
 
 Beside each other run the exerciser of BO files with its own storm of commands, the exerciser of address spaces,
 ttm-storm on all commands, device jobs and a VM with models of their own, the shrinker and the defrag pass, a reader of
-trace_pipe and one of every statistics file; with --failures places of `debug/fail_*` fail now and then. Promise: the
-run fails when a byte was wrong, a call or a client hung, the daemon died or said something suspicious, or anything is
-left when all is unlinked. All choices follow from the seed; what the kernel schedules does not.
+trace_pipe and one of every statistics file; with --failures places of `debug/fail_*` fail (chaos_failures.py). Promise:
+the run fails when a byte was wrong, a call or a client hung, the daemon died or said something suspicious, or anything
+is left when all is unlinked; it says then who waited for what. All choices follow from the seed; what the kernel
+schedules does not.
 """
 
 import argparse
@@ -20,14 +21,17 @@ import sys
 import tempfile
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.mount.chaos_failures import NOW_AND_THEN, Failures
+from tests.mount.chaos_jobs import JOB_BYTES, JobActor
+from tests.mount.chaos_run import MAY_FAIL
 from tests.mount.chaos_vms import VmActor
-from tests.mount.mount_harness import MIB, REPOSITORY, Client, ClientError, Device
+from tests.mount.mount_harness import MIB, PATIENCE, REPOSITORY, Client, Device
 from tests.mount.svm_exerciser import Exerciser
+from tests.mount.waiting import what_everybody_waits_for
 from ttmfs.observe.inject import PLACES
 
 SMALL = ("--vram", "16M", "--gtt", "32M", "--memory", "96M", "--swap", "256M", "--placement", "vram gtt system")
@@ -39,32 +43,45 @@ CASES: dict[str, tuple[str, ...]] = {
 }
 """Mount options; `{folder}` is a directory of the run."""
 
-MAY_FAIL = "EIO,ENOMEM,ENOSPC"
-"""What a call on a BO file may say when something was made to fail."""
-
 STORM_MAY_FAIL = frozenset({errno.EBUSY, errno.ENOMEM, errno.ENOSPC, errno.ETIME, errno.EINTR, errno.EIO})
-JOB_BYTES = 1 * MIB
+STUCK = 5.0
+"""Seconds that a READ or WRITE may wait on an idle machine; from then on it is told who waits for what."""
+LAST = 90.0
+"""Seconds that everybody together may take to end once it is over."""
 
 
 class Chaos:
     """One run on one device; `failures` are the findings."""
 
-    def __init__(self, device: Device, folder: Path, seed: int, seconds: float, *, inject: bool) -> None:
+    def __init__(self, device: Device, folder: Path, seed: int, seconds: float, failures: str = "") -> None:
         self.device = device
         self.folder = folder
         self.seed = seed
         self.seconds = seconds
-        self.inject = inject
+        self.failures = failures
+        self.inject = bool(failures)
         self.mount = device.mountpoint
         self.over = threading.Event()
         self.findings: list[str] = []
         self.counts: dict[str, int] = {}
+        self.waits = ""
+        """Who waited for what when something first was found, or took too long."""
         self._processes: list[subprocess.Popen[str]] = []
+        self._looking = threading.Lock()
 
     def find(self, who: str, what: object) -> None:
         """Take note of a failure; everybody stops."""
         self.findings.append(f"{who}: {what}")
+        self.look(f"{who}: {str(what)[:200]}")
         self.over.set()
+
+    def look(self, why: str) -> None:
+        """Who waits for what now; the first time counts."""
+        with self._looking:
+            if not self.waits:
+                self.waits = "as it is told below"
+                clients = [*(client.pid for client in self.device.clients), *(each.pid for each in self._processes)]
+                self.waits = f"{why}\n{what_everybody_waits_for(self.device, clients)}"
 
     def count(self, what: str, more: int = 1) -> None:
         """For the report."""
@@ -134,82 +151,13 @@ class Chaos:
             exerciser.run(seconds=min(5.0, end - time.monotonic()))
         self.count("svm rounds", exerciser.round)
 
-    def jobs(self) -> None:
-        """Jobs on three BOs one after another, each result compared by the device and by a client."""
-        rng = random.Random(f"jobs {self.seed}")
-        client = self.client()
-        names = ("j0", "j1", "j2")
-        model = dict.fromkeys(names, b"")
-        for name in names:
-            model[name] = self._fill(client, name, rng.randrange(256))
-        while not self.over.is_set():
-            dst, src = rng.sample(names, 2)
-            what = rng.choice(("fill", "copy", "xor", "checksum", "read", "pwrite"))
-            offset = rng.randrange(JOB_BYTES // 4096) * 4096
-            size = rng.randrange(1, (JOB_BYTES - offset) // 4096 + 1) * 4096
-            where = f"offset={offset} bytes={size}"
-            old = model[dst]
-            try:
-                if what == "fill":
-                    byte = rng.randrange(256)
-                    new = bytes([byte]) * size
-                    self._submit(client, f"fill dst={dst} value={byte} {where}")
-                elif what == "copy":
-                    new = model[src][offset : offset + size]
-                    self._submit(client, f"copy src={src} dst={dst} {where}")
-                elif what == "xor":
-                    number = int.from_bytes(old[offset : offset + size], "little")
-                    number ^= int.from_bytes(model[src][offset : offset + size], "little")
-                    new = number.to_bytes(size, "little")
-                    self._submit(client, f"xor src={src} dst={dst} {where} dtype=u8")
-                elif what == "pwrite":
-                    new = rng.randbytes(64) * (size // 64)
-                    data = f"{new[:64]!r} * {size // 64}"
-                    client.do(
-                        f"fd = opened('bo/{dst}'); done = os.pwrite(fd, {data}, {offset}); os.close(fd)\n"
-                        f"if done != {len(new)}: raise OSError(errno.EIO, '')",
-                        40,
-                    )
-                elif what == "checksum":
-                    new = old[offset : offset + size]
-                    value = self._submit(client, f"checksum src={dst} {where}")
-                    assert value == zlib.crc32(new), f"checksum of {dst} {where}: the device sees wrong bytes"
-                else:
-                    new = old[offset : offset + size]
-                    got = client.do(f"zlib.crc32(open(path('bo/{dst}'), 'rb').read()[{offset}:{offset + size}])", 40)
-                    assert got == zlib.crc32(new), f"{dst} {where}: a client reads wrong bytes"
-                self.count(f"jobs {what}")
-            except (ClientError, TimeoutError) as error:
-                name = errno.errorcode.get(error.errno or 0, "?")
-                if name not in ("EBUSY", "ENOMEM", "ENOSPC", "ETIME", *(("EIO", "EINTR") if self.inject else ())):
-                    raise
-                self.count(f"jobs {name}")
-                # Done or not, or a part of it: make it known again.
-                model[dst] = self._fill(client, dst, rng.randrange(256))
-                continue
-            model[dst] = old[:offset] + new + old[offset + size :]
-
-    def _fill(self, client: Client, name: str, byte: int) -> bytes:
-        for _ in range(200):
-            try:
-                client.do(f"make('bo/{name}', {JOB_BYTES}, {byte})", 40)
-            except ClientError as error:
-                if not self.inject or errno.errorcode[error.errno or 0] not in MAY_FAIL:
-                    raise
-                continue
-            return bytes([byte]) * JOB_BYTES
-        raise AssertionError(f"{name} cannot be written")
-
-    def _submit(self, client: Client, text: str) -> int | None:
-        code, lines = client.do(f"transact('ctl/submit', {text + ' wait'!r})", 70)
-        if code:
-            raise ClientError(code, str(lines))
-        value: int | None = lines[-1].get("value")
-        return value
-
     def going_on(self) -> bool:
         """Is it not over yet?"""
         return not self.over.is_set()
+
+    def jobs(self) -> None:
+        """Jobs on BOs of their own."""
+        JobActor(self, self.seed).act()
 
     def vms(self) -> None:
         """Jobs of a VM."""
@@ -273,19 +221,22 @@ class Chaos:
             self.count("statistics rounds")
             self.over.wait(0.2)
 
-    def fail_now_and_then(self) -> None:
-        """Set a place to fail a few times, then another."""
-        rng = random.Random(f"failures {self.seed}")
-        client = self.client()
-        # Not while the exerciser compares everything at its end, through mappings too.
-        end = time.monotonic() + self.seconds - 5
-        while not self.over.is_set() and time.monotonic() < end:
-            place = rng.choice(PLACES)
-            for key, value in (("times", rng.choice((1, 2, 5))), ("probability", rng.choice((20, 100)))):
-                client.do(f"command('debug/fail_{place}/{key}', '{value}')")
-            self.count("failures set")
-            self.over.wait(rng.random() * 0.1)
-            client.do(f"command('debug/fail_{place}/probability', '0')")
+    def fail(self) -> None:
+        """Places fail as it was asked for."""
+        Failures(self.failures, self.seed).act(self)
+
+    def sleep(self, seconds: float) -> None:
+        """Until then, or until it is over."""
+        self.over.wait(seconds)
+
+    def requests(self) -> None:
+        """How long READs and WRITEs wait, as the daemon says it beside the mount."""
+        while not self.over.wait(0.5):
+            oldest = self.device.stats()["requests"]["oldest_ms"] / 1000
+            self.counts["longest wait ms"] = max(self.counts.get("longest wait ms", 0), round(oldest * 1000))
+            if oldest > STUCK:
+                self.look(f"a request waits for {oldest:.1f} s")
+            assert oldest < STUCK * PATIENCE, f"a request waits for {oldest:.1f} s"
 
     # -- all of it -----------------------------------------------------------------------------------------------------
 
@@ -309,15 +260,17 @@ class Chaos:
             ("vms", self.vms),
             ("commands", self.commands),
             ("statistics", self.statistics),
-            ("failures", self.fail_now_and_then) if self.inject else ("spaces", self.address_spaces),
+            ("requests", self.requests),
+            ("failures", self.fail) if self.inject else ("spaces", self.address_spaces),
         ]
         threads = [self.thread(who, body) for who, body in bodies]
         self.over.wait(self.seconds)
+        end = time.monotonic() + LAST
         for thread in threads[:3]:
-            thread.join(0 if self.findings else 90)
+            thread.join(0 if self.findings else end - time.monotonic())
         self.over.set()
         for who, thread in zip(bodies, threads, strict=True):
-            thread.join(90)
+            thread.join(max(0.0, end - time.monotonic()))
             if thread.is_alive():
                 self.find(who[0], "does not come to its end")
         if not self.device.alive:
@@ -371,27 +324,33 @@ def left(stats: dict[str, Any]) -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def run(case: str, seed: int, seconds: float, *, inject: bool) -> Iterator[Chaos]:
-    """A run; what it found is in `findings` of the result."""
+def run(case: str, seed: int, seconds: float, failures: str = "") -> Iterator[Chaos]:
+    """A run; what it found is in `findings` of the result. `failures` is what Failures takes; "": nothing fails."""
     with tempfile.TemporaryDirectory(prefix="ttmfs-chaos-") as folder:
         options = [option.format(folder=folder) for option in CASES[case]]
-        if inject and "--visible-vram" in options:
+        if failures and "--visible-vram" in options:
             # What an engine fails to copy is lost where the CPU cannot reach it.
             at = options.index("--visible-vram")
             del options[at : at + 2]
         device = Device(*options, "--fault-timeout", "10", "--command-timeout", "20")
-        chaos = Chaos(device, Path(folder), seed, seconds, inject=inject)
+        chaos = Chaos(device, Path(folder), seed, seconds, failures)
         try:
             chaos.run()
             if not chaos.findings:
                 chaos.end()
             else:
                 chaos.findings.append("log: " + "\n".join(device.log().splitlines()[-30:]))
+                chaos.findings.append("waits: " + chaos.waits)
             yield chaos
         finally:
             device.end()
             for process in chaos._processes:
                 process.kill()
+
+
+def again(case: str, seed: int, failures: str) -> str:
+    """The options that do it once more."""
+    return f"--seed {seed} --case {case}" + f" --failures {failures}" * bool(failures)
 
 
 def main() -> int:
@@ -400,13 +359,20 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--case", choices=CASES, default="shmem")
-    parser.add_argument("--failures", action="store_true", help="places of debug/fail_* fail now and then")
+    parser.add_argument(
+        "--failures",
+        nargs="?",
+        const=NOW_AND_THEN,
+        default="",
+        metavar="HOW",
+        help="places of debug/fail_* fail: now-and-then, all:PERCENT, or pairs:PERCENT[:FIRST-LAST]",
+    )
     options = parser.parse_args()
     seed = random.SystemRandom().randrange(1 << 32) if options.seed is None else options.seed
-    print(f"--seed {seed} --case {options.case}" + " --failures" * options.failures, flush=True)
-    with run(options.case, seed, options.seconds, inject=options.failures) as chaos:
+    print(again(options.case, seed, options.failures), flush=True)
+    with run(options.case, seed, options.seconds, options.failures) as chaos:
         print(chaos.counts)
-        for finding in chaos.findings:
+        for finding in chaos.findings or ([f"waits: {chaos.waits}"] if chaos.waits else []):
             print(finding, file=sys.stderr)
         return 1 if chaos.findings else 0
 

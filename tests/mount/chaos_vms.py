@@ -7,10 +7,9 @@ while, and bound anew by this one. A call that fails leaves what it touched unkn
 import errno
 import random
 import zlib
-from pathlib import Path
-from typing import Protocol
 
-from tests.mount.mount_harness import Client, ClientError
+from tests.mount.chaos_run import Run
+from tests.mount.mount_harness import ClientError
 
 PIECE = 1 << 20
 """Bytes of each piece."""
@@ -20,17 +19,6 @@ FOREIGN = "v2"
 """A BO that is local to no VM."""
 _REFUSED = ("EBUSY", "ENOMEM", "ENOSPC", "ETIME")
 _FAILED = ("EIO", "EINTR")
-
-
-class Run(Protocol):
-    """What the run of chaos is asked for."""
-
-    inject: bool
-    folder: Path
-
-    def client(self) -> Client: ...
-    def count(self, what: str, more: int = 1) -> None: ...
-    def going_on(self) -> bool: ...
 
 
 class VmActor:
