@@ -1,6 +1,7 @@
 """Buddy: each behaviour of drm_buddy, one at a time."""
 
 import errno
+import random
 
 import numpy as np
 import pytest
@@ -397,3 +398,47 @@ def test_steps_stay_logarithmic_with_100000_blocks(clear: bool) -> None:
         assert middle - before <= 3 * 2 * 21
         assert buddy.steps - middle <= 3 * 2 * 21
     buddy.check()
+
+
+@pytest.mark.parametrize("size", [1, 4095, 40_000, 65_536, 150_001])
+def test_a_check_takes_steps_and_what_others_do_between_them_is_no_finding(size: int) -> None:
+    buddy, rng = Buddy(size, clear=size % 2 == 0), random.Random(size)
+    owned: list[Blocks] = []
+    for _ in range(3):
+        steps = 0
+        for _step in buddy.check_steps():
+            steps += 1
+            for _ in range(3):
+                if owned and (rng.random() < 0.5 or buddy.free_pages < size // 4):
+                    buddy.free(owned.pop(rng.randrange(len(owned))), rng.choice((True, False, None)))
+                elif buddy.free_pages:
+                    wanted = rng.choice((1, rng.randint(1, 64), rng.randint(1, size)))
+                    owned.append(buddy.alloc(min(wanted, buddy.free_pages)))
+        assert steps >= -(-size // 65_536)
+    assert owned or size == 1
+
+
+@pytest.mark.parametrize("page", [0, 65_536, 140_000])
+def test_a_check_in_steps_finds_a_page_that_nobody_has_and_one_that_two_have(page: int) -> None:
+    buddy = Buddy(150_001)
+    buddy.alloc_order(0, 150_001)
+    buddy._owned.drop_one(page, 0)
+    with pytest.raises(AssertionError, match=f"page {page} is in 0 blocks"):
+        buddy.check()
+    buddy._owned.own_one(page, 3)
+    with pytest.raises(AssertionError, match=f"page {page + 1} is in 2 blocks"):
+        buddy.check()
+    buddy._owned.own_one(page, 0)
+    buddy._free.add(page, 0)
+    with pytest.raises(AssertionError, match=f"page {page} is in 2 blocks"):
+        buddy.check()
+
+
+def test_a_block_larger_than_a_step_is_counted_in_each() -> None:
+    buddy = Buddy(1 << 20)
+    blocks = buddy.alloc(1 << 19)
+    assert len(blocks) == 1
+    buddy.check()
+    buddy._owned.own_one(int(blocks.start[0]) + 300_000, 0)
+    with pytest.raises(AssertionError, match=f"page {int(blocks.start[0]) + 300_000} is in 2 blocks"):
+        buddy.check()

@@ -167,13 +167,15 @@ class Hardware:
 
     def selfcheck_steps(self) -> Iterator[str | None]:
         """As `selfcheck`, with a None wherever others may run before it goes on."""
+        store = self.ttm.swap_store
         for name, check in (
-            ("pool", self.pool.check),
-            *((manager.name, manager.check) for manager in self.ttm.managers.values()),
-            *((("swap", self.ttm.swap_store.check),) if self.ttm.swap_store is not None else ()),
+            ("pool", self.pool.check_steps),
+            *((manager.name, manager.check_steps) for manager in self.ttm.managers.values()),
+            *((("swap", store.check_steps),) if store is not None else ()),
         ):
             try:
-                check()
+                for _ in check():
+                    yield None
             except AssertionError as error:
                 yield f"{name}: {error}"
             yield None

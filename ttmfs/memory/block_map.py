@@ -49,11 +49,6 @@ class BlockMap:
         """These (checked) blocks are no longer allocated."""
         self._head_np[starts] = 0
 
-    def all_blocks(self) -> tuple[Int64Array, Int64Array]:
-        """All allocated blocks as `(starts, orders)`, ascending."""
-        heads = np.flatnonzero(self._head_np)
-        return heads, self._head_np[heads].astype(np.int64) - 1
-
     def order_map(self) -> Uint8Array:
         """Per page, the order + 1 of the allocated block that it is in, 0 when it is in none; uint8, a copy."""
         orders = self._head_np.copy()
@@ -64,6 +59,23 @@ class BlockMap:
             rows = orders[: self.num_pages >> order << order].reshape(-1, 1 << order)
             rows[heads[values == value] >> order] = value
         return orders
+
+    def owners_of(self, first: int, last: int) -> Int64Array:
+        """Per page of [first, last), how many allocated blocks it is in: one, or none.
+
+        AssertionError for a block that begins there and is not aligned to its order, or ends beyond the end.
+        """
+        heads = np.flatnonzero(self._head_np[first:last])
+        sizes = np.left_shift(1, self._head_np[first:last][heads] - 1, dtype=np.int64)
+        assert not ((heads + first) & (sizes - 1)).any(), "allocated: a block is not aligned to its order"
+        ends = heads + sizes
+        assert not ends.size or int(ends.max()) + first <= self.num_pages, "allocated: a block beyond the end"
+        size = last - first
+        begun = np.bincount(heads, minlength=size) - np.bincount(np.minimum(ends, size), minlength=size + 1)[:size]
+        before = (first >> order << order for order in range(self.max_order + 1))
+        begun[0] += sum(head < first and self.owns(head, order) for order, head in enumerate(before))
+        owners: Int64Array = np.cumsum(begun)
+        return owners
 
     def check_allocated(self, blocks: Blocks) -> None:
         """Raise TtmError(EINVAL) unless all of them are allocated blocks of this place and order, each named once."""

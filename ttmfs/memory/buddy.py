@@ -13,6 +13,7 @@ Single operations look at O(log n) blocks (`steps` counts them); those on many b
 """
 
 import errno
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -22,12 +23,14 @@ from ttmfs.memory.block_map import BlockMap
 from ttmfs.memory.blocks import Blocks
 from ttmfs.memory.clear_map import ClearMap
 from ttmfs.memory.free_area import FreeArea, canonical
-from ttmfs.memory.runs import BoolArray, Int64Array, PageArray, Uint8Array, Uint32Array, ascending, expand
+from ttmfs.memory.runs import BoolArray, Int64Array, PageArray, Uint8Array, Uint32Array, ascending
 from ttmfs.units import PAGE_SHIFT
 
 __all__ = ["Blocks", "Buddy"]
 
 _NO_BLOCKS = Blocks(np.empty(0, np.int64), np.empty(0, np.uint8), 0)
+_CHECKED_AT_ONCE: Final = 1 << 16
+"""Pages; a power of two."""
 _ORDERS: Final = tuple(np.array([order], np.uint8) for order in range(64))
 """The orders of one block, by its order: shared by all such Blocks, so nobody may write into one."""
 for _order in _ORDERS:
@@ -393,22 +396,26 @@ class Buddy:
 
     def check(self) -> None:
         """Walk everything; raises AssertionError naming what is wrong. O(num_pages), for selfcheck and tests."""
-        self._free.check("free")
-        self._clear.area.check("clear")
-        owners = self.free_map().astype(np.int16)
-        heads, orders = self._owned.all_blocks()
-        assert not (heads & ((1 << orders) - 1)).any(), "allocated: a block is not aligned to its order"
-        ends = heads + (1 << orders)
-        assert not heads.size or int(ends.max()) <= self.num_pages, "allocated: a block beyond the end"
-        owners += np.bincount(expand(heads, 1 << orders), minlength=self.num_pages).astype(np.int16)
+        for _ in self.check_steps():
+            pass
+
+    def check_steps(self) -> Iterator[None]:
+        """As `check`. What a step looks at holds at any moment, so others may run at each yield."""
+        yield from self._free.check_steps("free")
+        yield from self._clear.area.check_steps("clear")
+        for first in range(0, self.num_pages, _CHECKED_AT_ONCE):
+            self._check_pages(first, min(first + _CHECKED_AT_ONCE, self.num_pages))
+            yield
+
+    def _check_pages(self, first: int, last: int) -> None:
+        """Each page of [first, last) is in one block, free or allocated, and clear in both views or in none."""
+        free = self._free.map_of(first, last)
+        owners = free + self._owned.owners_of(first, last)
         wrong = np.flatnonzero(owners != 1)
-        assert not wrong.size, f"page {int(wrong[0])} is in {int(owners[wrong[0]])} blocks, free and allocated"
-        known = np.zeros(self.num_pages, np.uint8)
-        starts, clear_orders = self._clear.area.all_blocks()
-        known[expand(starts, np.left_shift(1, clear_orders, dtype=np.int64))] = 1
-        expected = self.free_map() & (self._clear.dirty == 0)
-        differ = np.flatnonzero(known != expected)
-        assert not differ.size, f"clear: page {int(differ[0])} is known as clear in one place only"
+        assert not wrong.size, f"page {int(wrong[0]) + first} is in {int(owners[wrong[0]])} blocks, free and allocated"
+        known = self._clear.area.map_of(first, last)
+        differ = np.flatnonzero(known != (free & (self._clear.dirty[first:last] == 0)))
+        assert not differ.size, f"clear: page {int(differ[0]) + first} is known as clear in one place only"
 
     def dump(self) -> str:
         """The text of drm_buddy_print: a header, then per order, from the largest, what is free."""

@@ -6,6 +6,7 @@ blocks) and a bulk one works on whole levels with numpy. Positions are block num
 """
 
 from array import array
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -15,6 +16,8 @@ GROUP_SHIFT = 10
 FEW = 4
 """Up to so many blocks, plain Python beats numpy's fixed cost per call."""
 NONE = np.empty(0, np.int64)
+_STEP = 64 << GROUP_SHIFT
+"""Positions that are checked at a time: some tenths of a millisecond."""
 
 
 class FreeLevels:
@@ -191,22 +194,38 @@ class FreeLevels:
         self.mask = 0
         self.pages = 0
 
-    def check(self, what: str) -> None:
-        """Raise AssertionError naming what is wrong with the counts, or with buddies that both stand."""
+    def check_steps(self, what: str) -> Iterator[None]:
+        """Raise AssertionError naming what is wrong with the counts, or with buddies that both stand.
+
+        What a step looks at holds at any moment, so others may run at each yield.
+        """
+        for order in range(self.max_order + 1):
+            for first in range(0, len(self._state[order]), _STEP):
+                self._check_part(what, order, first)
+                yield
+        self._check_sums(what)
+
+    def _check_part(self, what: str, order: int, first: int) -> None:
+        """_STEP positions of an order, from `first` on: whole groups, and buddies together."""
+        part = slice(first, first + _STEP)
+        state = self._np[order][part]
+        both = np.flatnonzero((state[::2] != 0) & (state[1::2] != 0)) * 2 + first
+        assert not both.size, f"{what}: buddies at order {order}, page {int(both[0]) << order} are not merged"
+        pos = np.flatnonzero(state) + first
+        beyond = pos[(pos + 1) << order > self.num_pages]
+        assert not beyond.size, f"{what}: a block of order {order} lies beyond the end"
+        low, high = first >> GROUP_SHIFT, part.stop >> GROUP_SHIFT
+        counts = self._np_count[order][low : high if part.stop < len(self._state[order]) else None]
+        groups = np.bincount((pos >> GROUP_SHIFT) - low, minlength=len(counts))
+        assert (groups == counts).all(), f"{what}: group counts of order {order} are wrong"
+        has = np.frombuffer(self._has[order], np.uint8)[low : low + len(counts)]
+        assert ((groups != 0) == (has != 0)).all(), f"{what}: the summary of order {order} is wrong"
+
+    def _check_sums(self, what: str) -> None:
         pages = 0
         for order in range(self.max_order + 1):
-            state = self._np[order]
-            both = np.flatnonzero((state[::2] != 0) & (state[1::2] != 0))
-            assert not both.size, f"{what}: buddies at order {order}, page {int(both[0]) << (order + 1)} are not merged"
-            pos = np.flatnonzero(state)
-            counted = self.blocks[order]
-            assert pos.size == counted, f"{what}: order {order} has {pos.size} blocks, not {counted}"
-            beyond = pos[(pos + 1) << order > self.num_pages]
-            assert not beyond.size, f"{what}: a block of order {order} lies beyond the end"
-            groups = np.bincount(pos >> GROUP_SHIFT, minlength=len(self._count[order]))
-            assert (groups == self._np_count[order]).all(), f"{what}: group counts of order {order} are wrong"
-            has = np.frombuffer(self._has[order], np.uint8)
-            assert ((groups != 0) == (has != 0)).all(), f"{what}: the summary of order {order} is wrong"
-            assert bool(self.mask >> order & 1) == bool(pos.size), f"{what}: the mask of order {order} is wrong"
-            pages += pos.size << order
+            there, counted = int(self._np_count[order].sum(dtype=np.int64)), self.blocks[order]
+            assert there == counted, f"{what}: order {order} has {there} blocks, not {counted}"
+            assert bool(self.mask >> order & 1) == bool(there), f"{what}: the mask of order {order} is wrong"
+            pages += there << order
         assert pages == self.pages, f"{what}: counts {self.pages} pages, has {pages}"

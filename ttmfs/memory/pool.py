@@ -11,7 +11,7 @@ this page*, so a clear page is zero and costs nothing; a dirty one, and any pool
 """
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -375,7 +375,12 @@ class PagePool:
 
     def check(self) -> None:
         """Walk everything; raises AssertionError naming what is wrong."""
-        self._buddy.check()
+        for _ in self.check_steps():
+            pass
+
+    def check_steps(self) -> Iterator[None]:
+        """As `check`; others may run at each yield."""
+        yield from self._buddy.check_steps()
         self._types.check(self._buddy)
         pooled = self.pooled_pages
         total = self.in_use_pages + pooled + self._buddy.free_pages

@@ -5,6 +5,7 @@ of size 0 is a region that this device has not: validate skips it.
 """
 
 import errno
+from collections.abc import Iterator
 from typing import cast
 
 import numpy as np
@@ -86,9 +87,9 @@ class RangeManager(ResourceManager):
         end = resource.start + resource.num_pages
         return resource.start >= place.first and (not place.end or end <= place.end)
 
-    def check(self) -> None:
+    def check_steps(self) -> Iterator[None]:
         """The ranges, and that they add up to the usage."""
-        super().check()
+        yield from super().check_steps()
         wrong = self.ranges.check()
         assert not wrong, "; ".join(wrong)
         assert self.ranges.used_pages * PAGE_SIZE == self.usage, (
@@ -204,10 +205,10 @@ class BuddyManager(ResourceManager):
         assert pages is not None
         return bool((pages < self.visible_pages).all())
 
-    def check(self) -> None:
+    def check_steps(self) -> Iterator[None]:
         """The buddy, and that it adds up to the usage."""
-        super().check()
-        self.buddy.check()
+        yield from super().check_steps()
+        yield from self.buddy.check_steps()
         taken = (self.num_pages - self.buddy.free_pages) * PAGE_SIZE
         assert taken == self.usage, f"{taken} bytes are taken, usage says {self.usage}"
 

@@ -5,6 +5,7 @@ counts `usage`. Managers differ in how they choose pages (`ttmfs.ttm.managers`);
 """
 
 import errno
+from collections.abc import Iterator
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -266,9 +267,10 @@ class ResourceManager:
         """Which of these pages, to which nothing was written since they were handed out, are not known to be zero."""
         return pages
 
-    def check(self) -> None:
-        """AssertionError naming what is wrong with the manager's own books."""
+    def check_steps(self) -> Iterator[None]:
+        """AssertionError naming what is wrong with the manager's own books; others may run at each yield."""
         assert self.usage >= 0, f"usage is {self.usage}"
+        yield
 
     def debug_lines(self) -> list[str]:
         """The manager's own dump, after the four common lines."""

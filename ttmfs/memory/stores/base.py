@@ -334,6 +334,11 @@ class SwapStore(ABC):
             self._closed = True
             self._close()
 
+    def check_steps(self) -> Iterator[None]:
+        """As `check`; others may run at each yield."""
+        self.check()
+        yield
+
     def check(self) -> None:
         """Raise AssertionError naming what is wrong with the books."""
         self.slots.check()
