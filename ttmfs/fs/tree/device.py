@@ -16,7 +16,7 @@ from ttmfs.errors import TtmError, no_such
 from ttmfs.fs.commands.command import Command, Machine, Result
 from ttmfs.fs.commands.handles import CommandHandle, TextHandle
 from ttmfs.fs.commands.objects_and_ctl import CTL_COMMANDS, OBJECT_COMMANDS
-from ttmfs.fs.commands.quoting import cell, for_shell
+from ttmfs.fs.commands.quoting import for_shell
 from ttmfs.fs.commands.runner import Runner
 from ttmfs.fs.commands.space_knobs import set_svm_knob, svm_knobs
 from ttmfs.fs.commands.trace import set_trace, trace_state
@@ -33,7 +33,8 @@ from ttmfs.fs.tree.observe import REGION_FILES, ObserveTree
 from ttmfs.fs.tree.peek import PeekHandle
 from ttmfs.fs.tree.policies import POLICIES, PolicyTree
 from ttmfs.fs.tree.readme import readme
-from ttmfs.fs.tree.slow_text import slow_file
+from ttmfs.fs.tree.region_texts import FENCES_HEAD, fence_line
+from ttmfs.fs.tree.slow_text import paced_lines, slow_file
 from ttmfs.fs.tree.snapshot import SnapshotHandle
 from ttmfs.fs.tree.spaces import SvmTree
 from ttmfs.fs.tree.stats import region_stats, stats, swap_stats
@@ -364,17 +365,12 @@ class Tree:
                 )
             )
         if name == "pending":
-            return self._private(
-                lambda: (
-                    "fence\twhat\twaits_for\n"
-                    + "".join(
-                        f"{fence.name}\t{cell(fence.what)}\t{' '.join(dep.name for dep in fence.deps) or '-'}\n"
-                        for queue in vdev.all_queues
-                        for fence in queue.pending()
-                    )
-                )
-            )
+            return slow_file(self._pending_text, self.owner.only(0o400), self.lengths)
         return None
+
+    async def _pending_text(self) -> bytes:
+        fences = [fence for queue in self.machine.vdev.all_queues for fence in queue.pending()]
+        return FENCES_HEAD.encode() + await paced_lines(fences, fence_line)
 
     def _find_debug(self, name: str) -> Node | None:
         if name == "loop":

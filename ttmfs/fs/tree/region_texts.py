@@ -12,11 +12,13 @@ from ttmfs.fs.commands.quoting import cell, escape
 from ttmfs.svm.spaces import Svm
 from ttmfs.svm.tables import owned_pages
 from ttmfs.sync.breather import Breather
+from ttmfs.sync.fence import Fence
 from ttmfs.ttm.lru import LruItem
 from ttmfs.ttm.lru_cursor import LruCursor, newer
 from ttmfs.ttm.resource import Resource, ResourceManager
 from ttmfs.units import PAGE_SIZE
 
+FENCES_HEAD: Final = "fence\twhat\twaits_for\n"
 _ROWS_AT_A_TIME: Final = 1024
 
 
@@ -59,8 +61,11 @@ async def map_text(vdev: VirtualDevice, names: Namespace, svm: Svm, manager: Res
 
 def eviction_fences_text(manager: ResourceManager) -> str:
     """Copies out of a region that every new owner of its space waits for."""
-    lines = ["fence\twhat\twaits_for"]
-    for fence in manager.eviction_fences:
-        if not fence.signaled:
-            lines.append(f"{fence.name}\t{cell(fence.what)}\t{' '.join(dep.name for dep in fence.deps) or '-'}")
-    return "\n".join(lines) + "\n"
+    return FENCES_HEAD + "".join(map(fence_line, manager.eviction_fences))
+
+
+def fence_line(fence: Fence) -> str:
+    """The line of a fence below FENCES_HEAD; none of one that has signaled."""
+    if fence.signaled:
+        return ""
+    return f"{fence.name}\t{cell(fence.what)}\t{' '.join(dep.name for dep in fence.deps) or '-'}\n"
