@@ -25,6 +25,7 @@ QUICK: Final = {
     "groups": ["--rounds=2", "--few=500", "--many=10000", "--groups=100"],
     "io": ["--rounds=2", "--size=64M"],
     "move": ["--rounds=2", "--size=64M"],
+    "others": ["--rounds=1", "--bos=2000"],
     "scale": ["--rounds=2", "--few=500", "--many=10000"],
     "storm": ["--rounds=1"],
     "svm": ["--rounds=2", "--size=16M"],
