@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any, Final
 
+from ttm_tools.extras import needed
 from ttm_tools.traceformat import Event, Parsed
 
 # Okabe and Ito: told apart by the colour-blind too.
@@ -19,8 +20,9 @@ _LATENCIES: Final = (
 def curves(parsed: Parsed) -> bytes | None:
     """A picture of a recording's curves below each other; None when there is nothing to draw."""
     # matplotlib takes half a second to import.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415
+    with needed("a picture", "matplotlib", "tools"):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+        from matplotlib.figure import Figure  # noqa: PLC0415
 
     times = [event.when for event in parsed.events] + [when for when, _values in parsed.samples]
     if not times:

@@ -26,7 +26,7 @@ def program() -> str:
     beside = os.path.join(os.path.dirname(sys.executable), "ttmfs")
     found = beside if os.access(beside, os.X_OK) else shutil.which("ttmfs")
     if found is None:
-        raise MountError("ttmfs is not installed: `pip install ttmfs`")
+        raise MountError("ttmfs is not installed: `pip install` a checkout of it, or have it on the PATH")
     return found
 
 

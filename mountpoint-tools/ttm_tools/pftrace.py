@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from typing import Any, Final
 
-from ttm_tools.errors import NO_MOUNT, MountError
+from ttm_tools.extras import needed
 from ttm_tools.perfetto import PROCESSES, first_moment, trace_events
 from ttm_tools.traceformat import Parsed
 
@@ -32,11 +32,8 @@ Flows = dict[int, list[tuple[str, int]]]
 
 def package() -> Any:
     """The package's builders. MountError, with what to do, when it is not installed."""
-    try:
+    with needed("--perfetto", "Perfetto's package", "perfetto", "say a name that ends in .json"):
         return importlib.import_module("perfetto.trace_builder.proto_builder")
-    except ImportError:
-        why = "needs Perfetto's package: pip install 'ttm-tools[perfetto]', or say a name that ends in .json"
-        raise MountError(f"--perfetto {why}", NO_MOUNT) from None
 
 
 def write_pftrace(parsed: Parsed, path: str) -> int:

@@ -9,6 +9,7 @@ from rich.style import Style
 from rich.text import Text
 
 from ttm_tools import colours
+from ttm_tools.extras import needed
 from ttm_tools.pagemap import BENEFICIAL, GHOST, PAGE, POOL, Region, fragmentation
 from ttm_tools.words import shown, size_text
 
@@ -59,11 +60,12 @@ def orders_present(regions: list[Region]) -> list[int]:
 def draw(regions: list[Region], path: str | None, by: str, title: str) -> "Figure":
     """A picture of regions below each other, and, if `path` is given, a file of it: the format follows from the name.
 
-    `by` is `bo` or `order`. OSError, ValueError (format).
+    `by` is `bo` or `order`. OSError, ValueError (format), MountError (no matplotlib).
     """
     # matplotlib takes half a second to import, which a terminal picture need not wait for.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415
+    with needed("a picture", "matplotlib", "tools"):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+        from matplotlib.figure import Figure  # noqa: PLC0415
 
     names, more = legend(regions)
     named = colours.spread(names)

@@ -1,4 +1,4 @@
-"""pytest plugin: devices as fixtures, loaded by the entry point `ttmfs` wherever ttm-tools is installed.
+"""pytest plugin: devices as fixtures, loaded by the entry point `ttmfs` wherever ttmfs is installed.
 
 `ttmfs_device` is a device of one test, `ttmfs_session_device` one for the whole run (for each worker of pytest-xdist).
 `@pytest.mark.ttmfs(vram="16M", …)` on a test, class or module has options of `ttmfs mount` for the first. Where nothing

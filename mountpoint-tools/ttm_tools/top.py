@@ -11,6 +11,7 @@ import click
 
 from ttm_tools.device import Device
 from ttm_tools.errors import FAILED, NO_MOUNT, MountError
+from ttm_tools.extras import needed
 from ttm_tools.groups import COLUMNS as GROUP_COLUMNS
 from ttm_tools.groups import grouped, shares
 from ttm_tools.mounts import find_mount
@@ -65,6 +66,13 @@ def is_terminal() -> bool:
     return "TEXTUAL_DRIVER" in os.environ or (sys.stdin.isatty() and sys.stdout.isatty())
 
 
+def _view() -> "type[Top]":
+    """The screen. textual takes a while to import: not for --once."""
+    with needed("ttm-top", "textual", "tools", "say --once, which prints one screen"):
+        from ttm_tools.topview import Top  # noqa: PLC0415
+    return Top
+
+
 def picture_of(app: "Top") -> str:
     """The screen as SVG."""
     picture = app.export_screenshot(title=f"ttm-top {app.model.device.mount}")
@@ -74,9 +82,7 @@ def picture_of(app: "Top") -> str:
 
 async def screenshot(device: Device, commands: Device, size: tuple[int, int], interval: float, sort: int) -> str:
     """The screen as it is after a few refreshes, as SVG. MountError when that does not come about."""
-    from ttm_tools.topview import Top  # noqa: PLC0415
-
-    app = Top(device, commands, interval, sort)
+    app = _view()(device, commands, interval, sort)
     end = time.monotonic() + 10 + 20 * interval
     async with app.run_test(size=size) as pilot:
         while app.model.samples < 12:
@@ -94,7 +100,7 @@ async def screenshot(device: Device, commands: Device, size: tuple[int, int], in
 @click.option("--once", "once_", is_flag=True, help="Print one screen as tab-separated lines, and end.")
 @click.option("-n", "--rows", type=click.IntRange(0), default=20, show_default=True, help="BOs with --once.")
 @click.option("--screenshot", "picture", metavar="FILE.svg", help="Write the screen into a file, and end.")
-@click.option("--serve", "serve_", is_flag=True, help="Show it in a browser, on 127.0.0.1 (needs ttm-tools[serve]).")
+@click.option("--serve", "serve_", is_flag=True, help="Show it in a browser, on 127.0.0.1 (needs ttmfs[web]).")
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Of --serve.")
 @click.option("--size", default="120x36", show_default=True, help="Of the screenshot, in characters.")
 @version_option
@@ -153,10 +159,7 @@ def main(
         else:
             if not is_terminal():
                 raise MountError("not a terminal: --once prints one screen, --screenshot draws one", NO_MOUNT)
-            # textual takes a while to import: not for --once.
-            from ttm_tools.topview import Top  # noqa: PLC0415
-
-            app = Top(device, commands, interval, SORT[sort], pattern)
+            app = _view()(device, commands, interval, SORT[sort], pattern)
             ended = app.run()
             if ended is not None:
                 click.echo(f"Error: {ended}", err=True)

@@ -12,19 +12,19 @@ from typing import Any, Final
 
 import click
 
-from ttm_tools.errors import NO_MOUNT, MountError
-from ttm_tools.web.guard import is_ours, refusal
+from ttm_tools.errors import MountError
+from ttm_tools.extras import needed
 
 TEMPLATES: Final = Path(__file__).with_name("web") / "templates"
 
 
 def serve(command: list[str], mount: str, port: int) -> None:
     """Serve until ^C. MountError when textual-serve is not installed, or the port is taken."""
-    try:
+    with needed("ttm-top --serve", "textual-serve", "web"):
         from aiohttp import web  # noqa: PLC0415
         from textual_serve.server import Server  # noqa: PLC0415
-    except ImportError:
-        raise MountError("--serve needs textual-serve: pip install 'ttm-tools[serve]'", NO_MOUNT) from None
+
+        from ttm_tools.web.guard import is_ours, refusal  # noqa: PLC0415
 
     async def guard(request: Any, handler: Callable[[Any], Awaitable[Any]]) -> Any:
         peer = request.transport.get_extra_info("peername") if request.transport else None

@@ -1,3 +1,3 @@
-"""The version of ttm-tools."""
+"""The version, ttmfs's: they are one package."""
 
 __version__ = "0.1.0"

@@ -17,27 +17,26 @@ from ttmfs import __version__
 from ttmfs.cli import Command
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
-_PROJECTS: Final = {"": "docs/man", "mountpoint-tools": "mountpoint-tools/man"}
-"""A project's folder, and where its pages are."""
+_FOLDERS: Final = {"ttmfs": "docs/man", "ttm_tools": "mountpoint-tools/man"}
+"""Where the pages of a package's programs are."""
 
 
 def pages() -> dict[str, str]:
     """Path below the repository → text, of every command that is no other program's."""
     found = {}
-    for project, folder in _PROJECTS.items():
-        for program, command in _programs(REPOSITORY / project / "pyproject.toml"):
-            for context in _contexts(program, command, None):
-                name = context.command_path.replace(" ", "-")
-                found[f"{folder}/{name}.1"] = page(context)
+    for program, package, command in _programs(REPOSITORY / "pyproject.toml"):
+        for context in _contexts(program, command, None):
+            name = context.command_path.replace(" ", "-")
+            found[f"{_FOLDERS[package]}/{name}.1"] = page(context)
     return found
 
 
-def _programs(pyproject: Path) -> Iterator[tuple[str, click.Command]]:
-    """The programs that a project installs."""
+def _programs(pyproject: Path) -> Iterator[tuple[str, str, click.Command]]:
+    """The programs that the project installs, each with its package."""
     scripts: Mapping[str, str] = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]["scripts"]
     for program, where in scripts.items():
         module, name = where.split(":")
-        yield program, getattr(import_module(module), name)
+        yield program, module.split(".")[0], getattr(import_module(module), name)
 
 
 def _contexts(name: str, command: click.Command, parent: click.Context | None) -> Iterator[click.Context]:

@@ -86,7 +86,7 @@ def test_where_nothing_can_be_mounted_tests_are_skipped_with_the_reason_or_fail(
     (tmp_path / "conftest.py").write_text("import sys\nsys.executable = '/no/such/folder/python'\n")
     done = run_pytest(tmp_path, "-rs")
     assert outcomes(done) == {"passed": 1, "skipped": 1}, done.stdout
-    assert "no ttmfs device: ttmfs is not installed: `pip install ttmfs`" in done.stdout
+    assert "no ttmfs device: ttmfs is not installed: `pip install` a checkout of it" in done.stdout
     done = run_pytest(tmp_path, "--ttmfs-require")
     assert outcomes(done) == {"passed": 1, "error": 1}, done.stdout
 

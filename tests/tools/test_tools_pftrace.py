@@ -16,7 +16,7 @@ from ttm_tools.perfetto import first_moment, trace_events
 from ttm_tools.pftrace import write_pftrace
 from ttm_tools.traceformat import Event, Parsed, clocks_line, parse
 
-pytest.importorskip("perfetto", reason="perfetto is not installed: pip install 'ttm-tools[perfetto]'")
+pytest.importorskip("perfetto", reason="perfetto is not installed: pip install 'ttmfs[perfetto]'")
 
 CLOCKS = '# clocks: {"monotonic": 9000000000, "boottime": 19000000000, "realtime": 1700000009000000000}\n'
 MONOTONIC = 3
@@ -155,6 +155,6 @@ def test_any_events_make_slices_that_nest(tmp_path: Path, found: list[Event]) ->
 
 def test_without_the_package_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "perfetto.trace_builder.proto_builder", None)
-    with pytest.raises(MountError, match=r"pip install 'ttm-tools\[perfetto\]', or say a name that ends in .json"):
+    with pytest.raises(MountError, match=r"pip install 'ttmfs\[perfetto\]', or say a name that ends in .json"):
         write_pftrace(Parsed(), str(tmp_path / "a.pftrace"))
     assert not list(tmp_path.iterdir())

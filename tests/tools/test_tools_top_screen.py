@@ -259,7 +259,7 @@ def test_no_terminal(device: Mounted, run: Callable[..., Any]) -> None:
 
 @pytest.mark.mount
 def test_in_a_browser_only_its_own_page_is_answered(device: Mounted) -> None:
-    pytest.importorskip("textual_serve", reason="textual-serve is not installed: pip install 'ttm-tools[serve]'")
+    pytest.importorskip("textual_serve", reason="textual-serve is not installed: pip install 'ttmfs[web]'")
     device.make("a", MIB, 1)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -13,6 +13,7 @@ import click
 
 from ttm_tools.device import Device
 from ttm_tools.errors import FAILED, MountError
+from ttm_tools.extras import needed
 from ttm_tools.mounts import find_mount
 from ttm_tools.options import HELP, completion_help, mount_argument, version_option, with_errors
 from ttm_tools.web.events import DEFAULT
@@ -36,9 +37,10 @@ async def serve(
 ) -> str:
     """Serve until a signal, or until the mount is gone: then why."""
     # Not for --help and completion.
-    import uvicorn  # noqa: PLC0415
+    with needed("ttm-web", "starlette and uvicorn", "web"):
+        import uvicorn  # noqa: PLC0415
 
-    from ttm_tools.web.app import Page  # noqa: PLC0415
+        from ttm_tools.web.app import Page  # noqa: PLC0415
     from ttm_tools.web.sampler import Sampler  # noqa: PLC0415
     from ttm_tools.web.state import State  # noqa: PLC0415
 
