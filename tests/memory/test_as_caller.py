@@ -1,5 +1,6 @@
 """Opening files as a user of the mount: what the kernel and the bits refuse, and the thread is itself afterwards."""
 
+import ctypes
 import errno
 import os
 import stat
@@ -167,3 +168,19 @@ def test_the_thread_is_itself_again(hers: Path) -> None:
         os.write(fd, b"x")
         os.close(fd)
     assert not hers.stat().st_mode & stat.S_ISUID, "as for any write of hers"
+
+
+def test_the_process_can_be_dumped_as_before(hers: Path) -> None:
+    dumpable = ctypes.CDLL(None).prctl
+    before = dumpable(3, 0, 0, 0, 0)
+    try:
+        for wanted in (1, 0):
+            assert dumpable(4, wanted, 0, 0, 0) == 0
+            with acting_as(ANNA):
+                assert dumpable(3, 0, 0, 0, 0) == 0, "the kernel's own doing"
+                other = threading.Thread(target=opened, args=(hers, ANNA))
+                other.start()
+                other.join()
+            assert dumpable(3, 0, 0, 0, 0) == wanted
+    finally:
+        dumpable(4, before, 0, 0, 0)

@@ -46,6 +46,7 @@ def test_the_daemon_lives_on_where_not_one_is_left(mounted: Callable[..., Device
         for command in ("evict", "backup", "restore", "unmap"):
             assert device.command(f"objects/a/{command}", "\n") == "ok"
         assert device.shell.do("os.listdir(path('clients'))").count(str(member.pid)) == 1
+        assert device.command("groups/a/cgroup.procs", str(member.pid)) == "EMFILE", "it is there, it cannot be seen"
         assert device.shell.do("open(path('bo/a'), 'rb').read(3)") == b"\7\7\7"
         assert device.shell.do("open(path('ctl/selfcheck')).read()") == "ok\n"
     assert str(member.pid) in device.shell.do("open(path('groups/a/cgroup.procs')).read()").split()

@@ -3,7 +3,7 @@
 import os
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +205,29 @@ def test_nobody_takes_all_the_vms(device: Device) -> None:
     device.shell.do("os.chown(path('vm/a0'), 0, 0); [os.mkdir(path(f'vm/root{n}')) for n in range(33)]")
     assert anna.errno("os.mkdir(path('vm/a32'))") == "EDQUOT", "she has made it, whoever has it now"
     anna.do("os.rmdir(path('vm/a1')); os.mkdir(path('vm/a32'))")
+
+
+def test_nor_do_all_users_together(mounted: Callable[..., Device]) -> None:
+    device = mounted(*MOUNT_OPTIONS)
+    device.shell.do("os.chmod(path('vm'), 0o1777); os.chmod(path('groups'), 0o777)")
+    filling = (
+        "def fill(folder):\n"
+        "    try:\n"
+        "        for number in range(2000): os.mkdir(path(f'{folder}/u{os.getuid()}-{number}'))\n"
+        "    except OSError as error: return errno.errorcode[error.errno]"
+    )
+    refused: dict[str, list[str]] = {"vm": [], "groups": []}
+    for number in range(8):
+        client = user(device, ANNA + number)
+        client.do(filling)
+        for folder, codes in refused.items():
+            codes.append(client.do(f"fill({folder!r})", 60))
+        client.end()
+    assert refused == {"vm": ["EDQUOT"] * 7 + ["ENOSPC"], "groups": ["EDQUOT"] * 7 + ["EAGAIN"]}
+    for folder, most in (("vm", 256), ("groups", 1024)):
+        device.shell.do(filling)
+        assert device.shell.do(f"fill({folder!r})", 60) in ("ENOSPC", "EAGAIN")
+        assert device.shell.do(f"len([n for n in os.listdir(path({folder!r})) if n.startswith('u')])") == most
 
 
 @pytest.fixture

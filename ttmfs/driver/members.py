@@ -55,9 +55,13 @@ class Members:
         """Start times by pid of those in `_of`."""
 
     def place(self, pid: int, group: Group) -> None:
-        """It is of `group` from now on; what it has made stays charged as it is. TtmError(ESRCH): there is none."""
+        """It is of `group` from now on; what it has made stays charged as it is.
+
+        TtmError(ESRCH): there is none. OSError(EMFILE): the daemon has no descriptor left to look with.
+        """
         process = _look(process_id(pid))
         if process is None:
+            os.close(os.open("/proc/self", os.O_PATH | os.O_CLOEXEC))
             raise TtmError(errno.ESRCH, f"there is no process {pid}")
         if not self._asked.is_set():
             # Until now all were of the root group.

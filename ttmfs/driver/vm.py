@@ -36,6 +36,8 @@ MAX_VMS: Final = 256
 """VMs of a device."""
 MAX_VMS_OF_A_USER: Final = 32
 """Those that one user has made who is neither root nor the one who mounted: nobody takes them all."""
+MAX_VMS_OF_USERS: Final = 224
+"""Those of all such users: nor do they together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,8 +318,14 @@ class Vms:
             raise TtmError(errno.EEXIST, f"there is a VM {name[:80]!r} already")
         if len(self._vms) >= MAX_VMS:
             raise TtmError(errno.ENOSPC, f"there are {MAX_VMS} VMs, and a device has no more: rmdir one")
-        if uid not in self._ttm.accounts.exempt and sum(vm.uid == uid for vm in self) >= MAX_VMS_OF_A_USER:
-            raise TtmError(errno.EDQUOT, f"you have made {MAX_VMS_OF_A_USER} VMs, and a user has no more: rmdir one")
+        exempt = self._ttm.accounts.exempt
+        if uid not in exempt:
+            if sum(vm.uid == uid for vm in self) >= MAX_VMS_OF_A_USER:
+                said = f"you have made {MAX_VMS_OF_A_USER} VMs, and a user has no more: rmdir one"
+                raise TtmError(errno.EDQUOT, said)
+            if sum(vm.uid not in exempt for vm in self) >= MAX_VMS_OF_USERS:
+                said = f"users have made {MAX_VMS_OF_USERS} VMs, and the rest is for who owns the device: rmdir one"
+                raise TtmError(errno.ENOSPC, said)
         vm = self._vms[name] = Vm(name, self._ttm, uid)
         return vm
 

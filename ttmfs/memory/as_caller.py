@@ -15,6 +15,7 @@ import ctypes
 import errno
 import os
 import stat
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -39,8 +40,39 @@ _NOBODY: Final = -1
 _PATH_MAX: Final = 4096
 
 _CAPABILITY_VERSION: Final = 0x20080522
+_PR_GET_DUMPABLE: Final = 3
+_PR_SET_DUMPABLE: Final = 4
 
 _libc: Final = ctypes.CDLL(None)
+
+
+class _Dumpable:
+    """Dumps of this process, and its files in /proc: the kernel takes them from its user when a thread changes ids.
+
+    It has them back when the last thread is itself again. No other user ever gets at them: what counts there are the
+    real and effective ids, which do not change.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._changed = 0
+        """Threads that have other ids now."""
+        self._before = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._changed:
+                self._before = _libc.prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0)
+            self._changed += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._changed -= 1
+            if not self._changed and self._before == 1:
+                _libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
+
+
+_dumpable: Final = _Dumpable()
 
 
 class _Capabilities(ctypes.Structure):
@@ -78,6 +110,11 @@ def acting_as(caller: Caller) -> Iterator[None]:
     if caller.is_daemon:
         yield
         return
+    with _dumpable:
+        yield from _acting_as(caller)
+
+
+def _acting_as(caller: Caller) -> Iterator[None]:
     groups = os.getgroups()
     if groups and not _set_groups([]):
         raise _may_not(caller)

@@ -37,6 +37,8 @@ GHOST_WAIT: Final = 1.0
 """Seconds that rmdir waits for what is only held until its last copy has ended."""
 
 MAX_GROUPS_OF_A_USER: Final = 128
+MAX_GROUPS_OF_USERS: Final = 896
+"""Of all users who are neither root nor the one who mounted: they do not take all that there may be."""
 
 _OF_ALL: Final = ("cgroup.controllers", "cgroup.procs", "cgroup.subtree_control", "dmem.current", "dmem.peak")
 _OF_ROOT: Final = ("dmem.capacity",)
@@ -222,11 +224,16 @@ class GroupTree:
         return GroupDir(self, group, rights, GROUPS if group.parent is None else f"group{self._made}")
 
     def check_made(self, uid: int) -> None:
-        """May the user make one more? TtmError(EDQUOT)."""
-        if uid not in self.machine.vdev.ttm.accounts.exempt and self.made_by[uid] >= MAX_GROUPS_OF_A_USER:
-            raise TtmError(
-                errno.EDQUOT, f"you have made {MAX_GROUPS_OF_A_USER} groups, and a user has no more: rmdir one"
-            )
+        """May the user make one more? TtmError: EDQUOT, EAGAIN all users together have made too many."""
+        exempt = self.machine.vdev.ttm.accounts.exempt
+        if uid in exempt:
+            return
+        if self.made_by[uid] >= MAX_GROUPS_OF_A_USER:
+            said = f"you have made {MAX_GROUPS_OF_A_USER} groups, and a user has no more: rmdir one"
+            raise TtmError(errno.EDQUOT, said)
+        if sum(count for maker, count in self.made_by.items() if maker not in exempt) >= MAX_GROUPS_OF_USERS:
+            said = f"users have made {MAX_GROUPS_OF_USERS} groups, and the rest is for who owns the device: rmdir some"
+            raise TtmError(errno.EAGAIN, said)
 
     def command(self, command: Command, text: Callable[[], str], rights: Rights) -> VirtualFile:
         """A file that says `text`, and runs what is written to it."""
