@@ -254,7 +254,7 @@ async def test_a_vm_has_only_so_many(theirs: Path) -> None:
 
 async def test_a_file_that_does_not_answer_is_eio_in_time(theirs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     released = threading.Event()
-    async with device(fault_timeout=0.1) as vdev:
+    async with device(fault_timeout=0.4) as vdev:
         vm = vdev.vms.make("a")
         await bind(vdev, vm, theirs)
         monkeypatch.setattr(ForeignFile, "look", lambda _self: released.wait(20))
@@ -265,6 +265,43 @@ async def test_a_file_that_does_not_answer_is_eio_in_time(theirs: Path, monkeypa
             released.set()
         monkeypatch.undo()
         assert (await run(vdev, vm, "checksum", BASE, PAGE)).rebound == 0
+
+
+async def test_files_that_take_their_time_hold_nobody_else_and_have_one_time_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hurried = threading.Event()
+    async with device(fault_timeout=0.5) as vdev:
+        vm = vdev.vms.make("a")
+        x = await make(vdev, "x", PAGE)
+        vm.bind(BASE, x, 0, PAGE, read_only=False)
+        for number in range(1, 9):
+            path = tmp_path / str(number)
+            path.write_bytes(bytes(PAGE))
+            await bind(vdev, vm, path, BASE + number * PAGE, length=PAGE)
+        real = ForeignFile.look
+        looks: list[str] = []
+
+        def look(file: ForeignFile) -> os.stat_result:
+            looks.append(file.path)
+            hurried.wait(0.3)
+            return real(file)
+
+        monkeypatch.setattr(ForeignFile, "look", look)
+        codes: list[int] = []
+
+        async def all_of_it() -> None:
+            codes.append(await outcome(lambda: run(vdev, vm, "checksum", BASE, 9 * PAGE)))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(all_of_it)
+            with trio.fail_after(10):
+                while not looks:
+                    await trio.sleep(0.001)
+            assert not x.resv.locked
+        assert codes == [errno.EIO]
+        hurried.set()
+        await run(vdev, vm, "checksum", BASE, 9 * PAGE)
 
 
 async def test_a_userptr_that_is_never_bound_is_found(theirs: Path) -> None:

@@ -1,6 +1,9 @@
 """Submit: hand a job over its BOs to the compute engine (what DRM_IOCTL_*_GEM_EXECBUFFER does)."""
 
 import errno
+from dataclasses import dataclass
+
+import trio
 
 from ttmfs.driver.calls import check_device
 from ttmfs.driver.device import VirtualDevice
@@ -53,12 +56,20 @@ async def submit_job(vdev: VirtualDevice, job: Job, ctx: OperationContext) -> Qu
     return await with_all_reserved(bos, ctx, work)
 
 
-async def prepare(vdev: VirtualDevice, bo: BufferObject, ctx: OperationContext, resv: Reservation) -> None:
+@dataclass(slots=True)
+class Patience:
+    """What is left of the time that all exporters of one call have together."""
+
+    seconds: float
+
+
+async def prepare(
+    vdev: VirtualDevice, bo: BufferObject, ctx: OperationContext, resv: Reservation, patience: Patience | None = None
+) -> None:
     """To where the driver wants it, with all its memory, and a slot for the job's fence; others of `resv` may have to
     go for it where `ctx` allows that."""
     check_content(bo)
-    if isinstance(bo.tt, ExternalTT):
-        await bo.tt.check_whole()
+    await check_exporter(bo, patience or Patience(vdev.config.fault_timeout))
     ctx.resv = resv
     await vdev.funcs.validate_for_job(bo, ctx)
     bo.placed = True
@@ -66,6 +77,19 @@ async def prepare(vdev: VirtualDevice, bo: BufferObject, ctx: OperationContext, 
     points.populate(bo.device.trace, bo, pages=added, why="job")
     bo.resv.reserve_fences(1)
     await vdev.funcs.take_dirty(bo)
+
+
+async def check_exporter(bo: BufferObject, patience: Patience) -> None:
+    """If its memory is somebody else's: is all of it there? TtmError(EIO), also where there is no patience left."""
+    if not isinstance(bo.tt, ExternalTT):
+        return
+    begun = trio.current_time()
+    try:
+        with trio.move_on_after(patience.seconds):
+            return await bo.tt.check_whole()
+    finally:
+        patience.seconds = max(patience.seconds - (trio.current_time() - begun), 0.0)
+    raise TtmError(errno.EIO, f"{bo.name!r}: the files of this job did not answer in time")
 
 
 def check_content(bo: BufferObject) -> None:

@@ -6,6 +6,7 @@ BOs go to the end of the LRU as one, in their order, and the job is queued. Wher
 its local BOs that the operation does not touch may be evicted for those that it does.
 """
 
+import contextlib
 import errno
 from collections.abc import Awaitable, Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -16,10 +17,10 @@ from typing import Final
 from ttmfs.driver.calls import check_device
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.jobs import INLINE_BYTES, BoWork, Span, capture, leave_fence
-from ttmfs.driver.locking import with_all_reserved
+from ttmfs.driver.locking import reserved, with_all_reserved
 from ttmfs.driver.operation import Operation
 from ttmfs.driver.queues import DEFAULT
-from ttmfs.driver.submit import check_content, prepare
+from ttmfs.driver.submit import Patience, check_content, check_exporter, prepare
 from ttmfs.driver.vm import Piece, Vm
 from ttmfs.errors import TtmError
 from ttmfs.observe import points
@@ -126,6 +127,15 @@ class _Exec:
         self.address = address
         self.length = length
         self.ctx = ctx
+        self.patience = Patience(vdev.config.fault_timeout)
+
+    async def look_at_files(self, bos: Iterable[BufferObject]) -> None:
+        """One that does not answer is found out here, where nothing else is reserved; what it is, once all are."""
+        for bo in bos:
+            if bo.external:
+                with contextlib.suppress(TtmError):
+                    async with reserved(bo):
+                        await check_exporter(bo, self.patience)
 
     def pieces(self) -> list[Piece]:
         """What it touches, as of now. TtmError as `Vm.pieces`, ENOENT when the VM was removed."""
@@ -155,7 +165,7 @@ class _Exec:
             ctx.allow_res_evict, ctx.keep = vm.allow_res_evict, touched
             for bo in (bo for bo in bos if bo in touched):
                 # The VM's, where it is held: an external BO may have local ones evicted too.
-                await prepare(self.vdev, bo, ctx, vm.resv if self._holds_vm else bo.resv)
+                await prepare(self.vdev, bo, ctx, vm.resv if self._holds_vm else bo.resv, self.patience)
             # Whether other files are what they were is found out now.
             lost |= dict.fromkeys(bo for bo in vm.evicted() if bo in touched and bo.external)
             back = await self._bring_back([bo for bo in bos if bo in lost and bo not in touched])
@@ -174,7 +184,7 @@ class _Exec:
         for bo in lost:
             try:
                 bo.check_alive()  # destroyed meanwhile, it may have been freed for what is touched
-                await prepare(self.vdev, bo, own, bo.resv)
+                await prepare(self.vdev, bo, own, bo.resv, self.patience)
             except TtmError:
                 check_device(self.vdev)
                 continue  # it stays where it is, and is tried again at the next exec
@@ -252,6 +262,7 @@ async def exec_vm(
         used(bo, "job")
     for _ in range(_ATTEMPTS):
         bos = tuple(dict.fromkeys([*(piece.bo for piece in call.pieces()), *vm.to_bring_back()]))
+        await call.look_at_files(bos)
         try:
             job = await with_all_reserved(bos, ctx, partial(call.prepare, bos, queue, uid), unlock=_unlock)
         except TtmError:
