@@ -8,6 +8,7 @@ import trio
 
 from tests.core.exchange import HOW, choose, need_exchanges, noise_behind
 from tests.core.exercise import exercise
+from tests.core.steps import small_steps
 from tests.core.together import together
 from tests.core.together_machine import SteppingClock
 from ttmfs.driver.config import Config
@@ -57,6 +58,7 @@ def exchanged(monkeypatch: pytest.MonkeyPatch, how: str) -> Frames:
     # Each frame in a step of its own, so that requests come in between.
     monkeypatch.setattr(copy_frames, "longest_run", lambda: 1)
     monkeypatch.setattr("ttmfs.ttm.copy._STEP_FRAMES", 1)
+    small_steps(monkeypatch)
     choose(monkeypatch, how)
     return Frames(monkeypatch)
 

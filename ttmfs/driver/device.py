@@ -88,7 +88,7 @@ class VirtualDevice(Hardware):
     async def _run(self, task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as nursery:
             tasks: list[Callable[[], Awaitable[None]]] = [*(engine.run for engine in self.engines), self.compute.run]
-            for task in (*tasks, self._tidy, self.defrag.run, self.policies.promoter.run):
+            for task in (*tasks, self._tidy, self._take_apart, self.defrag.run, self.policies.promoter.run):
                 nursery.start_soon(task)
             nursery.start_soon(kswapd.watermark, self.ttm)
             nursery.start_soon(kswapd.upkeep, self.ttm)
@@ -109,6 +109,14 @@ class VirtualDevice(Hardware):
             # Not in an interval in which somebody wanted something.
             await clear_idle(self.ttm, idle)
             served = requests.read + requests.write
+
+    async def _take_apart(self) -> None:
+        """What was given back in one go becomes free blocks, unless somebody needs them at once."""
+        leftovers = self.pool.leftovers
+        while True:
+            await leftovers.bell.heard()
+            while leftovers.step():
+                await trio.lowlevel.checkpoint()
 
     async def _trim_pool(self) -> None:
         for number in range(self.pool.idle_windows):

@@ -121,6 +121,16 @@ class BlockMap:
             raise TtmError(errno.EINVAL, "a page is named twice")
         return found
 
+    def whole_blocks(self, pages: PageArray) -> int:
+        """How many of these pages, from the first on, make up whole blocks; 0 too where they are no blocks at all."""
+        heads = self._head_np[pages]
+        at = np.flatnonzero(heads)
+        if not at.size:
+            return 0
+        last = int(at[-1])
+        end = last + (1 << (int(heads[last]) - 1))
+        return len(pages) if end == len(pages) else last
+
     def _blocks_of_run(self, numbers: Int64Array) -> Blocks | None:
         """As _whole_blocks, for neighbours in order: nothing is done page by page but to look for heads."""
         first, size = numbers.item(0), numbers.size
@@ -167,6 +177,15 @@ class BlockMap:
             message = f"page {int(numbers[missing[0]])} is not allocated"
             raise TtmError(errno.EINVAL, message)
         return starts, orders
+
+    def are_within(self, pages: PageArray, order: int) -> bool:
+        """Is each of these pages in an allocated block of this order, or of a larger one?"""
+        missing = np.asarray(pages).astype(np.int64, copy=False)
+        for larger in range(order, self.max_order + 1):
+            missing = missing[self._head_np[missing >> larger << larger] != larger + 1]
+            if not missing.size:
+                return True
+        return not missing.size
 
     def split(self, pages: PageArray) -> None:
         """Cut allocated blocks so that `pages` (in any order) become whole blocks of their own (split_page).

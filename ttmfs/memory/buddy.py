@@ -324,9 +324,17 @@ class Buddy:
         """The allocated blocks that make up exactly these pages (BlockMap.blocks_of; EINVAL)."""
         return self._owned.blocks_of(pages)
 
+    def whole_blocks(self, pages: PageArray) -> int:
+        """How many of these pages, from the first on, make up whole allocated blocks (BlockMap.whole_blocks)."""
+        return self._owned.whole_blocks(pages)
+
     def heads_of(self, pages: PageArray) -> tuple[Int64Array, Uint8Array]:
         """Per page, start and order of its allocated block (BlockMap.heads_of; EINVAL)."""
         return self._owned.heads_of(pages)
+
+    def are_within(self, pages: PageArray, order: int) -> bool:
+        """Is each of these pages in an allocated block of at least this order (BlockMap.are_within)?"""
+        return self._owned.are_within(pages, order)
 
     def split(self, pages: PageArray) -> None:
         """Cut allocated blocks so that `pages` become whole blocks of their own (BlockMap.split; EINVAL)."""

@@ -4,6 +4,7 @@ What it promises. Pages come in blocks of order 0 to 10, the largest that fit wh
 one allocation. A page has one owner. With `zero` (the default) every page reads as zeros. A failed call keeps nothing.
 The last `reserve_pages` go only to those who ask for the reserve. Freed blocks stay pooled by caching type and order up
 to a limit; the rest goes to the buddy, and host memory goes back when 2 MiB are free together and idle (WarmFrames).
+Much memory becomes pages, and free blocks again, some at a time (Stock, Leftovers); it is counted at once.
 
 Unlike the kernel's, pages are cleared when they are handed out again, not when they are freed: who overwrites them
 whole (`zero=False`) never pays for it. The buddy's clear tracking means here: *not touched since the host last gave
@@ -21,20 +22,17 @@ from ttmfs.memory.account import Account
 from ttmfs.memory.arena import Arena
 from ttmfs.memory.blocks import Blocks
 from ttmfs.memory.buddy import Buddy
-from ttmfs.memory.pool_alloc import NO_PAGES, AllocState, PoolAlloc
+from ttmfs.memory.leftovers import Leftovers
+from ttmfs.memory.pool_alloc import NO_PAGES, AllocState, PoolAlloc, Stock
 from ttmfs.memory.pool_types import NR_ORDERS, Caching, PoolTypes
 from ttmfs.memory.runs import BoolArray, Int64Array, PageArray, Uint8Array, is_run
 from ttmfs.memory.warm import WarmFrames
 from ttmfs.units import MAX_ORDER
 
 IDLE_SECONDS = 5.0
-_COUNTERS = (
-    "allocs",
-    "pool_hit_pages",
-    "beneficial_order_failed",
-    "shrunk_pages",
-    "zeroed_pages",
-)
+_COUNTERS = ("allocs", "pool_hit_pages", "beneficial_order_failed", "shrunk_pages", "zeroed_pages")
+
+
 class PagePool:
     """A pool over all pages of `arena`, none of which may be used otherwise. All counts are in pages.
 
@@ -72,6 +70,8 @@ class PagePool:
         self._last_use = now()
         self._buddy = Buddy(arena.num_pages, clear=True)
         self._types = PoolTypes(arena.num_pages)
+        self.leftovers = Leftovers(self._buddy.whole_blocks, self._give_back)
+        """What was given back in one go and is not taken apart yet."""
         self._warm = WarmFrames(arena, self._buddy, warm_pages if limit_pages else 0, now)
         self._warm_pages = warm_pages
         self._counts = dict.fromkeys(_COUNTERS, 0)
@@ -91,7 +91,11 @@ class PagePool:
     @property
     def free_pages(self) -> int:
         """Pages that can be allocated now without the reserve, pooled ones included."""
-        return max(0, self._buddy.free_pages + self.pooled_pages - self.reserve_pages)
+        return max(0, self._free_pages - self.reserve_pages)
+
+    @property
+    def _free_pages(self) -> int:
+        return self._buddy.free_pages + self.pooled_pages + self.leftovers.pages
 
     @property
     def limit_pages(self) -> int:
@@ -109,12 +113,14 @@ class PagePool:
 
     def free_by_order(self) -> list[int]:
         """Free (not pooled) blocks of orders 0..10; larger ones count as blocks of order 10."""
+        self.leftovers.settle()
         counts = self._buddy.free_by_order() + [0] * NR_ORDERS
         counts[MAX_ORDER] += sum(n << (order - MAX_ORDER) for order, n in enumerate(counts) if order > MAX_ORDER)
         return counts[:NR_ORDERS]
 
     def unusable_free_index(self, order: int) -> float:
         """Fraction (0..1) of the free memory that is in blocks too small for `order`; 1 when nothing is free."""
+        self.leftovers.settle()
         free = self._buddy.free_pages
         if not free:
             return 1.0
@@ -123,23 +129,31 @@ class PagePool:
 
     def free_map(self) -> Uint8Array:
         """Per page of the arena, 1 when it is free in the buddy (pooled pages are not), uint8, the caller's own."""
+        self.leftovers.settle()
         return self._buddy.free_map()
 
     def order_map(self) -> Uint8Array:
         """Per page of the arena, the order + 1 of its block, pooled ones included; 0 when free, uint8, the caller's."""
+        self.leftovers.settle()
         return self._buddy.order_map()
 
     def pooled_map(self) -> BoolArray:
         """Per page of the arena, whether it is pooled: bool, the caller's own."""
+        self.leftovers.settle()
         return self._types.pooled_map(self._buddy)
 
     def in_use_map(self) -> BoolArray:
         """Per page of the arena, whether it was allocated and not given back: bool, the caller's own."""
-        return self._buddy.allocated_map() & ~self.pooled_map()
+        pooled = self.pooled_map()
+        return self._buddy.allocated_map() & ~pooled
 
     def page_orders(self, pages: PageArray) -> Uint8Array:
         """Per page, the order of the block that it belongs to, uint8. TtmError(EINVAL) for one not allocated."""
         return self._buddy.heads_of(pages)[1]
+
+    def are_within(self, pages: PageArray, order: int) -> bool:
+        """Is each of these pages in an allocated block of this order, or of a larger one?"""
+        return self._buddy.are_within(pages, order)
 
     # Allocation.
 
@@ -164,18 +178,43 @@ class PagePool:
         Raises TtmError(ENOMEM) when the pages are not there, with nothing kept and, when the count alone says so, the
         pool untouched; TtmError(EINVAL) for a negative number.
         """
-        if num_pages < 0:
-            raise TtmError(errno.EINVAL, f"{num_pages} is no number of pages")
-        if num_pages > (self._buddy.free_pages + self.pooled_pages if use_reserve else self.free_pages):
-            raise self._no_memory(num_pages)
+        self._check_free(num_pages, use_reserve=use_reserve)
         if not num_pages:
             return PoolAlloc(NO_PAGES)
-        self._last_use = self._now()
         top = MAX_ORDER if max_order is None else max(0, min(MAX_ORDER, max_order))
+        self._last_use = self._now()
         if num_pages & (num_pages - 1) == 0 and num_pages <= 1 << min(top, self._buddy.max_order):
             single = self._alloc_single(num_pages.bit_length() - 1, caching, zero)
             if single is not None:
                 return single
+        stock = self._take(num_pages, top, caching, defrag=defrag, reclaim_backoff=reclaim_backoff)
+        pages, unzeroed, zeroed = stock.take(num_pages, zero=zero)
+        self._counts["zeroed_pages"] += zeroed
+        return PoolAlloc(pages, stock.beneficial_order_failed, unzeroed)
+
+    def stock(self, num_pages: int, *, caching: Caching = Caching.cached, reclaim_backoff: bool = False) -> Stock:
+        """As `alloc`, of so many pages, at least one, that it would keep the loop: blocks, of which `draw` makes pages.
+
+        What is not wanted of them is given back as pages, with `split`.
+        """
+        self._check_free(num_pages, use_reserve=False)
+        return self._take(num_pages, MAX_ORDER, caching, defrag=False, reclaim_backoff=reclaim_backoff)
+
+    def draw(self, stock: Stock, num_pages: int, *, zero: bool) -> PageArray:
+        """The next pages of a stock, `num_pages` or as many as there are."""
+        pages, _unzeroed, zeroed = stock.take(num_pages, zero=zero)
+        self._counts["zeroed_pages"] += zeroed
+        return pages
+
+    def _check_free(self, num_pages: int, *, use_reserve: bool) -> None:
+        if num_pages < 0:
+            raise TtmError(errno.EINVAL, f"{num_pages} is no number of pages")
+        if num_pages > (self._free_pages if use_reserve else self.free_pages):
+            raise self._no_memory(num_pages)
+
+    def _take(self, num_pages: int, top: int, caching: Caching, *, defrag: bool, reclaim_backoff: bool) -> Stock:
+        """Take blocks, order by order from `top` on."""
+        self._last_use = self._now()
         state = AllocState(self._buddy, self._types, caching)
         failed = False
         order = top
@@ -184,6 +223,8 @@ class PagePool:
             order = min(order, remaining.bit_length() - 1)
             want = remaining >> order
             short = want - state.take(order, want)
+            while short and self.leftovers.step():
+                short -= state.take(order, short)
             if short and order and order == self.beneficial_order:
                 if not (defrag or reclaim_backoff) and self.pooled_pages and self.shrink(self.pooled_pages):
                     short -= state.take_fresh(order, short)
@@ -204,10 +245,10 @@ class PagePool:
         self._counts["allocs"] += 1
         self._counts["beneficial_order_failed"] += failed
         self._counts["pool_hit_pages"] += state.pool_hit_pages
-        pages, unzeroed, zeroed = state.finish(self.arena, self._warm, zero=zero)
-        self._excuse(pages)
-        self._counts["zeroed_pages"] += zeroed
-        return PoolAlloc(pages, failed, unzeroed)
+        stock = state.stock(self.arena, self._warm, beneficial_order_failed=failed)
+        for account in self.accounts:
+            account.excuse(stock.rest())
+        return stock
 
     def _alloc_single(self, order: int, caching: Caching, zero: bool) -> PoolAlloc | None:
         """The usual small allocation, one block; None when there is none of this order (the general way tells why)."""
@@ -230,12 +271,9 @@ class PagePool:
             unzeroed = NO_PAGES
         self.in_use_pages += size
         self._counts["allocs"] += 1
-        self._excuse(pages)
-        return PoolAlloc(pages, False, unzeroed)
-
-    def _excuse(self, pages: PageArray) -> None:
         for account in self.accounts:
             account.excuse(pages)
+        return PoolAlloc(pages, False, unzeroed)
 
     def _no_memory(self, num_pages: int, how: str = "") -> TtmError:
         message = f"{self.arena.name}: no {num_pages} pages{how}: {self.free_pages} of {self.num_pages} are free"
@@ -257,17 +295,34 @@ class PagePool:
             return
         if self._one_block(pages):
             self._free_single(int(pages[0]), size.bit_length() - 1, caching, to_pool)
-            return
+        else:
+            self._free_many(pages, caching, to_pool, split)
+        self.in_use_pages -= size
+
+    def free_in_steps(
+        self, count: int, parts: Iterator[PageArray], caching: Caching = Caching.cached, *, to_pool: bool = True
+    ) -> None:
+        """As `free` with `split`, of so much that it would keep the loop: `count` pages, as `parts` gives them.
+
+        They are free from now on. What is wrong with them is found when they are taken apart.
+        """
+        self.leftovers.add(count, parts, caching, to_pool=to_pool)
+        self.in_use_pages -= count
+
+    def _give_back(self, pages: PageArray, caching: Caching, to_pool: bool) -> None:
+        self.in_use_pages += len(pages)
+        self.free(pages, caching, to_pool=to_pool, split=True)
+
+    def _free_many(self, pages: PageArray, caching: Caching, to_pool: bool, split: bool) -> None:
         try:
             blocks = self._buddy.blocks_of(pages)
         except TtmError:
-            if not split or np.unique(pages).size < size:
+            if not split or np.unique(pages).size < len(pages):
                 raise
             self.split(pages)
             blocks = self._buddy.blocks_of(pages)
         self._in_use(blocks.start)
         self._last_use = self._now()
-        self.in_use_pages -= blocks.num_pages
         start, orders = blocks.start, blocks.order
         room = self._limit_pages - self.pooled_pages if to_pool else 0
         if room > 0:
@@ -289,7 +344,6 @@ class PagePool:
         self._in_use(one)
         size = 1 << order
         self._last_use = self._now()
-        self.in_use_pages -= size
         if to_pool and self.pooled_pages + size <= self._limit_pages:
             self._types.push(caching, order, one)
             return
@@ -351,6 +405,7 @@ class PagePool:
 
     def statistics(self) -> dict[str, int]:
         """Everything countable, in pages where it ends so: gauges now, and totals since the start."""
+        self.leftovers.settle()
         return {
             "num_pages": self.num_pages,
             "in_use_pages": self.in_use_pages,
@@ -365,11 +420,13 @@ class PagePool:
 
     def page_pool_table(self) -> str:
         """The text of debugfs `ttm/page_pool`: pooled blocks by type and order (no DMA32 pages here: rows of zeros)."""
+        self.leftovers.settle()
         rows = (("wc", Caching.write_combined), ("uc", Caching.uncached), ("wc 32", None), ("uc 32", None))
         return self._types.table(rows, self._limit_pages)
 
     def device_pool_table(self) -> str:
         """The text of a device's own pool file (ttm_pool_debugfs), which has the cached blocks too."""
+        self.leftovers.settle()
         rows = (("DMA ", Caching.cached), ("DMA wc", Caching.write_combined), ("DMA uc", Caching.uncached))
         return self._types.table(rows, self._limit_pages)
 
@@ -381,6 +438,8 @@ class PagePool:
     def check_steps(self) -> Iterator[None]:
         """As `check`; others may run at each yield."""
         yield from self._buddy.check_steps()
+        while self.leftovers.step():
+            yield
         self._types.check(self._buddy)
         pooled = self.pooled_pages
         total = self.in_use_pages + pooled + self._buddy.free_pages

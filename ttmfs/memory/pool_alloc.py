@@ -1,25 +1,21 @@
-"""An allocation of the page pool: what it has taken so far (kernel: ttm_pool_alloc_state), and what it gives.
+"""An allocation of the page pool: what it has taken so far (kernel: ttm_pool_alloc_state), and the pages it becomes.
 
-An AllocState lives while `PagePool.alloc` runs, which either finishes it, and the pages are the caller's, or undoes it,
-and all is where it was.
+An AllocState lives while the pool allocates, which either makes a Stock of it, and the blocks are the caller's, or
+undoes it, and all is where it was.
 """
 
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from ttmfs.memory.arena import Arena
+from ttmfs.memory.arena import FRAME_PAGES, Arena
 from ttmfs.memory.blocks import Blocks
 from ttmfs.memory.buddy import Buddy
 from ttmfs.memory.pool_types import Caching, PoolTypes
-from ttmfs.memory.runs import BoolArray, Int64Array, Uint32Array, ascending, expand
+from ttmfs.memory.runs import BoolArray, Int64Array, Uint8Array, Uint32Array, expand
 from ttmfs.memory.warm import HUGE_ORDER, WarmFrames
 
 NO_PAGES: Uint32Array = np.empty(0, np.uint32)
-
-
-def _all_of(pages: Int64Array) -> BoolArray:
-    return np.ones(pages.size, np.bool_)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,32 +70,97 @@ class AllocState:
         """Pages that came from the pool."""
         return sum(starts.size << order for order, starts in self._from_pool)
 
-    def finish(self, arena: Arena, warm: WarmFrames, *, zero: bool) -> tuple[Uint32Array, Uint32Array, int]:
-        """`(pages, unzeroed, zeroed)`: all, by falling order; those that may hold old bytes; how many were zeroed.
+    def stock(self, arena: Arena, warm: WarmFrames, *, beneficial_order_failed: bool) -> "Stock":
+        """All that was taken, which is the caller's."""
+        stock = Stock(arena, self._buddy, warm, self._from_pool, self._from_buddy)
+        stock.beneficial_order_failed = beneficial_order_failed
+        return stock
 
-        With `zero` none may hold old bytes. At least one page must have been taken.
-        """
-        unzeroed = [NO_PAGES]
-        zeroed = 0
-        merged: dict[int, list[Int64Array]] = {}
-        for blocks, dirty_of in ((self._from_pool, _all_of), (self._from_buddy, self._buddy.dirty_of)):
-            for order, starts in blocks:
-                merged.setdefault(order, []).append(starts)
-                pages = expand(starts, np.full(starts.size, 1 << order))
-                dirty = dirty_of(pages)
-                if not dirty.any():
-                    continue
-                if not zero:
-                    unzeroed.append((pages if dirty.all() else pages[dirty]).astype(np.uint32))
-                elif order >= HUGE_ORDER and starts.size > 1:
-                    # Clearing all of it here would keep the loop for long: the host does it as each frame is touched.
-                    warm.forget_bytes(ascending(starts[dirty.reshape(starts.size, -1).any(axis=1)]), order)
-                else:
-                    arena.zero(pages[dirty])
-                    zeroed += int(np.count_nonzero(dirty))
+
+class Stock:
+    """Allocated blocks that become pages, from the first on: by falling order, ascending within one.
+
+    `pages`: how many are left. Those that are not wanted go back to the pool as any others (`rest`).
+    `beneficial_order_failed`: an attempt at the beneficial order failed on the way down.
+    """
+
+    __slots__ = (
+        "_arena",
+        "_buddy",
+        "_ends",
+        "_given",
+        "_orders",
+        "_pooled",
+        "_starts",
+        "_warm",
+        "beneficial_order_failed",
+        "pages",
+    )
+
+    def __init__(
+        self,
+        arena: Arena,
+        buddy: Buddy,
+        warm: WarmFrames,
+        pooled: list[tuple[int, Int64Array]],
+        fresh: list[tuple[int, Int64Array]],
+    ) -> None:
+        """(order, starts) of blocks: all of the first hold old bytes, and of the second what the buddy calls dirty."""
+        self._arena = arena
+        self._buddy = buddy
+        self._warm = warm
+        self.beneficial_order_failed = False
+        found = [(order, starts, old) for blocks, old in ((pooled, True), (fresh, False)) for order, starts in blocks]
+        starts = np.concatenate([starts for _, starts, _ in found])
+        orders = np.concatenate([np.full(starts.size, order, np.uint8) for order, starts, _ in found])
+        are_pooled = np.concatenate([np.full(starts.size, old) for _, starts, old in found])
         # Ascending within an order: neighbours become runs, which copies like.
-        parts = [
-            expand(ascending(np.concatenate(merged[order])), np.full(sum(map(len, merged[order])), 1 << order))
-            for order in sorted(merged, reverse=True)
-        ]
-        return np.concatenate(parts).astype(np.uint32), np.concatenate(unzeroed), zeroed
+        at = np.lexsort((starts, -orders.astype(np.int8)))
+        self._starts, self._orders, self._pooled = starts[at], orders[at], are_pooled[at]
+        self._ends = np.cumsum(np.left_shift(1, self._orders, dtype=np.int64))
+        self._given = 0
+        self.pages = int(self._ends[-1])
+
+    def take(self, count: int, *, zero: bool) -> tuple[Uint32Array, Uint32Array, int]:
+        """`(pages, unzeroed, zeroed)`: the next `count` or as many as there are; those of them that may hold old bytes;
+        how many were zeroed. With `zero` none may hold old bytes.
+        """
+        pages, orders, dirty = self._next(min(count, self.pages))
+        self._given += pages.size
+        self.pages -= pages.size
+        if not zero or not dirty.any():
+            return pages, pages if dirty.all() else pages[dirty], 0
+        frames = self._whole_frames(pages[orders >= HUGE_ORDER], pages[dirty])
+        if frames.size > 1:
+            # Clearing all of it here would keep the loop for long: the host does it as each frame is touched.
+            self._warm.forget_bytes(frames << HUGE_ORDER, HUGE_ORDER)
+            dirty &= ~np.isin(pages >> HUGE_ORDER, frames)
+        self._arena.zero(pages[dirty])
+        return pages, NO_PAGES, int(np.count_nonzero(dirty))
+
+    def rest(self) -> Uint32Array:
+        """The pages that are left."""
+        return self._next(self.pages)[0]
+
+    def _next(self, count: int) -> tuple[Uint32Array, Uint8Array, BoolArray]:
+        """The next pages, the order of the block of each, and whether it may hold old bytes."""
+        if not count:
+            return NO_PAGES, NO_PAGES.astype(np.uint8), NO_PAGES.astype(np.bool_)
+        low, high = np.searchsorted(self._ends, (self._given, self._given + count - 1), side="right").tolist()
+        blocks = slice(low, high + 1)
+        sizes = np.left_shift(1, self._orders[blocks], dtype=np.int64)
+        skip = self._given - int(self._ends[low] - sizes[0])
+        mine = slice(skip, skip + count)
+        pages = expand(self._starts[blocks], sizes)[mine].astype(np.uint32)
+        dirty = self._buddy.dirty_of(pages)
+        if self._pooled[blocks].any():
+            dirty |= np.repeat(self._pooled[blocks], sizes)[mine]
+        return pages, np.repeat(self._orders[blocks], sizes)[mine], dirty
+
+    @staticmethod
+    def _whole_frames(pages: Uint32Array, dirty: Uint32Array) -> Int64Array:
+        """Numbers of the frames that are all among `pages` and not clean, ascending."""
+        frames, count = np.unique(pages >> HUGE_ORDER, return_counts=True)
+        whole = frames[count == FRAME_PAGES].astype(np.int64)
+        found: Int64Array = whole[np.isin(whole, dirty >> HUGE_ORDER)]
+        return found

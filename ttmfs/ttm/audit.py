@@ -152,6 +152,8 @@ class _Walk:
             for held in (tt.ahead, tt.unfinished, *tt.restoring):
                 if held is not None:
                     self._pages.excuse(held.pages)
+            if tt.stock is not None:
+                self._pages.excuse(tt.stock.rest())
             if tt.store is not None:
                 self._slots.excuse(tt.handles_on_their_way() - np.uint32(1))
         if any(tt.backed_up_pages for tt in tts):

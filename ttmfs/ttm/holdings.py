@@ -14,12 +14,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ttmfs.errors import TtmError
+from ttmfs.memory.leftovers import STEP_PAGES
 from ttmfs.memory.pool import PagePool
+from ttmfs.memory.pool_alloc import Stock
 from ttmfs.memory.pool_types import Caching
 from ttmfs.memory.runs import ascending, unique_sorted
 from ttmfs.memory.stores import LoadError, LoadTransfer, SwapStore
 from ttmfs.ttm.account import MEMORY, SWAP, Account
-from ttmfs.ttm.page_vector import Index, PageVector, Vector, decode_handles, encode_handles, encode_pages
+from ttmfs.ttm.leaves import LEAF_SHIFT
+from ttmfs.ttm.page_vector import (
+    HOLE,
+    Index,
+    PageVector,
+    Vector,
+    decode_handles,
+    decode_pages,
+    encode_handles,
+    encode_pages,
+)
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
 
 _NO_CUTS: Final[dict[int, int]] = {}
@@ -91,6 +103,7 @@ class Holdings(PageVector):
         "caching",
         "external",
         "restoring",
+        "stock",
         "store",
         "storing",
         "taken",
@@ -111,6 +124,8 @@ class Holdings(PageVector):
         self.ahead: Ahead | None = None
         """Pages, paid for, that wait for entries behind its end."""
         self.unfinished: Restore | None = None
+        self.stock: Stock | None = None
+        """Memory that its holes are being given some at a time (populate)."""
         self.restoring: tuple[Restore, ...] = ()
         """Others that are under way, with pages of their own."""
         self.storing: Vector | None = None
@@ -134,6 +149,27 @@ class Holdings(PageVector):
         pages = self.alloc(count, zero=False, use_reserve=use_reserve, reclaim_backoff=self.pool.reclaim_backoff)
         self._take(count)
         return pages
+
+    def take_stock(self, count: int) -> None:
+        """Memory for `count` pages, which holes get by `fill_from_stock`; ended by `drop_stock`. TtmError(ENOMEM)."""
+        self.stock = self.pool.stock(count, caching=self.caching, reclaim_backoff=self.pool.reclaim_backoff)
+        self.account.charge(MEMORY, count)
+        self._take(count)
+        self.beneficial_order_failed |= self.stock.beneficial_order_failed
+
+    def fill_from_stock(self, first: int, end: int, *, zero: bool) -> None:
+        """The holes of [first, end) get pages of the stock, as far as that goes; zeroed, or as they come."""
+        stock = self.stock
+        assert stock is not None
+        holes = self.holes_in(first, end)[: stock.pages]
+        if len(holes):
+            self.adopt(holes, self.pool.draw(stock, len(holes), zero=zero), taken=True)
+
+    def drop_stock(self) -> None:
+        """What is left of it goes back."""
+        stock, self.stock = self.stock, None
+        if stock is not None:
+            self.give_pages(stock.rest())
 
     def _take(self, count: int) -> None:
         self.taken += count
@@ -187,6 +223,17 @@ class Holdings(PageVector):
         self.clear(index)
         self.populated_pages -= len(index)
         return len(index)
+
+    def leave(self, *, to_pool: bool) -> int:
+        """Free all that there is of a tt without entries in the store, and no external one; the pages.
+
+        The pool finds out some at a time which they are.
+        """
+        count, self.populated_pages = self.populated_pages, 0
+        self.account.uncharge(MEMORY, count)
+        parts = (decode_pages(part[part != HOLE]) for part in self.take_away(STEP_PAGES >> LEAF_SHIFT))
+        self.pool.free_in_steps(count, parts, self.caching, to_pool=to_pool)
+        return count
 
     @property
     def ahead_pages(self) -> int:

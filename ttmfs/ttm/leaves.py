@@ -191,6 +191,15 @@ class Leaves(Generic[S]):
                 if not leaf.any():
                     self._remove_leaf(number)
 
+    def take_away(self, leaves: int) -> Iterator[NDArray[S]]:
+        """All entries become 0 now; what they were, `leaves` leaves at a time, ascending, for who lists them later."""
+        taken, numbers = self._leaves, self._numbers
+        self._leaves, self._numbers = {}, []
+        return (
+            np.concatenate([taken.pop(number) for number in numbers[first : first + leaves]])
+            for first in range(0, len(numbers), leaves)
+        )
+
     def set_length(self, num_pages: int) -> None:
         """Longer, with zeros; or shorter, where nothing that is cut off is set any more."""
         self.num_pages = num_pages
@@ -216,7 +225,6 @@ class Leaves(Generic[S]):
     def _remove_leaf(self, number: int) -> None:
         del self._leaves[number]
         del self._numbers[bisect_left(self._numbers, number)]
-
 
     def _remove_leaves(self, first: int, end: int) -> None:
         """Those of [first, end) that there are."""

@@ -251,7 +251,7 @@ class PageVector(Leaves[np.uint32]):
             return not len(entries)
         heads = decode_pages(np.ascontiguousarray(entries[:, 0]))
         aligned = not bool((heads & ((1 << order) - 1)).any())
-        return aligned and not bool((self.pool.page_orders(heads) < order).any())
+        return aligned and self.pool.are_within(heads, order)
 
     # -- what people look at -------------------------------------------------------------------------------------
 

@@ -3,10 +3,10 @@
 import errno
 from typing import Final
 
-import numpy as np
 import trio
 
 from ttmfs.errors import TtmError
+from ttmfs.memory.leftovers import STEP_PAGES
 from ttmfs.ttm.account import MEMORY
 from ttmfs.ttm.afford import afford
 from ttmfs.ttm.ahead import take_ahead
@@ -20,6 +20,8 @@ from ttmfs.units import MAX_ORDER
 
 _SCARCE_PREFAULT: Final = 15
 """Pages around a fault when others have to go for them: the kernel's 16, with the one asked for."""
+_ZEROED_AT_ONCE: Final = 512
+"""Pages that are zeroed in one step: two tenths of a millisecond."""
 _RESTORED_AT_ONCE: Final = 512
 """Pages of the store that room is made for at a time."""
 
@@ -119,14 +121,9 @@ async def populate_all(bo: BufferObject, tt: TT, ctx: OperationContext, *, overw
     while not tt.is_populated:
         # Looked at anew for each attempt: while memory was reclaimed, WRITEs may have added pages, or made it longer.
         _check_fits(tt)
-        present_before = tt.present()
         try:
-            whole = overwritten >= tt.num_pages
-            if overwritten and not whole:
-                tt.populate_range(0, overwritten, zero=False, unlimited=ctx.unlimited)
-            tt.populate_all(zero=not whole, unlimited=ctx.unlimited)
+            await _fill(tt, tt.num_pages, overwritten, ctx)
         except TtmError as error:
-            tt.depopulate(np.setdiff1d(tt.present(), present_before, assume_unique=True))
             await attempts.after(error, tt.num_pages - tt.populated_pages)
     bo.device.defrag_list.join_if_marked(bo)
     bo.device.note_pressure()
@@ -147,12 +144,37 @@ async def populate_overwritten(bo: BufferObject, tt: TT, count: int, ctx: Operat
     # Looked at anew for each attempt: while memory was reclaimed the file may have been cut short.
     while not tt.has_memory(0, first := min(count, tt.num_pages)):
         try:
-            tt.populate_range(0, first, zero=False, unlimited=ctx.unlimited)
+            await _fill(tt, first, first, ctx)
         except TtmError as error:
             await attempts.after(error, holes)
     bo.device.defrag_list.join_if_marked(bo)
     bo.device.note_pressure()
     await trio.lowlevel.checkpoint_if_cancelled()
+
+
+async def _fill(tt: TT, end: int, overwritten: int, ctx: OperationContext) -> None:
+    """Memory for the holes of [0, end), for all of them or TtmError(ENOMEM, EDQUOT) with none filled; those before
+    `overwritten`, which nobody sees, as it comes.
+
+    Much memory is taken at once, and given to the holes some at a time: what may fail has succeeded by then, so nothing
+    has to be undone that WRITEs may have used, and nobody is left with half of it by a cancellation. What was filled
+    by others meanwhile leaves some over; what was added to the file meanwhile gets none.
+    """
+    if not tt.begin_fill(end, unlimited=ctx.unlimited):
+        return
+    unseen = min(overwritten, end)
+    try:
+        with trio.CancelScope(shield=True):
+            first = 0
+            while first < end:
+                zero = first >= unseen
+                before = min(first + _ZEROED_AT_ONCE, end) if zero else min(first + STEP_PAGES, unseen)
+                tt.fill_from_stock(first, before, zero=zero)
+                first = before
+                if first < end:
+                    await trio.lowlevel.checkpoint()
+    finally:
+        tt.drop_stock()
 
 
 def _check_fits(tt: TT) -> None:

@@ -1,7 +1,8 @@
 """TT: the page vector of a BO (ttm_tt) and what gives and takes its memory.
 
 Where the kernel's tt is populated or not, this one may be partly so while the BO lives in system; gtt, vram and jobs
-populate it whole (`populate_all`). The same holds for backup: any page may be in the store while others are in memory.
+populate it whole (ttmfs.ttm.populate). The same holds for backup: any page may be in the store while others are in
+memory.
 """
 
 import errno
@@ -10,6 +11,7 @@ from typing import Final
 import numpy as np
 
 from ttmfs.errors import TtmError
+from ttmfs.memory.leftovers import STEP_PAGES
 from ttmfs.memory.pool import PagePool
 from ttmfs.memory.pool_types import Caching
 from ttmfs.memory.stores import SwapStore
@@ -125,22 +127,30 @@ class TT(Holdings):
         if not len(ahead.index):
             self.ahead = None
 
-    def populate_all(self, *, zero: bool = True, unlimited: bool = False) -> int:
-        """Memory for every hole, order by order as ttm_pool_alloc; all or TtmError(ENOMEM, EDQUOT) with nothing kept.
+    def begin_fill(self, end: int, *, unlimited: bool) -> bool:
+        """Take memory for all holes of [0, end), order by order as ttm_pool_alloc: for all or TtmError(ENOMEM, EDQUOT).
 
-        `unlimited`: no limit of its account counts.
+        They get it by `fill_from_stock`; False when there is no hole. `unlimited`: no limit of its account counts.
         """
-        if self.is_populated:
-            return 0
         if self.backed_up_pages:
-            self.load_now(0, self.num_pages)
-        return len(self._fill(0, self.num_pages, zero=zero, use_reserve=False, unlimited=unlimited))
+            self.load_now(0, end)
+        if self.ahead is not None:
+            self._adopt_ahead(self.ahead, self.holes_in(0, end), zero=True)
+        whole = end == self.num_pages and not self.backed_up_pages
+        count = end - self.populated_pages if whole else len(self.holes_in(0, end))
+        if count:
+            if not unlimited:
+                self.account.check(MEMORY, count)
+            self.take_stock(count)
+        return count > 0
 
     def unpopulate(self, *, to_pool: bool = True) -> int:
         """Free everything (ttm_tt_unpopulate, ttm_pool_drop_backed_up): all entries become holes. The pages freed."""
         self.drop_restore()
         self.drop_ahead()
         self.forget(self.handles_in(0, self.num_pages))
+        if self.populated_pages > STEP_PAGES and not self.external:
+            return self.leave(to_pool=to_pool)
         return self.depopulate(self.present(), to_pool=to_pool)
 
     def resize(self, num_pages: int) -> None:
