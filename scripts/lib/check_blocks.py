@@ -17,20 +17,14 @@ from pathlib import Path
 import numpy as np
 
 MAGIC = 0xACCA
-HEADER = np.dtype(
-    [
-        ("magic", "<u2"),
-        ("type", "<u2"),
-        ("length", "<u4"),
-        ("seed", "<u8"),
-        ("offset", "<u8"),
-        ("time", "<u8"),
-        ("thread", "<u2"),
-        ("number", "<u2"),
-        ("header_crc", "<u4"),
-        ("crc", "<u4"),
-    ]
-)
+_HEAD = [("magic", "<u2"), ("type", "<u2"), ("length", "<u4"), ("seed", "<u8"), ("offset", "<u8"), ("time", "<u8")]
+HEADERS = {
+    0x0005: np.dtype([*_HEAD, ("thread", "<u2"), ("number", "<u2"), ("header_crc", "<u4"), ("crc", "<u4")]),
+    0x0581: np.dtype(
+        [*_HEAD, ("number", "<u8"), ("thread", "<u2"), ("padding", "<u2"), ("header_crc", "<u4"), ("crc", "<u4")]
+    ),
+}
+"""Layouts of the header of crc32c by its type: fio's until 3.39 at least, and that of 3.41."""
 
 
 def _table() -> np.ndarray:
@@ -54,11 +48,22 @@ def crc32c(blocks: np.ndarray) -> np.ndarray:
 def wrong_blocks(data: np.ndarray, block: int = 4096) -> np.ndarray:
     """Indices of blocks of `block` bytes whose header or payload is not what fio wrote there."""
     rows = data[: len(data) // block * block].reshape(-1, block)
-    headers = rows[:, : HEADER.itemsize].copy().view(HEADER)[:, 0]
-    right = (headers["magic"] == MAGIC) & (headers["length"] == block)
-    right &= headers["offset"] == np.arange(len(rows), dtype=np.uint64) * np.uint64(block)
-    right &= headers["crc"] == crc32c(rows[:, HEADER.itemsize :])
+    right = np.zeros(len(rows), np.bool_)
+    for kind, layout in HEADERS.items():
+        headers = rows[:, : layout.itemsize].copy().view(layout)[:, 0]
+        its = np.flatnonzero((headers["magic"] == MAGIC) & (headers["type"] == kind) & (headers["length"] == block))
+        headers = headers[its]
+        there = headers["offset"] == its.astype(np.uint64) * np.uint64(block)
+        right[its] = there & (headers["crc"] == crc32c(rows[its, layout.itemsize :]))
     return np.flatnonzero(~right)
+
+
+def unknown_headers(data: np.ndarray) -> list[str]:
+    """A sentence where `data` begins with a header of fio's whose layout is not among HEADERS."""
+    magic, kind = data[:4].tobytes().ljust(4, b"\0")[:2], int.from_bytes(data[2:4].tobytes(), "little")
+    if magic != MAGIC.to_bytes(2, "little") or kind in HEADERS:
+        return []
+    return [f"this fio writes headers of type {kind:#06x}, which this check does not know: tell it in HEADERS"]
 
 
 def ways_to_read(path: str) -> dict[str, np.ndarray]:
@@ -100,6 +105,7 @@ def check(paths: list[str]) -> dict[str, object]:
         if len(bad):
             wrong += len(bad) * 4096
             details.append(f"{Path(path).name}: {len(bad)} wrong blocks, the first at offset {int(bad[0]) * 4096}")
+            details += unknown_headers(first)
         for name, data in ways.items():
             if len(data) != len(first):
                 wrong += abs(len(data) - len(first))
