@@ -20,8 +20,8 @@ ME = task_name(os.getpid())
 async def test_an_eviction_says_for_whom_and_who_had_asked() -> None:
     async with device(vram=4 * MIB) as vdev:
         assert not vdev.ttm.trace.on
-        for name in ("pinned", "a"):
-            await make(vdev, name, place="vram")
+        await make(vdev, "pinned", place="vram")
+        evicted_bo = await make(vdev, "a", place="vram")
         a = next(entry for entry in vdev.ttm.recorder.entries if entry.bo == "a")
         assert a.sentence().endswith("(the device itself)")
         await make(vdev, "b", 2 * MIB, place="vram")
@@ -35,6 +35,8 @@ async def test_an_eviction_says_for_whom_and_who_had_asked() -> None:
         moves = [entry for entry in vdev.ttm.recorder.entries if entry.kind == "move" and entry.bo == "a"]
         assert (moves[-1].task, moves[-1].why) == (ME, "room for 'c', c validate vram")
         assert moves[-1].sentence().endswith(f"'a' vram to gtt: was evicted, 1M ({ME}: room for 'c', c validate vram)")
+        assert evicted_bo.last_move is not None
+        assert evicted_bo.last_move.sentence("a") == moves[-1].sentence()
         # What comes after the eviction is not for it any more.
         assert vdev.ttm.recorder.entries[-1].why == "c validate vram"
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from lib.check_blocks import unknown_headers, wrong_blocks
 
 DATA = Path(__file__).parents[1] / "data"

@@ -6,6 +6,7 @@ a BO, and knows who had asked for what.
 """
 
 import json
+import sys
 from collections import deque
 from typing import Final, NamedTuple
 
@@ -31,12 +32,29 @@ class Entry(NamedTuple):
 
     def sentence(self) -> str:
         """What happened, when, and who had asked for what."""
-        asked = ": ".join(filter(None, (self.task, self.why))) or "the device itself"
-        return f"{clock.local(self.when)[11:]} {self.says} ({asked})"
+        return _sentence(self.when, self.says, self.task, self.why)
 
     def json_line(self) -> str:
         """As one JSON object: when (seconds since 1970), kind, bo, says, task, why, other, sentence."""
         return json.dumps({**self._asdict(), "when": self.when / 1e9, "sentence": self.sentence()}) + "\n"
+
+
+class LastMove(NamedTuple):
+    """A BO's own note of how it came where it is: `way` says it without the name, so that many share one string."""
+
+    when: int
+    way: str
+    task: str
+    why: str
+
+    def sentence(self, bo: str) -> str:
+        """As the entry of the recorder says it, with the name that the BO has now."""
+        return _sentence(self.when, f"{bo!r} {self.way}", self.task, self.why)
+
+
+def _sentence(when: int, says: str, task: str, why: str) -> str:
+    asked = ": ".join(filter(None, (task, why))) or "the device itself"
+    return f"{clock.local(when)[11:]} {says} ({asked})"
 
 
 class Recorder:
@@ -50,6 +68,11 @@ class Recorder:
         entry = Entry(clock.wall_ns(), kind, bo, says, asker_name(), WHY.get(), other)
         self.entries.append(entry)
         return entry
+
+    def moved(self, bo: str, way: str) -> LastMove:
+        """A BO has moved."""
+        entry = self.note("move", bo, f"{bo!r} {way}")
+        return LastMove(entry.when, sys.intern(way), entry.task, entry.why)
 
     def struck(self, place: str, bo: str) -> None:
         """A failure was injected at a place, for the BO of that name."""

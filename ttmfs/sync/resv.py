@@ -67,6 +67,11 @@ class Reservation(WwMutex):
             self._fences = left or None
         return left
 
+    def forget_signaled(self) -> None:
+        """Drops what has signaled now and not when the table is next looked at, which may be never: a quarter of what
+        a small idle BO costs. Needs no lock."""
+        self._prune()
+
     def reserve_fences(self, n: int) -> None:
         """Makes room for `n` more fences (dma_resv_reserve_fences).
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from ttmfs.errors import TtmError
 from ttmfs.memory.pool_types import Caching
-from ttmfs.observe.recorder import Entry
+from ttmfs.observe.recorder import LastMove
 from ttmfs.sync.fence import Fence
 from ttmfs.sync.resv import Reservation, Usage
 from ttmfs.ttm.account import Account
@@ -161,7 +161,7 @@ class BufferObject:
         self.dirty: WriteObserver | None = None
         """The driver's dirty tracking: hears of every WRITE."""
         self.last_error = ""
-        self.last_move: Entry | None = None
+        self.last_move: LastMove | None = None
         self.bytes_moved = self.moves = self.evictions = self.validations = 0
         self.faults = self.fault_pages = self.prefault_pages = self.reservation_retries = 0
 
@@ -277,6 +277,7 @@ class BufferObject:
             self._copies.remove(copy)
         if not self._copies:
             self._copies = _NO_COPIES
+        self.resv.forget_signaled()
 
     def forget_copies(self) -> None:
         """Gutted: what is still on its way is no content of this BO any more."""

@@ -176,7 +176,7 @@ async def handle_move_mem(bo: BufferObject, resource: Resource, ctx: OperationCo
     fence = bo.copies[-1].fence if bo.copies else None
     points.move_end(device.trace, bo, src=src, dst=dst, bytes=size, evict=evict, fence=fence, errno=0)
     verb = "was evicted" if evict else how.verb
-    bo.last_move = device.recorder.note("move", bo.name, f"{_way(bo, old, resource)}: {verb}, {format_size(moved)}")
+    bo.last_move = device.recorder.moved(bo.name, f"{_way(old, resource)}: {verb}, {format_size(moved)}")
 
 
 def _not_moved(bo: BufferObject, old: Resource | None, resource: Resource, error: BaseException) -> int | str:
@@ -186,12 +186,12 @@ def _not_moved(bo: BufferObject, old: Resource | None, resource: Resource, error
     device = bo.device
     device.counters.moves.failed += 1
     why = error.message if isinstance(error, TtmError) else "it was given up"
-    device.recorder.note("move", bo.name, f"{_way(bo, old, resource)}: failed, {why}")
+    device.recorder.note("move", bo.name, f"{bo.name!r} {_way(old, resource)}: failed, {why}")
     return getattr(error, "errno", None) or errno.EINTR
 
 
-def _way(bo: BufferObject, old: Resource | None, new: Resource) -> str:
-    return f"{bo.name!r} {'nowhere' if old is None else old.mem_type} to {new.mem_type}"
+def _way(old: Resource | None, new: Resource) -> str:
+    return f"{'nowhere' if old is None else old.mem_type} to {new.mem_type}"
 
 
 def _is_empty(bo: BufferObject) -> bool:
