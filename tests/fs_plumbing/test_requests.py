@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -138,6 +138,31 @@ async def test_truncate_is_applied_at_once_and_what_it_cannot_is_told(served: Se
 
 def vars_of(fields: pyfuse3.SetattrFields) -> list[str]:
     return [name for name in dir(fields) if name.startswith("update_")]
+
+
+async def test_the_kernel_is_told_when_a_text_has_grown_between_its_getattr_and_its_open(served: Served) -> None:
+    requests, opens, told = InodeRequests(served, Replies(served)), OpenRequests(served), []
+
+    async def extend(ino: int, size: int) -> None:
+        told.append((ino, size))
+
+    async def sizes(change: Callable[[], object]) -> tuple[int, int, int]:
+        """(inode number, st_size before the OPEN, and after it); `change` comes in between."""
+        ino = await lookup(served, "objects/a/status")
+        before = (await requests.getattr(ino, ASKED)).st_size
+        change()
+        await opens.open(ino, os.O_RDONLY, ASKED)
+        return ino, before, (await requests.getattr(ino, ASKED)).st_size
+
+    served.extend = extend
+    file = served.names.files[(await create(served, b"a"))[0]]
+    folder = served.names.root
+    _ino, before, after = await sizes(lambda: None)
+    assert (before, told) == (after, [])
+    ino, before, after = await sizes(lambda: served.names.link(file, folder, b"b"))
+    assert (before < after, told) == (True, [(ino, after)])
+    _ino, before, after = await sizes(lambda: served.names.unlink(folder, b"b"))
+    assert (before > after, len(told)) == (True, 1), "its READ says so"
 
 
 async def test_a_listing_goes_on_behind_what_fitted(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,6 +78,63 @@ def test_a_dear_text_is_as_long_as_it_was_when_it_was_last_opened(mounted: Any, 
     assert second[0] == length
 
 
+SENT = """
+import fcntl
+def pieces(name, how):
+    '''All of a text as the kernel hands it on, piece by piece, where nobody has asked how long it is.'''
+    fd, (r, w), parts = os.open(path(name), os.O_RDONLY), os.pipe(), []
+    try:
+        fcntl.fcntl(w, 1031, 1 << 20)  # F_SETPIPE_SZ
+        while count := os.sendfile(w, fd, None, 1 << 19) if how == 'sendfile' else os.splice(fd, w, 1 << 19):
+            part = b''
+            while len(part) < count: part += os.read(r, count - len(part))
+            parts.append(part)
+        return b''.join(parts)
+    finally:
+        for each in fd, r, w: os.close(each)
+
+def copied(name):
+    '''The same into a BO, by copy_file_range.'''
+    fd, bo = os.open(path(name), os.O_RDONLY), opened('bo/copy', os.O_CREAT | os.O_TRUNC | os.O_RDWR)
+    try:
+        while os.copy_file_range(fd, bo, 1 << 19): pass
+        return os.pread(bo, 1 << 24, 0)
+    finally:
+        os.close(fd); os.close(bo)
+"""
+HANDED_ON = ("pieces({name!r}, 'sendfile')", "pieces({name!r}, 'splice')", "copied({name!r})")
+
+
+@pytest.mark.parametrize("how", HANDED_ON, ids=["sendfile", "splice", "copy_file_range"])
+def test_a_dear_text_is_handed_on_whole_when_it_was_never_made_before(mounted: Any, how: str) -> None:
+    """The kernel was told 4096: `lru` is shorter."""
+    device: Device = mounted()
+    assert device.command("ctl/trace", "all") == "ok"
+    for number in range(200):
+        device.make(f"a{number}", PAGE, 1)
+    assert device.command("ctl/trace", "off") == "ok"
+    client = device.client(SENT)
+    for name in ("trace", "metrics", "regions/system/lru"):
+        text = client.do(how.format(name=name))
+        assert (len(text) > 4096) is (name != "regions/system/lru"), name
+        assert (text[-1:], b"\0" in text) == (b"\n", False)
+        assert name != "trace" or text == read(device, name)
+
+
+@pytest.mark.parametrize("how", HANDED_ON, ids=["sendfile", "splice", "copy_file_range"])
+def test_a_text_that_grows_is_handed_on_whole(one: Device, how: str) -> None:
+    """Between the GETATTR and the OPEN of one open(2) too."""
+    one.make("going", 0)
+    writer = one.client("a, other = path('bo/a'), path('bo/' + 'n' * 200)").begin(
+        "while os.path.exists(path('bo/going')): os.link(a, other); os.unlink(other)"
+    )
+    client = one.client(SENT)
+    seen = {len(json.loads(client.do(how.format(name="objects/a/status.json")))["names"]) for _ in range(100)}
+    one.shell.do("os.unlink(path('bo/going'))")
+    writer.result()
+    assert seen == {1, 2}
+
+
 def test_a_dear_text_is_not_made_for_a_look_at_its_size(mounted: Any) -> None:
     device: Device = mounted()
     for name in DEAR:

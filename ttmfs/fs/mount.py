@@ -32,6 +32,7 @@ from ttmfs.fs.kernel.collector import Collector
 from ttmfs.fs.kernel.handshake import BACKGROUND, Handshake
 from ttmfs.fs.kernel.inval import PageCache, SessionFd
 from ttmfs.fs.kernel.rights import Owner
+from ttmfs.fs.kernel.sizes import KernelSizes
 from ttmfs.fs.kernel.unmappers import BoPageCache, SpacePageCache
 from ttmfs.fs.kernel.watchdog import Watchdog
 from ttmfs.fs.requests.name import ALIAS_PREFIX
@@ -179,6 +180,7 @@ class Mount:
         self.tree.loop_status = self._loop_status
         attribute_cache = KernelAttributes(session)
         self.machine.names.root.cache = self.spaces.root.cache = attribute_cache
+        self.served.extend = KernelSizes(session).extend
         self.vdev.ttm.unmapper = BoPageCache(cache)
         self.svm.unmapper = SpacePageCache(cache)
         names = NameCache(session, self.served.inodes)

@@ -8,7 +8,8 @@ whole inodes); `PageCache` does it in worker threads, after starting writeback t
 * "nobody has it cached" (ENOENT) and "the connection is gone" are no errors: in both, no client sees the pages;
 * NOTIFY_DELETE is not offered: it waits, with its folder locked, for a lock that a parked write holds.
 
-The kernel side is fuse_notify_inval_inode. It does not tell when a page that was dirtied again meanwhile stays.
+The kernel side is fuse_notify_inval_inode (and fuse_notify_store, of a text that grows as it is opened). It does not
+tell when a page that was dirtied again meanwhile stays.
 """
 
 import contextlib
@@ -33,8 +34,10 @@ from ttmfs.fs.kernel.tuning import connection_number
 
 _NOTIFY_INVAL_INODE: Final = 2
 _NOTIFY_INVAL_ENTRY: Final = 3
+_NOTIFY_STORE: Final = 4
 _INVAL_INODE: Final = struct.Struct("=IiQQqq")
 _INVAL_ENTRY: Final = struct.Struct("=IiQQII")
+_STORE: Final = struct.Struct("=IiQQQII")
 _ROOT_INO: Final = 1
 _SYNC_FILE_RANGE_WRITE: Final = 2
 _SYNC_FILE_RANGE_WAIT_AFTER: Final = 4
@@ -83,6 +86,16 @@ class SessionFd:
         message = _INVAL_ENTRY.pack(size, _NOTIFY_INVAL_ENTRY, 0, folder_ino, len(name), 0) + name + b"\0"
         return self._notify(message, f"the name {os.fsdecode(name)!r} in folder {folder_ino}")
 
+    def extend(self, ino: int, size_bytes: int) -> bool:
+        """Have the kernel take the text file `ino`, that is being opened, for so many bytes long if it takes it for a
+        shorter one. **Blocks**: never on the loop, for it waits for READs of its last page.
+
+        It stores the last byte, a newline as in every text, in a page that the reply to the OPEN drops. Returns and
+        raises as `invalidate_inode`.
+        """
+        message = _STORE.pack(_STORE.size + 1, _NOTIFY_STORE, 0, ino, size_bytes - 1, 1, 0) + b"\n"
+        return self._notify(message, f"the size of inode {ino}, {size_bytes} bytes")
+
     def _notify(self, message: bytes, what: str) -> bool:
         if self._gone():
             return False
@@ -92,7 +105,7 @@ class SessionFd:
             if exc.errno == errno.ENOENT or self._gone():
                 return False
             raise TtmError(
-                exc.errno or errno.EIO, f"the kernel refused to invalidate {what}: {exc.strerror}"
+                exc.errno or errno.EIO, f"the kernel refused a notification about {what}: {exc.strerror}"
             ) from exc
         return True
 

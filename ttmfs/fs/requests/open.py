@@ -109,6 +109,8 @@ class OpenRequests:
         if flags & os.O_ACCMODE != os.O_RDONLY and not node.writable:
             raise TtmError(errno.EACCES, "this file is read-only")
         handle = await node.open(Opening(ctx.pid, ctx.uid, ctx.gid, flags))
+        if handle.size > node.told:
+            await self.served.extend(inode, handle.size)
         fh = self.served.new_handle(handle)
         if flags & os.O_ACCMODE != os.O_RDONLY:
             self.served.openers[fh] = ctx.pid

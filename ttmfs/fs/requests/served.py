@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from itertools import count
 
 from ttmfs.driver.clients import Client
@@ -36,8 +36,13 @@ class BoHandle:
         """Opened by the daemon itself, to flush it."""
 
 
+async def _nobody_is_told(ino: int, size: int) -> None:
+    """There is no mount."""
+
+
 class Served:
-    """One Tree, as it is served. `set_read_ahead(kb)` is called just before an OPEN is answered."""
+    """One Tree, as it is served. `set_read_ahead(kb)` is called just before an OPEN is answered, `extend(ino, size)`
+    too, of a text that is longer than the kernel was told."""
 
     def __init__(self, tree: Tree) -> None:
         self.tree = tree
@@ -48,6 +53,7 @@ class Served:
         self.counters = self.ttm.counters.requests
         self.inodes = Inodes(tree.root)
         self.set_read_ahead: Callable[[int], object] = lambda kb: None
+        self.extend: Callable[[int, int], Awaitable[None]] = _nobody_is_told
         self.openers: dict[int, int] = {}
         """Process ids of those who have a virtual file open for writing, by handle."""
         self.closing = False

@@ -174,6 +174,8 @@ class VirtualFile(_Virtual):
         self.writable = writable
         self.key = ""
         """Identifies it among all nodes; see VirtualDir.child."""
+        self.told = 0
+        """The last answer of `length`."""
         self._lengths = lengths
         self._opened: Callable[[], Handle | None] = lambda: None
 
@@ -188,7 +190,11 @@ class VirtualFile(_Virtual):
         return handle
 
     async def length(self) -> int:
-        """st_size."""
+        """st_size, for a GETATTR."""
+        self.told = await self._length()
+        return self.told
+
+    async def _length(self) -> int:
         handle = self._opened()
         if handle is None and self._lengths is not None:
             return self._lengths.last(self.key)
