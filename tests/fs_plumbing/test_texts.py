@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from itertools import count
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ import trio
 import trio.testing
 
 from ttmfs.errors import TtmError
-from ttmfs.fs.commands.handles import TextHandle
+from ttmfs.fs.commands.handles import CommandHandle, CommandOutcome, TextHandle
+from ttmfs.fs.commands.results import KeptResults
 from ttmfs.fs.kernel.opening import Opening
 from ttmfs.fs.kernel.rights import Fixed
 from ttmfs.fs.requests import inodes as inodes_module
@@ -53,6 +55,51 @@ async def test_an_open_text_is_as_long_as_what_was_taken_and_a_closed_one_as_it_
     assert await file.length() == 4
     del handle
     assert await file.length() == 5
+
+
+async def test_who_reads_backwards_reads_one_text() -> None:
+    text = Counted()
+    text.made = 9
+    handle = TextHandle(text)
+    await handle.take()
+    assert [len(await handle.read(offset, 4)) for offset in (8, 4, 0)] == [2, 4, 4]
+    assert [len(await handle.read(offset, 4)) for offset in (0, 4, 8)] == [4, 4, 2], "tail goes on from the start"
+    assert text.made == 10
+    assert [len(await handle.read(0, 4)), len(await handle.read(0, 4)), text.made] == [4, 4, 12]
+
+
+async def test_who_asks_how_long_it_is_and_reads_so_much_may_read_it_again() -> None:
+    now = count(10)
+    file = VirtualFile(lambda _opening: TextHandle(lambda: str(next(now))), ANYBODY)
+    handle = await file.open(READS)
+    assert await file.length() == 2
+    assert [await handle.read(0, 2) for _ in range(4)] == [b"10", b"10", b"11", b"12"], "once, as tail"
+    for text in (b"13", b"14"):
+        assert await handle.read(0, await file.length()) == text, "who asks each time has a new one each time"
+
+
+async def test_who_looks_at_the_beginning_before_reading_it_all_reads_one_text() -> None:
+    text = Counted()
+    text.made = 9
+    handle = TextHandle(text)
+    await handle.take()
+    assert [len(await handle.read(0, size)) for size in (2, 4, 20)] == [2, 4, 10]
+    assert len(await handle.read(0, 40)) == 11, "it was read to its end"
+    assert [len(await handle.read(0, 4)) for _ in range(3)] == [4, 4, 4]
+    assert text.made == 14, "each time, for who watches a line"
+    assert [await handle.read(4, 1), len(await handle.read(0, 20)), text.made] == [b"x", 15, 15]
+
+
+async def test_a_setting_is_read_anew_from_the_start_as_other_texts() -> None:
+    text = Counted()
+    handle = CommandHandle(text, never_run, READS, KeptResults())
+    await handle.take()
+    assert [await handle.read(0, 9), await handle.read(1, 9), await handle.read(0, 9)] == [b"x", b"", b"xx"]
+    assert handle.size == 2
+
+
+async def never_run(data: bytes) -> CommandOutcome:
+    raise AssertionError(data)
 
 
 async def test_a_dear_text_is_made_when_it_is_opened_and_not_before() -> None:

@@ -91,10 +91,44 @@ class CommandOutcome:
         return "".join(self._lines)
 
 
+class _Pass:
+    """How one text was read so far: who reads from its start once more is to have a new one.
+
+    Not so who goes by its length, or has a part of it: who comes to the start from behind and then reads from there, or
+    asks how long it is, reads so much, and reads it again (tail does either); who has looked at the beginning and then
+    reads more (less, file).
+    """
+
+    __slots__ = ("_exact", "_from_behind", "_looked", "_started", "_told")
+
+    def __init__(self) -> None:
+        self._started = self._from_behind = self._told = self._exact = False
+        self._looked = 0
+        """Bytes asked for by a last READ that was from the start and not to the end."""
+
+    def told(self) -> None:
+        """Somebody has asked how long it is."""
+        self._told, self._exact = True, False
+
+    def ends(self, offset: int, size: int) -> bool:
+        """Does this READ want another text?"""
+        return self._started and not offset and not self._exact and not 0 < self._looked < size
+
+    def goes_on(self, offset: int, size: int, length: int) -> None:
+        """It was answered from the text, which has `length` bytes."""
+        if offset:
+            self._from_behind |= not self._started
+        else:
+            self._started, self._from_behind = not self._from_behind, False
+        self._looked = size if not offset and size < length else 0
+        self._exact = self._told and not offset and size == length
+        self._told = False
+
+
 class TextHandle:
     """An open text; `store` takes what is written, and may say what came of it.
 
-    OPEN takes a snapshot; reading it from the start once more takes a new one.
+    OPEN takes a snapshot; reading it from the start once more takes a new one (see _Pass).
     """
 
     def __init__(self, text: Callable[[], str | bytes], store: Callable[[str], Result | None] | None = None) -> None:
@@ -103,7 +137,7 @@ class TextHandle:
         self._answer = Answer()
         self._snapshot: bytes | None = None
         self._making = trio.Lock()
-        self._begun = False
+        self._pass = _Pass()
         self._given_up = False
 
     def give_up(self) -> None:
@@ -114,6 +148,7 @@ class TextHandle:
     async def take(self) -> None:
         """See Handle."""
         self._snapshot = await self._made()
+        self._pass = _Pass()
 
     async def _made(self) -> bytes:
         return encoded(self._text())
@@ -123,6 +158,10 @@ class TextHandle:
         """See Handle."""
         return 0 if self._answer.given or self._snapshot is None else len(self._snapshot)
 
+    def told(self) -> None:
+        """See Handle."""
+        self._pass.told()
+
     async def read(self, offset: int, size: int) -> bytes:
         """Part of the answer, or of the snapshot. TtmError(ENOBUFS) for one that is not kept."""
         if self._answer.given:
@@ -130,10 +169,10 @@ class TextHandle:
         if self._given_up:
             raise TtmError(errno.ENOBUFS, "this text was not read in time: later ones of yours took its room")
         async with self._making:
-            if self._snapshot is None or (self._begun and not offset):
+            if self._snapshot is None or self._pass.ends(offset, size):
                 await self.take()
             assert self._snapshot is not None
-            self._begun = True
+            self._pass.goes_on(offset, size, len(self._snapshot))
             return self._snapshot[offset : offset + size]
 
     async def write(self, offset: int, data: bytes) -> int:
@@ -169,8 +208,7 @@ class CommandHandle:
         opening: Opening,
         results: KeptResults,
     ) -> None:
-        self._help_text = help_text
-        self._help = b""
+        self._text = TextHandle(help_text)
         self._run_lines = run_lines
         self._opening = opening
         self._results = results
@@ -179,18 +217,22 @@ class CommandHandle:
 
     async def take(self) -> None:
         """See Handle."""
-        self._help = encoded(self._help_text())
+        await self._text.take()
 
     @property
     def size(self) -> int:
         """See Handle."""
-        return 0 if self._answer.given or self._given_up else len(self._help)
+        return 0 if self._answer.given or self._given_up else self._text.size
+
+    def told(self) -> None:
+        """See Handle."""
+        self._text.told()
 
     async def read(self, offset: int, size: int) -> bytes:
-        """Part of the answer, or of the help when nothing was written. TtmError(ENOBUFS) for one that is not kept."""
+        """Part of the answer, or of the text when nothing was written. TtmError(ENOBUFS) for one that is not kept."""
         if self._given_up:
             raise TtmError(errno.ENOBUFS, "this result was not read in time: later ones of yours took its room")
-        return self._answer.read(offset, size) if self._answer.given else self._help[offset : offset + size]
+        return self._answer.read(offset, size) if self._answer.given else await self._text.read(offset, size)
 
     async def write(self, offset: int, data: bytes) -> int:
         """Run all lines of `data`; the errno of the first that fails."""

@@ -126,6 +126,10 @@ class Handle(Protocol):
         """Bytes that there are to read from its start on (st_size); 0 when only reading tells."""
         ...
 
+    def told(self) -> None:
+        """Whoever has it open asked for its size, and may go by it."""
+        ...
+
     async def read(self, offset: int, size: int) -> bytes:
         """Bytes at `offset`."""
         ...
@@ -196,9 +200,11 @@ class VirtualFile(_Virtual):
 
     async def _length(self) -> int:
         handle = self._opened()
-        if handle is None and self._lengths is not None:
+        if handle is not None:
+            handle.told()
+            return handle.size
+        if self._lengths is not None:
             return self._lengths.last(self.key)
-        if handle is None:
-            handle = self.open_handle(JUST_LOOKING)
-            await handle.take()
+        handle = self.open_handle(JUST_LOOKING)
+        await handle.take()
         return handle.size

@@ -23,6 +23,9 @@ class PeekHandle:
         """See Handle."""
         return self._bo.size
 
+    def told(self) -> None:
+        """It is read where it is: nobody is given an older one."""
+
     async def take(self) -> None:
         """Nothing is made before it is read."""
 
@@ -48,6 +51,9 @@ class VramHandle:
     def size(self) -> int:
         """See Handle."""
         return len(self._arena.buf)
+
+    def told(self) -> None:
+        """It is read where it is: nobody is given an older one."""
 
     async def take(self) -> None:
         """Nothing is made before it is read."""

@@ -33,6 +33,9 @@ class SnapshotHandle:
         """See Handle."""
         return pages_of(self._of.size) + 1
 
+    def told(self) -> None:
+        """It is read where it is: nobody is given an older one."""
+
     async def take(self) -> None:
         """Nothing is made before it is read."""
 
