@@ -6,11 +6,15 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from types import TracebackType
+from typing import ParamSpec, TypeVar
 
 import trio
 from trio.testing import MockClock
 
 from ttmfs import clock
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 @contextlib.contextmanager
@@ -41,6 +45,15 @@ class Turns(trio.abc.Instrument):
     def note(self, what: str, amount: int = 1) -> None:
         """It happened."""
         self._now[what] += amount
+
+    def noting(self, what: str, function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+        """`function`, and each call of it is noted."""
+
+        def noted(*args: Arguments.args, **more: Arguments.kwargs) -> Result:
+            self.note(what)
+            return function(*args, **more)
+
+        return noted
 
     def most(self, what: str) -> int:
         """How much of it there was in one turn at most."""

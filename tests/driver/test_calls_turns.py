@@ -1,7 +1,6 @@
 """One call with thousands of small BOs lets others run: counted in turns of the loop, and under stress by the clock."""
 
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import pytest
 import trio
@@ -15,7 +14,6 @@ from ttmfs.ttm.backup import BackupFlags
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.lifetime import set_size
-from ttmfs.ttm.resource import Resource
 
 BOS = 256
 MANY = 3000
@@ -46,15 +44,10 @@ async def evict_bytes(vdev: VirtualDevice, bos: list[BufferObject]) -> object:
 @pytest.mark.parametrize("call", [evict_them, evict_bytes, validate_them("gtt")], ids=["evict", "evict N", "validate"])
 async def test_others_run_between_one_and_the_next(monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
     turns = Turns()
-
-    def noted(*args: Any) -> Resource:
-        turns.note("take")
-        return take(*args)
-
     async with device() as vdev:
         bos = [await make(vdev, f"bo{number}", PAGE, place="vram") for number in range(BOS)]
         await idle(*bos)
-        monkeypatch.setattr("ttmfs.ttm.mem_space.take", noted)
+        monkeypatch.setattr("ttmfs.ttm.mem_space.take", turns.noting("take", take))
         with ticking_clock(us=200), turns:
             await call(vdev, bos)
         assert {bo.mem_type for bo in bos} == {"gtt"}
@@ -62,16 +55,12 @@ async def test_others_run_between_one_and_the_next(monkeypatch: pytest.MonkeyPat
 
 
 async def test_others_run_between_one_and_the_next_of_suspend_and_resume(monkeypatch: pytest.MonkeyPatch) -> None:
-    def noted(*args: Any) -> Resource:
-        turns.note("take")
-        return take(*args)
-
     async with device() as vdev:
         bos = [await make(vdev, f"bo{number}", PAGE, place="vram") for number in range(BOS)]
         await idle(*bos)
-        monkeypatch.setattr("ttmfs.ttm.mem_space.take", noted)
         for call, place in ((vdev.power.suspend, "system"), (vdev.power.resume, "vram")):
             with ticking_clock(us=200), Turns() as turns:
+                monkeypatch.setattr("ttmfs.ttm.mem_space.take", turns.noting("take", take))
                 await call(OperationContext())
             assert {bo.mem_type for bo in bos} == {place}
             assert 0 < turns.most("take") <= 16, place

@@ -1,8 +1,9 @@
 """How long the steps of a copy are: short while clients want something, long while nobody does."""
 
+import contextlib
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import trio
@@ -80,25 +81,31 @@ async def test_steps_grow_while_nobody_wants_anything_and_are_aligned(
         assert bytes(await access.read(bo, 0, size)) == data
 
 
+@contextlib.asynccontextmanager
+async def read_all_the_time(vdev: VirtualDevice) -> AsyncIterator[trio.Event]:
+    """A client of another BO, until the event is set or the block ends."""
+    other = vdev.create_bo("other")
+    await access.write(other, 0, b"x" * 4096)
+    done = trio.Event()
+
+    async def client() -> None:
+        while not done.is_set():
+            assert bytes(await access.read(other, 0, 4096)) == b"x" * 4096
+            vdev.ttm.counters.requests.read += 1
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client)
+        yield done
+        done.set()
+
+
 async def test_steps_stay_short_while_there_are_requests(device: MakeDevice, steps: list[tuple[int, int]]) -> None:
     async with device() as vdev:
         bo, data = await make(vdev, 16 * MIB)
-        other = vdev.create_bo("other")
-        await access.write(other, 0, b"x" * 4096)
-        requests = vdev.ttm.counters.requests
-        done = trio.Event()
-
-        async def client() -> None:
-            while not done.is_set():
-                assert bytes(await access.read(other, 0, 4096)) == b"x" * 4096
-                requests.read += 1
-                await trio.lowlevel.checkpoint()
-
-        steps.clear()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(client)
+        async with read_all_the_time(vdev):
+            steps.clear()
             await move(vdev, bo, "vram")
-            done.set()
         assert covers(steps, 4096)
         assert max(count for _, count in steps) == CLEAR_STEP_PAGES
         assert bytes(await access.read(bo, 0, bo.size)) == data
@@ -110,18 +117,8 @@ async def test_steps_hurry_for_a_request_that_waits_for_a_copy_and_for_no_other(
 ) -> None:
     async with device() as vdev:
         bo, data = await make(vdev, 16 * MIB)
-        other = vdev.create_bo("other")
-        await access.write(other, 0, b"x" * 4096)
-        requests = vdev.ttm.counters.requests
-        done = trio.Event()
 
-        async def client() -> None:
-            while not done.is_set():
-                assert bytes(await access.read(other, 0, 4096)) == b"x" * 4096
-                requests.read += 1
-                await trio.lowlevel.checkpoint()
-
-        async def waiter() -> None:
+        async def waiter(done: trio.Event) -> None:
             while not bo.copies or len(steps) < 20:
                 await trio.lowlevel.checkpoint()
             if op == "read":
@@ -130,10 +127,9 @@ async def test_steps_hurry_for_a_request_that_waits_for_a_copy_and_for_no_other(
                 await access.write(bo, 4096, data[4096:4196])
             done.set()
 
-        steps.clear()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(client)
-            nursery.start_soon(waiter)
+        async with read_all_the_time(vdev) as done, trio.open_nursery() as nursery:
+            steps.clear()
+            nursery.start_soon(waiter, done)
             await move(vdev, bo, "vram")
         assert covers(steps, 4096)
         assert {count for _, count in steps[:20]} == {CLEAR_STEP_PAGES}

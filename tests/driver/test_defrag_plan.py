@@ -1,7 +1,6 @@
 """`ctl/defrag`: the pass over all BOs frees blocks, and leaves no order worse off."""
 
 import random
-from typing import Any
 
 import numpy as np
 import pytest
@@ -174,13 +173,8 @@ async def test_the_worker_pass_is_what_no_words_ask_for(device: MakeDevice) -> N
 
 async def test_others_run_while_many_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     turns = Turns()
-
-    def noted(*args: Any, **more: Any) -> None:
-        turns.note("asked")
-        init(*args, **more)
-
-    init = defrag_plan._Candidate.__init__
-    monkeypatch.setattr(defrag_plan._Candidate, "__init__", noted)
+    asked = turns.noting("asked", defrag_plan._Candidate.__init__)
+    monkeypatch.setattr(defrag_plan._Candidate, "__init__", asked)
     async with device() as vdev:
         bos = [await make(vdev, f"bo{number}", PAGE) for number in range(256)]
         with ticking_clock(us=200), turns:

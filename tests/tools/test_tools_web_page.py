@@ -229,6 +229,11 @@ def test_commands_and_a_list_that_is_sorted(page: Page, device: Device, web: Cal
     device.shell.do("open(path('policies/evict'), 'w').write('vram lru\\n')")
 
 
+def remove_group(device: Device, name: str) -> None:
+    """As soon as the copies of the BOs that were unlinked, which are still its own, have ended."""
+    device.until(lambda: device.shell.errno(f"os.rmdir(path('groups/{name}'))") == "ok")
+
+
 def test_groups_and_vms_are_shown_while_one_looks(page: Page, device: Device, web: Callable[..., Web]) -> None:
     page.open(web("--allow-commands").url)
     assert page.js("document.querySelector('#groups').hidden"), "the root group alone says nothing"
@@ -255,7 +260,9 @@ def test_groups_and_vms_are_shown_while_one_looks(page: Page, device: Device, we
         page.until("document.querySelector('#detail .why').textContent.includes('the VM game: it was evicted')")
         page.press(Keys.ESCAPE, "#rows")
     finally:
-        device.shell.do("os.unlink(path('bo/a')); os.rmdir(path('groups/game/level')); os.rmdir(path('groups/game'))")
+        device.shell.do("os.unlink(path('bo/a'))")
+        remove_group(device, "game/level")
+        remove_group(device, "game")
         device.shell.do("os.rmdir(path('vm/game'))")
     page.until("document.querySelector('#groups').hidden && document.querySelector('#vms').hidden")
 
@@ -317,7 +324,8 @@ def test_pictures(
         assert page.js("document.documentElement.scrollWidth") <= width
         assert not page.js(CUT_OFF)
         page.picture(f"ttm-web-{width}-{scheme}.png")
-    device.shell.do("os.unlink(path('bo/tex0')); os.rmdir(path('groups/game'))")
+    device.shell.do("os.unlink(path('bo/tex0'))")
+    remove_group(device, "game")
 
 
 def test_a_report_in_the_browser(page: Page, device: Device, run: Callable[..., Any], tmp_path: Path) -> None:

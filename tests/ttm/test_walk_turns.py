@@ -13,7 +13,6 @@ from ttmfs.driver.device import VirtualDevice
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.lifetime import release, set_size
-from ttmfs.ttm.resource import Resource
 from ttmfs.ttm.walk import Walk
 
 BOS = 256
@@ -23,13 +22,8 @@ BOS = 256
 @pytest.fixture
 def turns(monkeypatch: pytest.MonkeyPatch) -> Turns:
     """Notes each look at a victim."""
-    turns, wants = Turns(), Walk.wants
-
-    def noted(walk: Walk, resource: Resource) -> bool:
-        turns.note("look")
-        return wants(walk, resource)
-
-    monkeypatch.setattr(Walk, "wants", noted)
+    turns = Turns()
+    monkeypatch.setattr(Walk, "wants", turns.noting("look", Walk.wants))
     return turns
 
 
