@@ -386,3 +386,28 @@ def test_no_child_of_the_daemon_holds_the_session(device: Device) -> None:
     for pid in offspring:
         links = [os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()]
         assert "/dev/fuse" not in links
+
+
+def test_what_a_write_has_moved_half_way_goes_back_and_the_write_is_answered(mounted: Callable[..., Device]) -> None:
+    """H30, R2: the way back out of a hop is part of the fault as well, and must not unmap the page that is written."""
+    device = mounted("--vram", "8M", "--gtt", "8M", "--memory", "32M", "--placement", "vram", "--fault-timeout", "5")
+    shell = device.shell
+    shell.do("fd = opened('bo/a', os.O_CREAT | os.O_RDWR); os.ftruncate(fd, 16384); os.close(fd)")
+    assert device.command("objects/a/restore", "\n") == "ok"
+    shell.do("os.truncate(path('bo/a'), 32768)")
+    shell.do("fd = opened('bo/a', os.O_RDONLY); os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)")
+    assert shell.do("os.pread(fd, 4096, 0)") == bytes(4096)
+    # Who opens it to write has it unmapped. What is read meanwhile counts as cached, and the BO is not placed yet.
+    device.hold("inval", bo="a")
+    client = device.client().begin("fd = opened('bo/a', os.O_WRONLY)")
+    device.until_held("inval")
+    assert shell.do("os.pread(fd, 4096, 4096)") == bytes(4096)
+    device.release("inval")
+    client.result()
+    for key, value in (("interval", "3"), ("times", "1"), ("probability", "100")):
+        assert device.command(f"debug/fail_move/{key}", value) == "ok"
+    # To vram, which needs a hop; the hop; to vram, which fails. A folio that is written in part stays locked meanwhile.
+    assert client.do("os.pwrite(fd, b'x' * 10, 24576)", 10) == 10
+    assert device.shell.do("slurp('debug/fail_move/times')") == "0\n"
+    assert device.status("a")["mem_type"] == "system"
+    assert shell.do("open(path('bo/a'), 'rb').read()") == bytes(24576) + b"x" * 10 + bytes(8182)

@@ -19,6 +19,8 @@ def test_who_waits_for_what(device: Device) -> None:
 
     device.until(told, 20, why="tex0 in debug/tasks")
     assert "pending" in text[0]
+    # All the way down, not only the frames of the file system.
+    assert all(frame in text[0] for frame in ("fs/commands/runner.py:", "driver/calls.py:", "sync/resv.py:"))
     os.kill(device.daemon.pid, signal.SIGUSR1)
     device.until(lambda: "bo='tex0'" in device.log(), 20, why="tex0 in the log")
     log = device.log()

@@ -1,15 +1,23 @@
 """What a fault answers: SIGBUS, RETRY, OOM, and zeros after the device is gone; what a first touch brings back."""
 
 import errno
+import random
+from typing import Any
 
+import pytest
 import trio
 import trio.testing
 
 from tests.core.harness import MIB, PAGE, WaitingUnmapper, check, device, fails, make, move
+from tests.core.together_machine import CachedBo, Unmapper
+from ttmfs.driver import calls
 from ttmfs.driver.suspend import unplug
 from ttmfs.ttm import access
+from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.fault import default_fault
 from ttmfs.ttm.funcs import FaultFlag, FaultResult, VmFault
+from ttmfs.ttm.lifetime import set_size
+from ttmfs.ttm.unmap import unmap_virtual
 
 
 async def test_a_gutted_bo_is_placed_anew_by_its_next_use() -> None:
@@ -73,3 +81,48 @@ async def test_after_unplug_reads_are_zeros_and_writes_are_dropped() -> None:
         assert bytes(await access.read(bo, 0, PAGE)) == bytes(PAGE)
         with fails(errno.ENODEV):
             await move(vdev, bo, "system")
+
+
+async def test_what_a_fault_has_moved_half_way_goes_back_without_an_inval_of_its_own_pages(
+    autojump_clock: object,
+) -> None:
+    """It would wait for the folio that its own WRITE holds, for ever."""
+    async with device(placement="vram") as vdev:
+        vdev.ttm.unmapper = unmapper = Unmapper(random.Random(1))
+        bo = vdev.create_bo("a")
+        file = unmapper.cached[bo] = CachedBo(bo)
+        set_size(bo, 4 * PAGE)
+        await calls.restore(vdev, bo, OperationContext())
+        set_size(bo, 8 * PAGE)
+        cache: Any = unmapper.cache
+        bo.looks_only = True
+        assert await cache.load(file, 0, PAGE) == bytes(PAGE)
+        bo.looks_only = False
+        assert (bo.placed, bo.handed_out) == (False, True)
+        attr = vdev.ttm.inject["move"]
+        # To vram, which needs a hop; the hop; to vram.
+        attr.probability, attr.interval = 100, 3
+        with trio.fail_after(5):
+            # The hop has given all of it memory, which is all that a WRITE needs.
+            await cache.pwrite(file, 6 * PAGE, b"x" * PAGE)
+        assert not attr.times
+        assert (bo.mem_type, cache.invals) == ("system", [])
+        assert bytes(await access.read(bo, 0, bo.size)) == bytes(6 * PAGE) + b"x" * PAGE + bytes(PAGE)
+
+
+async def test_a_request_that_would_unmap_its_own_pages_is_told_and_other_pages_are_unmapped() -> None:
+    async with device() as vdev:
+        vdev.ttm.unmapper = unmapper = WaitingUnmapper()
+        bo = await make(vdev, "a", 8 * PAGE)
+
+        async def own() -> None:
+            bo.handed_out = True
+            await unmap_virtual(bo, 4, 2)
+            with pytest.raises(AssertionError, match="its own pages"):
+                await unmap_virtual(bo)
+
+        assert await bo.gate.park(own, 5, 2, 2)
+        assert (unmapper.unmapped, bo.gate.unmapping) == (["a"], False)
+        bo.handed_out = True
+        await unmap_virtual(bo)
+        assert unmapper.unmapped == ["a", "a"]

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from ttmfs.sync.resv import Reservation
 from ttmfs.sync.ww_mutex import AcquireContext
-from ttmfs.ttm.contention import YOUNGEST, Contended
+from ttmfs.ttm.contention import OLDEST, YOUNGEST, Contended
 from ttmfs.ttm.gate import Gate
 
 
@@ -64,6 +64,15 @@ class OperationContext:
         What comes of that is done by the call.
         """
         return replace(self, defrag=False, unlimited=True)
+
+    def for_undo(self, resv: Reservation) -> "OperationContext":
+        """The same call where it puts back what is held by `resv`: at once, and no limit refuses it.
+
+        Whose requests it serves, and what else it holds, is as before: that must still not be unmapped, or made wait.
+        """
+        return OperationContext(
+            resv=resv, ticket=OLDEST, unlimited=True, faulting=self.faulting, together=self.together, power=self.power
+        )
 
     @property
     def age(self) -> int:

@@ -34,8 +34,8 @@ class Gate:
         self.touched = False
         """A page that is watched was handed out."""
         self._watched = NO_PAGES
-        self._parked: dict[trio.CancelScope, range] | None = None
-        """By their waits, the pages of the requests."""
+        self._parked: dict[trio.CancelScope, tuple[range, trio.lowlevel.Task]] | None = None
+        """By their waits, the pages of the requests, and who serves them."""
 
     @property
     def unmapping(self) -> bool:
@@ -49,14 +49,23 @@ class Gate:
     def begin_unmapping(self, pages: range = ALL_PAGES) -> None:
         """Before an INVAL is issued: wakes every request of these pages, so that it is served from the source.
 
-        Not those of other pages: one of them may be what unmaps these, to make room for itself.
+        Not those of other pages: one of them may be what unmaps these, to make room for itself. AssertionError when a
+        request of these pages does that itself: INVAL would wait for the answer that waits for it (R2).
         """
+        self._check_own(pages)
         self.outstanding += (pages,)
         self.wake(pages)
 
+    def _check_own(self, pages: range) -> None:
+        if self._parked:
+            me = trio.lowlevel.current_task()
+            for parked, task in self._parked.values():
+                own = task is me and _meet(pages, parked)
+                assert not own, f"a request unmaps its own pages: {parked} of {pages}"
+
     def wake(self, pages: range = ALL_PAGES) -> None:
         """End the wait of every parked request of one of these pages; each looks again at what to do."""
-        for scope, parked in (self._parked or {}).items():
+        for scope, (parked, _task) in (self._parked or {}).items():
             if _meet(pages, parked):
                 scope.cancel()
 
@@ -93,7 +102,7 @@ class Gate:
         if self._parked is None:
             self._parked = {}
         with trio.move_on_after(timeout) as scope:
-            self._parked[scope] = range(first, first + count)
+            self._parked[scope] = (range(first, first + count), trio.lowlevel.current_task())
             try:
                 await wait()
             finally:

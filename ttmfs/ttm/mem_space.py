@@ -18,7 +18,7 @@ from ttmfs.sync.resv import Usage
 from ttmfs.ttm import lifetime
 from ttmfs.ttm.afford import afford, limit_met, more_space, search_for, take
 from ttmfs.ttm.bo import BufferObject
-from ttmfs.ttm.contention import OLDEST, NoRoom
+from ttmfs.ttm.contention import NoRoom
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.dmem import OverMax
 from ttmfs.ttm.evict_alloc import evict_alloc, is_claimed, trace_place
@@ -171,15 +171,14 @@ async def move_to(bo: BufferObject, resource: Resource, ctx: OperationContext, *
     except BaseException:
         resource.manager.free(resource)
         if bounced:
-            await _back_from_hop(bo, origin)
+            await _back_from_hop(bo, origin, ctx.for_undo(bo.resv))
         raise
     if evict:
         _count_eviction(bo, ctx)
 
 
-async def _back_from_hop(bo: BufferObject, origin: str) -> None:
+async def _back_from_hop(bo: BufferObject, origin: str, ctx: OperationContext) -> None:
     """The last leg of a multihop failed: back to the region that it came from (the kernel leaves it in the hop)."""
-    ctx = OperationContext(resv=bo.resv, ticket=OLDEST, unlimited=True)
     why = f"there was no time: it did not come back within {_UNHOP_SECONDS:g} s"
     with undoing(_UNHOP_SECONDS):
         try:

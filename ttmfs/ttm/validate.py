@@ -12,7 +12,6 @@ from ttmfs.errors import TtmError
 from ttmfs.observe import points
 from ttmfs.sync.breather import Breather
 from ttmfs.ttm.bo import BufferObject
-from ttmfs.ttm.contention import OLDEST
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.defrag import nothing_to_gain
 from ttmfs.ttm.mem_space import UNDO_SECONDS, alloc_resource, move_to, no_room, undoing
@@ -134,20 +133,20 @@ async def validate_all(
         except BaseException:
             for _later, unused in allocated[index + 1 :]:
                 unused.manager.free(unused)
-            await _move_back(moved)
+            await _move_back(moved, ctx)
             raise
         moved.append((bo, before))
     return [bo for bo, _resource in allocated]
 
 
-async def _move_back(moved: Sequence[tuple[BufferObject, Placement]]) -> None:
+async def _move_back(moved: Sequence[tuple[BufferObject, Placement]], ctx: OperationContext) -> None:
     """Undo moves, the last first. Their old space is free or becomes so; one that cannot go back stays where it is."""
     left = list(moved)
     with undoing():
         while left:
             bo, place = left[-1]
             try:
-                await validate(bo, place, OperationContext(resv=bo.resv, ticket=OLDEST, unlimited=True))
+                await validate(bo, place, ctx.for_undo(bo.resv))
             except TtmError as error:
                 bo.last_error = f"could not be moved back: {error.message}"
             left.pop()

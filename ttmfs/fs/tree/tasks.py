@@ -28,7 +28,7 @@ _KINDS: Final = (("cr_frame", "cr_await"), ("gi_frame", "gi_yieldfrom"), ("ag_fr
 _DEEPEST: Final = 200
 _TRAPS: Final = os.path.join("trio", "_core", "_traps.py")
 """Where every task of trio ends when it waits."""
-_PACKAGE: Final = str(Path(__file__).resolve().parents[1]) + os.sep
+_PACKAGE: Final = str(Path(__file__).resolve().parents[2]) + os.sep
 
 
 def tasks_text() -> str:
