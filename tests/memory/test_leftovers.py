@@ -12,7 +12,7 @@ from ttmfs.memory.leftovers import STEP_PAGES
 from ttmfs.memory.pool import PagePool
 from ttmfs.memory.runs import PageArray
 
-WHOLE = 4 * STEP_PAGES
+WHOLE = 1 << 13
 
 
 def in_parts(pages: PageArray, size: int) -> Iterator[PageArray]:

@@ -28,6 +28,8 @@ from ttmfs.ttm.shrinker import shrink_for
 from ttmfs.ttm.zero_pages import reclaim_zero_pages
 
 POOL_TRIM_INTERVAL = 1.0
+_BETWEEN_REQUESTS = 0.002
+"""Seconds from one step of housekeeping to the next while there are requests."""
 _CLEAN_WINDOWS = 16
 """Windows of memory without anything to give back that are passed over at once."""
 
@@ -112,11 +114,14 @@ class VirtualDevice(Hardware):
 
     async def _take_apart(self) -> None:
         """What was given back in one go becomes free blocks, unless somebody needs them at once."""
-        leftovers = self.pool.leftovers
+        leftovers, requests = self.pool.leftovers, self.ttm.counters.requests
         while True:
             await leftovers.bell.heard()
+            served = requests.read + requests.write
             while leftovers.step():
-                await trio.lowlevel.checkpoint()
+                # Nobody waits for it: while there are requests, few of them meet a step.
+                busy, served = served != requests.read + requests.write, requests.read + requests.write
+                await trio.sleep(_BETWEEN_REQUESTS if busy else 0)
 
     async def _trim_pool(self) -> None:
         for number in range(self.pool.idle_windows):

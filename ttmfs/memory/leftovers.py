@@ -16,8 +16,8 @@ from ttmfs.memory.pool_types import Caching
 from ttmfs.memory.runs import PageArray
 from ttmfs.sync.bell import Bell
 
-STEP_PAGES: Final = 1 << 11
-"""How many pages are taken apart in one step, about: a tenth of a millisecond."""
+STEP_PAGES: Final = 1 << 10
+"""How many pages are taken apart in one step, about: some tens of microseconds."""
 
 
 class _Left:

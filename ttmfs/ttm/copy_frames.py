@@ -14,8 +14,8 @@ from ttmfs.memory.frames import exchange, frames_in, longest_run
 from ttmfs.ttm.backing import Backing
 from ttmfs.ttm.tt import TT
 
-LOOK_PAGES: Final = 1 << 13
-"""32 MiB: how many pages are looked at in one step."""
+LOOK_PAGES: Final = 1 << 12
+"""16 MiB: how many pages are looked at in one step."""
 
 
 class FrameRun(NamedTuple):
@@ -52,14 +52,20 @@ def frame_runs(src: Backing, dst: Backing, index: int, count: int) -> list[Frame
 
 def _stretches(src: Backing, dst: Backing, index: int, count: int) -> Iterator[tuple[int, int, int, int]]:
     """(page of the copy, page at the source, at the target, number of frames) of frames that follow each other."""
-    one, length = src.extent(index, count)
-    other, other_length = dst.extent(index, count)
-    if one >= 0 and other >= 0 and length >= count and other_length >= count:
-        # One run at both ends: what most large copies are.
+    # Long runs at both ends, which most large copies are made of, cost nothing by page.
+    while count >= FRAME_PAGES:
+        one, length = src.extent(index, count)
+        other, other_length = dst.extent(index, count)
+        length = min(length, other_length)
+        if one < 0 or other < 0 or length < FRAME_PAGES:
+            break
         skip = -one % FRAME_PAGES
-        frames = (count - skip) // FRAME_PAGES
+        frames = (length - skip) // FRAME_PAGES
         if (one - other) % FRAME_PAGES == 0 and frames > 0:
             yield index + skip, one + skip, other + skip, frames
+        index += length
+        count -= length
+    if count < FRAME_PAGES:
         return
     pages, other_pages = _numbers(src, index, count), _numbers(dst, index, count)
     at = frames_in(pages, other_pages)
