@@ -1,10 +1,12 @@
 """INVAL by raw message: what it drops, what it writes back first, what is no error, what never blocks the loop."""
 
+import contextlib
 import errno
 import os
 import threading
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import trio
@@ -205,3 +207,53 @@ async def test_counts_by_inode_are_bounded() -> None:
     assert len(cache._by_inode) == 4096
     cache.forget(3)
     assert cache.invalidations(3) == 0
+
+
+class _NobodyHere:
+    """A session in which nobody has anything cached."""
+
+    connected = True
+
+    def invalidate_inode(self, *_what: object) -> bool:
+        return False
+
+    def invalidate_entry(self, *_what: object) -> bool:
+        return False
+
+
+async def test_descriptors_that_do_not_close_are_few_and_hold_up_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """close(2) may wait for a client's lock (H17) for as long as that client likes."""
+    for ino in (1, 2):
+        (tmp_path / str(ino)).write_bytes(b"x")
+    released, real_close = threading.Event(), os.close
+
+    def open_ones(ino: int) -> int:
+        found = 0
+        for name in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                found += os.readlink(f"/proc/self/fd/{name}") == str(tmp_path / str(ino))
+        return found
+
+    def close(fd: int) -> None:
+        if threading.current_thread().name == "ttmfs-closer" and os.readlink(f"/proc/self/fd/{fd}").endswith("/1"):
+            released.wait(60)
+        real_close(fd)
+
+    monkeypatch.setattr(os, "close", close)
+    cache = PageCache(cast(SessionFd, _NobodyHere()), lambda ino: str(tmp_path / str(ino)))
+    try:
+        for _ in range(10):
+            for ino in (1, 2):
+                await cache.invalidate(ino)
+        with trio.fail_after(20):
+            while open_ones(2):
+                await trio.sleep(0.001)
+        assert open_ones(1) == 4
+        assert cache.statistics().invals == 20, "the others wrote back page by page"
+    finally:
+        released.set()
+    with trio.fail_after(20):
+        while open_ones(1):
+            await trio.sleep(0.001)

@@ -192,3 +192,26 @@ async def test_a_listing_goes_on_behind_what_fitted(served: Served, monkeypatch:
     assert await errno_of(requests.opendir(await lookup(served, "bo/a"), ASKED)) == errno.ENOTDIR
     await requests.releasedir(fh)
     assert await errno_of(requests.readdir(fh, 0, None)) == errno.EBADF  # type: ignore[arg-type]
+
+
+async def test_a_forget_that_fails_ends_nothing(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no reply: pyfuse3's loop would end with what is raised (H20). The others of the same message are done."""
+    requests = NameRequests(served, Replies(served), OpenRequests(served))
+    opens = OpenRequests(served)
+    inodes = []
+    for name in (b"a", b"b"):
+        ino, fh = await create(served, name)
+        await requests.unlink(await lookup(served, "bo"), name, ASKED)
+        await opens.release(fh)
+        inodes.append(ino)
+    real = served.names.drop_if_unused
+
+    def drop(file: Any) -> None:
+        if file.ino == inodes[0]:
+            raise KeyError(file.ino)
+        real(file)
+
+    monkeypatch.setattr(served.names, "drop_if_unused", drop)
+    await requests.forget([(ino, 1) for ino in inodes])
+    assert served.counters.handler_errors == 1
+    assert inodes[1] not in served.names.files

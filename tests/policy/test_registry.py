@@ -156,6 +156,16 @@ def test_a_heavy_import_is_no_fault_of_the_file(mine: str, tmp_path: Path, monke
     assert make(mine)
 
 
+def test_a_module_that_ends_the_program_ends_nothing(
+    mine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "exits_for_a_test.py").write_text("raise SystemExit(3)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert refusal("exits_for_a_test:Mine") == "EINVAL exits_for_a_test:Mine cannot be imported: 3"
+    Path(mine.rpartition(":")[0]).write_text("import exits_for_a_test\n" + MINE)
+    assert "raised SystemExit" in refusal(mine), "as its own top level would"
+
+
 def test_whose_file_it_is(mine: str, tmp_path: Path) -> None:
     path = mine.rpartition(":")[0]
     uid = os.stat(path).st_uid

@@ -56,12 +56,16 @@ class VirtualDevice(Hardware):
     def create_bo(self, name: str, account: Account | None = None) -> BufferObject:
         """A new, empty BO in system, unpopulated, for which `account`, or the device itself, pays.
 
-        Its first use takes it to its placement.
+        Its first use takes it to its placement. Raises what the driver's `bo_created` does, and there is none then.
         """
         bo = BufferObject(self.ttm, self.funcs, name=name, placement=self.default_placement, account=account)
         bo.assign(self.ttm.managers[SYSTEM].alloc(bo, Place(SYSTEM)))
         bo.placed = bo.placement == (Place(SYSTEM),)
-        self.funcs.bo_created(bo)
+        try:
+            self.funcs.bo_created(bo)
+        except BaseException:
+            release(bo)
+            raise
         if name:
             points.bo_create(self.ttm.trace, bo, ino=0, uid=0)
         return bo

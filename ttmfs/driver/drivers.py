@@ -11,6 +11,7 @@ from typing import Final
 
 from ttmfs.driver.amdgpu import AmdgpuDriver
 from ttmfs.driver.hardware import Hardware
+from ttmfs.driver.outside import hold_to_it
 from ttmfs.driver.policy import DefaultDriver
 from ttmfs.driver.vmwgfx import VmwgfxDriver
 from ttmfs.errors import TtmError, no_such
@@ -33,7 +34,7 @@ def find_driver(text: str) -> type[DefaultDriver]:
         found = _load(text) if not colon else _load_from(place, attribute)
     except TtmError:
         raise
-    except Exception as error:  # whatever foreign code does when it is imported
+    except (Exception, SystemExit) as error:  # whatever foreign code does when it is imported
         raise TtmError(errno.EINVAL, f"--driver {text}: it cannot be loaded: {type(error).__name__}: {error}") from None
     if not isinstance(found, type) or not issubclass(found, DefaultDriver):
         raise TtmError(
@@ -46,8 +47,11 @@ def make_driver(text: str, vdev: Hardware) -> DefaultDriver:
     """One for a device. TtmError as `find_driver`, and EINVAL with what its constructor raises."""
     cls = find_driver(text)
     try:
-        return cls(vdev)
-    except Exception as error:  # of foreign code, too
+        driver = cls(vdev)
+        if cls not in DRIVERS.values():
+            hold_to_it(driver)
+        return driver
+    except (Exception, SystemExit) as error:  # of foreign code, too
         raise TtmError(errno.EINVAL, f"--driver {text}: it cannot be made: {type(error).__name__}: {error}") from None
 
 

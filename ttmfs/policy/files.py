@@ -96,5 +96,5 @@ def _import(statement: ast.stmt) -> None:
     for name in names:
         try:
             importlib.import_module(name)
-        except Exception:
+        except (Exception, SystemExit):
             continue

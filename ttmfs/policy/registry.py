@@ -89,7 +89,7 @@ def available() -> tuple[list[Entry], list[str]]:
                 problems.append(f"{point.name}: {point.value} is no policy")
             elif (kind, point.name) not in _shipped():
                 entries.append(entry_of(kind, point.name, found))
-        except Exception as error:  # whatever a package does when it is imported
+        except (Exception, SystemExit) as error:  # whatever a package does when it is imported
             problems.append(f"{point.name}: {point.value} cannot be loaded: {error}")
     return entries, problems
 
@@ -127,7 +127,7 @@ def prepare(spec: Spec, owner: int | None = None) -> Prepared:
     try:
         module = importlib.import_module(place)
         found = getattr(module, attribute)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise TtmError(errno.EINVAL, f"{spec.name} cannot be imported: {error}") from None
     return Prepared(spec, entry_of(spec.kind, spec.name, found))
 
@@ -139,7 +139,7 @@ def _find(kind: Kind, name: str) -> Entry:
     for point in importlib.metadata.entry_points(group=GROUP, name=name):
         try:
             found = point.load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise TtmError(errno.EINVAL, f"{name} ({point.value}) cannot be loaded: {error}") from None
         if kind_of(found) == kind:
             return entry_of(kind, name, found)

@@ -42,6 +42,10 @@ _ROOT_INO: Final = 1
 _SYNC_FILE_RANGE_WRITE: Final = 2
 _SYNC_FILE_RANGE_WAIT_AFTER: Final = 4
 _SYNC_FILE_RANGE_WRITE_AND_WAIT: Final = 1 | _SYNC_FILE_RANGE_WRITE | _SYNC_FILE_RANGE_WAIT_AFTER
+_ALIASES: Final = 64
+"""Descriptors of clients' files that may be open at once."""
+_ALIASES_OF_ONE: Final = 4
+"""Those of one file."""
 _CLOSES_SECONDS: Final = 1.0
 _LOOK_AGAIN_SECONDS: Final = 0.002
 _THREADS: Final = 8
@@ -181,42 +185,47 @@ class PageCacheStatistics:
     max_seconds: float
 
 
-class _Errors:
-    """Failures of writeback that descriptors of the daemon's own have taken from the kernel.
+class _Aliases:
+    """Descriptors of clients' files that the daemon itself has open to write them back. Any thread.
+
+    Closing one waits for the inode's i_rwsem, which a client holds for as long as it likes: its write may come from
+    memory that somebody does not give it. So there are only so many; beyond that an INVAL writes back page by page.
 
     The kernel says once for an inode that writeback has failed, to the first who closes it or waits for its pages. If
-    that is the daemon, the next client who closes it is owed the errno. Any thread.
+    that is the daemon, the next client who closes it is owed the errno.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._looking: Counter[int] = Counter()
-        """Descriptors of the daemon's own that may take one, by inode."""
+        self._open: Counter[int] = Counter()
         self._taken: OrderedDict[int, int] = OrderedDict()
+        """Errnos that are owed, by inode. What no client asks for is not kept for ever."""
 
-    def looks(self, ino: int) -> None:
-        """A descriptor of this inode is open from now on."""
+    def opens(self, ino: int) -> bool:
+        """One may be opened, and counts from now on."""
         with self._lock:
-            self._looking[ino] += 1
+            if self._open[ino] < _ALIASES_OF_ONE and self._open.total() < _ALIASES:
+                self._open[ino] += 1
+                return True
+            return False
 
     def took(self, ino: int, number: int) -> None:
-        """It was told of this errno. What no client asks for is not kept for ever."""
+        """One was told of this errno."""
         with self._lock:
             self._taken[ino] = number
             if len(self._taken) > _INODES_COUNTED:
                 self._taken.popitem(last=False)
 
-    def looked(self, ino: int) -> None:
-        """It is closed."""
+    def closed(self, ino: int) -> None:
+        """It is."""
         with self._lock:
-            self._looking[ino] -= 1
-            if not self._looking[ino]:
-                del self._looking[ino]
+            self._open[ino] -= 1
+            self._open = +self._open
 
-    def may_come(self, ino: int) -> bool:
-        """Is one open?"""
+    def is_open(self, ino: int) -> bool:
+        """Is there one that may be told of an errno yet?"""
         with self._lock:
-            return ino in self._looking
+            return ino in self._open
 
     def give_back(self, ino: int) -> int:
         """The errno that was taken; 0 when there is none, and from now on."""
@@ -225,34 +234,38 @@ class _Errors:
 
 
 class _Closer:
-    """Closes descriptors of aliases in a thread of its own, that nobody waits for, and has the kernel forget the names:
+    """Closes descriptors of aliases in threads of its own, that nobody waits for, and has the kernel forget the names:
     it would keep them, and so the BOs, until memory is short.
 
     close(2) there sends FLUSH and takes the inode's i_rwsem (H17). A client may hold that in a pwrite whose source
-    buffer is a mapping of another BO, which may wait for the very move that an INVAL belongs to.
+    buffer is a mapping of another BO, which may wait for the very move that an INVAL belongs to. So there is a thread
+    for each that does not end at once.
     """
 
-    def __init__(self, session: SessionFd, errors: _Errors) -> None:
+    def __init__(self, session: SessionFd, aliases: _Aliases) -> None:
         self._session = session
-        self._errors = errors
+        self._aliases = aliases
         self._fds: queue.SimpleQueue[tuple[int, int, bytes]] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._idle = threading.Semaphore(0)
 
     def close(self, fd: int, ino: int, alias: bytes) -> None:
         """Close `fd` some time soon; it was opened by the name `alias` in the root, and means inode `ino`."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="ttmfs-closer", daemon=True)
-            self._thread.start()
         self._fds.put((fd, ino, alias))
+        if not self._idle.acquire(blocking=False):
+            threading.Thread(target=self._run, name="ttmfs-closer", daemon=True).start()
 
     def _run(self) -> None:
         while True:
-            fd, ino, alias = self._fds.get()
+            try:
+                fd, ino, alias = self._fds.get_nowait()
+            except queue.Empty:
+                self._idle.release()
+                fd, ino, alias = self._fds.get()
             try:
                 os.close(fd)
             except OSError as error:
-                self._errors.took(ino, error.errno or errno.EIO)
-            self._errors.looked(ino)
+                self._aliases.took(ino, error.errno or errno.EIO)
+            self._aliases.closed(ino)
             with contextlib.suppress(OSError):
                 self._session.invalidate_entry(_ROOT_INO, alias)
 
@@ -273,8 +286,8 @@ class PageCache:
         # An own limiter: INVALs that wait for parked requests must not use up the threads of everyone else.
         self._limiter = trio.CapacityLimiter(threads)
         self._loop_thread = threading.get_ident()
-        self._errors = _Errors()
-        self._closer = _Closer(session, self._errors)
+        self._aliases = _Aliases()
+        self._closer = _Closer(session, self._aliases)
         self._by_inode: OrderedDict[int, int] = OrderedDict()
         self._invals = self._outstanding = self._not_cached = self._flushes = self._flush_failures = 0
         self._seconds = self._max_seconds = 0.0
@@ -321,9 +334,9 @@ class PageCache:
         0: none. Waits for a descriptor of the daemon's own that is being closed, a second at most.
         """
         with trio.move_on_after(_CLOSES_SECONDS):
-            while self._errors.may_come(ino):
+            while self._aliases.is_open(ino):
                 await trio.sleep(_LOOK_AGAIN_SECONDS)
-        return self._errors.give_back(ino)
+        return self._aliases.give_back(ino)
 
     def invalidations(self, ino: int) -> int:
         """INVALs finished for `ino`; 0 also when it is not among the 4096 most recent ones."""
@@ -332,7 +345,7 @@ class PageCache:
     def forget(self, ino: int) -> None:
         """Drop what is known of an inode that no longer exists."""
         self._by_inode.pop(ino, None)
-        self._errors.give_back(ino)
+        self._aliases.give_back(ino)
 
     def statistics(self) -> PageCacheStatistics:
         """All counts now."""
@@ -355,19 +368,18 @@ class PageCache:
     def _flush(self, ino: int, first: int, count: int, how: int = _SYNC_FILE_RANGE_WRITE) -> bool:
         """Start writeback of the range in WRITEs of up to 1 MiB; False when it could not be, which is no error."""
         path = self._alias(ino) if self._alias is not None else None
-        if path is None:
+        if path is None or not self._aliases.opens(ino):
             return False
-        self._errors.looks(ino)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError:
-            self._errors.looked(ino)
+            self._aliases.closed(ino)
             return False
         try:
             if _sync_file_range(fd, first, count, how) == 0:
                 return True
             if how & _SYNC_FILE_RANGE_WAIT_AFTER:
-                self._errors.took(ino, ctypes.get_errno())
+                self._aliases.took(ino, ctypes.get_errno())
             return False
         finally:
             self._closer.close(fd, ino, os.fsencode(os.path.basename(path)))

@@ -12,7 +12,7 @@ from ttmfs.driver.entries import Entry, Folder, Symlink
 from ttmfs.driver.names import check_length
 from ttmfs.driver.namespace import BoFile, Namespace
 from ttmfs.errors import TtmError
-from ttmfs.fs.requests.guard import guarded
+from ttmfs.fs.requests.guard import guarded, unforeseen
 from ttmfs.fs.requests.open import OpenRequests
 from ttmfs.fs.requests.replies import Replies
 from ttmfs.fs.requests.served import Served, is_own
@@ -63,10 +63,13 @@ class NameRequests:
         """FORGET. What the kernel knew was kept for its sake: an OPEN may have been on its way."""
         for ino, lookups in inode_list:
             node = self.served.inodes.forget(ino, lookups)
-            if isinstance(node, BoFile):
-                self.served.names.drop_if_unused(node)
-            elif isinstance(node, SpaceFile):
-                self.served.spaces.drop_if_unused(node)
+            try:
+                if isinstance(node, BoFile):
+                    self.served.names.drop_if_unused(node)
+                elif isinstance(node, SpaceFile):
+                    self.served.spaces.drop_if_unused(node)
+            except Exception:  # there is no reply to say it in, and an error would end pyfuse3's loop (H20)
+                unforeseen(self.counters, "forget")
 
     # -- names ---------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,116 @@
+"""Outside: a driver that is no part of ttmfs, held to what its hooks may answer.
+
+Whatever else a hook raises or returns is EIO with a sentence for whoever's request or command it was, and a traceback
+in the log: the mount goes on, and so does its background. A notification that fails is logged only, as the kernel's
+cannot fail.
+"""
+
+import errno
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, Final
+
+from ttmfs.driver.policy import DefaultDriver
+from ttmfs.errors import TtmError
+from ttmfs.ttm.funcs import FaultResult, Multihop, VmFault
+from ttmfs.ttm.placement import Place
+
+log = logging.getLogger(__name__)
+
+_NOTIFICATIONS: Final = ("swap_notify", "delete_mem_notify", "io_mem_free")
+_ASYNC: Final = ("fault_reserve_notify", "move", "validate_for_job", "take_dirty")
+
+_Hook = Callable[..., Any]
+_AsyncHook = Callable[..., Awaitable[Any]]
+
+
+def hold_to_it(driver: DefaultDriver) -> None:
+    """From now on its hooks answer what they may, also when they call each other."""
+    for name in _NOTIFICATIONS:
+        _replace(driver, name, _notification)
+    for name in _ASYNC:
+        _replace(driver, name, _awaited)
+    _replace(driver, "fault", _fault)
+    _replace(driver, "evict_flags", _placement)
+    for name in ("eviction_valuable", "bo_created", "io_mem_reserve"):
+        _replace(driver, name, _plain)
+
+
+def _replace(driver: DefaultDriver, name: str, by: Callable[[_Hook], _Hook]) -> None:
+    hook = getattr(driver, name, None)
+    if hook is not None:
+        setattr(driver, name, by(hook))
+
+
+@contextmanager
+def _told(hook: _Hook) -> Iterator[None]:
+    try:
+        yield
+    except (TtmError, Multihop):
+        raise
+    except (Exception, SystemExit) as error:
+        log.exception("the driver's %s failed", _name(hook))
+        raise TtmError(errno.EIO, f"the driver's {_name(hook)} failed: {type(error).__name__}: {error}") from None
+
+
+def _name(hook: _Hook) -> str:
+    return str(getattr(hook, "__qualname__", hook))
+
+
+def _plain(hook: _Hook) -> _Hook:
+    @wraps(hook)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with _told(hook):
+            return hook(*args, **kwargs)
+
+    return call
+
+
+def _notification(hook: _Hook) -> _Hook:
+    @wraps(hook)
+    def call(*args: Any) -> None:
+        try:
+            hook(*args)
+        except (Exception, SystemExit):
+            log.exception("the driver's %s failed", _name(hook))
+
+    return call
+
+
+def _placement(hook: _Hook) -> _Hook:
+    @wraps(hook)
+    def call(bo: Any) -> Any:
+        with _told(hook):
+            found = hook(bo)
+        if isinstance(found, tuple) and all(isinstance(place, Place) for place in found):
+            return found
+        raise TtmError(errno.EIO, f"the driver's {_name(hook)} says {found!r:.80}, which is no tuple of places")
+
+    return call
+
+
+def _awaited(hook: _AsyncHook) -> _AsyncHook:
+    @wraps(hook)
+    async def call(*args: Any, **kwargs: Any) -> Any:
+        with _told(hook):
+            return await hook(*args, **kwargs)
+
+    return call
+
+
+def _fault(hook: _AsyncHook) -> _AsyncHook:
+    @wraps(hook)
+    async def call(vmf: VmFault) -> FaultResult:
+        try:
+            with _told(hook):
+                found = await hook(vmf)
+            if isinstance(found, FaultResult):
+                return found
+            raise TtmError(errno.EIO, f"the driver's {_name(hook)} says {found!r:.80}, which is no FaultResult")
+        except BaseException:
+            vmf.unreserve()
+            raise
+
+    return call
