@@ -19,7 +19,7 @@ from ttm_tools.traceformat import Event, Parsed, clocks_line, parse
 pytest.importorskip("perfetto", reason="perfetto is not installed: pip install 'ttmfs[perfetto]'")
 
 CLOCKS = '# clocks: {"monotonic": 9000000000, "boottime": 19000000000, "realtime": 1700000009000000000}\n'
-MONOTONIC = 3
+MONOTONIC, BOOTTIME = 3, 6
 
 
 def packets(parsed: Parsed, path: Path) -> list[Any]:
@@ -116,6 +116,32 @@ def test_fences_share_tracks_unless_they_are_pending_at_a_time(tmp_path: Path) -
 def test_without_a_snapshot_times_are_of_the_traces_own_clock(tmp_path: Path) -> None:
     found = packets(parse(["# clocks: [1]", "# clocks: nonsense", *TEXT.splitlines()]), tmp_path / "a.pftrace")
     assert not any(packet.HasField("clock_snapshot") or packet.timestamp_clock_id for packet in found)
+
+
+def test_behind_a_trace_of_the_kernel_each_stands_at_its_time(tmp_path: Path) -> None:
+    """One file of two, as the documents say: the kernel's is of the boot clock; the client sleeps in its fault."""
+    builders: Any = importlib.import_module("perfetto.trace_builder.proto_builder")
+    messages: Any = importlib.import_module("perfetto.protos.perfetto.trace.perfetto_trace_pb2")
+    with open(tmp_path / "kernel.pftrace", "wb") as file:
+        kernel = builders.StreamingTraceProtoBuilder(file)
+        packet = kernel.create_packet()
+        for clock, now in ((MONOTONIC, 8_000_000_000), (BOOTTIME, 18_000_000_000)):
+            packet.clock_snapshot.clocks.add(clock_id=clock, timestamp=now)
+        kernel.write_packet(packet)
+        packet = kernel.create_packet()
+        for when, before, after in ((19_999_999_000, 4242, 0), (20_000_101_000, 0, 4242)):
+            switch = packet.ftrace_events.event.add(timestamp=when, pid=before).sched_switch
+            switch.prev_pid, switch.next_pid = before, after
+        kernel.write_packet(packet)
+    packets(parse([CLOCKS, *TEXT.splitlines()]), tmp_path / "ttmfs.pftrace")
+    both = (tmp_path / "kernel.pftrace").read_bytes() + (tmp_path / "ttmfs.pftrace").read_bytes()
+    found = list(messages.Trace.FromString(both).packet)
+    clocks = [{c.clock_id: c.timestamp for c in p.clock_snapshot.clocks} for p in found if p.HasField("clock_snapshot")]
+    (ahead,) = {snapshot[BOOTTIME] - snapshot[MONOTONIC] for snapshot in clocks}
+    assert len(clocks) == 2
+    (fault,) = (piece for piece in slices(found) if piece[:2] == ("fault", "tex0"))
+    asleep, awake = (event.timestamp for p in found for event in p.ftrace_events.event)
+    assert asleep < fault[2] + ahead < fault[3] + ahead < awake
 
 
 def test_a_snapshot_is_of_this_moment() -> None:
