@@ -63,10 +63,10 @@ def test_it_serves_what_the_mount_says_until_that_is_gone(mnt: str) -> None:
             url = said.split()[-1]
             found = samples(url)
             assert found["ttmfs_regions_size_bytes", "vram"] == 8 << 20
-            assert (found["ttmfs_up", ""], found["ttmfs_bos_count", ""]) == (1, 0)
+            assert (found["ttmfs_up", ""], found["ttmfs_bos", ""]) == (1, 0)
             with open(f"{mnt}/bo/a", "wb") as file:
                 file.write(b"x")
-            assert samples(url)["ttmfs_bos_count", ""] == 1
+            assert samples(url)["ttmfs_bos", ""] == 1
             again = ttmfs("metrics", mnt, "--listen", url.split("/")[2])
             assert (again.returncode, "Address already in use" in again.stderr) == (1, True)
             assert ttmfs("umount", mnt).returncode == 0

@@ -250,8 +250,11 @@ def key_of(path: str) -> tuple[str, tuple[str, ...]]:
 
 def metric_name(path: str) -> str:
     """The metric of one of KEYS: its parts joined by `_`, the unit last where it has one (`regions.*.used`:
-    `ttmfs_regions_used_bytes`); a counter's samples have `_total` besides."""
+    `ttmfs_regions_used_bytes`); a counter's samples have `_total` besides. A gauge does not end in `_count`, which is a
+    histogram's word: `bos.count` is `ttmfs_bos`."""
     section, _, name = path.rpartition(".")
+    if name == "count" and KEYS[path].kind == GAUGE:
+        name = ""
     unit = KEYS[path].metric_unit
     if unit:
         words = [word for word in name.split("_") if word not in (unit, "ms")]
