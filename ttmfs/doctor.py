@@ -6,7 +6,14 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ttmfs.fs.kernel.tuning import MEND_MTAB, MTAB, user_background_limit
+from ttmfs.fs.kernel.tuning import (
+    MEND_MTAB,
+    MEND_RIGHT_TO_MOUNT,
+    MTAB,
+    NO_RIGHT_TO_MOUNT,
+    may_mount,
+    user_background_limit,
+)
 
 _FUSECTL = "/sys/fs/fuse/connections"
 
@@ -28,6 +35,8 @@ class Finding:
 def examine() -> Iterator[Finding]:
     """All findings, one a check."""
     yield _device()
+    if not may_mount():
+        yield Finding(2, NO_RIGHT_TO_MOUNT, MEND_RIGHT_TO_MOUNT)
     yield _program("fusermount3", "fuse3", needed=os.geteuid() != 0)
     yield _mtab()
     yield _program("fio", "fio", needed=False)

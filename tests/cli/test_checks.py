@@ -1,13 +1,18 @@
 """Why a mount cannot be made, and what doctor says, on a machine that lacks things (made up by monkeypatching)."""
 
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from click.testing import CliRunner
 
 from ttmfs import cli, doctor
 from ttmfs.errors import TtmError
+from ttmfs.fs.kernel import tuning
 from ttmfs.fs.mount import check_mountpoint
 
 REAL_EXISTS = os.path.exists
@@ -37,6 +42,22 @@ def test_no_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("closed_device")
 def test_closed_device(tmp_path: Path) -> None:
     assert "chmod 666 /dev/fuse" in reason(tmp_path)
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="setpriv is not there: apt-get install util-linux")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give up the right to mount")
+def test_a_container_that_may_not_mount_says_what_it_takes(tmp_path: Path) -> None:
+    assert tuning.may_mount()
+    for words, status in (["doctor"], 1), (["mount", str(tmp_path)], 1), (["run", "true"], 125):
+        done = subprocess.run(
+            ["setpriv", "--bounding-set=-sys_admin", sys.executable, "-m", "ttmfs", *words],
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == status, done
+        assert "nobody in here has the right to mount (CAP_SYS_ADMIN)" in done.stdout + done.stderr
+        assert "--cap-add SYS_ADMIN" in done.stdout + done.stderr
+    with mock.patch("builtins.open", side_effect=OSError):
+        assert tuning.may_mount(), "what cannot be known is tried"
 
 
 def test_no_fusermount(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

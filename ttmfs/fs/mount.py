@@ -82,6 +82,8 @@ def check_mountpoint(mountpoint: str) -> str:
         raise TtmError(errno.ENOENT, missing)
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         raise TtmError(errno.EACCES, "no permission for /dev/fuse: as root, `chmod 666 /dev/fuse`")
+    if not tuning.may_mount():
+        raise TtmError(errno.EPERM, f"{tuning.NO_RIGHT_TO_MOUNT}: {tuning.MEND_RIGHT_TO_MOUNT}")
     if not os.path.lexists(path):
         raise TtmError(errno.ENOENT, f"{path} is no directory: `mkdir -p {path}`")
     if not os.path.isdir(path):
@@ -172,7 +174,7 @@ class Mount:
     def _mount_hint(self) -> str:
         if self.config.allow_other and os.geteuid() != 0:
             return "; --allow-other without root needs user_allow_other in /etc/fuse.conf"
-        return ""
+        return "; where AppArmor is, it keeps a container from mounting without --security-opt apparmor=unconfined"
 
     async def _main(self, session: SessionFd, watchdog: Watchdog | None, ready: Callable[[], None]) -> None:
         cache = PageCache(session, self._alias)

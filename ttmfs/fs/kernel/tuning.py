@@ -19,6 +19,9 @@ FUSECTL: Final = "/sys/fs/fuse/connections"
 MTAB: Final = "/etc/mtab"
 """fusermount3 looks up in it whether a mount is the user's to unmount."""
 MEND_MTAB: Final = "ln -s ../proc/self/mounts /etc/mtab"
+NO_RIGHT_TO_MOUNT: Final = "nobody in here has the right to mount (CAP_SYS_ADMIN)"
+MEND_RIGHT_TO_MOUNT: Final = "start the container with --device /dev/fuse --cap-add SYS_ADMIN"
+_SYS_ADMIN: Final = 21
 _BDI: Final = "/sys/class/bdi"
 _MODULE: Final = "/sys/module/fuse/parameters"
 DEFAULT_BACKGROUND: Final = 12
@@ -106,6 +109,16 @@ def source_of(mountpoint: str) -> str:
     """What the mount table says is mounted on top at `mountpoint`; "" for nothing."""
     path = _absolute(mountpoint)
     return next((mount.source for mount in reversed(_mounts()) if mount.mountpoint == path), "")
+
+
+def may_mount() -> bool:
+    """Whether anybody in here can: fusermount3 is root's, and root has no right that is not in the bounding set."""
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+            bounds = [int(line.split()[1], 16) for line in file if line.startswith("CapBnd:")]
+    except OSError:
+        return True
+    return all(bound >> _SYS_ADMIN & 1 for bound in bounds)
 
 
 def mountpoints(fstype: str) -> list[str]:
