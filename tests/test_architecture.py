@@ -204,6 +204,23 @@ def awaits_at_once(tree: SourceTree) -> Iterator[str]:
                 yield f"{name}:{node.lineno} awaits"
 
 
+def waits_without_shield(tree: SourceTree) -> Iterator[str]:
+    """A request that is answered at once, and awaits all the same what is not guarded: a cancellation reaches it."""
+    for name, module in tree.modules.items():
+        if not name.startswith("ttmfs.fs.requests."):
+            continue
+        functions = [node for node in ast.walk(module.tree) if isinstance(node, ast.AsyncFunctionDef)]
+        by = {node.name: [ast.unparse(each) for each in node.decorator_list] for node in functions}
+        for function in functions:
+            for node in ast.walk(function) if "at_once" in by[function.name] else ():
+                if isinstance(node, ast.Await):
+                    awaited = ast.unparse(node.value).removeprefix("self.").partition("(")[0]
+                    if not {"guarded", "at_once"} & set(by.get(awaited, ())):
+                        yield f"{name}:{node.lineno} awaits {awaited}"
+                elif isinstance(node, ast.AsyncFor | ast.AsyncWith):
+                    yield f"{name}:{node.lineno} awaits"
+
+
 def _in_core(module: str) -> bool:
     return module.split(".")[1:2] != [] and module.split(".")[1] in CORE
 
@@ -211,7 +228,7 @@ def _in_core(module: str) -> bool:
 RULES: tuple[Callable[[SourceTree], Iterator[str]], ...] = (
     *(in_no_layer, upward, up_the_stairs, inside_functions, fuse_below_fs, new_circles),
     *(without_header, imported_by_none, own_threads, own_clocks, sets_of_objects, past_the_setters),
-    awaits_at_once,
+    *(awaits_at_once, waits_without_shield),
 )
 
 TTMFS = SourceTree.read(REPOSITORY / "ttmfs")
@@ -271,6 +288,7 @@ BROKEN: dict[str, tuple[Callable[[SourceTree], Iterator[str]], str]] = {
     "driver/e.py": (own_clocks, '"""x"""\nimport time\n'),
     "ttm/f.py": (past_the_setters, '"""x"""\ndef f(bo):\n    old, bo.tt = bo.tt, None\n'),
     "ttm/at_once.py": (awaits_at_once, '"""x"""\nasync def f():\n    pass\n'),
+    "fs/requests/a.py": (waits_without_shield, '"""x"""\n@at_once\nasync def f(self):\n    await self.g()\n'),
     "ttm/e.py": (sets_of_objects, '"""x"""\nbos: "set[str]"\nothers: set[Bo] = set()\n'),
 }
 """A file that breaks one rule, and which."""

@@ -13,7 +13,7 @@ from ttmfs.driver.entries import Entry, File, Folder
 from ttmfs.driver.names import NAME_MAX
 from ttmfs.driver.namespace import BoFile
 from ttmfs.errors import TtmError
-from ttmfs.fs.requests.guard import guarded
+from ttmfs.fs.requests.guard import at_once, guarded
 from ttmfs.fs.requests.replies import Replies
 from ttmfs.fs.requests.served import Served
 from ttmfs.fs.tree import attributes
@@ -37,7 +37,7 @@ class InodeRequests:
         self._replies = replies
         self.counters = served.counters
 
-    @guarded
+    @at_once
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         """GETATTR. mtime is constant while clients write, or every stat would drop the page cache (H25).
 
@@ -48,6 +48,7 @@ class InodeRequests:
             return await self._virtual_attributes(node)
         return self._replies.attributes(node, inode)
 
+    @guarded
     async def _virtual_attributes(self, node: VirtualFile) -> pyfuse3.EntryAttributes:
         return self._replies.attributes(node, self.served.inodes.number(node), await node.length())
 
@@ -103,7 +104,7 @@ class InodeRequests:
             node.written = False
         node.mtime = mtime
 
-    @guarded
+    @at_once
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
         """Memory: what BOs hold, and what a growing BO can take, pages that are kept ready in the pool included."""
         pool = self.served.machine.vdev.pool
@@ -132,7 +133,7 @@ class InodeRequests:
             raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
         return await self._status_value(inode, name)
 
-    @guarded
+    @at_once
     async def _status_value(self, inode: int, name: bytes) -> bytes:
         key = os.fsdecode(name[len(_XATTR) :])
         bo = self._bo_file(inode).bo
@@ -141,7 +142,7 @@ class InodeRequests:
             raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
         return attributes.text_of(key, values[key]).encode("utf-8", "surrogateescape")
 
-    @guarded
+    @at_once
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
         """All of them."""
         node = self.served.inodes.get(inode)
@@ -149,7 +150,7 @@ class InodeRequests:
             return []
         return [_XATTR + key.encode() for key in attributes.status(self.served.machine.vdev, node.bo)]
 
-    @guarded
+    @at_once
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
         """The read-write attributes."""
         if not name.startswith(_XATTR):
@@ -160,7 +161,7 @@ class InodeRequests:
             attributes.set_text(self.served.machine.vdev, bo, key, value.decode("utf-8", "surrogateescape"))
         file.ctime = clock.wall_ns()
 
-    @guarded
+    @at_once
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         """They are facts, they cannot be removed."""
         raise TtmError(errno.EPERM, "user.ttm.* cannot be removed")

@@ -6,7 +6,7 @@ import pyfuse3
 
 from ttmfs.driver.entries import Folder
 from ttmfs.errors import TtmError
-from ttmfs.fs.requests.guard import guarded
+from ttmfs.fs.requests.guard import at_once
 from ttmfs.fs.requests.inodes import ROOT_INO
 from ttmfs.fs.requests.replies import Replies
 from ttmfs.fs.requests.served import Served
@@ -24,7 +24,7 @@ class ListRequests:
         self._replies = replies
         self.counters = served.counters
 
-    @guarded
+    @at_once
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         """Nothing is read yet."""
         node = self.served.inodes.get(inode)
@@ -32,7 +32,7 @@ class ListRequests:
             raise TtmError(errno.ENOTDIR, "not a folder")
         return self.served.new_handle(Listing(node))
 
-    @guarded
+    @at_once
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         """READDIRPLUS: the names after number `start_id`. `.` and `..` count as no LOOKUP."""
         listing = self.served.handles.get(fh)
@@ -61,7 +61,7 @@ class ListRequests:
         parent = node.parent
         return ROOT_INO if parent is None or parent is node else parent.ino
 
-    @guarded
+    @at_once
     async def releasedir(self, fh: int) -> None:
         """The descriptor is gone."""
         self.served.handles.pop(fh, None)

@@ -12,7 +12,7 @@ from ttmfs.driver.entries import Entry, Folder, Symlink
 from ttmfs.driver.names import check_length
 from ttmfs.driver.namespace import BoFile, Namespace
 from ttmfs.errors import TtmError
-from ttmfs.fs.requests.guard import guarded, unforeseen
+from ttmfs.fs.requests.guard import at_once, guarded, unforeseen
 from ttmfs.fs.requests.open import OpenRequests
 from ttmfs.fs.requests.replies import Replies
 from ttmfs.fs.requests.served import Served, is_own
@@ -33,7 +33,7 @@ class NameRequests:
         self._opens = opens
         self.counters = served.counters
 
-    @guarded
+    @at_once
     async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         """LOOKUP; names that do not exist are not cached by the kernel either."""
         parent = self.served.inodes.get(parent_inode)
@@ -58,7 +58,7 @@ class NameRequests:
         attr.entry_timeout = 0
         return attr
 
-    @guarded
+    @at_once
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         """FORGET. What the kernel knew was kept for its sake: an OPEN may have been on its way."""
         for ino, lookups in inode_list:
@@ -113,7 +113,7 @@ class NameRequests:
             file.space.group = self.served.names.members.group_of(ctx.pid)
         return file
 
-    @guarded
+    @at_once
     async def mknod(
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
@@ -123,7 +123,7 @@ class NameRequests:
         folder = self._folder(parent_inode)
         return self._replies.looked_up(self._create(folder, name, mode, ctx))
 
-    @guarded
+    @at_once
     async def mkdir(
         self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
@@ -139,7 +139,7 @@ class NameRequests:
         folder = self._folder(parent_inode)
         return self._replies.looked_up(self._names(folder).mkdir(folder, name, mode & ~ctx.umask, ctx.uid, ctx.gid))
 
-    @guarded
+    @at_once
     async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         """The BO or address space lives on while it is open or mapped, or has another name."""
         folder = self._folder(parent_inode)
@@ -156,7 +156,7 @@ class NameRequests:
         folder = self._folder(parent_inode)
         self._names(folder).rmdir(folder, name)
 
-    @guarded
+    @at_once
     async def rename(
         self,
         parent_inode_old: int,
@@ -178,7 +178,7 @@ class NameRequests:
         else:
             raise TtmError(errno.EINVAL, f"rename flags {flags} are not supported")
 
-    @guarded
+    @at_once
     async def link(
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
@@ -192,7 +192,7 @@ class NameRequests:
         names.link(entry, folder, new_name)
         return self._replies.looked_up(entry)
 
-    @guarded
+    @at_once
     async def symlink(
         self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
@@ -200,7 +200,7 @@ class NameRequests:
         folder = self._folder(parent_inode)
         return self._replies.looked_up(self._names(folder).symlink(folder, name, target, ctx.uid, ctx.gid))
 
-    @guarded
+    @at_once
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
         """Where a symbolic link leads."""
         node = self.served.inodes.get(inode)

@@ -13,7 +13,7 @@ from ttmfs.errors import TtmError
 from ttmfs.fs.commands.handles import CommandHandle, TextHandle
 from ttmfs.fs.commands.results import TEXTS_LIMIT, KeptResults
 from ttmfs.fs.kernel.opening import Opening
-from ttmfs.fs.requests.guard import guarded
+from ttmfs.fs.requests.guard import at_once, guarded
 from ttmfs.fs.requests.inode import set_size
 from ttmfs.fs.requests.served import BoHandle, Served, is_own
 from ttmfs.fs.requests.space_handle import SpaceHandle
@@ -168,7 +168,7 @@ class OpenRequests:
         elif isinstance(handle, TextHandle) and fh in self._readers:
             self._texts.drop(self._readers.pop(fh), handle)
 
-    @guarded
+    @at_once
     async def poll(
         self, inode: int, fh: int, poll_handle: "pyfuse3.PollHandle | None", ctx: pyfuse3.RequestContext
     ) -> int:
@@ -176,6 +176,6 @@ class OpenRequests:
         handle = self.served.handles.get(fh)
         return handle.poll(poll_handle) if isinstance(handle, PipeHandle) else ALWAYS_READY
 
-    @guarded
+    @at_once
     async def fsync(self, fh: int, datasync: bool) -> None:
         """The kernel has sent its WRITEs; there is no medium behind a BO."""
