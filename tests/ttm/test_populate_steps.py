@@ -4,22 +4,29 @@ import errno
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
+from unittest.mock import Mock
 
+import hypothesis.strategies as st
+import numpy as np
 import pytest
 import trio
+from hypothesis import given, settings
 
 from tests.core.harness import MIB, PAGE, check, device, fails, idle, make, move, pattern
 from tests.core.steps import small_steps
+from tests.memory import pools
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.limits import set_user_limit
 from ttmfs.driver.locking import reserved
 from ttmfs.memory.leftovers import STEP_PAGES
 from ttmfs.memory.pool import PagePool
+from ttmfs.observe.counters import Lull, RequestCounters
 from ttmfs.ttm import access
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.lifetime import set_account, set_size
 from ttmfs.ttm.populate import populate_all
+from ttmfs.ttm.tt import TT
 
 SIZE = 2 * MIB
 PAGES = SIZE // PAGE
@@ -59,7 +66,7 @@ async def populate(bo: BufferObject, between: Callable[[int], Awaitable[None]]) 
     return steps
 
 
-async def test_no_step_of_a_move_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_step_of_a_move_is_long_while_there_are_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[int] = []
     freed: list[int] = []
     draw, free = PagePool.draw, PagePool.free
@@ -79,14 +86,16 @@ async def test_no_step_of_a_move_is_long(monkeypatch: pytest.MonkeyPatch) -> Non
         await move(vdev, bo, "vram")
         await idle(bo)
         vdev.pool.leftovers.settle()
+        monkeypatch.setattr(Lull, "__call__", lambda _self: False)
         monkeypatch.setattr(PagePool, "draw", count_drawn)
         monkeypatch.setattr(PagePool, "free", count_freed)
         await move(vdev, bo, "gtt")
         await idle(bo)
         await move(vdev, bo, "vram")
         await idle(bo)
-        for _ in range(100):
-            await trio.lowlevel.checkpoint()
+        with trio.fail_after(20):
+            while vdev.pool.leftovers.pages:
+                await trio.sleep(0.001)
         assert (sum(drawn), sum(freed), vdev.pool.leftovers.pages) == (10 * STEP_PAGES, 10 * STEP_PAGES, 0)
         # A block that goes on in the next part goes with that.
         assert max(drawn) <= STEP_PAGES
@@ -204,4 +213,45 @@ async def test_the_rest_becomes_blocks_when_others_have_had_their_turn() -> None
         while vdev.pool.leftovers.pages:
             await trio.lowlevel.checkpoint()
             left.append(vdev.pool.leftovers.pages)
-        assert 2 < len(left) < 20
+        assert len(left) > 2
+
+
+def test_there_is_a_lull_when_nothing_was_answered_and_nobody_waits() -> None:
+    requests = RequestCounters()
+    lull = Lull(requests)
+    assert [lull(), lull()] == [False, True]
+    requests.write += 1
+    assert [lull(), lull()] == [False, True]
+    requests.parked[Mock()] = 0
+    assert [lull(), lull()] == [False, False]
+    requests.parked.clear()
+    assert lull()
+
+
+@given(
+    held=st.lists(st.tuples(st.integers(0, 500), st.integers(1, 60)), max_size=4),
+    filled=st.lists(st.tuples(st.integers(0, 299), st.integers(1, 40)), max_size=3),
+    step=st.sampled_from([8, 13, 64, 300]),
+)
+@settings(deadline=None, max_examples=150)
+def test_a_piece_that_is_no_block_marks_the_tt(
+    held: list[tuple[int, int]], filled: list[tuple[int, int]], step: int
+) -> None:
+    pool = pools.make(1024, beneficial=3)
+    for pages, kept in held:
+        taken = pool.alloc(min(pages, pool.free_pages)).pages
+        pool.free(taken[kept:], split=True)
+    tt = TT(pool, 300)
+    for first, count in filled:
+        tt.populate_range(first, min(count, 300 - first))
+    if not tt.begin_fill(300, unlimited=True):
+        return
+    assert tt.stock is not None
+    marked = tt.beneficial_order_failed
+    for first in range(0, 300, step):
+        tt.fill_from_stock(first, min(first + step, 300), zero=False)
+    tt.drop_stock()
+    assert tt.is_populated
+    assert tt.beneficial_order_failed == (marked or not tt.in_blocks(3, np.arange(300 >> 3)))
+    tt.unpopulate()
+    pool.check()

@@ -14,8 +14,10 @@ from ttmfs.driver.policies import Policies
 from ttmfs.driver.suspend import PowerState
 from ttmfs.driver.userptr import Userptrs
 from ttmfs.driver.vm import Vms
+from ttmfs.memory.leftovers import IN_A_LULL
 from ttmfs.memory.warm import MAX_DROP_PAGES
 from ttmfs.observe import points
+from ttmfs.observe.counters import Lull
 from ttmfs.ttm import kswapd
 from ttmfs.ttm.account import Account
 from ttmfs.ttm.audit import believed
@@ -118,14 +120,14 @@ class VirtualDevice(Hardware):
 
     async def _take_apart(self) -> None:
         """What was given back in one go becomes free blocks, unless somebody needs them at once."""
-        leftovers, requests = self.pool.leftovers, self.ttm.counters.requests
+        leftovers, lull = self.pool.leftovers, Lull(self.ttm.counters.requests)
         while True:
             await leftovers.bell.heard()
-            served = requests.read + requests.write
-            while leftovers.step():
+            quiet = lull()
+            while all(leftovers.step() for _ in range(IN_A_LULL if quiet else 1)):
                 # Nobody waits for it: while there are requests, few of them meet a step.
-                busy, served = served != requests.read + requests.write, requests.read + requests.write
-                await trio.sleep(_BETWEEN_REQUESTS if busy else 0)
+                await trio.sleep(0 if quiet else _BETWEEN_REQUESTS)
+                quiet = lull()
 
     async def _trim_pool(self) -> None:
         for number in range(self.pool.idle_windows):

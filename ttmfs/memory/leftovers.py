@@ -18,6 +18,8 @@ from ttmfs.sync.bell import Bell
 
 STEP_PAGES: Final = 1 << 10
 """How many pages are taken apart in one step, about: some tens of microseconds."""
+IN_A_LULL: Final = 8
+"""So many steps in one while no client wants anything: some tenths of a millisecond."""
 
 
 class _Left:

@@ -138,6 +138,12 @@ class Stock:
         self._arena.zero(pages[dirty])
         return pages, NO_PAGES, int(np.count_nonzero(dirty))
 
+    @property
+    def order(self) -> int:
+        """Of all blocks that pages were taken from so far, the lowest order."""
+        last = np.searchsorted(self._ends, self._given - 1, side="right")
+        return int(self._orders[last])
+
     def rest(self) -> Uint32Array:
         """The pages that are left."""
         return self._next(self.pages)[0]

@@ -111,6 +111,22 @@ class RequestCounters:
         }
 
 
+class Lull:
+    """For work in steps: does a client want anything just now?"""
+
+    __slots__ = ("_requests", "_seen")
+
+    def __init__(self, requests: RequestCounters) -> None:
+        self._requests = requests
+        self._seen = -1
+
+    def __call__(self) -> bool:
+        """No request was answered since this was last asked, and none waits. Never when it is asked first."""
+        requests = self._requests
+        before, self._seen = self._seen, requests.read + requests.write
+        return before == self._seen and not requests.parked
+
+
 class SwapCounters:
     """BOs that were swapped out, and how often that failed."""
 

@@ -163,7 +163,15 @@ class Holdings(PageVector):
         assert stock is not None
         holes = self.holes_in(first, end)[: stock.pages]
         if len(holes):
-            self.adopt(holes, self.pool.draw(stock, len(holes), zero=zero), taken=True)
+            pages = self.pool.draw(stock, len(holes), zero=zero)
+            self.adopt(holes, pages, taken=True, in_blocks=self._follows(holes, pages, stock.order))
+
+    def _follows(self, holes: Index, pages: Vector, order: int) -> bool:
+        """Are these neighbours, and the pages whole blocks of this or a higher order one behind the other, so that each
+        piece of the beneficial order among them is a block or part of one?"""
+        wanted = self.pool.beneficial_order
+        neighbours = holes.item(-1) - holes.item(0) == len(holes) - 1
+        return order >= wanted and neighbours and not (pages.item(0) - holes.item(0)) & ((1 << wanted) - 1)
 
     def drop_stock(self) -> None:
         """What is left of it goes back."""
@@ -198,10 +206,11 @@ class Holdings(PageVector):
         self.account.uncharge(MEMORY, len(pages))
         self.pool.free(pages, self.caching, to_pool=to_pool, split=True)
 
-    def adopt(self, index: Index, pages: Vector, *, taken: bool = False) -> None:
+    def adopt(self, index: Index, pages: Vector, *, taken: bool = False, in_blocks: bool = False) -> None:
         """Put `pages`, which are paid for, into entries that are holes; `taken`: by `take_pages`.
 
         A piece of the beneficial order that is whole now, and not one block, marks the tt: defrag can mend it.
+        `in_blocks`: no piece does whose entries are all among these, which are neighbours.
         """
         if taken:
             self._take(-len(pages))
@@ -209,7 +218,12 @@ class Holdings(PageVector):
         self.populated_pages += len(pages)
         order = self.pool.beneficial_order
         if order and not self.beneficial_order_failed and len(index) and self.populated_pages >= 1 << order:
-            self.beneficial_order_failed = not self.in_blocks(order, unique_sorted(ascending(index >> order)))
+            if in_blocks:
+                ends = (at for at in (index.item(0), index.item(-1) + 1) if at & ((1 << order) - 1))
+                pieces = np.array([at >> order for at in ends], np.intp)
+            else:
+                pieces = unique_sorted(ascending(index >> order))
+            self.beneficial_order_failed = not self.in_blocks(order, pieces)
 
     def depopulate(self, index: Index, *, to_pool: bool = True) -> int:
         """Free the memory of these entries, which become holes; returns how many pages. Entries must have pages.

@@ -6,7 +6,8 @@ from typing import Final
 import trio
 
 from ttmfs.errors import TtmError
-from ttmfs.memory.leftovers import STEP_PAGES
+from ttmfs.memory.leftovers import IN_A_LULL, STEP_PAGES
+from ttmfs.observe.counters import Lull
 from ttmfs.ttm.account import MEMORY
 from ttmfs.ttm.afford import afford
 from ttmfs.ttm.ahead import take_ahead
@@ -122,7 +123,7 @@ async def populate_all(bo: BufferObject, tt: TT, ctx: OperationContext, *, overw
         # Looked at anew for each attempt: while memory was reclaimed, WRITEs may have added pages, or made it longer.
         _check_fits(tt)
         try:
-            await _fill(tt, tt.num_pages, overwritten, ctx)
+            await _fill(bo, tt, tt.num_pages, overwritten, ctx)
         except TtmError as error:
             await attempts.after(error, tt.num_pages - tt.populated_pages)
     bo.device.defrag_list.join_if_marked(bo)
@@ -144,7 +145,7 @@ async def populate_overwritten(bo: BufferObject, tt: TT, count: int, ctx: Operat
     # Looked at anew for each attempt: while memory was reclaimed the file may have been cut short.
     while not tt.has_memory(0, first := min(count, tt.num_pages)):
         try:
-            await _fill(tt, first, first, ctx)
+            await _fill(bo, tt, first, first, ctx)
         except TtmError as error:
             await attempts.after(error, holes)
     bo.device.defrag_list.join_if_marked(bo)
@@ -152,7 +153,7 @@ async def populate_overwritten(bo: BufferObject, tt: TT, count: int, ctx: Operat
     await trio.lowlevel.checkpoint_if_cancelled()
 
 
-async def _fill(tt: TT, end: int, overwritten: int, ctx: OperationContext) -> None:
+async def _fill(bo: BufferObject, tt: TT, end: int, overwritten: int, ctx: OperationContext) -> None:
     """Memory for the holes of [0, end), for all of them or TtmError(ENOMEM, EDQUOT) with none filled; those before
     `overwritten`, which nobody sees, as it comes.
 
@@ -163,12 +164,14 @@ async def _fill(tt: TT, end: int, overwritten: int, ctx: OperationContext) -> No
     if not tt.begin_fill(end, unlimited=ctx.unlimited):
         return
     unseen = min(overwritten, end)
+    lull = Lull(bo.device.counters.requests)
     try:
         with trio.CancelScope(shield=True):
             first = 0
             while first < end:
                 zero = first >= unseen
-                before = min(first + _ZEROED_AT_ONCE, end) if zero else min(first + STEP_PAGES, unseen)
+                step = _ZEROED_AT_ONCE if zero else STEP_PAGES * IN_A_LULL if lull() else STEP_PAGES
+                before = min(first + step, end if zero else unseen)
                 tt.fill_from_stock(first, before, zero=zero)
                 first = before
                 if first < end:
