@@ -51,9 +51,9 @@ class _Painter:
         self.labels = [GHOST, POOL]
 
     def label(self, bo: BufferObject) -> int:
-        if bo.ghost or bo.deleted or not bo.name:
+        if bo.ghost or bo.deleted or not (name := bo.name):
             return _NOBODY
-        self.labels.append(bo.name)
+        self.labels.append(name)
         return len(self.labels) - 1
 
 

@@ -19,6 +19,8 @@ _BASE: Final = 0x100000
 """Escaped bytes travel through shlex as characters of a private plane, so that it does not see a space or comma."""
 _MARKED: Final = re.compile("[\U00100000-\U001000ff]")
 _QUOTED_MARK: Final = re.compile(r"\\U001000([0-9a-f]{2})")
+_PLAIN: Final = re.compile(r"[A-Za-z0-9_./-]*")
+"""Names with nothing to escape, as most are."""
 
 NO_NAMES: Final = ("-", "(ghost)", "(pool)")
 """What stands in the BO column of a table where there is no BO."""
@@ -86,7 +88,7 @@ def escape(name: str) -> str:
     """
     if name in NO_NAMES:
         return _octal(name[0]) + name[1:]
-    return _escaped(name, " \\,'\"")
+    return name if _PLAIN.fullmatch(name) else _escaped(name, " \\,'\"")
 
 
 def cell(text: str) -> str:
