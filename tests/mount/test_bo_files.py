@@ -144,6 +144,8 @@ def test_extended_attributes(device: Device) -> None:
     assert shell.errno("os.setxattr(path('bo/a'), 'user.other', b'9')") == "ENOTSUP"
     assert shell.errno("os.getxattr(path('bo/a'), 'user.other')") == "ENODATA"
     assert shell.errno("os.removexattr(path('bo/a'), 'user.ttm.priority')") == "EPERM"
+    for place, name in (("bo/a", "user.other"), ("bo/a", "user.ttm.none"), ("bo", "user.ttm.size")):
+        assert shell.errno(f"os.removexattr(path({place!r}), {name!r})") == "ENODATA"
 
 
 def test_statfs_and_posix_fallocate(device: Device) -> None:

@@ -163,7 +163,9 @@ class InodeRequests:
 
     @at_once
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        """They are facts, they cannot be removed."""
+        """What there is are facts, which cannot be removed."""
+        if name not in await self.listxattr(inode, ctx):
+            raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
         raise TtmError(errno.EPERM, "user.ttm.* cannot be removed")
 
 
