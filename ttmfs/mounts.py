@@ -1,6 +1,7 @@
 """Mounts: which ttmfs mounts there are, and which one is meant. Only the mount table is read, never a mount."""
 
 import os
+import shlex
 from collections.abc import Iterator
 from typing import Final
 
@@ -20,7 +21,7 @@ def all_mounts() -> list[str]:
 def listed() -> str:
     """Where ttmfs is mounted, as the end of a sentence."""
     mounts = all_mounts()
-    return f"ttmfs is mounted on {' '.join(mounts)}" if mounts else "ttmfs is not mounted anywhere"
+    return f"ttmfs is mounted on {shlex.join(mounts)}" if mounts else "ttmfs is not mounted anywhere"
 
 
 def meant(given: str | None) -> str:

@@ -6,6 +6,7 @@ child with a time limit (access), and only when the text is no mount point.
 
 import os
 import re
+import shlex
 from typing import Final
 
 from ttm_tools.access import Access, NotAnswered
@@ -93,4 +94,4 @@ def find_mount(given: str | None) -> str:
 
 
 def _listed(mounts: list[str]) -> str:
-    return ", ".join(mounts[:5]) + (f" and {len(mounts) - 5} more" if len(mounts) > 5 else "")
+    return ", ".join(map(shlex.quote, mounts[:5])) + (f" and {len(mounts) - 5} more" if len(mounts) > 5 else "")

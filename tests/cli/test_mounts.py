@@ -34,7 +34,7 @@ def test_the_only_mount_is_meant_and_of_several_none(table: list[tuple[str, str]
     for command in ("status", "umount"):
         result = run(command)
         assert result.exit_code == 1
-        there = "ttmfs is mounted on /mnt/a /mnt/with blank"
+        there = "ttmfs is mounted on /mnt/a '/mnt/with blank'"
         assert f"which mount? {there}: say MOUNTPOINT, or set $TTMFS_MOUNT" in result.output
     del table[1]
     assert mounts.meant(None) == "/mnt/a"
