@@ -10,7 +10,7 @@ lower half of XXH3, for what lay on a medium or was compressed (measured: 17 GB/
 from typing import Final
 
 import numpy as np
-from xxhash import xxh3_64_intdigest
+from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
 from ttmfs.memory.arena import Arena
 from ttmfs.memory.native import NATIVE
@@ -23,8 +23,10 @@ ZERO_HASH: Final = xxh3_64_intdigest(bytes(PAGE_SIZE)) & 0xFFFFFFFF
 _WORDS: Final = PAGE_SIZE // 4
 _LONG_RUN: Final = 8
 _native = NATIVE
-# Odd, so that no change of a single word is multiplied away. Fixed: sums of two runs of a test can be compared.
-_KEYS: Final = np.random.default_rng(0x74746D).integers(0, 1 << 31, _WORDS, np.uint32) * np.uint32(2) + np.uint32(1)
+# Odd, so that no change of a single word is multiplied away. Fixed: sums of two runs of a test can be compared. Out of
+# hashes, because numpy.random would be loaded for nothing else, a fortieth of the way to a mount.
+_NOISE: Final = b"".join(xxh3_128_digest(bytes([n])) for n in range(_WORDS // 4))
+_KEYS: Final = np.frombuffer(_NOISE, np.uint32) | np.uint32(1)
 
 
 def _sums_of_rows(rows: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], out: Uint32Array) -> None:
