@@ -37,6 +37,19 @@ async def test_what_never_fits_is_said_for_each_region() -> None:
         assert found.value.message == "no room for 'a' (5M) in vram gtt: all of vram is 4M; this device has no gtt"
 
 
+async def test_a_range_that_never_holds_it_is_said_and_not_who_is_elsewhere() -> None:
+    async with device(vram=4 * MIB) as vdev:
+        await calls.pin(vdev, await make(vdev, "pinned", place="vram"))
+        bo = await make(vdev, "a", MIB)
+        for places, why in (
+            ("vram@0-9", "all of vram@0-9 is 40K"),
+            ("vram@0-9 vram@1000-1099", "all of vram@1000-1099 is 96K"),
+            ("vram@5000-9000", "all of vram@5000-9000 is 0"),
+        ):
+            assert in_the_way(bo, vdev.parse_placement(places.split()), None) == why
+        assert "pinned" in in_the_way(bo, vdev.parse_placement(["vram@0-9", "vram@0-255"]), None)
+
+
 async def test_a_copy_that_has_not_ended_is_named_by_its_fence_and_a_holder_by_its_name() -> None:
     async with device(vram=4 * MIB) as vdev:
         held = await make(vdev, "held", place="vram")

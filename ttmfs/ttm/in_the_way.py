@@ -9,7 +9,7 @@ from typing import Final
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.contention import Contended, Held
 from ttmfs.ttm.dmem import says_over
-from ttmfs.ttm.placement import SYSTEM, Placement
+from ttmfs.ttm.placement import SYSTEM, Placement, format_placement
 from ttmfs.ttm.resource import Resource, ResourceManager
 from ttmfs.ttm.shared import SharedReservation
 from ttmfs.units import PAGE_SIZE, format_size
@@ -34,11 +34,25 @@ def in_the_way(bo: BufferObject, placement: Placement, contended: Contended | No
             said.append(f"this device has no {name}")
         elif bo.num_pages * PAGE_SIZE > manager.size:
             said.append(f"all of {name} is {format_size(manager.size)}")
+        elif (narrow := _too_narrow(bo, placement, manager)) is not None:
+            said.append(narrow)
         else:
             said.append(_full(bo, manager))
     if isinstance(contended, Held) and isinstance(contended.bo, BufferObject) and contended.bo.name:
         said.append(f"{contended.bo.name!r} is in use by another call")
     return "; ".join(said)
+
+
+def _too_narrow(bo: BufferObject, placement: Placement, manager: ResourceManager) -> str | None:
+    """When every range of the region that may be taken is smaller than the BO: the widest of them."""
+    pages = manager.size // PAGE_SIZE
+    widths = [
+        (min(place.end or pages, pages) - place.first, place) for place in placement if place.mem_type == manager.name
+    ]
+    widest, where = max(widths, key=lambda found: found[0])
+    if widest >= bo.num_pages:
+        return None
+    return f"all of {format_placement((where,))} is {format_size(max(0, widest) * PAGE_SIZE)}"
 
 
 def _full(bo: BufferObject, manager: ResourceManager) -> str:
