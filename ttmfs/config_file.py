@@ -4,12 +4,14 @@ So the command line wins over the environment (TTMFS_…), that over the file, a
 """
 
 import tomllib
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from ttmfs.driver.config import Config
 from ttmfs.errors import no_such
+
+_MAX_BYTES: Final = 1 << 20
 
 
 def read_config(ctx: click.Context, param: click.Parameter, path: str | None) -> None:
@@ -40,8 +42,12 @@ def read_config(ctx: click.Context, param: click.Parameter, path: str | None) ->
 
 def _table(path: str) -> dict[str, Any]:
     with open(path, "rb") as file:
+        # It may be a pipe, and one that never ends.
+        text = file.read(_MAX_BYTES + 1)
+        if len(text) > _MAX_BYTES:
+            raise click.UsageError(f"{path} is longer than {_MAX_BYTES >> 20} MiB: it is no file of options")
         try:
-            return tomllib.load(file)
+            return tomllib.loads(text.decode())
         except tomllib.TOMLDecodeError as error:
             raise click.UsageError(f"{path} is no TOML: {error}") from None
         except UnicodeDecodeError:

@@ -41,7 +41,8 @@ def mount_words(options: Iterable[str], mount: click.Command) -> list[str]:
     """Options of mount(8) as words of `ttmfs mount`. click.UsageError for what is none, with what it may have been."""
     known: dict[str, click.Option] = {}
     for option in mount.params:
-        if isinstance(option, click.Option):
+        # A helper of mount(8) returns when it is mounted.
+        if isinstance(option, click.Option) and option.name != "foreground":
             known |= {name.removeprefix("--").replace("-", "_"): option for name in option.opts}
     words = []
     for part in options:
@@ -52,7 +53,7 @@ def mount_words(options: Iterable[str], mount: click.Command) -> list[str]:
         found = known.get(name)
         if key == "ro":
             raise click.UsageError("-o ro: a device is read and written; modes say who may")
-        if found is None or name == "foreground":
+        if found is None:
             near = meant(name, known)
             hint = f"did you mean {near}?" if near else f"say some of {' '.join(sorted(known))}"
             raise click.UsageError(f"-o {key}: ttmfs has no such option: {hint}")

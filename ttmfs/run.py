@@ -140,6 +140,9 @@ def _keep(where: str, folder: str) -> None:
 
 def _show_failures(where: str) -> None:
     """The last lines of error_log, on standard error: perhaps they say why the command has failed."""
+    if not os.path.exists(f"{where}/error_log"):
+        click.echo(f"ttmfs: the device was unmounted from {where} before the command had ended", err=True)
+        return
     lines = _read(f"{where}/error_log").decode("utf-8", "surrogateescape").splitlines()
     for line in lines[-_TAIL:]:
         _when, code, what, why, _who = line.split("\t")

@@ -191,6 +191,16 @@ def test_run_options_after_the_command_are_the_commands() -> None:
     assert (done.returncode, done.stdout) == (0, "--vram 1G --help\n")
 
 
+def test_run_a_command_that_has_unmounted_the_device() -> None:
+    done = ttmfs("run", *SMALL, "--", "bash", "-c", 'echo "$TTMFS_MOUNT"; umount -l "$TTMFS_MOUNT" && exit 4')
+    if done.returncode == 1:
+        pytest.skip("umount(8) does not let this user")
+    assert done.returncode == 4
+    where = done.stdout.strip()
+    assert done.stderr == f"ttmfs: the device was unmounted from {where} before the command had ended\n"
+    assert not os.path.exists(where)
+
+
 def test_run_a_command_that_is_none(tmp_path: Path) -> None:
     done = ttmfs("run", *SMALL, "--", "/no/such/program")
     assert (done.returncode, done.stderr) == (127, "ttmfs: /no/such/program: No such file or directory\n")

@@ -159,6 +159,7 @@ def test_one_region_in_the_file_needs_no_list(monkeypatch: pytest.MonkeyPatch, t
         (b"copy_latency = 'soon'\n", "copy_latency: 'soon' is no number of seconds"),
         (b"prefault = 'many'\n", "prefault: 'many'"),
         (b"region = ['a=1M:heap']\n", "region: "),
+        (b"#" * ((1 << 20) + 1), "longer than 1 MiB"),
     ],
 )
 def test_bad_config_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: bytes, why: str) -> None:

@@ -50,6 +50,12 @@ def test_what_fstab_cannot_ask_for_is_refused_with_what_can_be(option: str, why:
         mount_words([option], cli.load("mount"))
 
 
+def test_nobody_is_asked_whether_he_meant_what_he_said() -> None:
+    with pytest.raises(click.UsageError) as refused:
+        mount_words(["foreground"], cli.load("mount"))
+    assert "mean foreground" not in refused.value.message
+
+
 def test_a_misspelt_command_mounts_nothing() -> None:
     commands = cli.main.commands
     assert is_asked_for(["gpu", "/mnt", "-o", "rw"], commands)
