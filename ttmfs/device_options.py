@@ -71,7 +71,7 @@ _DEVICE_OPTIONS: Final[list[Callable[[Callable[..., Any]], Callable[..., Any]]]]
         "--dmem-protection", type=click.Choice(get_args(Protection)), default="newer",
         help="Which kernel's rules protect groups: the newer series', or those of 6.14 to 7.0.",
     ),
-    _option("--stock-loop", is_flag=True, help="Use pyfuse3's own readiness wait."),
+    _option("--stock-loop", is_flag=True, help="Read requests by pyfuse3's own loop alone."),
     _option("--watchdog", type=SECONDS, default=30.0, help="Seconds until a wedged daemon is put down (0: never)."),
     _option("--source", default="ttmfs", help="What the mount table shows as the source.", hidden=True),
     click.option(

@@ -134,7 +134,7 @@ def test_a_closed_session_writes_nowhere() -> None:
     """The descriptor's number may belong to any file by then."""
     session = SessionFd.__new__(SessionFd)
     read_end, write_end = os.pipe()
-    session.fd, session.connection, session._rdev, session._closed = write_end, 1, os.makedev(10, 229), False
+    session.device, session._rdev, session._closed = os.dup(write_end), os.makedev(10, 229), False
     try:
         assert session.invalidate_inode(2) is False
         session.close()

@@ -20,7 +20,7 @@ from ttmfs.fs.requests.list import ListRequests
 from ttmfs.fs.requests.name import NameRequests
 from ttmfs.fs.requests.open import OpenRequests
 from ttmfs.fs.requests.operations import Operations, requests_of
-from ttmfs.fs.requests.read_write import DataRequests
+from ttmfs.fs.requests.read_write import LARGE_BYTES, DataRequests
 from ttmfs.fs.requests.replies import Replies
 from ttmfs.fs.requests.served import Served
 from ttmfs.fs.tree.device import Tree
@@ -78,6 +78,58 @@ async def test_what_is_written_is_read_and_no_handle_is_none(served: Served) -> 
     assert (counted.read, counted.write, counted.read_bytes, counted.write_bytes) == (1, 1, 11, 5)
     assert await errno_of(data.read(fh + 1, 0, 1)) == errno.EBADF
     assert await errno_of(data.write(fh + 1, 0, b"x")) == errno.EBADF
+
+
+async def test_what_waits_for_nothing_is_answered_without_an_await(served: Served) -> None:
+    data, large = DataRequests(served), []
+    data.large_write = lambda: large.append(1)
+    ino, fh = await create(served, b"a")
+    bo = served.names.files[ino].bo
+    assert not data.write_at_once(fh, 0, b"grown"), "a BO that grows may have to wait"
+    assert await data.write(fh, 0, bytes(2 * LARGE_BYTES)) == 2 * LARGE_BYTES
+    assert not large, "it has waited for memory"
+    assert data.write_at_once(fh, 5, memoryview(b"bytes"))
+    assert bytes(data.read_at_once(fh, 4, 7) or b"") == b"\0bytes\0"
+    assert await data.write(fh, 4096, bytes(LARGE_BYTES - 1)) == LARGE_BYTES - 1
+    assert not large
+    assert await data.write(fh, 4096, bytes(LARGE_BYTES)) == LARGE_BYTES
+    assert large
+    assert data.read_at_once(fh, 2 * LARGE_BYTES, 1) == b""
+    await bo.resv.lock()
+    assert data.read_at_once(fh, 0, 1) is None, "somebody works on it"
+    bo.resv.unlock()
+    assert data.read_at_once(fh + 1, 0, 1) is None
+    assert not data.write_at_once(fh + 1, 0, b"x")
+    counted = served.counters
+    assert (counted.read, counted.write) == (2, 4)
+
+
+async def test_what_fails_at_once_fails_as_any_other(
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = DataRequests(served)
+    _ino, fh = await create(served, b"a")
+
+    def fails(*_: object) -> None:
+        raise MemoryError("made to fail")
+
+    monkeypatch.setattr("ttmfs.ttm.access.read_at_once", fails)
+    monkeypatch.setattr("ttmfs.ttm.access.write_at_once", fails)
+    for request in (lambda: data.read_at_once(fh, 0, 1), lambda: data.write_at_once(fh, 0, b"x")):
+        with pytest.raises(pyfuse3.FUSEError) as raised:
+            request()
+        assert raised.value.errno == errno.EIO
+    assert (served.counters.handler_errors, served.counters.write_errors) == (2, 1)
+    assert "made to fail" in caplog.text
+
+
+async def test_before_the_next_answer_and_only_that(served: Served) -> None:
+    operations, calls = Operations(served), []
+    operations.before_next(lambda: calls.append(len(calls)))
+    assert not calls
+    for _ in range(2):
+        await operations.statfs(ASKED)
+        assert calls == [0]
 
 
 async def test_a_write_that_fails_is_counted_and_told(served: Served) -> None:

@@ -261,11 +261,19 @@ class Control:
             shrink(pool.pooled_pages)
         pool.limit_pages = limit
 
+    def take_from_device(self) -> bool:
+        """The device loop looks for a request, as after a poll that has found one which is gone since."""
+        assert self._mount.device_loop is not None
+        self._mount.device_loop.begin()
+        return self._mount.device_loop.take()
+
     def fail_handler(self, handler: str, exception: str) -> None:
         """Make the code of a FUSE handler raise; `restore_handlers` ends it."""
         if handler in ("read", "write"):
             self._real.setdefault(f"access.{handler}", getattr(read_write.access, handler))
             setattr(read_write.access, handler, _raiser(EXCEPTIONS[exception]))
+            self._real.setdefault(f"access.{handler}_at_once", getattr(read_write.access, f"{handler}_at_once"))
+            setattr(read_write.access, f"{handler}_at_once", lambda *_: None)
             return
         real = getattr(self._part(handler), handler)
         assert hasattr(real, "__wrapped__"), f"{handler} is not guarded"

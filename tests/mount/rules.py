@@ -71,6 +71,7 @@ def without_r4_queued() -> None:
         return await real(bo, offset, data)
 
     access.write = write
+    access.write_at_once = lambda *_: False
 
 
 def without_r5() -> None:
@@ -128,6 +129,7 @@ def moving_mtime() -> None:
         return written
 
     DataRequests.write = write
+    DataRequests.write_at_once = lambda *_: False
 
 
 def short_reads() -> None:
@@ -139,6 +141,7 @@ def short_reads() -> None:
         return data[: len(data) // 2] if len(data) > 4096 else data
 
     DataRequests.read = read
+    DataRequests._read_at_once = lambda *_: None
 
 
 def without_guard() -> None:

@@ -29,10 +29,12 @@ from ttmfs.fs.commands.space_knobs import check_notifier_size
 from ttmfs.fs.kernel import session_loop, tuning
 from ttmfs.fs.kernel.attribute_cache import KernelAttributes
 from ttmfs.fs.kernel.collector import Collector
+from ttmfs.fs.kernel.device_loop import DeviceLoop, DeviceStatistics
 from ttmfs.fs.kernel.handshake import BACKGROUND, Handshake
 from ttmfs.fs.kernel.inval import PageCache, SessionFd
 from ttmfs.fs.kernel.rights import Owner
 from ttmfs.fs.kernel.sizes import KernelSizes
+from ttmfs.fs.kernel.stand_in import StandIn
 from ttmfs.fs.kernel.unmappers import BoPageCache, SpacePageCache
 from ttmfs.fs.kernel.watchdog import Watchdog
 from ttmfs.fs.requests.name import ALIAS_PREFIX
@@ -136,6 +138,7 @@ class Mount:
         self.operations = Operations(self.served)
         self.collector = Collector(lambda: len(self.served.inodes) + len(self.vdev.ttm.bos))
         self.handshake: Handshake | None = None
+        self.device_loop: DeviceLoop | None = None
         self.report: list[str] = []
         """What could not be tuned, as sentences."""
 
@@ -152,12 +155,13 @@ class Mount:
             raise TtmError(errno.EIO, f"cannot mount on {self.mountpoint}: {error}{self._mount_hint()}") from None
         session = SessionFd(self.mountpoint)
         watchdog: Watchdog | None = None
+        at_the_end = contextlib.ExitStack()
         try:
-            if not self.config.stock_loop:
-                session_loop.install(session.fd, spin_us=SPIN_US)
-                self.handshake = Handshake(session.fd)
-                self.handshake.install()
             session_loop.start_freeze_timer()
+            if not self.config.stock_loop:
+                stand_in = StandIn(session.fd, session.device)
+                at_the_end.callback(stand_in.close)
+                self._install_loop(session, stand_in)
             if self.config.watchdog:
                 watchdog = Watchdog.start(self.mountpoint, timeout=self.config.watchdog)
             trio.run(self._main, session, watchdog, ready)
@@ -165,11 +169,25 @@ class Mount:
             session_loop.stop_freeze_timer()
             session_loop.uninstall()
             self.collector.stop()
+            at_the_end.close()
             session.close()
             pyfuse3.close(unmount=True)
             if watchdog is not None:
                 watchdog.stop_clean()
             self.vdev.close()
+
+    def _install_loop(self, session: SessionFd, stand_in: StandIn) -> None:
+        """The wait that polls, and what is agreed on at INIT; then streams of WRITEs go through the device loop."""
+        polls = session_loop.install(session.fd, spin_us=SPIN_US)
+
+        def agreed(max_write: int) -> None:
+            if polls:
+                read_through = session_loop.read_through
+                self.device_loop = DeviceLoop(session.device, stand_in, self.operations, max_write, read_through)
+                self.operations.data.large_write = self.device_loop.large_write
+
+        self.handshake = Handshake(session.device, stand_in, agreed)
+        self.handshake.install()
 
     def _mount_hint(self) -> str:
         if self.config.allow_other and os.geteuid() != 0:
@@ -213,7 +231,9 @@ class Mount:
         return os.path.join(self.mountpoint, os.fsdecode(ALIAS_PREFIX) + str(ino))
 
     def _loop_status(self) -> str:
-        lines = [f"{key}\t{value}" for key, value in asdict(session_loop.statistics()).items()]
+        device = self.device_loop.statistics if self.device_loop is not None else DeviceStatistics()
+        counts = asdict(session_loop.statistics()) | asdict(device)
+        lines = [f"{key}\t{value}" for key, value in counts.items()]
         return "\n".join(lines + [f"tuning\t{sentence}" for sentence in self.report]) + "\n"
 
     async def _set_up(self, session: SessionFd, ready: Callable[[], None]) -> None:

@@ -46,30 +46,41 @@ async def read(bo: BufferObject, offset: int, size: int) -> Buffer:
 
     The caller hands the buffer on before its next await.
     """
+    data = read_at_once(bo, offset, size)
+    if data is None:
+        used(bo, "fault")
+        data = await parked(bo, read_external if bo.external else _read_slowly, offset, size)
+        if bo.device.trace.faults:
+            first = offset >> PAGE_SHIFT
+            trace_use(bo, "fault", bo.last_use, first, pages_of(offset + len(data)) - first)
+        _handed_out(bo, offset, len(data))
+    return data
+
+
+def read_at_once(bo: BufferObject, offset: int, size: int) -> Buffer | None:
+    """The same if it need not wait; else None, and nothing has happened."""
     started = clock.monotonic_ns() if bo.device.trace.faults else 0
     data = at_once.try_read(bo, offset, size)
     if data is None and bo.looks_only:
         data = at_once.try_look(bo, offset, size)
-    if data is None:
-        used(bo, "fault")
-        data = await parked(bo, read_external if bo.external else _read_slowly, offset, size)
-        if started:
-            first = offset >> PAGE_SHIFT
-            trace_use(bo, "fault", bo.last_use, first, pages_of(offset + len(data)) - first)
-    else:
+    if data is not None:
         used_at_once(bo, "read", offset, len(data))
         if started:
             trace_fault(bo, offset, len(data), started)
+        _handed_out(bo, offset, len(data))
+    return data
+
+
+def _handed_out(bo: BufferObject, offset: int, size: int) -> None:
     faults = bo.device.counters.faults
-    pages = (len(data) + PAGE_SIZE - 1) >> PAGE_SHIFT
+    pages = (size + PAGE_SIZE - 1) >> PAGE_SHIFT
     faults.count += 1
     faults.pages += pages
     bo.faults += 1
     bo.fault_pages += pages
     bo.handed_out = True
-    if offset + len(data) >= bo.size:
+    if offset + size >= bo.size:
         bo.eof_page_read = True
-    return data
 
 
 async def _read_slowly(bo: BufferObject, offset: int, size: int, request: Request) -> Buffer:
@@ -142,24 +153,35 @@ async def write(bo: BufferObject, offset: int, data: bytes) -> int:
     else:
         with growing(bo, end, partial(lifetime.resize, bo)):
             await _write(bo, offset, data)
-    first = offset >> PAGE_SHIFT
-    bo.gate.touch(first, pages_of(end) - first)
-    if bo.dirty is not None:
-        bo.dirty.wrote(offset >> PAGE_SHIFT, (end + PAGE_MASK) >> PAGE_SHIFT)
-    bo.handed_out = True
     if end > old_size and old_size & PAGE_MASK:
         await drop_cached_eof_page(bo, bo.device.unmapper, old_size, ALL_PAGES)
     return len(data)
 
 
+def write_at_once(bo: BufferObject, offset: int, data: Buffer) -> bool:
+    """The same if it need not wait and the BO need not grow; else False, and nothing has happened."""
+    if offset + len(data) > bo.size or not at_once.try_write(bo, offset, data):
+        return False
+    used_at_once(bo, "write", offset, len(data))
+    _written(bo, offset, len(data))
+    return True
+
+
+def _written(bo: BufferObject, offset: int, size: int) -> None:
+    first, end = offset >> PAGE_SHIFT, pages_of(offset + size)
+    bo.gate.touch(first, end - first)
+    if bo.dirty is not None:
+        bo.dirty.wrote(first, end)
+    bo.handed_out = True
+
+
 async def _write(bo: BufferObject, offset: int, data: bytes) -> None:
-    if at_once.try_write(bo, offset, data):
-        used_at_once(bo, "write", offset, len(data))
-    else:
+    if not write_at_once(bo, offset, data):
         used(bo, "write")
         await parked(bo, write_external if bo.external else _write_slowly, offset, data)
         first = offset >> PAGE_SHIFT
         trace_use(bo, "write", bo.last_use, first, pages_of(offset + len(data)) - first)
+        _written(bo, offset, len(data))
 
 
 async def _write_slowly(bo: BufferObject, offset: int, data: bytes, request: Request) -> None:

@@ -116,7 +116,7 @@ def _locate(bo: BufferObject, index: int, count: int) -> tuple[Backing | None, i
     return backing, page, length
 
 
-def try_write(bo: BufferObject, offset: int, data: bytes) -> bool:
+def try_write(bo: BufferObject, offset: int, data: Buffer) -> bool:
     """Write with no wait at all, without the reservation: memory is there and no bytes are moving."""
     if bo.whole is not None and bo.placed:
         view = _one_run(bo.whole, offset, len(data))
@@ -149,7 +149,7 @@ def try_write(bo: BufferObject, offset: int, data: bytes) -> bool:
     return scatter_now(bo, offset, data)
 
 
-def scatter_now(bo: BufferObject, offset: int, data: bytes) -> bool:
+def scatter_now(bo: BufferObject, offset: int, data: Buffer) -> bool:
     """Put the bytes where each page is now; every page has memory."""
     done, size = 0, len(data)
     view = memoryview(data)

@@ -9,57 +9,63 @@ Two fields of the INIT reply matter here, and neither pyfuse3 nor the libfuse of
   afterwards through fusectl, a mount without root only here (the kernel caps them at its own limit for users).
 
 `Handshake.wait` stands in for the readiness wait of pyfuse3's session loop until INIT is answered: it takes the request
-off the session descriptor, lets libfuse answer it into a socket in the descriptor's place, changes the reply and hands
-it to the kernel. All of it happens between two waits of one task, without an await, so nobody else sees the socket.
-What it does not understand it passes on as it is.
+off the device, lets libfuse answer it into a StandIn, changes the reply and hands it to the kernel. All of it happens
+between two waits of one task, without an await. What it does not understand it passes on as it is.
 """
 
 import os
 import select
-import socket
-import struct
 from collections.abc import Awaitable, Callable
 from typing import Final
 
 import pyfuse3
 
+from ttmfs.fs.kernel import wire
+from ttmfs.fs.kernel.stand_in import StandIn
+
 _WAIT: Final = "_wait_fuse_readable"
 _REQUEST_BYTES: Final = 1 << 17
-_FUSE_INIT: Final = 26
 _HANDLE_KILLPRIV_V2: Final = 1 << 28
 BACKGROUND: Final = 65535
 """Requests that may wait at once."""
-_IN_HEADER: Final = struct.Struct("=IIQQIIII")
-_INIT_IN: Final = struct.Struct("=IIII")
-_OUT_HEADER: Final = struct.Struct("=IiQ")
-_INIT_OUT: Final = struct.Struct("=IIIIHH")
-"""major, minor, max_readahead, flags, max_background, congestion_threshold; more follows."""
 
 
 def patched_reply(request: bytes, reply: bytes) -> bytes:
     """The INIT `reply` with what this module adds; as it is when either is not what it should be."""
-    if len(request) < _IN_HEADER.size + _INIT_IN.size or len(reply) < _OUT_HEADER.size + _INIT_OUT.size:
+    agreed = _agreed(request, reply)
+    if agreed is None:
         return reply
-    opcode = _IN_HEADER.unpack_from(request)[1]
-    offered = _INIT_IN.unpack_from(request, _IN_HEADER.size)[3]
-    length, error, _unique = _OUT_HEADER.unpack_from(reply)
-    if opcode != _FUSE_INIT or error or length != len(reply):
-        return reply
-    major, minor, readahead, flags, _background, _congestion = _INIT_OUT.unpack_from(reply, _OUT_HEADER.size)
-    flags |= offered & _HANDLE_KILLPRIV_V2
+    major, minor, readahead, flags, _background, _congestion, max_write = agreed
+    flags |= wire.INIT_IN.unpack_from(request, wire.IN_HEADER.size)[3] & _HANDLE_KILLPRIV_V2
     changed = bytearray(reply)
-    _INIT_OUT.pack_into(changed, _OUT_HEADER.size, major, minor, readahead, flags, BACKGROUND, BACKGROUND)
+    wire.INIT_OUT.pack_into(
+        changed, wire.OUT_HEADER.size, major, minor, readahead, flags, BACKGROUND, BACKGROUND, max_write
+    )
     return bytes(changed)
 
 
-class Handshake:
-    """One INIT. `install` between `pyfuse3.init()` and `pyfuse3.main()`, after any other wait was installed."""
+def _agreed(request: bytes, reply: bytes) -> tuple[int, ...] | None:
+    """What the reply to an INIT says (wire.INIT_OUT); None if they are no such two."""
+    if len(request) < wire.IN_HEADER.size + wire.INIT_IN.size or len(reply) < wire.OUT_HEADER.size + wire.INIT_OUT.size:
+        return None
+    opcode = wire.IN_HEADER.unpack_from(request)[1]
+    length, error, _unique = wire.OUT_HEADER.unpack_from(reply)
+    if opcode != wire.INIT or error or length != len(reply):
+        return None
+    return wire.INIT_OUT.unpack_from(reply, wire.OUT_HEADER.size)
 
-    def __init__(self, session_fd: int) -> None:
-        self._fd = session_fd
+
+class Handshake:
+    """One INIT, read from `device`. `agreed(max_write)` is called when it is answered with what this module adds.
+
+    `install` between `pyfuse3.init()` and `pyfuse3.main()`, after any other wait was installed.
+    """
+
+    def __init__(self, device: int, stand_in: StandIn, agreed: Callable[[int], object]) -> None:
+        self._device = device
+        self._stand_in = stand_in
+        self._agreed = agreed
         self._then: Callable[[], Awaitable[bool]] = getattr(pyfuse3, _WAIT)
-        self._device = -1
-        self._ours: socket.socket | None = None
         self._request = b""
         self.done = False
         """INIT was answered with what this module adds."""
@@ -70,43 +76,29 @@ class Handshake:
 
     async def wait(self) -> bool:
         """As the wait that it stands in for."""
-        if self._ours is None:
-            if not self._begin():
-                return await self._go_on()
+        if self._begin():
             return True
-        if not select.select([self._ours], [], [], 0)[0]:
-            # The read was interrupted: INIT is still there.
-            return True
-        self._finish()
-        return await self._go_on()
-
-    async def _go_on(self) -> bool:
+        if self._request:
+            self._finish()
         setattr(pyfuse3, _WAIT, self._then)
         return await self._then()
 
     def _begin(self) -> bool:
-        """Put a socket with the INIT request in the descriptor's place; False when there is no request yet."""
+        """Let libfuse read INIT; False when it has, or there is no request yet."""
         poller = select.poll()
-        poller.register(self._fd, select.POLLIN)
-        if not poller.poll(0):
+        poller.register(self._device, select.POLLIN)
+        if self._request or not poller.poll(0):
             return False
-        self._request = os.read(self._fd, _REQUEST_BYTES)
-        self._device = os.dup(self._fd)
-        self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            os.dup2(theirs.fileno(), self._fd)
-        self._ours.send(self._request)
+        self._request = os.read(self._device, _REQUEST_BYTES)
+        self._stand_in.put([self._request])
         return True
 
     def _finish(self) -> None:
-        """Hand the kernel libfuse's answer, and libfuse its descriptor back."""
-        assert self._ours is not None
-        try:
-            reply = self._ours.recv(_REQUEST_BYTES)
-        finally:
-            self._ours.close()
-            os.dup2(self._device, self._fd, inheritable=False)
-            os.close(self._device)
+        """Hand the kernel libfuse's answer."""
+        reply = self._stand_in.reply()
         patched = patched_reply(self._request, reply)
-        os.write(self._fd, patched)
-        self.done = patched != reply
+        os.write(self._device, patched)
+        agreed = _agreed(self._request, reply)
+        if agreed is not None:
+            self.done = True
+            self._agreed(agreed[-1])

@@ -1,6 +1,6 @@
 """INVAL: dropping what clients have cached of an inode, the kernel's unmap_mapping_range of this file system.
 
-`SessionFd` writes the notification, a 40-byte message on the session's /dev/fuse descriptor (pyfuse3 can only name
+`SessionFd` writes the notification, a 40-byte message on the session's /dev/fuse (pyfuse3 can only name
 whole inodes); `PageCache` does it in worker threads, after starting writeback through the mount. Promises:
 
 * nothing here blocks the loop's thread: the kernel answers an INVAL only after the daemon has answered the READs
@@ -58,16 +58,18 @@ _sync_file_range.restype = ctypes.c_int
 
 
 class SessionFd:
-    """The /dev/fuse descriptor through which this process serves the mount at `mountpoint`.
+    """The /dev/fuse through which this process serves the mount at `mountpoint`.
 
-    Found by connection number, in /proc/self/fdinfo; not duplicated, so that closing the session really closes it.
-    Raises TtmError(ENOENT) when nothing of this process serves that mount point.
+    `fd` is libfuse's descriptor of it, found by connection number in /proc/self/fdinfo, and `device` one of our own,
+    which is the device whatever stands in libfuse's place (StandIn). As long as it is open, an unmount waits for us:
+    `close` it first. Raises TtmError(ENOENT) when nothing of this process serves that mount point.
     """
 
     def __init__(self, mountpoint: str) -> None:
         self.connection = connection_number(mountpoint)
         self.fd = _find(self.connection)
-        self._rdev = os.fstat(self.fd).st_rdev
+        self.device = os.dup(self.fd)
+        self._rdev = os.fstat(self.device).st_rdev
         self._closed = False
 
     def invalidate_inode(self, ino: int, offset_bytes: int = 0, length_bytes: int = 0) -> bool:
@@ -104,7 +106,7 @@ class SessionFd:
         if self._gone():
             return False
         try:
-            os.write(self.fd, message)
+            os.write(self.device, message)
         except OSError as exc:
             if exc.errno == errno.ENOENT or self._gone():
                 return False
@@ -114,8 +116,10 @@ class SessionFd:
         return True
 
     def close(self) -> None:
-        """Forget the descriptor (call it before `pyfuse3.close()`): later notifications do nothing."""
-        self._closed = True
+        """Close `device` (before `pyfuse3.close()`): later notifications do nothing."""
+        if not self._closed:
+            self._closed = True
+            os.close(self.device)
 
     @property
     def connected(self) -> bool:
@@ -127,13 +131,13 @@ class SessionFd:
             return True
         try:
             # The number may belong to another file by now, and 40 bytes written there would be damage.
-            status = os.fstat(self.fd)
+            status = os.fstat(self.device)
         except OSError:
             return True
         if not stat.S_ISCHR(status.st_mode) or status.st_rdev != self._rdev:
             return True
         poller = select.poll()
-        poller.register(self.fd, 0)
+        poller.register(self.device, 0)
         return any(events & (select.POLLERR | select.POLLNVAL) for _, events in poller.poll(0))
 
 

@@ -2,7 +2,8 @@
 
 pyfuse3's stock wait spends two scheduler passes and three system calls (`epoll_ctl`, two `epoll_wait`) on every
 request. Here a task that has just answered a request polls the session descriptor directly, spins for a few
-microseconds, and only then parks in the stock wait. Three promises:
+microseconds, and only then parks in the stock wait. What is found, a Source takes: it may answer a request by itself,
+and then the wait goes on (device_loop.py). Three promises:
 
 * other trio tasks run at least every `checkpoint_s` (a request that is served inline never yields by itself), and
   in each turn of the loop there is one such period, however many tasks serve the session: a task that comes back
@@ -25,7 +26,7 @@ import select
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 import pyfuse3
 import trio
@@ -54,6 +55,16 @@ class LoopStatistics:
     idle_tasks: int
 
 
+class Source(Protocol):
+    """Who reads requests before pyfuse3 does."""
+
+    linger_s: float
+    """So much longer than usual the loop polls before it parks, if no other task is ready to run."""
+
+    def take(self) -> bool:
+        """There is a request: is pyfuse3 to read one? Neither awaits nor blocks."""
+
+
 class _FastWait:
     """The state of one installed wait; `wait` is what pyfuse3 calls."""
 
@@ -65,6 +76,8 @@ class _FastWait:
         self.checkpoint_s = checkpoint_s
         self.polled = self.parked = self.spurious = self.yields = 0
         self.idle_tasks = 0
+        self.source: Source | None = None
+        """None: pyfuse3 reads the session."""
         self._yielding = 0
         """Tasks at their checkpoint, which poll again after it."""
         self._last_checkpoint = 0.0
@@ -75,7 +88,10 @@ class _FastWait:
         self._clock = time.perf_counter
 
     async def wait(self) -> bool:
-        """True when a read of the session descriptor finds a request now, False when the loop should end."""
+        """True when a read of the session descriptor finds a request now, False when the loop should end.
+
+        Requests that the source answers are none of these.
+        """
         clock = self._clock
         while True:
             if not self._leave_it_to_another:
@@ -83,7 +99,9 @@ class _FastWait:
                 if self.idle_tasks == 0 or now - self._last_checkpoint >= self.checkpoint_s:
                     now = await self._yield()
                 if self.idle_tasks and not self._leave_it_to_another and self._found(now):
-                    return True
+                    if self.source is None or self.source.take():
+                        return True
+                    continue
             self.parked += 1
             self.idle_tasks += 1
             try:
@@ -94,7 +112,9 @@ class _FastWait:
             self._last_checkpoint = clock()
             if self._poll(0):
                 self._idle_since = None
-                return True
+                if self.source is None or self.source.take():
+                    return True
+                continue
             self.spurious += 1
 
     @property
@@ -120,6 +140,8 @@ class _FastWait:
         if self._idle_since is None:
             self._idle_since = now
         deadline = self._idle_since + self.spin_s
+        if self.source is not None and self.source.linger_s and not trio.lowlevel.current_statistics().tasks_runnable:
+            deadline += self.source.linger_s
         while True:
             if poll(0):
                 self._idle_since = None
@@ -158,6 +180,12 @@ def install(session_fd: int, *, spin_us: float = 10, checkpoint_s: float = 0.000
         return True
     _State.reason = f"the stock loop runs: {reason}"
     return False
+
+
+def read_through(source: Source | None) -> None:
+    """From now on requests are read by `source`, or by pyfuse3 itself. Nothing happens where this is not installed."""
+    if _State.wait is not None:
+        _State.wait.source = source
 
 
 def uninstall() -> None:

@@ -16,6 +16,7 @@ from ttmfs.fs.requests.open import OpenRequests
 from ttmfs.fs.requests.read_write import DataRequests
 from ttmfs.fs.requests.replies import Replies
 from ttmfs.fs.requests.served import Served
+from ttmfs.ttm.at_once import Buffer
 
 
 class Operations(pyfuse3.Operations):
@@ -28,26 +29,42 @@ class Operations(pyfuse3.Operations):
     def __init__(self, served: Served) -> None:
         super().__init__()
         replies, opens = Replies(served), OpenRequests(served)
-        self._data = DataRequests(served)
+        self.data = DataRequests(served)
         self.parts = (
             InodeRequests(served, replies),
             opens,
             NameRequests(served, replies, opens),
             ListRequests(served, replies),
-            self._data,
+            self.data,
         )
         self.take_parts()
-        self._trace = served.ttm.trace
-        self._trace.watch(self._trace_switched)
 
     def take_parts(self) -> None:
         """Answer every request with the part that has it: a call of pyfuse3 goes there without a detour."""
         for part in self.parts:
             vars(self).update(requests_of(part))
 
-    def _trace_switched(self) -> None:
-        """While faults are traced another handler answers READs, so that tracing that is off costs them nothing."""
-        vars(self)["read"] = self._data.read_traced if self._trace.wants("fault") else self._data.read
+    def before_next(self, call: Callable[[], None]) -> None:
+        """The first thing that happens when pyfuse3 next asks for an answer is `call`."""
+
+        def after_call(answer: Callable[..., Any]) -> Callable[..., Any]:
+            def called(*arguments: Any) -> Any:
+                self.take_parts()
+                call()
+                return answer(*arguments)
+
+            return called
+
+        for part in self.parts:
+            vars(self).update({name: after_call(answer) for name, answer in requests_of(part).items()})
+
+    def read_at_once(self, fh: int, off: int, size: int) -> Buffer | None:
+        """See DataRequests."""
+        return self.data.read_at_once(fh, off, size)
+
+    def write_at_once(self, fh: int, off: int, data: Buffer) -> bool:
+        """See DataRequests."""
+        return self.data.write_at_once(fh, off, data)
 
 
 def requests_of(part: object) -> dict[str, Callable[..., Any]]:
