@@ -47,7 +47,8 @@ def tree_of(commit: str) -> Iterator[Path]:
         check=False,
     )
     if found.returncode:
-        raise ScriptError(f"{ROOT} has no commit {commit!r}; `git log --oneline` shows some")
+        said = found.stderr.strip()  # nothing for a mere unknown name
+        raise ScriptError(said or f"{ROOT} has no commit {commit!r}; `git log --oneline` shows some")
     packed = subprocess.run([*git, "archive", "--format=tar", found.stdout.strip()], capture_output=True, check=True)
     with tempfile.TemporaryDirectory(prefix="ttmfs-against-") as folder:
         with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:

@@ -322,22 +322,22 @@ def test_a_setting_is_saved_and_put_back_as_it_is_read(one: Device, tmp_path: Pa
     assert file.read_bytes() == saved.read_bytes()
 
 
-def _edit(program: str, file: Path) -> None:
+def _edit(program: str, file: Path, beside: Path) -> None:
     """Replace `prefault=N` by `prefault=77` and save, as a person does."""
     if program == "ed":
         run("ed", "-s", file, input=b"g/^prefault=/s/=.*/=77/\nw\nq\n")
     elif program == "vim":
         run("vim", "-u", "NONE", "-es", "-c", "%s/^prefault=.*/prefault=77/", "-c", "wq", file)
     else:
-        run("sh", "-c", 'sed "s/^prefault=.*/prefault=77/" "$0" > "$1" && cat "$1" > "$0"', file, "/tmp/ttmfs-edited")
+        run("sh", "-c", 'sed "s/^prefault=.*/prefault=77/" "$0" > "$1" && cat "$1" > "$0"', file, beside)
 
 
 @pytest.mark.parametrize("program", ["ed", "vim", "sed"])
-def test_editors_write_a_setting(one: Device, program: str) -> None:
+def test_editors_write_a_setting(one: Device, tmp_path: Path, program: str) -> None:
     needs(program)
     before = read(one, "ctl/config")
     try:
-        _edit(program, Path(one.mountpoint, "ctl/config"))
+        _edit(program, Path(one.mountpoint, "ctl/config"), tmp_path / "edited")
         assert b"\nprefault=77\n" in read(one, "ctl/config")
     finally:
         Path(one.mountpoint, "ctl/config").write_bytes(before)

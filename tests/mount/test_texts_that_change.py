@@ -142,7 +142,7 @@ def test_texts_of_many_lengths_are_read_whole_too(changing: Device) -> None:
 SMALL, LARGE = ("stats", "objects/a/status.json"), ("trace.json",)
 PROGRAMS = {
     "cat": ('cat "$1"', SMALL + LARGE),
-    "cp": ('cp "$1" "$2" && cat "$2"', SMALL + LARGE),
+    "cp": ('rm -f "$2"; cp "$1" "$2" && cat "$2"', SMALL + LARGE),
     "dd": ('dd if="$1" bs=7 2>/dev/null', SMALL),
     "tac": ('tac "$1" | tac', SMALL + LARGE),
     "tail -c": ('tail -c 100000000 "$1"', SMALL + LARGE),
