@@ -8,11 +8,12 @@ import pytest
 import trio
 import trio.testing
 
-from tests.core.harness import MIB, PAGE, WaitingUnmapper, check, device, fails, make, move
+from tests.core.harness import MIB, PAGE, WaitingUnmapper, check, device, fails, make, move, outcome, pattern
 from tests.core.together_machine import CachedBo, Unmapper
 from ttmfs.driver import calls
 from ttmfs.driver.suspend import unplug
 from ttmfs.ttm import access
+from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.fault import default_fault
 from ttmfs.ttm.funcs import FaultFlag, FaultResult, VmFault
@@ -126,3 +127,51 @@ async def test_a_request_that_would_unmap_its_own_pages_is_told_and_other_pages_
         bo.handed_out = True
         await unmap_virtual(bo)
         assert unmapper.unmapped == ["a", "a"]
+
+
+class _Watched(Unmapper):
+    """An INVAL that nobody lets end is a finding."""
+
+    async def invalidate(self, bo: BufferObject, first_page: int, num_pages: int) -> None:
+        with trio.move_on_after(5) as scope:
+            await super().invalidate(bo, first_page, num_pages)
+        assert not scope.cancelled_caught, f"{bo.name} is unmapped for who is unmapped for it"
+
+
+async def test_two_hurried_writes_that_need_memory_do_not_wait_for_each_other() -> None:
+    """H31: each takes some from the other's BO, whose folio is locked until that one is answered."""
+    async with device(vram=0, memory=8 * MIB, swap=32 * MIB, pool_limit=0) as vdev:
+        vdev.ttm.unmapper = unmapper = _Watched(random.Random(1))
+        cache: Any = unmapper.cache
+        bos = [await make(vdev, name, 2 * MIB) for name in "ab"]
+        for bo in bos:
+            unmapper.cached[bo] = CachedBo(bo)
+            set_size(bo, bo.size + 8 * PAGE)
+        filler = await make(vdev, "filler", vdev.pool.free_pages * PAGE)
+        await calls.pin(vdev, filler)
+        wrote: dict[str, int] = {}
+
+        async def write(bo: BufferObject) -> None:
+            file = unmapper.cached[bo]
+            wrote[bo.name] = await outcome(lambda: cache.pwrite(file, 2 * MIB + PAGE, b"x" * 10))
+
+        reserve = vdev.pool.alloc(vdev.pool.reserve_pages, use_reserve=True)
+        async with trio.open_nursery() as nursery:
+            for bo in bos:
+                bo.handed_out = True
+                assert bo.resv.trylock()
+                nursery.start_soon(write, bo)
+            await trio.testing.wait_all_tasks_blocked()
+            waiting = list(vdev.ttm.counters.requests.parked)
+            assert len(waiting) == 2
+            for request in waiting:
+                request.hurry()
+            for bo in bos:
+                bo.unlock()
+        vdev.pool.free(reserve.pages)
+        # One may have to be told, that the other is served: without the reserve nothing is left for it.
+        assert sorted(wrote.values()) in ([0, 0], [0, errno.ENOMEM])
+        for bo in bos:
+            there = bytes(10) if wrote[bo.name] else b"x" * 10
+            assert bytes(await access.read(bo, 2 * MIB + PAGE, 11)) == there + b"\0"
+            assert bytes(await access.read(bo, 0, 2 * MIB)) == pattern(bo.name, 2 * MIB)

@@ -34,7 +34,7 @@ from ttmfs.ttm.gate import ALL_PAGES
 from ttmfs.ttm.growth import growing
 from ttmfs.ttm.move import retreat_to_system
 from ttmfs.ttm.park import park
-from ttmfs.ttm.reclaim import FAULT_WAIT, make_room
+from ttmfs.ttm.reclaim import COMMAND_WAIT, FAULT_WAIT, make_room
 from ttmfs.ttm.request import Request, parked, trace_fault
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, pages_of
 
@@ -102,7 +102,7 @@ async def _read_slowly(bo: BufferObject, offset: int, size: int, request: Reques
             try:
                 at_once.give_memory(bo, first, count, late=request.expired, holes=not bo.looks_only)
             except TtmError as error:
-                await _make_room(bo, count, error, request)
+                await _make_room(bo, first, count, error, request)
                 continue
             bo.looked |= bo.looks_only
             return at_once.gather_now(bo, offset, size)
@@ -131,10 +131,26 @@ def _check_content(bo: BufferObject, what: str) -> None:
         raise TtmError(errno.EIO, f"{what}: {bo.lost}")
 
 
-async def _make_room(bo: BufferObject, count: int, error: TtmError, request: Request) -> None:
-    """There is no memory right now: make some, or raise the error."""
-    need = Need(count, bo, patience=min(FAULT_WAIT, request.time_to_live))
-    if error.errno != errno.ENOMEM or request.expired or not await make_room(bo.device, need):
+async def _make_room(bo: BufferObject, first: int, count: int, error: TtmError, request: Request) -> None:
+    """There is no memory right now: make some, or raise the error.
+
+    Others are unmapped for it, which waits for their requests (H31). So that none of these waits for this one, the BO
+    is reserved meanwhile; then other pages of its own may go, too. While its pages are being unmapped somebody else has
+    it reserved, and waits for the answer: it comes soon.
+    """
+    if error.errno != errno.ENOMEM or request.expired:
+        raise error
+    unmapping = bo.gate.unmaps(first, count)
+    if not unmapping and not bo.resv.trylock():
+        await park(bo, "reservation", bo.resv.wait_unlocked, request.time_to_live, first, count)
+        return
+    keep, patience = (None, COMMAND_WAIT) if unmapping else (range(first, first + count), FAULT_WAIT)
+    try:
+        made = await make_room(bo.device, Need(count, bo, keep, min(patience, request.time_to_live)))
+    finally:
+        if not unmapping:
+            bo.unlock()
+    if not made:
         raise error
 
 
@@ -227,7 +243,7 @@ async def _prepare(bo: BufferObject, first: int, count: int, request: Request) -
         else:
             at_once.give_memory(bo, first, count, late=request.expired and not bo.gate.unmaps(first, count))
     except TtmError as error:
-        await _make_room(bo, count, error, request)
+        await _make_room(bo, first, count, error, request)
 
 
 def _write_anyway(bo: BufferObject, offset: int, data: bytes, first: int, count: int, request: Request) -> bool:
