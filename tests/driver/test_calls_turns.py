@@ -9,6 +9,8 @@ from tests.core.harness import MIB, PAGE, device, idle, make, move
 from tests.turns import LongestStep, Turns, ticking_clock
 from ttmfs.driver import calls
 from ttmfs.driver.device import VirtualDevice
+from ttmfs.driver.jobs import Job, execute
+from ttmfs.driver.submit import submit_job
 from ttmfs.ttm.afford import take
 from ttmfs.ttm.backup import BackupFlags
 from ttmfs.ttm.bo import BufferObject
@@ -64,6 +66,22 @@ async def test_others_run_between_one_and_the_next_of_suspend_and_resume(monkeyp
                 await call(OperationContext())
             assert {bo.mem_type for bo in bos} == {place}
             assert 0 < turns.most("take") <= 16, place
+
+
+async def test_others_run_between_one_small_job_and_the_next(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: object
+) -> None:
+    turns = Turns()
+    async with device() as vdev:
+        bo = await make(vdev, "bo", PAGE)
+        # Until all are there: the clock goes on when nobody has anything to do.
+        await submit_job(vdev, Job("busy", srcs=(bo,), seconds=20), OperationContext())
+        for _ in range(BOS):
+            await submit_job(vdev, Job("fill", dst=bo, value=1), OperationContext())
+        monkeypatch.setattr("ttmfs.driver.jobs.execute", turns.noting("job", execute))
+        with ticking_clock(us=200), turns:
+            await idle(bo)
+        assert 0 < turns.most("job") <= 16
 
 
 # -- the table of the worst --------------------------------------------------------------------------------------------

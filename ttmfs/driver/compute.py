@@ -18,6 +18,7 @@ from ttmfs.driver.engine import FenceErrors
 from ttmfs.driver.queues import Priority, Queue, QueuedWork, Queues
 from ttmfs.errors import TtmError
 from ttmfs.observe import points
+from ttmfs.sync.breather import Pauses
 from ttmfs.sync.fence import Fence, FenceCounters
 from ttmfs.sync.offload import Lane
 
@@ -82,7 +83,10 @@ class Compute:
                 nursery.start_soon(self._engine, lane)
 
     async def _engine(self, lane: Lane) -> None:
+        pauses = Pauses()
         while True:
+            # Small jobs wait for nothing, and there may be thousands.
+            await pauses.step()
             while (queue := self._take()) is None:
                 await self._idle.park()
             queue.running = True

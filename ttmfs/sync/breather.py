@@ -35,6 +35,21 @@ class Breather:
             self._next = clock.monotonic() + INTERVAL
 
 
+class Pauses:
+    """`await step()` as of a Breather, for the few tasks that are the device's own: they wait for nobody's turn."""
+
+    __slots__ = ("_next",)
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    async def step(self) -> None:
+        """Let others run if the last time was long enough ago."""
+        if clock.monotonic() >= self._next:
+            await trio.lowlevel.checkpoint()
+            self._next = clock.monotonic() + INTERVAL
+
+
 class _Turns:
     """Who has paused, in order; while there is anybody, a task lets one of them go on in each turn of the loop."""
 
