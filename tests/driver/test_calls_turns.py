@@ -72,16 +72,17 @@ async def test_others_run_between_one_small_job_and_the_next(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: object
 ) -> None:
     turns = Turns()
-    async with device() as vdev:
-        bo = await make(vdev, "bo", PAGE)
-        # Until all are there: the clock goes on when nobody has anything to do.
-        await submit_job(vdev, Job("busy", srcs=(bo,), seconds=20), OperationContext())
-        for _ in range(BOS):
-            await submit_job(vdev, Job("fill", dst=bo, value=1), OperationContext())
-        monkeypatch.setattr("ttmfs.driver.jobs.execute", turns.noting("job", execute))
-        with ticking_clock(us=200), turns:
-            await idle(bo)
-        assert 0 < turns.most("job") <= 16
+    with ticking_clock(us=200):
+        async with device() as vdev:
+            bo = await make(vdev, "bo", PAGE)
+            # Until all are there: the clock of trio goes on when nobody has anything to do.
+            await submit_job(vdev, Job("busy", srcs=(bo,), seconds=20), OperationContext())
+            for _ in range(BOS):
+                await submit_job(vdev, Job("fill", dst=bo, value=1), OperationContext())
+            monkeypatch.setattr("ttmfs.driver.jobs.execute", turns.noting("job", execute))
+            with turns:
+                await idle(bo)
+    assert 0 < turns.most("job") <= 16
 
 
 # -- the table of the worst --------------------------------------------------------------------------------------------
