@@ -16,6 +16,7 @@ from ttmfs.ttm.backup import BackupFlags
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.lifetime import set_size
+from ttmfs.ttm.mem_space import move_to
 
 BOS = 256
 MANY = 3000
@@ -66,6 +67,18 @@ async def test_others_run_between_one_and_the_next_of_suspend_and_resume(monkeyp
                 await call(OperationContext())
             assert {bo.mem_type for bo in bos} == {place}
             assert 0 < turns.most("take") <= 16, place
+
+
+async def test_others_run_between_one_move_and_the_next_of_a_validate_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody has anything cached a move waits for nothing."""
+    turns = Turns()
+    async with device() as vdev:
+        bos = [await make(vdev, f"bo{number}", PAGE) for number in range(BOS)]
+        monkeypatch.setattr("ttmfs.ttm.validate.move_to", turns.noting("move", move_to))
+        with ticking_clock(us=200), turns:
+            await validate_them("vram")(vdev, bos)
+        assert {bo.mem_type for bo in bos} == {"vram"}
+        assert 0 < turns.most("move") <= 16
 
 
 async def test_others_run_between_one_small_job_and_the_next(

@@ -130,18 +130,20 @@ async def validate_all(
         before = (Place(bo.mem_type),)
         try:
             await move_to(bo, resource, ctx, evict=False)
+            moved.append((bo, before))
+            await breather.step()
         except BaseException:
             for _later, unused in allocated[index + 1 :]:
                 unused.manager.free(unused)
             await _move_back(moved, ctx)
             raise
-        moved.append((bo, before))
     return [bo for bo, _resource in allocated]
 
 
 async def _move_back(moved: Sequence[tuple[BufferObject, Placement]], ctx: OperationContext) -> None:
     """Undo moves, the last first. Their old space is free or becomes so; one that cannot go back stays where it is."""
     left = list(moved)
+    breather = Breather()
     with undoing():
         while left:
             bo, place = left[-1]
@@ -150,5 +152,6 @@ async def _move_back(moved: Sequence[tuple[BufferObject, Placement]], ctx: Opera
             except TtmError as error:
                 bo.last_error = f"could not be moved back: {error.message}"
             left.pop()
+            await breather.step()
     for bo, _place in left:
         bo.last_error = f"was not moved back: there was no time ({UNDO_SECONDS:g} s)"
