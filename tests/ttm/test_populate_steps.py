@@ -10,7 +10,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import trio
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
 from tests.core.harness import MIB, PAGE, check, device, fails, idle, make, move, pattern
 from tests.core.steps import small_steps
@@ -230,9 +230,11 @@ def test_there_is_a_lull_when_nothing_was_answered_and_nobody_waits() -> None:
 
 @given(
     held=st.lists(st.tuples(st.integers(0, 500), st.integers(1, 60)), max_size=4),
-    filled=st.lists(st.tuples(st.integers(0, 299), st.integers(1, 40)), max_size=3),
+    # So few at a time that they make no whole piece.
+    filled=st.lists(st.tuples(st.integers(0, 299), st.integers(1, 7)), max_size=3),
     step=st.sampled_from([8, 13, 64, 300]),
 )
+@example(held=[], filled=[(4, 8)], step=8)
 @settings(deadline=None, max_examples=150)
 def test_a_piece_that_is_no_block_marks_the_tt(
     held: list[tuple[int, int]], filled: list[tuple[int, int]], step: int
@@ -253,5 +255,18 @@ def test_a_piece_that_is_no_block_marks_the_tt(
     tt.drop_stock()
     assert tt.is_populated
     assert tt.beneficial_order_failed == (marked or not tt.in_blocks(3, np.arange(300 >> 3)))
+    tt.unpopulate()
+    pool.check()
+
+
+def test_holes_that_come_back_in_between_stay_for_the_next_attempt() -> None:
+    pool = pools.make(1024)
+    tt = TT(pool, 300)
+    tt.populate_range(100, 100)
+    assert tt.begin_fill(300, unlimited=True)
+    tt.depopulate(np.arange(100, 150))
+    tt.fill_from_stock(0, 300, zero=True)
+    assert (tt.populated_pages, tt.next_hole(0, 300)) == (250, 250)
+    tt.drop_stock()
     tt.unpopulate()
     pool.check()
