@@ -60,6 +60,49 @@ async def test_fast_only_beside_a_parked_task(pipe: tuple[int, int]) -> None:
     assert wait.polled == 1
 
 
+class Answers:
+    """A source that answers requests of one byte, as many as `answers`; the next are left to pyfuse3."""
+
+    def __init__(self, fd: int, answers: int, linger_s: float = 0.0) -> None:
+        self.fd, self.answers, self.linger_s = fd, answers, linger_s
+
+    def take(self) -> bool:
+        if self.answers:
+            self.answers -= 1
+            os.read(self.fd, 1)
+            return False
+        return True
+
+
+@pytest.mark.parametrize("parked", [True, False])
+async def test_what_a_source_answers_is_none_of_pyfuse3s(pipe: tuple[int, int], parked: bool) -> None:
+    os.write(pipe[1], b"xxxx")
+    wait = _FastWait(pipe[0], Stock(*[True] * 4), 0.0, 1000.0)
+    wait.idle_tasks = 0 if parked else 1
+    wait.source = source = Answers(pipe[0], 3)
+    assert await wait.wait() is True
+    assert source.answers == 0
+    assert os.read(pipe[0], 9) == b"x", "the fourth is pyfuse3's"
+
+
+async def test_a_source_has_an_idle_descriptor_polled_longer_if_nobody_else_has_work(pipe: tuple[int, int]) -> None:
+    def polls(source: Answers | None) -> int:
+        wait = _FastWait(pipe[0], Stock(), 100e-6, 1000.0)
+        clock = itertools.count(0, 10e-6)
+        wait._clock = lambda: next(clock)
+        wait.source = source
+        assert wait._found(wait._clock()) is False
+        return round(next(clock) / 10e-6)
+
+    usual = polls(None)
+    assert polls(Answers(pipe[0], 0)) == usual
+    longer = polls(Answers(pipe[0], 0, 300e-6))
+    assert longer == pytest.approx(usual + 30, abs=1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.lowlevel.checkpoint)
+        assert polls(Answers(pipe[0], 0, 300e-6)) == usual
+
+
 async def test_no_yield_between_requests_within_the_period(pipe: tuple[int, int]) -> None:
     os.write(pipe[1], b"x")
     wait = _FastWait(pipe[0], Stock(), 0.0, 1000.0)

@@ -1,6 +1,8 @@
 """Bytes through the device loop, and through pyfuse3 alone: every way in and out, and the end of a mount meanwhile."""
 
+import time
 from collections.abc import Callable
+from itertools import cycle
 
 import pytest
 
@@ -48,6 +50,24 @@ def writes(name, seed, count):
     return os.pread(fd, SIZE, 0) == model and bytes(area[:]) == model
 '''
 
+STREAM = """
+def stream(name, seconds):
+    # Passes of large pwrites, some with pages of a mapping and small ones between; each pass is read again.
+    fd, straight, passes = opened(name), opened(name, os.O_RDWR | os.O_DIRECT), 0
+    area, block, end = mapped(fd, SIZE), mmap.mmap(-1, 1 << 20), time.monotonic() + seconds
+    while time.monotonic() < end or passes < 3:
+        passes += 1
+        for at in range(0, SIZE, 1 << 20):
+            block[:] = bytes([passes % 251 + 1, at >> 20]) * (1 << 19)
+            assert (os.pwrite(fd, block[:], at) if passes % 3 else os.pwritev(straight, [block], at)) == 1 << 20
+            assert area[at + 2 : at + 4] == block[:2]
+        os.pwrite(fd, b'end', SIZE - 3)
+        for at in range(0, SIZE, 1 << 20):
+            found = os.pread(fd, (1 << 20) - 3, at)
+            assert found == (bytes([passes % 251 + 1, at >> 20]) * (1 << 19))[:-3], (passes, at)
+    return passes
+"""
+
 BUSY = """
 import threading
 fd = opened('bo/busy'); straight = opened('bo/busy', os.O_RDWR | os.O_DIRECT); block = mmap.mmap(-1, 1 << 20)
@@ -86,6 +106,24 @@ def test_what_is_written_in_any_way_is_read_in_any_way(
     counts = loop_counts(device)
     tried = counts["streams"] != "0" and counts["answered"] != "0" and counts["handed_over"] != "0"
     assert tried == (options == STANDARD), counts
+
+
+@LOOPS
+@pytest.mark.parametrize("seconds", [2, pytest.param(40, marks=pytest.mark.stress)])
+def test_streams_into_what_moves(mounted: Callable[..., Device], options: tuple[str, ...], seconds: int) -> None:
+    device = mounted(*options)
+    client = device.client("SIZE = 6 << 20\n" + STREAM)
+    device.make("a", 6 << 20, fill=1, place="vram")
+    client.begin(f"stream('bo/a', {seconds})")
+    moves, end = 0, time.monotonic() + seconds
+    for place in cycle(["gtt", "vram", "system", "vram:contiguous"]):
+        moves += device.command("objects/a/validate", place) == "ok"
+        time.sleep(0.02)
+        if time.monotonic() > end and moves > 3:
+            break
+    assert client.result(30) > 2
+    assert (loop_counts(device)["streams"] != "0") == (options == STANDARD)
+    assert device.control("selfcheck") == []
 
 
 @LOOPS
