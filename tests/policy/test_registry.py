@@ -1,6 +1,7 @@
 """What there is, how it is written, what is refused and in which words; files and packages of one's own."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +45,8 @@ def mine(tmp_path: Path) -> str:
 
 
 def make(text: str, owner: int | None = None) -> object:
-    return Seat.fill(prepare(parse_spec("evict", text.split()), owner), run).policy
+    words = re.split(r" (?=\w+=)", text) if "/" in text else text.split()  # a path may have blanks
+    return Seat.fill(prepare(parse_spec("evict", words), owner), run).policy
 
 
 def refusal(text: str, owner: int | None = None) -> str:

@@ -1,6 +1,7 @@
 """Traces for tests: made of ids, or drawn."""
 
 import random
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -49,9 +50,9 @@ def scans(seed: int) -> list[int]:
 
 
 def written(kind: Kind, text: str) -> Written:
-    """A policy as one writes it."""
+    """A policy as one writes it; a path may have blanks."""
     assert kind in ("evict", "prefetch")
-    return Written.of(parse_spec(kind, text.split()))
+    return Written.of(parse_spec(kind, re.split(r" (?=\w+=)", text)))
 
 
 def replayed(trace: Trace, evict: str, size: int, *, prefetch: str = "none", engine: Engine = "sizes") -> Row:
