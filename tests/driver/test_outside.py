@@ -1,5 +1,6 @@
 """Drivers from outside that do what no driver may: an errno and a sentence, every byte right, the device goes on."""
 
+import contextlib
 import errno
 import logging
 from pathlib import Path
@@ -23,6 +24,7 @@ import trio
 from ttmfs.driver.policy import DefaultDriver
 from ttmfs.ttm.fault import default_fault, vm_reserve
 from ttmfs.ttm.funcs import FaultResult, Multihop
+from ttmfs.ttm.placement import Place
 
 class Own(DefaultDriver):
 """
@@ -71,6 +73,67 @@ async def test_a_move_that_fails_leaves_everything_as_it_was(tmp_path: Path, doe
         bo = await make(vdev, "a")
         with pytest.raises(TtmError, match=r"the driver's Own\.move failed"):
             await move(vdev, bo, "vram")
+        await check(bo)
+
+
+@pytest.mark.parametrize("does", ["return None", "await trio.sleep(0)"])
+async def test_a_move_that_did_not_move_is_said(tmp_path: Path, does: str) -> None:
+    async with device(driver=driver(tmp_path, f"async def move(self, *what, **how): {does}")) as vdev:
+        bo = await make(vdev, "a")
+        with pytest.raises(TtmError, match=r"the driver's Own\.move says that it has moved, and 'a' is not in vram"):
+            await move(vdev, bo, "vram")
+        assert vdev.ttm.managers["vram"].usage == 0
+        await check(bo)
+
+
+@pytest.mark.parametrize("does", [RAISES, EXITS, "raise Multihop(())"])
+async def test_a_move_that_fails_when_it_has_moved_is_one(tmp_path: Path, does: str) -> None:
+    body = f"async def move(self, *what, **how):\n    await super().move(*what, **how)\n    {does}"
+    async with device(driver=driver(tmp_path, body)) as vdev:
+        bo = await make(vdev, "a")
+        await move(vdev, bo, "vram")
+        assert bo.mem_type == "vram"
+        assert "Own.move failed after it had moved" in bo.last_error
+        await check(bo)
+
+
+async def test_a_hop_for_a_hop_is_an_error(tmp_path: Path) -> None:
+    hop = "raise Multihop((Place('gtt'),))"
+    async with device(driver=driver(tmp_path, f"async def move(self, *what, **how): {hop}")) as vdev:
+        bo = await make(vdev, "a")
+        with pytest.raises(TtmError, match="hop to gtt asks for a hop to gtt: one is all there may be"):
+            await move(vdev, bo, "vram")
+        assert vdev.ttm.managers["vram"].usage == vdev.ttm.managers["gtt"].usage == 0
+        await check(bo)
+
+
+@pytest.mark.parametrize("hop", ["'vram'", "None", "(5,)"])
+async def test_a_hop_that_is_no_placement_is_said(tmp_path: Path, hop: str) -> None:
+    async with device(driver=driver(tmp_path, f"async def move(self, *what, **how): raise Multihop({hop})")) as vdev:
+        bo = await make(vdev, "a")
+        with pytest.raises(TtmError, match=r"Own\.move says .*, which is no tuple of places"):
+            await move(vdev, bo, "vram")
+        await check(bo)
+
+
+@pytest.mark.parametrize("answer", ["NOPAGE", "RETRY", "SIGBUS"])
+async def test_what_a_fault_leaves_reserved_others_have(tmp_path: Path, answer: str, autojump_clock: MockClock) -> None:
+    body = f"async def fault(self, vmf):\n    await vm_reserve(vmf)\n    return FaultResult.{answer}"
+    async with device(driver=driver(tmp_path, body), fault_timeout=1) as vdev:
+        bo = vdev.create_bo("a")
+        set_size(bo, MIB)
+        with contextlib.suppress(TtmError):
+            await access.read(bo, 0, PAGE)
+        assert not bo.resv.locked
+        await move(vdev, bo, "vram")
+
+
+async def test_only_a_move_asks_for_a_hop(tmp_path: Path) -> None:
+    async with device(driver=driver(tmp_path, "def evict_flags(self, bo): raise Multihop(())")) as vdev:
+        bo = await make(vdev, "a", 4 * MIB, place="vram")
+        new = await make(vdev, "new")
+        with pytest.raises(TtmError, match=r"the driver's Own\.evict_flags failed: Multihop"):
+            await move(vdev, new, "vram")
         await check(bo)
 
 

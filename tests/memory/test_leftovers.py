@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 
 from tests.memory.pools import make, refused
+from ttmfs.errors import TtmError
 from ttmfs.memory.leftovers import STEP_PAGES
 from ttmfs.memory.pool import PagePool
 from ttmfs.memory.runs import PageArray
@@ -73,6 +74,19 @@ def test_what_is_only_part_of_its_blocks_is_split_off() -> None:
     pool.leftovers.settle()
     assert np.flatnonzero(pool.in_use_map()).tolist() == sorted(pages[1::2].tolist())
     pool.free(pages[1::2])
+    pool.check()
+
+
+def test_an_allocation_that_is_undone_leaves_the_pool_within_its_limit() -> None:
+    pool = make(WHOLE, limit=1024)
+    pooled, rest = pool.alloc(512).pages, pool.alloc(WHOLE - 512).pages
+    pool.free(pooled)
+    # Of every block a page stays, so that there is none of the order that is insisted on.
+    goes = np.setdiff1d(rest, rest[::256])
+    give_all_back(pool, goes)
+    with pytest.raises(TtmError, match="which defrag insists on"):
+        pool.alloc(1024, defrag=True, max_order=9)
+    assert 0 < pool.pooled_pages <= 1024
     pool.check()
 
 

@@ -20,7 +20,7 @@ from ttmfs.ttm.placement import Place
 log = logging.getLogger(__name__)
 
 _NOTIFICATIONS: Final = ("swap_notify", "delete_mem_notify", "io_mem_free")
-_ASYNC: Final = ("fault_reserve_notify", "move", "validate_for_job", "take_dirty")
+_ASYNC: Final = ("fault_reserve_notify", "validate_for_job", "take_dirty")
 
 _Hook = Callable[..., Any]
 _AsyncHook = Callable[..., Awaitable[Any]]
@@ -32,6 +32,7 @@ def hold_to_it(driver: DefaultDriver) -> None:
         _replace(driver, name, _notification)
     for name in _ASYNC:
         _replace(driver, name, _awaited)
+    _replace(driver, "move", _move)
     _replace(driver, "fault", _fault)
     _replace(driver, "evict_flags", _placement)
     for name in ("eviction_valuable", "bo_created", "io_mem_reserve"):
@@ -45,10 +46,10 @@ def _replace(driver: DefaultDriver, name: str, by: Callable[[_Hook], _Hook]) -> 
 
 
 @contextmanager
-def _told(hook: _Hook) -> Iterator[None]:
+def _told(hook: _Hook, *may_raise: type[BaseException]) -> Iterator[None]:
     try:
         yield
-    except (TtmError, Multihop):
+    except (TtmError, *may_raise):
         raise
     except (Exception, SystemExit) as error:
         log.exception("the driver's %s failed", _name(hook))
@@ -84,11 +85,15 @@ def _placement(hook: _Hook) -> _Hook:
     def call(bo: Any) -> Any:
         with _told(hook):
             found = hook(bo)
-        if isinstance(found, tuple) and all(isinstance(place, Place) for place in found):
-            return found
-        raise TtmError(errno.EIO, f"the driver's {_name(hook)} says {found!r:.80}, which is no tuple of places")
+        _check_placement(found, hook)
+        return found
 
     return call
+
+
+def _check_placement(found: object, hook: _Hook) -> None:
+    if not isinstance(found, tuple) or not all(isinstance(place, Place) for place in found):
+        raise TtmError(errno.EIO, f"the driver's {_name(hook)} says {found!r:.80}, which is no tuple of places")
 
 
 def _awaited(hook: _AsyncHook) -> _AsyncHook:
@@ -100,17 +105,40 @@ def _awaited(hook: _AsyncHook) -> _AsyncHook:
     return call
 
 
+def _move(hook: _AsyncHook) -> _AsyncHook:
+    """It has moved the BO or it has not, whichever the BO says; only a move may ask for a hop."""
+
+    @wraps(hook)
+    async def call(bo: Any, resource: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            with _told(hook, Multihop):
+                await hook(bo, resource, *args, **kwargs)
+        except BaseException as error:
+            if bo.resource is not resource:
+                if isinstance(error, Multihop):
+                    _check_placement(error.hop, hook)
+                raise
+            # Who hears that it failed takes the space back, in which the BO is. Who was cancelled hears it again.
+            bo.last_error = f"the driver's {_name(hook)} failed after it had moved: {error}"
+            log.exception("the driver's %s failed after it had moved %r", _name(hook), bo.name)
+        if bo.resource is not resource:
+            where = f"{bo.name!r} is not in {resource.mem_type}"
+            raise TtmError(errno.EIO, f"the driver's {_name(hook)} says that it has moved, and {where}")
+
+    return call
+
+
 def _fault(hook: _AsyncHook) -> _AsyncHook:
     @wraps(hook)
     async def call(vmf: VmFault) -> FaultResult:
         try:
             with _told(hook):
                 found = await hook(vmf)
-            if isinstance(found, FaultResult):
-                return found
-            raise TtmError(errno.EIO, f"the driver's {_name(hook)} says {found!r:.80}, which is no FaultResult")
-        except BaseException:
+        finally:
+            # Whatever it says: what it leaves reserved nobody would ever have again.
             vmf.unreserve()
-            raise
+        if isinstance(found, FaultResult):
+            return found
+        raise TtmError(errno.EIO, f"the driver's {_name(hook)} says {found!r:.80}, which is no FaultResult")
 
     return call

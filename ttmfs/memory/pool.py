@@ -53,8 +53,7 @@ class PagePool:
         now: Callable[[], float] = clock.monotonic,
     ) -> None:
         if min(limit_pages, reserve_pages, warm_pages) < 0 or not 0 <= beneficial_order <= MAX_ORDER:
-            message = f"pool limits cannot be negative, and the beneficial order is 0 to {MAX_ORDER}"
-            raise TtmError(errno.EINVAL, message)
+            raise TtmError(errno.EINVAL, f"no limit is negative, and the beneficial order is 0 to {MAX_ORDER}")
         self.arena = arena
         self.reserve_pages = reserve_pages
         self.beneficial_order = beneficial_order
@@ -230,14 +229,14 @@ class PagePool:
                     short -= state.take_fresh(order, short)
                 failed = short > 0
                 if failed and defrag:
-                    state.undo()
+                    self._undo(state)
                     self._counts["beneficial_order_failed"] += 1
                     raise self._no_memory(num_pages, f" in blocks of order {order}, which defrag insists on")
             elif short and not order:
                 if self.shrink(short):
                     short -= state.take_fresh(order, short)
                 if short:
-                    state.undo()
+                    self._undo(state)
                     raise self._no_memory(num_pages)
             remaining -= (want - short) << order
             order -= bool(short)
@@ -249,6 +248,11 @@ class PagePool:
         for account in self.accounts:
             account.excuse(stock.rest())
         return stock
+
+    def _undo(self, state: AllocState) -> None:
+        """What came from the pool goes back there, where others may have been put meanwhile: of leftovers."""
+        state.undo()
+        self.shrink(max(0, self.pooled_pages - self._limit_pages))
 
     def _alloc_single(self, order: int, caching: Caching, zero: bool) -> PoolAlloc | None:
         """The usual small allocation, one block; None when there is none of this order (the general way tells why)."""
@@ -364,8 +368,7 @@ class PagePool:
     def _in_use(self, starts: Int64Array) -> None:
         pooled = self._types.holds(starts)
         if pooled.any():
-            message = f"page {int(starts[int(pooled.argmax())])} is in the pool already: freed twice"
-            raise TtmError(errno.EINVAL, message)
+            raise TtmError(errno.EINVAL, f"page {starts[pooled][0]} is in the pool already: freed twice")
 
     def _release(self, start: Int64Array, order: Uint8Array) -> None:
         """Blocks (touched, as far as is known) to the buddy."""

@@ -205,7 +205,8 @@ def _count_eviction(bo: BufferObject, ctx: OperationContext) -> None:
 async def _bounce(bo: BufferObject, hop: Placement, ctx: OperationContext) -> None:
     """ttm_bo_bounce_temp_buffer: move to a temporary place, as an ordinary move.
 
-    The kernel lets the ENOSPC of a full hop out as it is; here it is translated as everywhere.
+    The kernel lets the ENOSPC of a full hop out as it is; here it is translated as everywhere. A hop that asks for
+    another hop is EIO: nobody could say where that ends.
     """
     try:
         resource = await mem_space(bo, hop, ctx)
@@ -213,8 +214,11 @@ async def _bounce(bo: BufferObject, hop: Placement, ctx: OperationContext) -> No
         raise no_room(bo, hop, ctx) if error.errno == errno.ENOSPC else error from None
     try:
         await handle_move_mem(bo, resource, ctx, evict=False)
-    except BaseException:
+    except BaseException as error:
         resource.manager.free(resource)
+        if isinstance(error, Multihop):
+            what = f"the driver's hop to {format_placement(hop)} asks for a hop to {format_placement(error.hop)}"
+            raise TtmError(errno.EIO, f"{what}: one is all there may be") from None
         raise
 
 
