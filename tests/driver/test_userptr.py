@@ -19,6 +19,7 @@ from ttmfs.driver.submit import submit_job
 from ttmfs.driver.userptr import Asked
 from ttmfs.driver.vm import MAX_USERPTRS, Vm
 from ttmfs.driver.vm_exec import VmJob, exec_vm
+from ttmfs.errors import TtmError
 from ttmfs.memory.as_caller import Caller
 from ttmfs.memory.foreign_file import ForeignFile
 from ttmfs.ttm.bo import BufferObject
@@ -311,3 +312,16 @@ async def test_a_userptr_that_is_never_bound_is_found(theirs: Path) -> None:
         assert any("bound nowhere" in sentence for sentence in vdev.selfcheck())
         release(bo)
         assert not vdev.selfcheck()
+
+
+async def test_a_failure_that_meets_the_look_at_a_file_is_the_execs(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(bytes(MIB))
+    async with device() as vdev:
+        vm = vdev.vms.make("a")
+        await bind(vdev, vm, path)
+        interrupt = vdev.ttm.inject["interrupt"]
+        interrupt.probability, interrupt.times = 100, 1
+        with pytest.raises(TtmError, match="interrupt"):
+            await run(vdev, vm, "checksum", BASE, 4096)
+        await run(vdev, vm, "checksum", BASE, 4096)

@@ -47,9 +47,10 @@ def _replace(driver: DefaultDriver, name: str, by: Callable[[_Hook], _Hook]) -> 
 
 @contextmanager
 def _told(hook: _Hook, *may_raise: type[BaseException]) -> Iterator[None]:
+    passes: tuple[type[BaseException], ...] = (TtmError, *may_raise)
     try:
         yield
-    except (TtmError, *may_raise):
+    except passes:
         raise
     except (Exception, SystemExit) as error:
         log.exception("the driver's %s failed", _name(hook))

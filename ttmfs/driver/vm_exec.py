@@ -132,10 +132,15 @@ class _Exec:
     async def look_at_files(self, bos: Iterable[BufferObject]) -> None:
         """One that does not answer is found out here, where nothing else is reserved; what it is, once all are."""
         for bo in bos:
-            if bo.external:
-                with contextlib.suppress(TtmError):
-                    async with reserved(bo):
+            if not bo.external:
+                continue
+            try:
+                async with reserved(bo):
+                    with contextlib.suppress(TtmError):
                         await check_exporter(bo, self.patience)
+            except TtmError:
+                if not bo.deleted:
+                    raise
 
     def pieces(self) -> list[Piece]:
         """What it touches, as of now. TtmError as `Vm.pieces`, ENOENT when the VM was removed."""

@@ -16,13 +16,12 @@ import contextlib
 import ctypes
 import errno
 import os
-import queue
 import select
 import stat
 import struct
 import threading
 import time
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -249,22 +248,32 @@ class _Closer:
     def __init__(self, session: SessionFd, aliases: _Aliases) -> None:
         self._session = session
         self._aliases = aliases
-        self._fds: queue.SimpleQueue[tuple[int, int, bytes]] = queue.SimpleQueue()
-        self._idle = threading.Semaphore(0)
+        self._there_is_one = threading.Condition()
+        self._fds: deque[tuple[int, int, bytes]] = deque()
+        self._idle = 0
+        """Threads that wait for one; each of `_fds` has one of these, or one that was started for it."""
 
     def close(self, fd: int, ino: int, alias: bytes) -> None:
         """Close `fd` some time soon; it was opened by the name `alias` in the root, and means inode `ino`."""
-        self._fds.put((fd, ino, alias))
-        if not self._idle.acquire(blocking=False):
-            threading.Thread(target=self._run, name="ttmfs-closer", daemon=True).start()
+        with self._there_is_one:
+            self._fds.append((fd, ino, alias))
+            self._there_is_one.notify()
+            enough = self._idle >= len(self._fds)
+        if not enough:
+            # Without a thread to be had it waits for the next one that is done.
+            with contextlib.suppress(RuntimeError):
+                threading.Thread(target=self._run, name="ttmfs-closer", daemon=True).start()
+
+    def _next(self) -> tuple[int, int, bytes]:
+        with self._there_is_one:
+            self._idle += 1
+            self._there_is_one.wait_for(lambda: self._fds)
+            self._idle -= 1
+            return self._fds.popleft()
 
     def _run(self) -> None:
         while True:
-            try:
-                fd, ino, alias = self._fds.get_nowait()
-            except queue.Empty:
-                self._idle.release()
-                fd, ino, alias = self._fds.get()
+            fd, ino, alias = self._next()
             try:
                 os.close(fd)
             except OSError as error:

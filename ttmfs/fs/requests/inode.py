@@ -45,11 +45,11 @@ class InodeRequests:
         """
         node = self.served.inodes.get(inode)
         if isinstance(node, VirtualFile):
-            return await self._virtual_attributes(node)
+            return await self._virtual_attributes(node, ctx)
         return self._replies.attributes(node, inode)
 
     @guarded
-    async def _virtual_attributes(self, node: VirtualFile) -> pyfuse3.EntryAttributes:
+    async def _virtual_attributes(self, node: VirtualFile, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         return self._replies.attributes(node, self.served.inodes.number(node), await node.length())
 
     @guarded
@@ -73,7 +73,7 @@ class InodeRequests:
             if fields.update_mode or fields.update_uid or fields.update_gid:
                 raise TtmError(errno.EPERM, "commands and attributes have the owner of their BO, or of the mount")
             if isinstance(node, VirtualFile):
-                return await self._virtual_attributes(node)
+                return await self._virtual_attributes(node, ctx)
             return self._replies.attributes(node, inode)
         if fields.update_size:
             if not isinstance(node, (BoFile, SpaceFile)):
