@@ -164,7 +164,8 @@ class DataRequests:
     def _failed(self, what: Literal["read", "write"], handle: object, error: BaseException) -> pyfuse3.FUSEError:
         """Called in an except block: counted, told and logged; the reply for it."""
         if what == "write" and type(handle) is BoHandle:
-            self.counters.write_errors += 1  # a SpaceHandle counts its own
+            self.counters.write_errors += 1  # a SpaceHandle counts and notes its own
+            handle.file.write_failed = True
         if not isinstance(error, OSError):
             return unforeseen(self.counters, what)
         if type(handle) is BoHandle:
