@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 SORT: Final = {column.name.lower(): number for number, column in enumerate(COLUMNS)}
 READ_SECONDS: Final = 5.0
+_PATIENCE: Final = 60.0
+"""Seconds that a picture may take, where the machine is busy."""
 
 
 def once(device: Device, interval: float, column: int, pattern: str, most: int) -> str:
@@ -83,7 +85,7 @@ def picture_of(app: "Top") -> str:
 async def screenshot(device: Device, commands: Device, size: tuple[int, int], interval: float, sort: int) -> str:
     """The screen as it is after a few refreshes, as SVG. MountError when that does not come about."""
     app = _view()(device, commands, interval, sort)
-    end = time.monotonic() + 10 + 20 * interval
+    end = time.monotonic() + _PATIENCE + 20 * interval
     async with app.run_test(size=size) as pilot:
         while app.model.samples < 12:
             await pilot.pause(interval / 2)

@@ -159,7 +159,7 @@ def tree(top: Path) -> None:
     (top / "d/g").hardlink_to(top / "d/f")
     (top / "link").symlink_to("d/f")
     (top / "dangling").symlink_to("no/where")
-    (top / "linked").hardlink_to(top / "dangling")
+    os.link(top / "dangling", top / "linked", follow_symlinks=False)
     (top / "empty").touch()
     (top / "empty").chmod(0o640)
     (top / "d/e").chmod(0o2750)

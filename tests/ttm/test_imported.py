@@ -58,14 +58,14 @@ async def test_an_exporter_that_does_not_answer_is_eio_in_time(exporter: Path, m
     released = threading.Event()
 
     def wait(*_arguments: object) -> bytearray:
-        released.wait(20)
+        released.wait(200)
         return bytearray(10)
 
     async with device() as vdev:
         names = Namespace(vdev, uid=0, gid=0)
         bo = (await import_bo(vdev, names, "cam", str(exporter), mappable=True)).bo
         fence = (await submit_job(vdev, Job("checksum", srcs=(bo,)), OperationContext())).fence
-        assert await fence.wait(20)
+        assert await fence.wait(200)
         assert not fence.error
         vdev.config.fault_timeout = 0.2
         with monkeypatch.context() as patch:
@@ -77,7 +77,7 @@ async def test_an_exporter_that_does_not_answer_is_eio_in_time(exporter: Path, m
                         await request
                     assert caught.value.errno == errno.EIO
                 fence = (await submit_job(vdev, Job("checksum", srcs=(bo,)), OperationContext())).fence
-                assert await fence.wait(20)
+                assert await fence.wait(200)
                 assert fence.error == errno.EIO
             finally:
                 released.set()
