@@ -34,8 +34,9 @@ class Collector:
     def start(self) -> None:
         """Modules and tables live as long as the daemon: from now on no collection looks at them."""
         gc.set_threshold(*self._thresholds[:2], _ROUNDS)
+        gc.freeze()
         gc.callbacks.append(self._collected)
-        self.look_at_all()
+        self._collect_little()
 
     def stop(self) -> None:
         """As the interpreter has it."""
@@ -48,7 +49,10 @@ class Collector:
         """A collection of everything; what is no garbage is set aside."""
         gc.unfreeze()
         gc.collect()
-        # The interpreter waits for a quarter of what the last one has left: now that is next to nothing.
+        self._collect_little()
+
+    def _collect_little(self) -> None:
+        """The interpreter's next waits for a quarter of what the last has left: now that is next to nothing."""
         gc.collect()
         self._set_aside = False
 
