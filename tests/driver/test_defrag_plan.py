@@ -58,6 +58,7 @@ async def run_all(seed: int, keep: float) -> tuple[int, int]:
             await nursery.start(vdev.run)
             bos = await aged(vdev, seed, keep)
             eligible = [bo for bo in bos if bo.tt is not None and len(whole_pieces(bo.tt))]
+            vdev.pool.leftovers.settle()
             vdev.pool.shrink(vdev.pool.pooled_pages)
             before = obtainable(vdev.pool.free_by_order())
             result = await defrag_pass(vdev, list(bos), planned=True, limit=None)

@@ -101,6 +101,7 @@ async def defrag_bo(vdev: Hardware, bo: BufferObject, ctx: OperationContext) -> 
 
     async def work() -> Result:
         if not nothing_to_gain(bo):
+            vdev.pool.leftovers.settle()
             vdev.pool.shrink(vdev.pool.pooled_pages)
         moved = await re_back(vdev, bo, ctx, evicting=True)
         result: Result = {"moved": int(moved), "bytes_moved": ctx.done.bytes_moved, "mem_type": bo.mem_type}

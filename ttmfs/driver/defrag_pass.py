@@ -37,6 +37,7 @@ async def _planned_pass(vdev: VirtualDevice, bos: Sequence[BufferObject], limit:
     pool = vdev.pool
     tally = PassTally()
     vdev.ttm.defrag_list.runs += 1
+    pool.leftovers.settle()
     pool.shrink(pool.pooled_pages)
     before = obtainable(pool.free_by_order())
     left = list(bos)

@@ -84,7 +84,7 @@ class DeviceLoop:
         """How long the client that was answered last is busy before it can ask again, at least."""
         self._head = bytearray(wire.DATA_REQUEST.size)
         # Aligned to pages, or the kernel would copy each page of a WRITE in two pieces.
-        self._body = memoryview(mmap.mmap(-1, max_write + mmap.PAGESIZE))
+        self._body = memoryview(mmap.mmap(-1, max_write + mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
         self._buffers = (self._head, self._body)
         self._out = bytearray(wire.OUT_HEADER.size)
         self._streaming = False
