@@ -139,7 +139,8 @@ class BuddyManager(ResourceManager):
         return self.account(resource)
 
     def _take(self, resource: Resource, blocks: Blocks | None) -> None:
-        resource.private = blocks
+        # One block, as most of them are, is its first page and its order: an array would cost as much as the rest.
+        resource.private = int(blocks.order[0]) if blocks is not None and len(blocks) == 1 else blocks
         if blocks is None:
             resource.pages = _page_numbers(0, 0)
             resource.start = 0
@@ -151,6 +152,12 @@ class BuddyManager(ResourceManager):
             resource.flags |= PlaceFlag.CONTIGUOUS
         self.visible_used_pages += self._visible_pages(resource)
 
+    def _blocks(self, resource: Resource) -> Blocks | None:
+        kept = resource.private
+        if isinstance(kept, int):
+            return Blocks(np.array([resource.start], np.int64), np.array([kept], np.uint8), resource.num_pages)
+        return cast("Blocks | None", kept)
+
     def _visible_pages(self, resource: Resource) -> int:
         assert resource.pages is not None
         return int((resource.pages < self.visible_pages).sum())
@@ -158,8 +165,9 @@ class BuddyManager(ResourceManager):
     def free_space(self, resource: Resource) -> None:
         """Blocks go back dirty: the next owner clears what it does not overwrite, unless it was cleared meanwhile."""
         self.visible_used_pages -= self._visible_pages(resource)
-        if resource.private is not None:
-            self.buddy.free(cast(Blocks, resource.private))
+        blocks = self._blocks(resource)
+        if blocks is not None:
+            self.buddy.free(blocks)
             resource.private = None
 
     def to_clear(self, pages: NDArray[np.uint32]) -> NDArray[np.uint32]:
@@ -169,7 +177,7 @@ class BuddyManager(ResourceManager):
     def trim(self, resource: Resource, num_pages: int) -> None:
         """Free the blocks behind `num_pages`."""
         self.visible_used_pages -= self._visible_pages(resource)
-        blocks = cast("Blocks | None", resource.private)
+        blocks = self._blocks(resource)
         if blocks is not None:
             if num_pages:
                 blocks = self.buddy.trim_tail(blocks, num_pages)
