@@ -44,7 +44,6 @@ def kernel_trace() -> Iterator[Path]:
                 pytest.skip("this kernel has no event sched_switch")
             (instance / "trace_clock").write_text("mono")
             (instance / "events/sched/sched_switch/filter").write_text('prev_comm == "head" || next_comm == "head"')
-            (instance / "events/sched/sched_switch/enable").write_text("1")
             yield instance
         finally:
             with contextlib.suppress(OSError):
@@ -67,13 +66,12 @@ def asleep(text: str, pid: str) -> list[tuple[float, float]]:
     return found
 
 
-def test_a_fault_stands_where_the_kernel_has_its_client_asleep(
-    device: Device, run: Run, tmp_path: Path, kernel_trace: Path
-) -> None:
-    device.make("a", MIB, 7, "vram")
-    assert device.command("ctl/config", f"copy_latency={LATENCY}") == "ok"
-    recording, pid_file = tmp_path / "a.trace", tmp_path / "pid"
+def together(device: Device, run: Run, folder: Path, kernel_trace: Path) -> float:
+    """Seconds of a client's longest fault, as recorded, in which the kernel has it asleep at one stretch."""
+    recording, pid_file = folder / "a.trace", folder / "pid"
     words = ("record", "fault", "-m", device.mountpoint, "-o", str(recording), "--", "bash", "-c", CLIENT)
+    (kernel_trace / "trace").write_text("")
+    (kernel_trace / "events/sched/sched_switch/enable").write_text("1")
     done = run("trace", *words, mount=device.mountpoint, CLIENT_PID=str(pid_file))
     (kernel_trace / "events/sched/sched_switch/enable").write_text("0")
     assert done.returncode == 0, done.stderr
@@ -83,5 +81,13 @@ def test_a_fault_stands_where_the_kernel_has_its_client_asleep(
     begin, end = longest.when - int(longest.facts["latency_us"]) / 1e6, longest.when
     assert end - begin > LATENCY * 0.6
     naps = asleep((kernel_trace / "trace").read_text(), pid)
-    together = max(min(end, until) - max(begin, since) for since, until in naps)
-    assert together > LATENCY * 0.6
+    return max((min(end, until) - max(begin, since) for since, until in naps), default=0.0)
+
+
+def test_a_fault_stands_where_the_kernel_has_its_client_asleep(
+    device: Device, run: Run, tmp_path: Path, kernel_trace: Path
+) -> None:
+    device.make("a", MIB, 7, "vram")
+    assert device.command("ctl/config", f"copy_latency={LATENCY}") == "ok"
+    # On a machine with much other work the kernel's buffer may lack one end of a nap: once is proof.
+    assert any(together(device, run, tmp_path, kernel_trace) > LATENCY * 0.6 for _ in range(4))

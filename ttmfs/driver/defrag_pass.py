@@ -46,6 +46,8 @@ async def _planned_pass(vdev: VirtualDevice, bos: Sequence[BufferObject], limit:
         plan = await make_plan(pool, left, limit - tally.moved - tally.failed, before)
         again = False
         for step in plan:
+            # The plan has each take what is free by then, merged with all that the one before it gave up.
+            pool.leftovers.settle()
             if not await try_one(vdev, step.bo, tally, wait=True, compact=step.compact):
                 left = [bo for bo in left if bo is not step.bo]
                 again = True
