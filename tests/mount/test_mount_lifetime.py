@@ -119,7 +119,8 @@ def test_what_stands_in_objects_goes_with_the_name(device: Device, how: str) -> 
     nodes = device.control("nodes")
     shell.do("make('bo/d/a', 4096, 1); make('bo/d/b', 4096, 1); os.listdir(path('objects/d'))")
     shell.do("[slurp('objects/d/a/' + name) for name in os.listdir(path('objects/d/a')) if name != 'snapshot']")
-    assert device.control("nodes") > nodes + 15
+    # How many of the files in there it still knows is its own business, and fewer where memory is short.
+    assert device.control("nodes") >= nodes + 4
     if how == "unlink":
         shell.do("os.unlink(path('bo/d/a')); os.unlink(path('bo/d/b'))")
         left = 0
