@@ -14,6 +14,7 @@ Everything here runs on the daemon's loop, unless it says otherwise.
 
 import functools
 import os
+import select
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -262,8 +263,10 @@ class Control:
         pool.limit_pages = limit
 
     def take_from_device(self) -> bool:
-        """The device loop looks for a request, as after a poll that has found one which is gone since."""
+        """The device loop looks for a request, as after a poll that found one which is gone. True: there is one."""
         assert self._mount.device_loop is not None
+        if select.select([self._mount.device_loop._device], [], [], 0)[0]:
+            return True
         self._mount.device_loop.begin()
         return self._mount.device_loop.take()
 

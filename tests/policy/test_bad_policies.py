@@ -224,7 +224,7 @@ WHY = {
     Dead: "it named nothing usable though b1 could go",
     ItsOwn: "it named nothing usable though b1 could go, 1 gone",
     Twins: "it named nothing usable though b1 could go, 1 elsewhere",
-    RaisesInAdded: "raised RuntimeError: four at {file} in added",
+    RaisesInAdded: "raised RuntimeError(: four)? at {file} in added",
     RaisesInUsed: "raised RuntimeError: used at {file} in used",
     RaisesInRemoved: "raised RuntimeError: removed at {file} in removed",
     Writes: "raised AttributeError",
