@@ -139,12 +139,13 @@ SPARSE = {
 async def test_no_byte_of_a_bo_of_128_tib_is_wrong(name: str, seeds: int) -> None:
     """Content in a few places far apart: whatever took time or memory by the page of it would not end."""
     total: dict[str, int] = {}
-    for seed in range(100, 100 + seeds):
+    for seed in range(100, 100 + 10 * seeds):
+        if seed >= 100 + seeds and total.get("validate"):
+            break  # what of it fits is luck, and another Python's
         counts = await exercise(
             seed, steps=60, config=SPARSE[name], faults=bool(seed % 2), max_size=300_000, islands=ISLANDS
         )
         for what, times in counts.items():
             total[what] = total.get(what, 0) + times
     assert total["backed_up"] > 0
-    # What of it fits is luck, and another Python's.
-    assert total["evict"] + total.get("validate", 0) > 0
+    assert total["validate"] > 0
