@@ -69,6 +69,20 @@ def test_copies_and_sums_are_those_of_numpy(
     assert np.array_equal(other.mem[src], source.mem[src])
 
 
+@pytest.mark.parametrize("count", range(1, 6))
+def test_few_pages_leave_all_others_alone(library: native.Native, count: int) -> None:
+    """Of single pages the library looks some ahead: not beyond the last."""
+    source, target = arena("source"), arena("target")
+    expected = target.mem.copy()
+    to, of = SCATTERED[:count], SCATTERED[::-1][:count]
+    expected[to] = source.mem[of]
+    sums, alone = np.zeros(count, np.uint32), np.zeros(count, np.uint32)
+    library.copy_and_sum(target, to, source, of, checksums._KEYS, sums)
+    library.sum_pages(target, to, checksums._KEYS, alone)
+    assert np.array_equal(target.mem, expected)
+    assert sums.tolist() == alone.tolist()
+
+
 def test_sums_of_the_largest_words(library: native.Native, monkeypatch: pytest.MonkeyPatch) -> None:
     source = Arena("source", 3)
     source.mem[:] = 0xFF
