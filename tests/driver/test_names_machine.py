@@ -262,6 +262,33 @@ def test_a_folder_that_is_very_deep_is_renamed() -> None:
     names.vdev.close()
 
 
+def test_of_a_path_without_end_the_last_4096_bytes_are_told() -> None:
+    names = namespace()
+    folder = names.root
+    for depth in range(40):
+        file = names.create(folder, b"f", 0o644, 0, 0)
+        whole = ("d" * 255 + "/") * depth + "f"
+        assert file.bo.name == (whole if depth <= 15 else "…/" + whole[-15 * 256 - 1 :]), f"{depth} folders deep"
+        folder = names.mkdir(folder, b"d" * 255, 0o755, 0, 0)
+    assert names.find(whole) is file, "commands find it all the same"
+    names.unlink(file.names[0].folder, b"f")
+    assert file.path == "…/" + whole[-15 * 256 - 1 :]
+    names.vdev.close()
+
+
+def test_a_file_has_1024_names_and_no_more() -> None:
+    names = namespace()
+    file = names.create(names.root, b"f", 0o644, 0, 0)
+    for number in range(1023):
+        names.link(file, names.root, b"f%d" % number)
+    with pytest.raises(TtmError) as refused:
+        names.link(file, names.root, b"one more")
+    assert refused.value.errno == errno.EMLINK
+    names.unlink(names.root, b"f7")
+    names.link(file, names.root, b"one more")
+    names.vdev.close()
+
+
 def test_a_folder_hands_its_group_on() -> None:
     names = namespace()
     team = names.mkdir(names.root, b"team", 0o2775, 1, 77)

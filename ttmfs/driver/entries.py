@@ -22,6 +22,11 @@ from ttmfs.driver.shown import NO_ATTRIBUTE_CACHE, NOT_SHOWN, AttributeCache
 FIRST_INO: Final = 1 << 20
 FIRST_NUMBER: Final = 3
 """Of the names in a folder: 1 and 2 are those of `.` and `..`."""
+PATH_MAX: Final = 4096
+"""Bytes of a path that is told."""
+LINK_MAX: Final = 1024
+"""Names of one file: `status` lists them all."""
+_CUT: Final = "…".encode()
 
 _number = attrgetter("number")
 
@@ -117,10 +122,18 @@ class Dentry:
 
     @property
     def path(self) -> str:
-        """Below the root."""
+        """Below the root; the end of it behind `…/` where it is longer than PATH_MAX.
+
+        Folders may be as deep as somebody likes to make them, and each READ and each event names its BO.
+        """
         parts = [self.name]
+        left = PATH_MAX - len(self.name)
         folder = self.folder
         while not folder.is_root:
+            left -= len(folder.name) + 1
+            if left < 0:
+                parts.append(_CUT)
+                break
             parts.append(folder.name)
             folder = folder.names[0].folder
         return os.fsdecode(b"/".join(reversed(parts)))

@@ -10,7 +10,7 @@ from typing import Final
 from ttmfs import clock
 from ttmfs.driver.clients import Client, Clients
 from ttmfs.driver.device import VirtualDevice
-from ttmfs.driver.entries import FIRST_INO, Entry, File, Folder, Symlink
+from ttmfs.driver.entries import FIRST_INO, LINK_MAX, Entry, File, Folder, Symlink
 from ttmfs.driver.members import Members
 from ttmfs.driver.names import Names
 from ttmfs.driver.shown import NOT_SHOWN
@@ -158,11 +158,16 @@ class Namespace(Names[BoFile]):
         return link
 
     def link(self, entry: Entry, parent: Folder, name: bytes) -> None:
-        """One more name. TtmError EPERM for a folder, ENOENT for what was removed, and as `check_new`."""
+        """One more name.
+
+        TtmError EPERM for a folder, ENOENT for what was removed, EMLINK for what has LINK_MAX, and as `check_new`.
+        """
         if isinstance(entry, Folder):
             raise TtmError(errno.EPERM, "a folder has one name: a symbolic link can lead to it")
         if entry.unlinked:
             raise TtmError(errno.ENOENT, "it was removed: it gets no new name")
+        if entry.nlink >= LINK_MAX:
+            raise TtmError(errno.EMLINK, f"it has {LINK_MAX} names, and gets no more")
         self.check_new(parent, name)
         self.add(parent, name, entry)
         entry.ctime = clock.wall_ns()
