@@ -54,3 +54,29 @@ def test_doctor_runs_where_libraries_are_missing() -> None:
     names = ("numpy", "pyfuse3", "trio", "rich", "prometheus_client", "sortedcontainers", "xxhash", "zstandard")
     status, _modules = loaded("doctor", before=f"sys.modules.update(dict.fromkeys({names}))")
     assert status in (0, 1)
+
+
+def test_what_a_command_loads_costs_no_threads_and_no_looks_for_garbage() -> None:
+    """Each thread of a BLAS turns for 50 ms; one look at all that is loaded takes 30 ms, and there are four times that
+    at the end of the command."""
+    script = """if True:
+        import gc, json, os, sys
+        from ttmfs import cli
+        before = dict(os.environ)
+        looks = []
+        gc.callbacks.append(lambda phase, info: looks.append(phase))
+        cli.load("mount")
+        left = len(gc.get_objects())
+        gc.callbacks.clear()
+        threads = len(os.listdir("/proc/self/task"))
+        json.dump([looks, threads, left < 20_000, gc.isenabled(), os.environ == before], sys.stdout)
+    """
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(done.stdout) == [[], 1, True, True, True]
+
+
+def test_the_users_word_on_threads_of_the_blas_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
+    script = "import os; from ttmfs import cli; cli.load('mount'); print(os.environ['OPENBLAS_NUM_THREADS'])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "2\n"

@@ -1,9 +1,12 @@
 """The scripts explain themselves, and the matrix runs what it was told to."""
 
 import argparse
+import hashlib
+import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,6 +45,34 @@ def test_a_bare_checkout_explains_itself_too(tmp_path: Path) -> None:
 
 def test_the_help_of_bench_names_what_it_measures() -> None:
     assert f"Subcommands: {', '.join(sorted(subcommands()))}." in call("bench", "--help").stdout
+
+
+def installed(root: Path) -> Path:
+    """A checkout for which nothing is missing. Its Python compiles, and installs nothing anywhere."""
+    shutil.copytree(ROOT / "scripts", root / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+    parts = {"pyproject.toml": "[project]", "requirements/3.lock": "numpy", "ttmfs/memory/pages.c": "int pages;"}
+    code = {"ttmfs/memory/pool.py": "pages = 1", "mountpoint-tools/ttm_tools/ls.py": "columns = 2"}
+    python = f'#!/bin/sh\n[ "$2" = compileall ] && exec {sys.executable} "$@"\n'
+    programs = {".venv/bin/python": python, "bin/python3": "#!/bin/sh\nexit 1\n"}
+    for name, text in (parts | code | programs | {".venv/bin/ttmfs": "", ".venv/bin/ttm-ls": ""}).items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+        (root / name).chmod(0o755)
+    digest = hashlib.sha256("".join(parts.values()).encode()).hexdigest()
+    (root / ".venv/.ttmfs-setup").write_text(f"{root}\n{digest}  -\n")
+    return root
+
+
+def test_setup_leaves_no_code_to_be_compiled_at_a_start_even_where_python_writes_none(tmp_path: Path) -> None:
+    root = installed(tmp_path)
+    around = {name: value for name, value in os.environ.items() if name not in ("PYTHON", "PYTHONPYCACHEPREFIX")}
+    around |= {"PYTHONDONTWRITEBYTECODE": "1", "PATH": f"{root}/bin:{around['PATH']}"}
+    done = subprocess.run(
+        [root / "scripts" / "setup"], capture_output=True, text=True, timeout=60, check=False, env=around
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    for source in (root / "ttmfs/memory/pool.py", root / "mountpoint-tools/ttm_tools/ls.py"):
+        assert Path(importlib.util.cache_from_source(str(source))).exists()
 
 
 @pytest.mark.parametrize("name", ["setup", "lock", "test-fresh", "test-matrix", "docs"])
