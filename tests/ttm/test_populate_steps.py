@@ -15,6 +15,7 @@ from hypothesis import example, given, settings
 from tests.core.harness import MIB, PAGE, check, device, fails, idle, make, move, pattern
 from tests.core.steps import small_steps
 from tests.memory import pools
+from tests.turns import Turns
 from ttmfs.driver.device import VirtualDevice
 from ttmfs.driver.limits import set_user_limit
 from ttmfs.driver.locking import reserved
@@ -100,6 +101,38 @@ async def test_no_step_of_a_move_is_long_while_there_are_requests(monkeypatch: p
         # A block that goes on in the next part goes with that.
         assert max(drawn) <= STEP_PAGES
         assert max(freed) <= STEP_PAGES + 1024
+        await check(bo)
+
+
+async def test_who_needs_leftovers_takes_them_apart_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = Turns()
+    free = PagePool.free
+
+    def note_freed(pool: PagePool, pages: Any, *arguments: Any, **options: Any) -> None:
+        turns.note("freed", len(pages))
+        free(pool, pages, *arguments, **options)
+
+    size = 10 * STEP_PAGES * PAGE
+    async with device(vram=size, gtt=2 * size, memory=size + size // 4) as vdev:
+        bo = await make(vdev, "a", size, place="vram")
+        await idle(bo)
+        monkeypatch.setattr(Lull, "__call__", lambda _self: False)
+        for _ in range(3):
+            await move(vdev, bo, "gtt")
+            await idle(bo)
+            await move(vdev, bo, "vram")
+            await idle(bo)
+            assert vdev.pool.leftovers.are_needed_for(10 * STEP_PAGES)
+            monkeypatch.setattr(PagePool, "free", note_freed)
+            with turns:
+                await move(vdev, bo, "gtt")
+            monkeypatch.setattr(PagePool, "free", free)
+            await idle(bo)
+            await move(vdev, bo, "vram")
+            await idle(bo)
+        # One step of the move's own and one of who does it when nobody needs them.
+        assert 0 < turns.most("freed") <= 2 * (STEP_PAGES + 1024)
+        assert not vdev.selfcheck()
         await check(bo)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from ttmfs.memory.pool_types import Caching
 from ttmfs.memory.runs import PageArray
 from ttmfs.sync.bell import Bell
+from ttmfs.units import MAX_ORDER
 
 STEP_PAGES: Final = 1 << 10
 """How many pages are taken apart in one step, about: some tens of microseconds."""
@@ -38,14 +39,19 @@ class _Left:
 class Leftovers:
     """None yet. `pages`: how many are not taken apart; `bell` rings when there are some."""
 
-    __slots__ = ("_give_back", "_left", "_whole_blocks", "bell", "pages")
+    __slots__ = ("_free_by_order", "_give_back", "_left", "_whole_blocks", "bell", "pages")
 
     def __init__(
-        self, whole_blocks: Callable[[PageArray], int], give_back: Callable[[PageArray, Caching, bool], None]
+        self,
+        free_by_order: Callable[[], list[int]],
+        whole_blocks: Callable[[PageArray], int],
+        give_back: Callable[[PageArray, Caching, bool], None],
     ) -> None:
-        """`whole_blocks`: how many of some pages, from the first on, make up whole blocks. `give_back(pages, caching,
-        to_pool)`: these become free, and blocks are split of which only a part goes.
+        """`free_by_order`: how many free blocks of each order there are. `whole_blocks`: how many of some pages, from
+        the first on, make up whole blocks. `give_back(pages, caching, to_pool)`: these become free, and blocks are
+        split of which only a part goes.
         """
+        self._free_by_order = free_by_order
         self._whole_blocks = whole_blocks
         self._give_back = give_back
         self._left: deque[_Left] = deque()
@@ -57,6 +63,13 @@ class Leftovers:
         self.pages += count
         self._left.append(_Left(parts, caching, to_pool))
         self.bell.ring()
+
+    def are_needed_for(self, pages: int) -> bool:
+        """Do the largest free blocks not suffice for so many pages? Then an allocation takes these apart first."""
+        if not self._left:
+            return False
+        largest = sum(count << order for order, count in enumerate(self._free_by_order()) if order >= MAX_ORDER)
+        return largest < pages >> MAX_ORDER << MAX_ORDER
 
     def step(self) -> bool:
         """Take about STEP_PAGES apart; False when nothing was left."""

@@ -69,7 +69,7 @@ class PagePool:
         self._last_use = now()
         self._buddy = Buddy(arena.num_pages, clear=True)
         self._types = PoolTypes(arena.num_pages)
-        self.leftovers = Leftovers(self._buddy.whole_blocks, self._give_back)
+        self.leftovers = Leftovers(self._buddy.free_by_order, self._buddy.whole_blocks, self._give_back)
         """What was given back in one go and is not taken apart yet."""
         self._warm = WarmFrames(arena, self._buddy, warm_pages if limit_pages else 0, now)
         self._warm_pages = warm_pages

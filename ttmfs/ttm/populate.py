@@ -120,6 +120,7 @@ async def populate_all(bo: BufferObject, tt: TT, ctx: OperationContext, *, overw
         except TtmError as error:
             await attempts.after(error, min(tt.backed_up_pages, _RESTORED_AT_ONCE))
     while not tt.is_populated:
+        await _take_apart(bo, tt.num_pages - tt.populated_pages)
         # Looked at anew for each attempt: while memory was reclaimed, WRITEs may have added pages, or made it longer.
         _check_fits(tt)
         try:
@@ -143,7 +144,9 @@ async def populate_overwritten(bo: BufferObject, tt: TT, count: int, ctx: Operat
     await below_limit(bo.device, need)
     attempts = Attempts(bo.device, need)
     # Looked at anew for each attempt: while memory was reclaimed the file may have been cut short.
-    while not tt.has_memory(0, first := min(count, tt.num_pages)):
+    while not tt.has_memory(0, min(count, tt.num_pages)):
+        await _take_apart(bo, holes)
+        first = min(count, tt.num_pages)
         try:
             await _fill(bo, tt, first, first, ctx)
         except TtmError as error:
@@ -151,6 +154,15 @@ async def populate_overwritten(bo: BufferObject, tt: TT, count: int, ctx: Operat
     bo.device.defrag_list.join_if_marked(bo)
     bo.device.note_pressure()
     await trio.lowlevel.checkpoint_if_cancelled()
+
+
+async def _take_apart(bo: BufferObject, pages: int) -> None:
+    """What the pool would take apart at once to have so many pages is taken apart in steps."""
+    leftovers, lull = bo.device.pool.leftovers, Lull(bo.device.counters.requests)
+    while leftovers.are_needed_for(pages):
+        for _ in range(IN_A_LULL if lull() else 1):
+            leftovers.step()
+        await trio.lowlevel.checkpoint()
 
 
 async def _fill(bo: BufferObject, tt: TT, end: int, overwritten: int, ctx: OperationContext) -> None:
