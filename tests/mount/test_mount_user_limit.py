@@ -87,6 +87,24 @@ def test_a_store_beyond_is_sigbus_and_loses_nothing(device: Device) -> None:
     assert selfcheck(device) == "ok\n"
 
 
+@pytest.mark.parametrize("folder", ["bo", "svm"])
+def test_a_write_that_fails_takes_no_stores_away_and_shows_in_no_mapping(device: Device, folder: str) -> None:
+    """H33: its bytes were in the page cache before it failed, over a page with stores and one without."""
+    anna = user(device, A)
+    device.shell.do("os.chmod(path('svm'), 0o777)")
+    assert fill(anna, "bo/a", 4 * MIB - 4 * PAGE) == "ok"
+    device.command("objects/a/unmap", "\n")
+    anna.do(f"fd = os.open(path('{folder}/m'), os.O_CREAT | os.O_RDWR, 0o644); os.ftruncate(fd, {MIB})")
+    anna.do(f"os.pwrite(fd, b'o' * {2 * PAGE}, 0); os.fsync(fd)")
+    anna.do(f"m = mmap.mmap(fd, {MIB}); m[0:50] = b's' * 50; m[{PAGE}]")
+    assert anna.errno(f"os.pwrite(fd, b'F' * {MIB - 100}, 100)") == "EDQUOT"
+    assert anna.do(f"m[{PAGE} : {PAGE + 4}]") == b"oooo"
+    assert anna.do("os.pread(fd, 50, 0)") == anna.do("m[0:50]") == b"s" * 50
+    assert anna.do(f"os.pread(fd, 4, {PAGE})") == b"oooo"
+    anna.do("m.flush(); os.close(fd)")
+    assert selfcheck(device) == "ok\n"
+
+
 def test_commands_are_refused_where_no_place_is_left(device: Device) -> None:
     anna = user(device, A)
     assert fill(anna, "bo/a", 2 * MIB) == "ok"

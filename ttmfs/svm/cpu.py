@@ -23,9 +23,9 @@ from ttmfs.svm.devmem import evict_to_ram
 from ttmfs.svm.pages import CHUNK_PAGES, Pages, free_pages, index_of, mask_of, take_pages
 from ttmfs.svm.swap import load_now, load_stored
 from ttmfs.svm.system_pages import alloc_pages, give_pages
+from ttmfs.ttm.before_reply import drop_cached_eof_page, drop_unwritten
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.copy import CopyState
-from ttmfs.ttm.eof import drop_cached_eof_page
 from ttmfs.ttm.growth import growing
 from ttmfs.ttm.request import Waiting
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
@@ -355,11 +355,15 @@ async def write(space: "AddressSpace", offset: int, data: bytes, request: Waitin
     request = request or waiting_for(space)
     end_byte, old_size = offset + len(data), space.size
     with trio.CancelScope(shield=True), space.asked.during(*_pages(offset, len(data))):
-        if end_byte <= old_size:
-            await _write(space, offset, data, request)
-            return
-        with growing(space, end_byte, space.resize):
-            await _write(space, offset, data, request)
+        try:
+            if end_byte <= old_size:
+                await _write(space, offset, data, request)
+                return
+            with growing(space, end_byte, space.resize):
+                await _write(space, offset, data, request)
+        except TtmError as error:
+            await drop_unwritten(space, space.svm.unmapper, offset, len(data), error)
+            raise
     if old_size & PAGE_MASK:
         page = old_size >> PAGE_SHIFT
         await drop_cached_eof_page(space, space.svm.unmapper, old_size, range(page, page + 1))

@@ -130,7 +130,7 @@ class AddressSpace:
         self.released = False
         self.gate = Gate()
         self.eof_page_read = False
-        """A client may have the page with the end of the file cached and up to date; see ttmfs.ttm.eof."""
+        """A client may have the page with the end of the file cached and up to date; see ttmfs.ttm.before_reply."""
         self.asked = Asked()
         self.cpu_faults = self.gpu_faults = self.pending_jobs = 0
         self.migrations_in = self.migrations_out = self.bytes_moved = 0

@@ -23,10 +23,10 @@ from ttmfs.errors import TtmError
 from ttmfs.ttm import at_once, lifetime
 from ttmfs.ttm.advice import trace_use, used, used_at_once
 from ttmfs.ttm.at_once import Buffer
+from ttmfs.ttm.before_reply import drop_cached_eof_page, drop_unwritten
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.copy import CopyState
 from ttmfs.ttm.device import Need
-from ttmfs.ttm.eof import drop_cached_eof_page
 from ttmfs.ttm.external import read_external, write_external
 from ttmfs.ttm.fault import serve_fault
 from ttmfs.ttm.funcs import FaultFlag, FaultResult, VmFault
@@ -164,11 +164,15 @@ async def write(bo: BufferObject, offset: int, data: bytes) -> int:
     """
     end = offset + len(data)
     old_size = bo.size
-    if end <= old_size:
-        await _write(bo, offset, data)
-    else:
-        with growing(bo, end, partial(lifetime.resize, bo)):
+    try:
+        if end <= old_size:
             await _write(bo, offset, data)
+        else:
+            with growing(bo, end, partial(lifetime.resize, bo)):
+                await _write(bo, offset, data)
+    except TtmError as error:
+        await drop_unwritten(bo, bo.device.unmapper, offset, len(data), error)
+        raise
     if end > old_size and old_size & PAGE_MASK:
         await drop_cached_eof_page(bo, bo.device.unmapper, old_size, ALL_PAGES)
     return len(data)

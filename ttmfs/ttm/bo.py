@@ -123,7 +123,7 @@ class BufferObject:
         self.has_writers = False
         """Somebody has it open for writing, and will be seen to close it."""
         self.eof_page_read = False
-        """A client may have the page with the end of the file cached and up to date; see ttmfs.ttm.eof."""
+        """A client may have the page with the end of the file cached and up to date; see ttmfs.ttm.before_reply."""
         self.placed = False
         """False until the first validate, fault, WRITE or job; gutting resets it."""
         self.placement = placement
