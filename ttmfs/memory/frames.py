@@ -32,6 +32,7 @@ _FAILED: Final = ctypes.c_void_p(-1).value
 _USUAL_MAPPINGS: Final = 65530
 _RUN_FRAMES: Final = 16
 """How many frames change places at once, where the host can do that: a call costs as much for them as for one."""
+_LAST: Final = FRAME_PAGES - 1
 _PAGEMAP_HAS_MEMORY: Final = np.uint64(3 << 62)
 """Bits of an entry of /proc/self/pagemap: there is a page, or it is swapped out by the host."""
 
@@ -75,16 +76,18 @@ def can_exchange(first: Arena, second: Arena) -> bool:
 
 def frames_in(first: PageArray, second: PageArray) -> Int64Array:
     """Where both arrays (same length) have a whole frame, aligned and in order: offsets into them, int64, ascending."""
-    count = len(first)
-    if count < FRAME_PAGES:
+    if len(first) < FRAME_PAGES:
         return np.empty(0, np.int64)
-    a, b = np.asarray(first).astype(np.int64, copy=False), np.asarray(second).astype(np.int64, copy=False)
-    starts = np.flatnonzero((a | b) & (FRAME_PAGES - 1) == 0)
-    starts = starts[starts <= count - FRAME_PAGES]
-    breaks = np.zeros(count, np.int64)
-    np.cumsum((a[1:] - a[:-1] != 1) | (b[1:] - b[:-1] != 1), out=breaks[1:])
-    result: Int64Array = starts[breaks[starts] == breaks[starts + FRAME_PAGES - 1]]
-    return result
+    one, other = np.asarray(first), np.asarray(second)
+    starts = np.flatnonzero((one | other) & (FRAME_PAGES - 1) == 0)
+    starts = starts[starts <= len(one) - FRAME_PAGES]
+    # The ends tell most of those that are none: to look at single pages costs little.
+    for pages in (one, other):
+        starts = starts[pages[starts + _LAST] == pages[starts] + _LAST]
+    if starts.size:
+        breaks = np.flatnonzero((one[1:] - one[:-1] != 1) | (other[1:] - other[:-1] != 1))
+        starts = starts[np.searchsorted(breaks, starts) == np.searchsorted(breaks, starts + _LAST)]
+    return starts
 
 
 def in_whole_frames(pages: PageArray) -> BoolArray:

@@ -4,7 +4,7 @@ A look at some pages costs some tens of microseconds, whatever the BO's size; a 
 """
 
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,10 +78,10 @@ def _stretches(src: Backing, dst: Backing, index: int, count: int) -> Iterator[t
         yield index + first, one, other, part.shape[1]
 
 
-def _numbers(backing: Backing, index: int, count: int) -> NDArray[np.int64]:
+def _numbers(backing: Backing, index: int, count: int) -> NDArray[Any]:
     """Page numbers, and -1 for what has no memory: a hole's number would be that of some page."""
-    if not isinstance(backing, TT):
-        return backing.numbers(index, count).astype(np.int64)
+    if not isinstance(backing, TT) or backing.is_populated:
+        return backing.numbers(index, count)
     numbers = np.full(count, -1, np.int64)
     at, pages = backing.pages_in(index, count)
     numbers[at - index] = pages
