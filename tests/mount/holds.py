@@ -22,6 +22,7 @@ import trio
 
 from ttmfs.driver import calls, engine
 from ttmfs.driver.entries import File
+from ttmfs.fs.kernel.inval import SessionFd
 from ttmfs.fs.kernel.unmappers import BoPageCache, SpacePageCache
 from ttmfs.fs.mount import Mount
 from ttmfs.fs.requests import read_write
@@ -59,7 +60,7 @@ class Hold:
         self.held -= 1
 
 
-_PLACES = ("validate", "inval", "invalled", "copy", "create", "open", "svm_inval", "svm_invalled")
+_PLACES = ("validate", "inval", "invalled", "copy", "create", "open", "unlink", "svm_inval", "svm_invalled")
 HOLDS = {name: Hold() for name in _PLACES}
 
 
@@ -125,6 +126,13 @@ def install_holds() -> None:
         return await real_create(self, parent_inode, name, *rest)
 
     NameRequests.create = functools.wraps(real_create)(create)
+    real_unlink = NameRequests.unlink
+
+    async def unlink(self: NameRequests, parent_inode: int, name: bytes, ctx: Any) -> None:
+        await HOLDS["unlink"].here(os.fsdecode(name))
+        await real_unlink(self, parent_inode, name, ctx)
+
+    NameRequests.unlink = functools.wraps(real_unlink)(unlink)
     engine.trio = _HeldTrio()
 
 
@@ -228,6 +236,10 @@ class Control:
     def spaces(self) -> int:
         """Address spaces that exist, with or without a name."""
         return len(self._mount.spaces.files)
+
+    def names_are_heard(self) -> bool:
+        """Does the kernel hear of names (rules.deaf_to_names)?"""
+        return "deaf" not in SessionFd.invalidate_entry.__qualname__
 
     def nodes(self) -> int:
         """Inodes that the kernel knows."""

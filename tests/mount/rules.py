@@ -4,6 +4,8 @@ Each exists to show that a test of the rule is able to fail: with the rule remov
 bytes.
 """
 
+import errno
+import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
@@ -12,12 +14,16 @@ import pyfuse3
 
 from ttmfs.driver import policy
 from ttmfs.driver.namespace import BoFile
+from ttmfs.errors import TtmError
 from ttmfs.fs import mount as mount_module
 from ttmfs.fs.kernel import session_loop, tuning
+from ttmfs.fs.kernel.inval import SessionFd
 from ttmfs.fs.kernel.unmappers import BoPageCache
+from ttmfs.fs.requests import name_cache
 from ttmfs.fs.requests import open as open_module
 from ttmfs.fs.requests.guard import guarded
 from ttmfs.fs.requests.inode import InodeRequests
+from ttmfs.fs.requests.inodes import Inodes
 from ttmfs.fs.requests.read_write import DataRequests
 from ttmfs.memory.stores import FileStore
 from ttmfs.sync.resv import Usage
@@ -225,6 +231,25 @@ def flush_in_part() -> None:
     BoPageCache.invalidate = invalidate
 
 
+def deaf_to_names() -> None:
+    """The kernel takes no INVAL_ENTRY."""
+
+    def invalidate_entry(self: SessionFd, folder_ino: int, name: bytes, *, only_expire: bool = False) -> bool:
+        raise TtmError(errno.ENOMEM, "made to be deaf to names")
+
+    SessionFd.invalidate_entry = invalidate_entry
+
+
+def endless_patience() -> None:
+    """A change of names is answered when the kernel has heard of it, and not before."""
+    name_cache.PATIENCE_SECONDS = math.inf
+
+
+def numbers_live_on() -> None:
+    """The folder in objects/ of a name that is gone goes on meaning what it meant."""
+    Inodes.late = lambda self, ino: None
+
+
 PATCHES: dict[str, Callable[..., None]] = {
     patch.__name__: patch
     for patch in (
@@ -247,5 +272,8 @@ PATCHES: dict[str, Callable[..., None]] = {
         stall_before_write,
         slow_store,
         flush_in_part,
+        deaf_to_names,
+        endless_patience,
+        numbers_live_on,
     )
 }

@@ -4,6 +4,7 @@ import errno
 import os
 import stat
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 import pyfuse3
@@ -64,9 +65,7 @@ class InodeRequests:
         """chmod, chown, utimens and truncate. A size is applied at once: nothing here waits for a move (R5)."""
         node = self.served.inodes.get(inode)
         if isinstance(node, MadeDir):
-            mode = stat.S_IMODE(attr.st_mode) if fields.update_mode else None
-            uid, gid = (attr.st_uid if fields.update_uid else None), (attr.st_gid if fields.update_gid else None)
-            node.delegate(mode, uid, gid)
+            node.delegate(stat.S_IMODE(attr.st_mode) if fields.update_mode else None, *_owner(attr, fields))
             return self._replies.attributes(node, inode)
         if not isinstance(node, Entry):
             # Shells truncate what they redirect into; touch does no harm.
@@ -81,18 +80,26 @@ class InodeRequests:
             set_size(self.served, node, attr.st_size)
         if fields.update_mode:
             node.set_mode(stat.S_IFMT(node.mode) | stat.S_IMODE(attr.st_mode))
-        if fields.update_uid:
-            node.uid = attr.st_uid
-            if isinstance(node, (BoFile, SpaceFile)):
-                node.pay(self.served.tree.machine.vdev.ttm.accounts.of(node.uid))
-        if fields.update_gid:
-            node.gid = attr.st_gid
+        if fields.update_uid or fields.update_gid:
+            await self.served.change_names(partial(self._give, node, *_owner(attr, fields)))
         if fields.update_atime:
             node.atime = attr.st_atime_ns
         if fields.update_mtime:
             await self._set_mtime(node, attr.st_mtime_ns)
         node.ctime = clock.wall_ns()
         return self._replies.attributes(node, inode)
+
+    def _give(self, node: Entry, uid: int | None, gid: int | None) -> None:
+        """chown. The folders in objects/ that stand for its names have the owner that it has."""
+        if uid is not None:
+            node.uid = uid
+            if isinstance(node, (BoFile, SpaceFile)):
+                node.pay(self.served.tree.machine.vdev.ttm.accounts.of(uid))
+        if gid is not None:
+            node.gid = gid
+        if isinstance(node, File):
+            for dentry in node.names:
+                self.served.owned_anew(dentry)
 
     async def _set_mtime(self, node: Entry, mtime: int) -> None:
         """utimens: it is the time of all that was written before, also through mappings: what of that is still in the
@@ -167,6 +174,11 @@ class InodeRequests:
         if name not in await self.listxattr(inode, ctx):
             raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
         raise TtmError(errno.EPERM, "user.ttm.* cannot be removed")
+
+
+def _owner(attr: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields) -> tuple[int | None, int | None]:
+    """User and group that a chown gives."""
+    return (attr.st_uid if fields.update_uid else None), (attr.st_gid if fields.update_gid else None)
 
 
 def set_size(served: Served, file: BoFile | SpaceFile, size: int) -> None:

@@ -32,16 +32,33 @@ class Inodes:
         self._lookups: dict[int, int] = {ROOT_INO: 1}
         self._root = root
         self._fresh = count(_FIRST_FRESH)
+        self._late: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._nodes)
 
     def get(self, ino: int) -> Node:
-        """TtmError(ESTALE) for a number that means nothing any more."""
+        """TtmError(ESTALE) for a number that means nothing any more. A path that led there is walked once more by the
+        kernel, which asks for each name of it then."""
         node = self._nodes.get(ino)
-        if node is None:
-            raise TtmError(errno.ESTALE, f"inode {ino} is not known")
+        if node is None or ino in self._late:
+            raise TtmError(errno.ESTALE, f"inode {ino} is not known, or its name means something else now")
         return node
+
+    def known(self, ino: int) -> Node | None:
+        """What the kernel was told of by this number, whatever has become of it."""
+        return self._nodes.get(ino)
+
+    def late(self, ino: int) -> None:
+        """Its name is gone, and the kernel may not have heard of it: until `told`, or a reply says it anew, it means
+        nothing.
+        """
+        if ino in self._nodes:
+            self._late.add(ino)
+
+    def told(self, ino: int) -> None:
+        """The kernel has heard."""
+        self._late.discard(ino)
 
     def find(self, key: str) -> int | None:
         """The number of the node with this key, if the kernel knows it."""
@@ -67,6 +84,7 @@ class Inodes:
 
     def looked_up(self, ino: int, node: Node) -> None:
         """A reply told the kernel about `node`: it will FORGET as often."""
+        self._late.discard(ino)
         if ino not in self._nodes:
             self._nodes[ino] = node
             if isinstance(node, Entry):
@@ -80,6 +98,7 @@ class Inodes:
             self._lookups[ino] = max(left, 1)
             return None
         self._lookups.pop(ino, None)
+        self._late.discard(ino)
         node = self._nodes.pop(ino, None)
         if isinstance(node, Entry):
             node.known = False
@@ -93,6 +112,8 @@ class Inodes:
         """Sentences about what is wrong with the table."""
         for ino in self._nodes.keys() ^ self._lookups.keys():
             yield f"inode {ino} is known, or is counted as known: not both"
+        for ino in self._late - self._nodes.keys():
+            yield f"inode {ino} has lost its name, and is not known"
         for ino, node in self._nodes.items():
             if self._lookups.get(ino, 1) <= 0:
                 yield f"inode {ino} is known, and was looked up {self._lookups[ino]} times"

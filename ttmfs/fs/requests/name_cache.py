@@ -1,60 +1,123 @@
-"""NameCache: what the kernel keeps of names that are gone, where it was not the kernel that took them away.
+"""NameCache: what the kernel keeps of names that it did not take away itself.
 
 A name below bo/ is removed by the kernel, which forgets it. The folder in objects/ that stands for it is only known to
-be gone here, as is what clients/ had of a process that ended. The kernel would ask before it uses such a name again,
-but until memory is short it keeps it, and so the nodes and the BO behind it stay. INVAL_ENTRY makes it drop them.
+be gone here, as is what clients/ had of a process that ended. The kernel keeps such a folder's name for long without
+asking, and that of others until memory is short, and with it the nodes and the BO behind it. INVAL_ENTRY drops them.
 
-The message waits for the folder's lock in the kernel, which is held across LOOKUP and READDIRPLUS: so it is written in
-a thread, while the loop serves these.
+Whatever takes a name of a BO away is answered after that (`change`): who is told that it is done finds nothing there
+any more. The message waits for the lock of objects/ in the kernel, which is held across LOOKUP and READDIRPLUS: so it
+is written in a thread, while the loop serves these. Somebody who moves a file from bo/ to objects/, in vain, holds that
+lock while he waits for the request that waits here (H34): so this has an end.
+
+Nothing right depends on it. From the moment of the change until the kernel has heard of it the folder's number means
+nothing (Inodes.late, ESTALE), and then the kernel walks the path once more and asks for each name. A request that is
+answered before has the kernel at least forget attributes, which takes no lock: it asks for them on any way through.
 """
 
+import logging
 import math
 import os
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 from typing import Final
 
 import trio
 
 from ttmfs.driver.entries import Dentry, Folder
+from ttmfs.driver.shown import AttributeCache
+from ttmfs.errors import TtmError
 from ttmfs.fs.kernel.inval import SessionFd
 from ttmfs.fs.requests.inodes import Inodes
 from ttmfs.fs.tree.mirrors import dentry_key, folder_key
 from ttmfs.fs.tree.nodes import VirtualDir
 from ttmfs.sync.bell import Bell
 
+log = logging.getLogger(__name__)
+
+PATIENCE_SECONDS: Final = 0.02
+"""How long a request waits for the kernel to hear of names, and once more as long for attributes. It takes 0.1 ms."""
 _AT_ONCE: Final = 1000
 _LOOK_AGAIN_SECONDS: Final = 0.5
 _LOOK_AGAIN_AT_MOST_SECONDS: Final = 60.0
 
-_Message = Callable[[], object]
+
+@dataclass(slots=True, eq=False)
+class _Mirror:
+    """A folder that stands for `dentry`, which is gone, or only has another owner (`stays`)."""
+
+    dentry: Dentry
+    ino: int
+    stays: bool
+    heard: bool = False
+    """The kernel has."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Name:
+    """A name in a folder that the kernel is to drop, or to ask for before it is used again (`stays`)."""
+
+    folder: int
+    name: bytes
+    stays: bool = False
 
 
 class NameCache:
     """Drops the mirrors of names that are gone. Make it on the loop's thread and start `run`."""
 
-    def __init__(self, session: SessionFd, inodes: Inodes) -> None:
+    def __init__(self, session: SessionFd, inodes: Inodes, attributes: AttributeCache) -> None:
         self._session = session
         self._inodes = inodes
-        self._gone: list[Dentry] = []
-        self._left: list[tuple[int, bytes]] = []
+        self._attributes = attributes
+        self._untold: list[_Mirror] = []
+        """Oldest first."""
+        self._left: list[_Name] = []
         self._dropped: dict[str, Dentry] = {}
         """By key, those that the kernel may know all the same: somebody was in there."""
         self._wanted = Bell()
+        self._progress = trio.lowlevel.ParkingLot()
         self._limiter = trio.CapacityLimiter(1)
 
     def gone(self, dentry: Dentry) -> None:
         """A name was taken away, or means something else now. Costs nothing if the kernel does not know its mirror."""
-        if self._inodes.find(dentry_key(dentry)) is not None:
-            self._gone.append(dentry)
-            self._wanted.ring()
+        self._note(dentry, stays=False)
 
     def left(self, folder_key: str, name: str) -> None:
         """A name that a folder made up is not there any more."""
         folder = self._inodes.find(folder_key)
         if folder is not None:
-            self._left.append((folder, os.fsencode(name)))
+            self._left.append(_Name(folder, os.fsencode(name)))
             self._wanted.ring()
+
+    def owned_anew(self, dentry: Dentry) -> None:
+        """What has this name has another owner, and so has its mirror."""
+        self._note(dentry, stays=True)
+
+    def _note(self, dentry: Dentry, *, stays: bool) -> None:
+        ino = self._inodes.find(dentry_key(dentry))
+        if ino is not None:
+            self._untold.append(_Mirror(dentry, ino, stays))
+            if not stays and not isinstance(dentry.entry, Folder):
+                self._inodes.late(ino)
+            self._wanted.ring()
+
+    async def change(self, names: Callable[[], object]) -> None:
+        """Call `names`, which takes names away or gives them to others, and return when the kernel has heard of it.
+
+        Raises what `names` raises. Waits for at most twice PATIENCE_SECONDS.
+        """
+        before = len(self._untold)
+        names()
+        mirrors = self._untold[before:]
+        with trio.move_on_after(PATIENCE_SECONDS):
+            while not all(mirror.heard for mirror in mirrors):
+                await self._progress.park()
+        doubtful = [mirror for mirror in mirrors if mirror.stays or not mirror.heard]
+        for mirror in doubtful:
+            self._attributes.changed(mirror.ino)
+        if doubtful:
+            # In another thread, and it takes no lock: as good as certain to be over soon.
+            with trio.move_on_after(PATIENCE_SECONDS):
+                await self._attributes.settle()
 
     async def run(self) -> None:
         """Send what was noted, until cancelled."""
@@ -64,7 +127,7 @@ class NameCache:
             with trio.move_on_at(look_again):
                 await self._wanted.heard()
                 patience = _LOOK_AGAIN_SECONDS
-            await self._send(self._noted())
+            await self._tell()
             if trio.current_time() >= look_again:
                 await self._send(self._inside())
                 patience = min(2 * patience, _LOOK_AGAIN_AT_MOST_SECONDS)
@@ -72,31 +135,40 @@ class NameCache:
             if self._dropped:
                 look_again = min(look_again, trio.current_time() + patience)
 
-    def _noted(self) -> list[_Message]:
-        batch, self._gone = self._gone[:_AT_ONCE], self._gone[_AT_ONCE:]
-        if self._gone:
-            self._wanted.ring()
+    async def _tell(self) -> None:
         left, self._left = self._left, []
-        messages: list[_Message] = [partial(self._session.invalidate_entry, folder, name) for folder, name in left]
-        for dentry in batch:
-            folder, key = self._inodes.find(folder_key(dentry.folder)), dentry_key(dentry)
-            # If the kernel has forgotten it by itself, another may have its name by now: that is not to lose its place.
-            if folder is not None and self._inodes.find(key) is not None:
-                messages.append(partial(self._session.invalidate_entry, folder, dentry.name))
-                self._dropped[key] = dentry
-        return messages
+        batch = self._untold[:_AT_ONCE]
+        names = [self._name(mirror) for mirror in batch]
+        refused = await self._send([*left, *(name for name in names if name is not None)])
+        del self._untold[: len(batch)]
+        if self._untold:
+            self._wanted.ring()
+        for mirror, name in zip(batch, names, strict=True):
+            if name in refused:
+                continue
+            mirror.heard = True
+            if not _is_replaced(mirror.dentry):
+                self._inodes.told(mirror.ino)
+            if name is not None and not mirror.stays:
+                self._dropped[dentry_key(mirror.dentry)] = mirror.dentry
+        self._progress.unpark_all()
 
-    def _inside(self) -> list[_Message]:
+    def _name(self, mirror: _Mirror) -> _Name | None:
+        """None if the kernel has forgotten it by itself: another may have its name by now, and is not to lose it."""
+        dentry = mirror.dentry
+        folder, known = self._inodes.find(folder_key(dentry.folder)), self._inodes.find(dentry_key(dentry))
+        return None if folder is None or known is None else _Name(folder, dentry.name, mirror.stays)
+
+    def _inside(self) -> list[_Name]:
         """For those that are known still: a name in a folder keeps it, if somebody was in there as it lost its own."""
         self._dropped = {key: dentry for key, dentry in self._dropped.items() if self._stays(key, dentry)}
-        messages: list[_Message] = []
+        names: list[_Name] = []
         for key in self._dropped:
             ino = self._inodes.find(key)
-            folder = None if ino is None else self._inodes.get(ino)
+            folder = None if ino is None else self._inodes.known(ino)
             if ino is not None and isinstance(folder, VirtualDir):
-                for _number, name in folder.names.after(0):
-                    messages.append(partial(self._session.invalidate_entry, ino, os.fsencode(name)))
-        return messages
+                names.extend(_Name(ino, os.fsencode(name)) for _number, name in folder.names.after(0))
+        return names
 
     def _stays(self, key: str, dentry: Dentry) -> bool:
         if self._inodes.find(key) is None:
@@ -105,10 +177,28 @@ class NameCache:
         # A folder that was renamed has the same mirror; a BO may have got the same name again.
         return entry.unlinked if isinstance(entry, Folder) else dentry.folder.get(dentry.name) is not entry
 
-    async def _send(self, messages: list[_Message]) -> None:
-        def send() -> None:
-            for message in messages:
-                message()
+    async def _send(self, names: list[_Name]) -> set[_Name]:
+        """Those that the kernel did not take."""
+        if not names:
+            return set()
+        try:
+            return await trio.to_thread.run_sync(self._in_thread, names, limiter=self._limiter, abandon_on_cancel=True)
+        except RuntimeError as error:
+            log.warning("no thread to tell the kernel of names: %s", error)
+            return set(names)
 
-        if messages:
-            await trio.to_thread.run_sync(send, limiter=self._limiter, abandon_on_cancel=True)
+    def _in_thread(self, names: list[_Name]) -> set[_Name]:
+        refused = set()
+        for name in names:
+            try:
+                self._session.invalidate_entry(name.folder, name.name, only_expire=name.stays)
+            except TtmError as error:
+                log.warning("%s", error.message)
+                refused.add(name)
+        return refused
+
+
+def _is_replaced(dentry: Dentry) -> bool:
+    """Has it no name any more, and something else this one? Who had just looked it up is to look again, and not to find
+    nothing where there was always something."""
+    return dentry.entry.unlinked and dentry.folder.get(dentry.name) is not None

@@ -7,7 +7,7 @@ import pyfuse3
 from ttmfs import clock
 from ttmfs.driver.entries import Entry, Symlink
 from ttmfs.driver.namespace import BoFile
-from ttmfs.fs.kernel.rights import Fixed
+from ttmfs.fs.kernel.rights import Fixed, ObjectOf
 from ttmfs.fs.requests.served import Served
 from ttmfs.fs.tree.listing import FixedNames
 from ttmfs.fs.tree.nodes import Node, VirtualDir
@@ -17,7 +17,8 @@ from ttmfs.units import PAGE_SIZE
 
 LONG_TIMEOUT: Final = 300.0
 """Seconds that the kernel may trust names and attributes below bo/: only requests that it sent change them. And of
-folders that stay, to which the way of every command leads: with nothing kept each open costs a request a folder."""
+folders that stay, or whose end it is told of, to which the way of every command leads: with nothing kept each open
+costs two requests a folder."""
 
 
 class Replies:
@@ -70,7 +71,7 @@ class Replies:
 
 
 def _is_lasting(node: Node) -> bool:
-    """Does nothing of its attributes ever change?
+    """Does nothing of its attributes ever change, but for an owner, which is told (NameCache.owned_anew)?
 
     Never so of a virtual file: LOOKUP says a number that is not its st_ino, which only GETATTR does.
     """
@@ -78,5 +79,5 @@ def _is_lasting(node: Node) -> bool:
         isinstance(node, VirtualDir)
         and node.stays
         and isinstance(node.names, FixedNames)
-        and isinstance(node.rights, Fixed)
+        and isinstance(node.rights, (Fixed, ObjectOf))
     )

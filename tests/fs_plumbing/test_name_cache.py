@@ -1,0 +1,250 @@
+"""NameCache: who takes a name away is answered when the kernel has heard; if it does not hear, the daemon knows better.
+
+The kernel here is a table of the messages that it got, and may be held in one of them.
+"""
+
+import errno
+import os
+import threading
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pyfuse3
+import pytest
+import trio
+
+from ttmfs.driver.config import Config
+from ttmfs.errors import TtmError
+from ttmfs.fs.mount import Mount
+from ttmfs.fs.requests.inodes import ROOT_INO
+from ttmfs.fs.requests.name_cache import PATIENCE_SECONDS, NameCache
+
+MIB = 1 << 20
+ASKED: Any = SimpleNamespace(pid=os.getpid(), uid=0, gid=0, umask=0o022)
+
+
+class Kernel:
+    """A SessionFd and an AttributeCache: `heard` is what it was told."""
+
+    def __init__(self) -> None:
+        self.heard: list[object] = []
+        self.listens = threading.Event()
+        self.listens.set()
+        self.refuses = False
+
+    def invalidate_entry(self, folder: int, name: bytes, *, only_expire: bool = False) -> bool:
+        """SessionFd's."""
+        assert self.listens.wait(60)
+        if self.refuses:
+            raise TtmError(errno.ENOMEM, "the kernel has no memory for a notification")
+        self.heard.append((folder, name, "expires") if only_expire else (folder, name))
+        return True
+
+    def changed(self, ino: int) -> None:
+        """AttributeCache's."""
+        self.heard.append(ino)
+
+    async def settle(self) -> None:
+        """AttributeCache's."""
+        self.heard.append("settled")
+
+
+class Served:
+    """A mount without one: its requests, and the kernel that they tell."""
+
+    def __init__(self, mount: Mount, kernel: Kernel, cache: NameCache) -> None:
+        self.mount = mount
+        self.ask = mount.operations
+        self.kernel = kernel
+        self.cache = cache
+        self.bo_root = mount.machine.names.root.ino
+
+    async def walk(self, path: str) -> int:
+        """The number that the last LOOKUP of the way says."""
+        ino = ROOT_INO
+        for name in path.split("/"):
+            ino = (await self.ask.lookup(ino, name.encode(), ASKED)).st_ino
+        return ino
+
+    async def fails(self, asked: Awaitable[object]) -> str:
+        """The errno that a request is answered with, or "ok"."""
+        try:
+            await asked
+        except pyfuse3.FUSEError as error:
+            return errno.errorcode[error.errno]
+        return "ok"
+
+
+@pytest.fixture
+def mount() -> Iterator[Mount]:
+    mount = Mount("/", Config(vram=8 * MIB, gtt=8 * MIB, memory=16 * MIB))
+    names = mount.machine.names
+    for name in (b"a", b"b", b"c"):
+        names.create(names.root, name, 0o644, 0, 0)
+    yield mount
+    mount.vdev.close()
+
+
+@asynccontextmanager
+async def serving(mount: Mount) -> AsyncIterator[Served]:
+    kernel: Any = Kernel()
+    cache = NameCache(kernel, mount.served.inodes, kernel)
+    mount.machine.names.gone = cache.gone
+    mount.served.change_names, mount.served.owned_anew = cache.change, cache.owned_anew
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(cache.run)
+        try:
+            served = Served(mount, kernel, cache)
+            for name in "abc":
+                await served.walk(f"bo/{name}")
+            yield served
+        finally:
+            kernel.listens.set()
+            nursery.cancel_scope.cancel()
+
+
+async def settled() -> None:
+    """Whatever can go on has."""
+    for _ in range(50):
+        await trio.lowlevel.checkpoint()
+
+
+CHANGES = ("unlink", "rename", "replace", "exchange")
+
+
+async def change(served: Served, how: str) -> None:
+    """Takes the name `a` from its BO."""
+    root, ask = served.bo_root, served.ask
+    if how == "unlink":
+        await ask.unlink(root, b"a", ASKED)
+    elif how == "rename":
+        await ask.rename(root, b"a", root, b"z", 0, ASKED)
+    elif how == "replace":
+        await ask.rename(root, b"b", root, b"a", 0, ASKED)
+    else:
+        await ask.rename(root, b"b", root, b"a", pyfuse3.RENAME_EXCHANGE, ASKED)
+
+
+@pytest.mark.parametrize("how", CHANGES)
+async def test_invalidated_before_answered(mount: Mount, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ttmfs.fs.requests.name_cache.PATIENCE_SECONDS", 60.0)
+    async with serving(mount) as served:
+        objects, gone = await served.walk("objects"), await served.walk("objects/a")
+        served.kernel.listens.clear()
+        answered = False
+
+        async def take_away() -> None:
+            nonlocal answered
+            await change(served, how)
+            answered = True
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(take_away)
+            await settled()
+            assert not answered
+            # The names themselves have changed, and who comes by the old one is to look again.
+            now = await served.fails(served.ask.lookup(objects, b"a", ASKED))
+            assert now == ("ok" if how in ("replace", "exchange") else "ENOENT")
+            assert await served.fails(served.ask.lookup(gone, b"status", ASKED)) == "ESTALE"
+            served.kernel.listens.set()
+        assert answered
+        assert (objects, b"a") in served.kernel.heard
+
+
+@pytest.mark.parametrize("how", CHANGES)
+async def test_without_having_heard_the_kernel_is_sent_to_ask_for_names_anew(mount: Mount, how: str) -> None:
+    async with serving(mount) as served:
+        ask, kernel, file = served.ask, served.kernel, mount.machine.names.root.children[b"a"].entry.ino
+        objects, gone = await served.walk("objects"), await served.walk("objects/a")
+        kernel.listens.clear()
+        with trio.fail_after(60):
+            await change(served, how)
+        # It is to ask for attributes before it goes through there, or shows them.
+        assert kernel.heard[-2:] == [gone, "settled"]
+        for asked in (
+            ask.getattr(gone, ASKED),
+            ask.lookup(gone, b"status", ASKED),
+            ask.lookup(gone, b"validate", ASKED),
+            ask.opendir(gone, ASKED),
+        ):
+            assert await served.fails(asked) == "ESTALE"
+        if how in ("replace", "exchange"):
+            now = (await ask.lookup(objects, b"a", ASKED)).st_ino
+            assert now != gone
+            assert (await ask.lookup(now, b"status", ASKED)).st_ino
+        else:
+            assert await served.fails(ask.lookup(objects, b"a", ASKED)) == "ENOENT"
+        kernel.listens.set()
+        while (objects, b"a") not in kernel.heard:
+            await trio.sleep(0.001)
+        await settled()
+        # Who stands in there is where he was, if there is such a BO.
+        if how in ("unlink", "replace"):
+            await ask.forget([(file, 1)])
+        in_there = {"unlink": "ENOENT", "replace": "ESTALE"}.get(how, "ok")
+        with trio.fail_after(60):
+            while await served.fails(ask.lookup(gone, b"status", ASKED)) != in_there:
+                await trio.sleep(0.001)
+
+
+async def test_a_name_that_its_bo_has_again_is_no_stale_one(mount: Mount) -> None:
+    async with serving(mount) as served:
+        ask, root = served.ask, served.bo_root
+        objects, known = await served.walk("objects"), await served.walk("objects/a")
+        served.kernel.listens.clear()
+        await ask.rename(root, b"a", root, b"z", 0, ASKED)
+        await ask.rename(root, b"z", root, b"a", 0, ASKED)
+        assert (await ask.lookup(objects, b"a", ASKED)).st_ino == known
+        assert (await ask.lookup(known, b"status", ASKED)).st_ino
+
+
+async def test_what_the_kernel_refuses_stays_stale(mount: Mount) -> None:
+    async with serving(mount) as served:
+        gone = await served.walk("objects/a")
+        served.kernel.refuses = True
+        await change(served, "replace")
+        assert await served.fails(served.ask.getattr(gone, ASKED)) == "ESTALE"
+        assert gone in served.kernel.heard
+        served.kernel.refuses = False
+        assert await served.walk("objects/a") != gone
+        # The daemon goes on telling.
+        objects, other = await served.walk("objects"), await served.walk("objects/c")
+        await served.ask.unlink(served.bo_root, b"c", ASKED)
+        assert (objects, b"c") in served.kernel.heard
+        assert other != gone
+
+
+async def test_who_takes_away_what_nobody_has_looked_at_waits_for_nothing(mount: Mount) -> None:
+    async with serving(mount) as served:
+        await served.walk("objects/a")
+        served.kernel.listens.clear()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(change, served, "unlink")
+            await settled()
+            began = trio.current_time()
+            await served.ask.unlink(served.bo_root, b"c", ASKED)
+            assert trio.current_time() - began < PATIENCE_SECONDS / 2
+            served.kernel.listens.set()
+
+
+async def test_a_folder_has_the_owner_of_its_bo_before_a_chown_is_answered(mount: Mount) -> None:
+    async with serving(mount) as served:
+        names = mount.machine.names
+        file = names.root.get(b"a")
+        assert file is not None
+        names.link(file, names.root, b"again")
+        objects = await served.walk("objects")
+        mirrors = [await served.walk("objects/a"), await served.walk("objects/again")]
+        fields: Any = SimpleNamespace(
+            update_mode=False, update_uid=True, update_gid=True, update_size=False, update_atime=False,
+            update_mtime=False,
+        )  # fmt: skip
+        attr = pyfuse3.EntryAttributes()
+        attr.st_uid = attr.st_gid = 1234
+        await served.ask.setattr(file.ino, attr, fields, None, ASKED)
+        expired = [(objects, b"a", "expires"), (objects, b"again", "expires")]
+        assert served.kernel.heard == [*expired, *mirrors, "settled"]
+        for mirror in mirrors:
+            assert (await served.ask.getattr(mirror, ASKED)).st_uid == 1234
