@@ -54,6 +54,22 @@ def test_both_ends_have_the_bytes_of_the_other_then(arenas: tuple[Arena, Arena],
     assert (frame(other, 2) == noise(102)).all()
 
 
+def test_a_host_without_memory_for_the_spare_frames_is_found_out_before_anything_depends_on_it(
+    arenas: tuple[Arena, Arena], host: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under `ulimit -v`: an exchange that fails at the end of a move would end the engine, and the mount."""
+
+    def refused(name: str, num_pages: int) -> Arena:
+        raise TtmError(errno.ENOMEM, f"the host does not give {num_pages} pages for {name!r}")
+
+    assert can_move(*arenas)
+    frames._spare.cache_clear()
+    with monkeypatch.context() as short:
+        short.setattr(frames, "Arena", refused)
+        assert not can_exchange(*arenas)
+    assert can_exchange(*arenas)
+
+
 def test_a_target_never_touched_leaves_an_empty_source(arenas: tuple[Arena, Arena], host: object) -> None:
     one, other = arenas
     frame(one, 0)[:] = noise(1)

@@ -70,8 +70,14 @@ def can_move(first: Arena, second: Arena) -> bool:
 
 
 def can_exchange(first: Arena, second: Arena) -> bool:
-    """Can frames of these two change places? They may be one arena. No more once the host has refused it."""
-    return not _Host.refused and can_move(first, second)
+    """Can frames of these two change places? They may be one arena. No more once the host has refused it.
+
+    What an exchange needs of the host is had when this says so: where it happens nothing may fail any more.
+    """
+    try:
+        return not _Host.refused and can_move(first, second) and longest_run() <= _spare().num_pages // FRAME_PAGES
+    except TtmError:  # no memory for that, at this moment
+        return False
 
 
 def frames_in(first: PageArray, second: PageArray) -> Int64Array:
