@@ -16,7 +16,7 @@ README = REPOSITORY / "README.md"
 
 
 def test_the_commands_print_what_it_shows() -> None:
-    assert run_document(README, 60) > 12
+    assert run_document(README) > 12
 
 
 def test_every_script_and_option_named_exists() -> None:

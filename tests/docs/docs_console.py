@@ -18,6 +18,8 @@ from typing import Final
 
 from ttmfs.fs.kernel import tuning
 
+SECONDS = 280
+"""For a whole document, so that one that hangs is named; on a busy machine the tour takes more than 100."""
 END: Final = "-- end of a command --"
 _OF_A_TERMINAL: Final = ("FORCE_COLOR", "CLICOLOR_FORCE", "NO_COLOR", "LINES", "LANGUAGE", "TZ")
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
@@ -88,7 +90,7 @@ def let_mounts_go(folder: str) -> None:
             tuning.lazy_unmount(path)
 
 
-def run_commands(commands: list[tuple[str, str]], timeout: float) -> list[str]:
+def run_commands(commands: list[tuple[str, str]]) -> list[str]:
     """The output of each command. Whatever they leave mounted is aborted and detached."""
     # In /tmp, as the documents have it: a blank in the path of $TMPDIR would have to be quoted there.
     with tempfile.TemporaryDirectory(prefix="ttmfs-test-", dir="/tmp") as directory:
@@ -108,7 +110,7 @@ def run_commands(commands: list[tuple[str, str]], timeout: float) -> list[str]:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
-                timeout=timeout,
+                timeout=SECONDS,
                 check=False,
                 env=environment,
                 cwd=folder,
@@ -118,11 +120,11 @@ def run_commands(commands: list[tuple[str, str]], timeout: float) -> list[str]:
         return done.stdout.replace(folder, "/tmp").split(f"{END}\n")[:-1]
 
 
-def run_document(path: Path, timeout: float) -> int:
+def run_document(path: Path) -> int:
     """Run the checked blocks of a document and compare; how many commands there were. AssertionError names the first
     whose output is another one."""
     commands = checked_commands(path.read_text(encoding="utf-8"))
-    outputs = run_commands(commands, timeout)
+    outputs = run_commands(commands)
     for (command, expected), output in zip(commands, outputs, strict=True):
         assert matches(expected, output), f"{path.name}: $ {command}\n{output}expected:\n{expected}"
     return len(commands)
