@@ -55,9 +55,11 @@ def _stretches(src: Backing, dst: Backing, index: int, count: int) -> Iterator[t
     # Long runs at both ends, which most large copies are made of, cost nothing by page.
     while count >= FRAME_PAGES:
         one, length = src.extent(index, count)
+        if one < 0 or length < FRAME_PAGES:
+            break
         other, other_length = dst.extent(index, count)
         length = min(length, other_length)
-        if one < 0 or other < 0 or length < FRAME_PAGES:
+        if other < 0 or length < FRAME_PAGES:
             break
         skip = -one % FRAME_PAGES
         frames = (length - skip) // FRAME_PAGES

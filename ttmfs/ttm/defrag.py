@@ -14,6 +14,7 @@ import errno
 import numpy as np
 from numpy.typing import NDArray
 
+from ttmfs.memory.runs import is_run
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.placement import PlaceFlag
@@ -38,7 +39,12 @@ def nothing_to_gain(bo: BufferObject, *, compact: bool = False) -> bool:
         return True
     if tt.backed_up_pages > 0:
         return True
-    return not (tt.populated_pages if compact else len(whole_pieces(tt)))
+    if compact:
+        return not tt.populated_pages
+    order = tt.pool.beneficial_order
+    if not order or tt.populated_pages < 1 << order:
+        return True
+    return not (tt.is_populated or len(whole_pieces(tt)))
 
 
 def improvable(bo: BufferObject) -> bool:
@@ -81,7 +87,7 @@ def fresh_tt(bo: BufferObject) -> TT:
         blocks = fresh.alloc(
             len(pieces) * size, max_order=old.pool.beneficial_order, zero=False, defrag=True, reclaim_backoff=True
         )
-        fresh.adopt((pieces[:, None] + np.arange(size)).ravel(), blocks)
+        fresh.adopt((pieces[:, None] + np.arange(size)).ravel(), blocks, in_blocks=is_run(pieces // size))
         _follow(old, fresh)
     except BaseException:
         fresh.unpopulate()

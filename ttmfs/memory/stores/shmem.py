@@ -24,9 +24,9 @@ from ttmfs.units import PAGE_SHIFT
 
 _STEP: Final = 128
 """Pages copied or summed in one step of a short transfer: some tens of microseconds."""
-_LONG_COPY: Final = 256
+_LONG_COPY: Final = FRAME_PAGES
 _LONG_SUM: Final = 2 * FRAME_PAGES
-"""Of a long one: two tenths of a millisecond."""
+"""Of a long one: one or two tenths of a millisecond."""
 
 
 class _Frames:
