@@ -6,11 +6,14 @@ bytes.
 
 import errno
 import math
+import os
+import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import pyfuse3
+from trio._core import _thread_cache
 
 from ttmfs.driver import policy
 from ttmfs.driver.namespace import BoFile
@@ -121,6 +124,19 @@ def without_hurry() -> None:
 def texts_limit(size: str) -> None:
     """Of texts that nobody closes so many bytes are kept."""
     open_module.TEXTS_LIMIT = int(size)
+
+
+def no_threads_while(path: str) -> None:
+    """The host gives no more threads as long as this file is there; those of trio that are idle end at once."""
+    real = threading.Thread.start
+
+    def start(self: threading.Thread) -> None:
+        if os.path.exists(path):
+            raise RuntimeError("can't start new thread")
+        real(self)
+
+    threading.Thread.start = start
+    _thread_cache.IDLE_TIMEOUT = 0.001
 
 
 def moving_mtime() -> None:
@@ -263,6 +279,7 @@ PATCHES: dict[str, Callable[..., None]] = {
         max_tasks,
         without_hurry,
         texts_limit,
+        no_threads_while,
         moving_mtime,
         short_reads,
         without_guard,

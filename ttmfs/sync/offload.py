@@ -6,14 +6,47 @@ business: `Threads`, unless a run was given another with `use`. One that runs th
 that it chooses, makes every interleaving of loop and threads one that can be repeated.
 """
 
+import errno
 from collections.abc import Callable
 from functools import partial
 from typing import Final, Protocol, TypeVar, TypeVarTuple
 
 import trio
 
+from ttmfs.errors import TtmError
+
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
+
+
+_THREAD_SECONDS: Final = 1.0
+"""How long a thread is waited for where the host gives no more: one that the daemon has may be done meanwhile."""
+_LOOK_AGAIN_SECONDS: Final = 0.02
+
+
+def is_want_of_threads(error: RuntimeError) -> bool:
+    """Is it that of a thread that the host did not give (ulimit -u, TasksMax=, pids.max)?"""
+    return "can't start new thread" in str(error)
+
+
+async def in_thread(
+    work: Callable[[*_Ts], _T],
+    *args: *_Ts,
+    limiter: trio.CapacityLimiter | None = None,
+    abandon_on_cancel: bool = False,
+) -> _T:
+    """trio.to_thread.run_sync. TtmError(EAGAIN): for a second the host gave no thread for it, and it was not called."""
+    until = trio.current_time() + _THREAD_SECONDS
+    while True:
+        try:
+            return await trio.to_thread.run_sync(work, *args, limiter=limiter, abandon_on_cancel=abandon_on_cancel)
+        except RuntimeError as error:
+            if not is_want_of_threads(error):
+                raise
+            if trio.current_time() >= until:
+                said = "the host gives this daemon no more threads: raise its limit (ulimit -u, TasksMax=, pids.max)"
+                raise TtmError(errno.EAGAIN, said) from None
+        await trio.sleep(_LOOK_AGAIN_SECONDS)
 
 
 class Offloader(Protocol):
@@ -31,8 +64,8 @@ class Threads:
     """The offloader of a real run: trio's worker threads, at most `lane.threads` of them for a lane."""
 
     async def run(self, lane: "Lane", work: Callable[[], _T]) -> _T:
-        """As `Offloader.run`."""
-        return await trio.to_thread.run_sync(work, limiter=lane.limiter, abandon_on_cancel=lane.abandon)
+        """As `Offloader.run`. TtmError as `in_thread`."""
+        return await in_thread(work, limiter=lane.limiter, abandon_on_cancel=lane.abandon)
 
 
 class Lane:

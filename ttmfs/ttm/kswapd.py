@@ -8,6 +8,7 @@ from typing import Final
 
 import trio
 
+from ttmfs.errors import TtmError
 from ttmfs.sync.bell import Bell
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.device import Device
@@ -25,7 +26,11 @@ async def watermark(device: Device) -> None:
         while (over := device.over_limit(2 * device.pages_gap)) > 0:
             if not store_has_room(device) and not device.purgeable_bos:
                 break
-            if not (await shrink(device, over, OperationContext(no_wait_gpu=True))).pages:
+            try:
+                shrunk = (await shrink(device, over, OperationContext(no_wait_gpu=True))).pages
+            except TtmError:  # of the store, say
+                shrunk = 0
+            if not shrunk:
                 await trio.sleep(BACKOFF)
                 break
             await trio.lowlevel.checkpoint()
@@ -43,6 +48,10 @@ async def upkeep(device: Device) -> None:
             await wanted.heard()
             await trio.sleep(store.warm_seconds)
             wanted.hush()
-            await do_upkeep(store)
+            try:
+                await do_upkeep(store)
+            except TtmError:  # no thread is to be had for it
+                await trio.sleep(BACKOFF)
+                wanted.ring()
     finally:
         store.wake = None

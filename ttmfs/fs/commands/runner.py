@@ -27,6 +27,7 @@ from ttmfs.observe.asker import ASKER, WHY
 from ttmfs.observe.recorder import Recorder
 from ttmfs.sync.bell import Bell
 from ttmfs.sync.breather import Breather
+from ttmfs.sync.offload import in_thread
 
 log = logging.getLogger(__name__)
 
@@ -211,7 +212,7 @@ async def _words(line: str) -> list[str]:
     """The words of a line; a long one with quotes is split in a thread, character by character as that is."""
     if len(line) <= _LONG_LINE or is_plain(line):
         return split_words(line)
-    return await trio.to_thread.run_sync(split_words, line)
+    return await in_thread(split_words, line)
 
 
 def _told_to_end(waiting: tuple[_Running, ...]) -> list[_Running]:

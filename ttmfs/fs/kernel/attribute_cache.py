@@ -11,6 +11,7 @@ import trio
 
 from ttmfs.errors import TtmError
 from ttmfs.fs.kernel.inval import SessionFd
+from ttmfs.fs.kernel.sure_thread import SureThread
 from ttmfs.sync.bell import Bell
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ class KernelAttributes:
 
     def __init__(self, session: SessionFd) -> None:
         self._session = session
-        self._limiter = trio.CapacityLimiter(1)
+        self._threads = SureThread("ttmfs-attributes", 1)
         self._changed: dict[int, None] = {}
         self._reported = self._dropped = 0
         self._wanted = Bell()
@@ -49,7 +50,7 @@ class KernelAttributes:
             batch, self._changed, reported = list(self._changed), {}, self._reported
             for first in range(0, len(batch), _AT_ONCE):
                 part = batch[first : first + _AT_ONCE]
-                await trio.to_thread.run_sync(self._drop, part, limiter=self._limiter, abandon_on_cancel=True)
+                await self._threads.run(self._drop, part, abandon_on_cancel=True)
             self._dropped = reported
             self._progress.unpark_all()
 

@@ -29,6 +29,7 @@ from typing import Final
 import trio
 
 from ttmfs.errors import TtmError
+from ttmfs.fs.kernel.sure_thread import SureThread
 from ttmfs.fs.kernel.tuning import connection_number
 
 _NOTIFY_INVAL_INODE: Final = 2
@@ -256,6 +257,8 @@ class _Closer:
         self._fds: deque[tuple[int, int, bytes]] = deque()
         self._idle = 0
         """Threads that wait for one; each of `_fds` has one of these, or one that was started for it."""
+        # The first is there for good: what stays open keeps its BO, and the mount.
+        threading.Thread(target=self._run, name="ttmfs-closer", daemon=True).start()
 
     def close(self, fd: int, ino: int, alias: bytes) -> None:
         """Close `fd` some time soon; it was opened by the name `alias` in the root, and means inode `ino`."""
@@ -300,8 +303,8 @@ class PageCache:
     ) -> None:
         self._session = session
         self._alias = alias
-        # An own limiter: INVALs that wait for parked requests must not use up the threads of everyone else.
-        self._limiter = trio.CapacityLimiter(threads)
+        # Their own: INVALs that wait for parked requests must not use up the threads of everyone else.
+        self._threads = SureThread("ttmfs-inval", threads)
         self._loop_thread = threading.get_ident()
         self._aliases = _Aliases()
         self._closer = _Closer(session, self._aliases)
@@ -321,8 +324,8 @@ class PageCache:
         begin = time.perf_counter()
         self._outstanding += 1
         try:
-            known, flushed = await trio.to_thread.run_sync(
-                self._in_thread, ino, first_byte, num_bytes, flush and first_byte >= 0, limiter=self._limiter
+            known, flushed = await self._threads.run(
+                self._in_thread, ino, first_byte, num_bytes, flush and first_byte >= 0
             )
         finally:
             self._outstanding -= 1
@@ -343,7 +346,7 @@ class PageCache:
 
         The inode's WRITEs and its OPEN must be served meanwhile.
         """
-        return await trio.to_thread.run_sync(self._flush_and_wait, ino, limiter=self._limiter)
+        return await self._threads.run(self._flush_and_wait, ino)
 
     async def failed_before(self, ino: int) -> int:
         """For a client who closes `ino`: the errno of a failed writeback that the daemon was told of instead, once.

@@ -8,8 +8,6 @@ import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, Final
 
-import trio
-
 from ttmfs.driver import calls
 from ttmfs.driver.clients import Client, Clients
 from ttmfs.driver.entries import FIRST_NUMBER
@@ -29,6 +27,7 @@ from ttmfs.fs.tree.trace_pipe import PipeFile, TracePipe
 from ttmfs.observe.recorder import Entry
 from ttmfs.observe.trace import Event
 from ttmfs.svm.spaces import Svm
+from ttmfs.sync.offload import in_thread
 from ttmfs.ttm.context import OperationContext
 from ttmfs.ttm.placement import VRAM
 from ttmfs.ttm.resource import ResourceManager
@@ -142,7 +141,7 @@ class ObserveTree:
     async def _metrics(self) -> bytes:
         exporter = Exporter(await self._stats(), self.machine.vdev.ttm.counters)
         # Many groups are many lines, and a library is loaded: no request waits for either.
-        return await trio.to_thread.run_sync(exporter.text)
+        return await in_thread(exporter.text)
 
     # -- clients/ ------------------------------------------------------------------------------------------------
 

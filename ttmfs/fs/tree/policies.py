@@ -10,8 +10,6 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final
 
-import trio
-
 from ttmfs.driver.policies import available_text
 from ttmfs.errors import TtmError
 from ttmfs.fs.commands.command import Command, Machine, Result
@@ -24,6 +22,7 @@ from ttmfs.fs.tree.nodes import Handle, Lengths, Node, VirtualDir, VirtualFile
 from ttmfs.fs.tree.slow_text import slow_file
 from ttmfs.policy.api import BASES, Kind
 from ttmfs.policy.seat import Ejection
+from ttmfs.sync.offload import in_thread
 
 POLICIES: Final = "policies"
 """The name of the folder."""
@@ -33,7 +32,7 @@ def _command(kind: Kind) -> Command:
     async def run(machine: Machine, words: list[str]) -> Result:
         policies = machine.vdev.policies
         region, spec = policies.parse(kind, words)
-        prepared = await trio.to_thread.run_sync(policies.prepare, spec, abandon_on_cancel=True)
+        prepared = await in_thread(policies.prepare, spec, abandon_on_cancel=True)
         await policies.choose(kind, region, prepared)
         stats = policies.stats()[kind]
         # A group to which the region's order is given back has none.
@@ -82,7 +81,7 @@ class PolicyTree:
         return CommandHandle(text, run, opening, self._runner.results)
 
     async def _available(self) -> bytes:
-        text = await trio.to_thread.run_sync(available_text)
+        text = await in_thread(available_text)
         return text.encode()
 
     def _stats(self) -> str:
