@@ -2,6 +2,7 @@
 
 import errno
 import random
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -137,6 +138,17 @@ def test_remove_merges_and_only_once() -> None:
     fails(errno.EINVAL, mm.remove, RangeNode(again.start, 10))
     assert mm.used_pages == 10
     assert mm.check() == []
+
+
+def test_when_all_are_gone_no_room_is_kept_for_as_many() -> None:
+    mm = RangeAllocator(5000)
+    nodes = [mm.insert(1) for _ in range(5000)]
+    before = sys.getsizeof(mm._nodes)
+    for node in nodes:
+        mm.remove(node)
+    assert sys.getsizeof(mm._nodes) < before / 100
+    assert list(mm.holes()) == [(0, 5000)]
+    assert mm.insert(7).start == 0
 
 
 def test_dump_is_drm_mm_print() -> None:

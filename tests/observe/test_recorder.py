@@ -36,7 +36,7 @@ async def test_an_eviction_says_for_whom_and_who_had_asked() -> None:
         assert (moves[-1].task, moves[-1].why) == (ME, "room for 'c', c validate vram")
         assert moves[-1].sentence().endswith(f"'a' vram to gtt: was evicted, 1M ({ME}: room for 'c', c validate vram)")
         assert evicted_bo.last_move is not None
-        assert evicted_bo.last_move.sentence("a") == moves[-1].sentence()
+        assert evicted_bo.last_move.sentence("a", evicted_bo.moved_at) == moves[-1].sentence()
         # What comes after the eviction is not for it any more.
         assert vdev.ttm.recorder.entries[-1].why == "c validate vram"
 

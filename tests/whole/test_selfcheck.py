@@ -191,7 +191,7 @@ def lose_the_file(device: Damaged) -> None:
 
 
 def lose_the_entry(device: Damaged) -> None:
-    device.file.names.clear()
+    device.file.names = ()
 
 
 def keep_what_is_not_used(device: Damaged) -> None:

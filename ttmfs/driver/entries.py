@@ -29,6 +29,8 @@ LINK_MAX: Final = 1024
 _CUT: Final = "…".encode()
 
 _number = attrgetter("number")
+_MODES: Final[dict[int, int]] = {}
+"""Each that there was: files share them."""
 
 
 class Entry:
@@ -45,7 +47,7 @@ class Entry:
         self.uid = uid
         self.gid = gid
         self.atime = self.mtime = self.ctime = clock.wall_ns()
-        self.names: list[Dentry] = []
+        self.names: tuple[Dentry, ...] = ()
         """Oldest first; empty once it is removed."""
         self.known = False
         """Whoever shows it to clients (the kernel, of a mount) may still name it by its inode number."""
@@ -66,7 +68,8 @@ class Entry:
 
         See ttmfs.fs.kernel.handshake.
         """
-        self.mode = mode & ~(stat.S_ISUID | stat.S_ISGID) if stat.S_ISREG(mode) else mode
+        mode = mode & ~(stat.S_ISUID | stat.S_ISGID) if stat.S_ISREG(mode) else mode
+        self.mode = _MODES.setdefault(mode, mode)
 
     @property
     def unlinked(self) -> bool:
@@ -95,19 +98,19 @@ class Entry:
 
     def added(self, dentry: "Dentry") -> None:
         """It got a name, the youngest."""
-        self.names.append(dentry)
+        self.names = (*self.names, dentry)
         self.cache = dentry.folder.cache
 
     def renamed(self, dentry: "Dentry", to: "Dentry") -> None:
         """One of its names is another now, and as old as it was."""
-        self.names[self.names.index(dentry)] = to
+        self.names = tuple(to if name is dentry else name for name in self.names)
         self.ctime = clock.wall_ns()
 
     def removed(self, dentry: "Dentry") -> None:
         """It lost a name."""
         if len(self.names) == 1:
             self._last_path = self.path
-        self.names.remove(dentry)
+        self.names = tuple(name for name in self.names if name is not dentry)
         self.ctime = clock.wall_ns()
 
 
@@ -154,7 +157,7 @@ class Folder(Entry):
         """By number; names that are gone among them, until these are the greater part."""
         self._dead = 0
         if is_root:
-            self.names.append(Dentry(self, b"", self, 0))
+            self.names = (Dentry(self, b"", self, 0),)
 
     @property
     def nlink(self) -> int:

@@ -88,7 +88,8 @@ async def region_map(
 
 def _paint(painter: _Painter, resource: Resource, bo: BufferObject) -> None:
     label = painter.label(bo)
-    where = slice(resource.start, resource.start + resource.num_pages) if resource.pages is None else resource.pages
+    run = slice(resource.start, resource.start + resource.num_pages)
+    where = run if resource.scattered is None else resource.scattered
     painter.owner[where] = label
 
 

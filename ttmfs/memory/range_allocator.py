@@ -227,6 +227,8 @@ class RangeAllocator:
             self._drop_hole(end, after)
             end += after
         self._add_hole(start, end - start)
+        if not self._nodes:
+            self._nodes.clear()  # or it keeps room for as many as there ever were
 
     def holes(self) -> Iterator[tuple[int, int]]:
         """(start, pages) of every hole, by address (`drm_mm_for_each_hole`)."""

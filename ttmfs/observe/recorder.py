@@ -6,8 +6,8 @@ a BO, and knows who had asked for what.
 """
 
 import json
-import sys
 from collections import deque
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from ttmfs import clock
@@ -40,16 +40,18 @@ class Entry(NamedTuple):
 
 
 class LastMove(NamedTuple):
-    """A BO's own note of how it came where it is: `way` says it without the name, so that many share one string."""
+    """A BO's own note of how it came where it is: `way` says it without the name. Many share one: it has no time."""
 
-    when: int
     way: str
     task: str
     why: str
 
-    def sentence(self, bo: str) -> str:
+    def sentence(self, bo: str, when: int) -> str:
         """As the entry of the recorder says it, with the name that the BO has now."""
-        return _sentence(self.when, f"{bo!r} {self.way}", self.task, self.why)
+        return _sentence(when, f"{bo!r} {self.way}", self.task, self.why)
+
+
+_shared = lru_cache(maxsize=ENTRIES)(LastMove)
 
 
 def _sentence(when: int, says: str, task: str, why: str) -> str:
@@ -69,10 +71,10 @@ class Recorder:
         self.entries.append(entry)
         return entry
 
-    def moved(self, bo: str, way: str) -> LastMove:
-        """A BO has moved."""
+    def moved(self, bo: str, way: str) -> tuple[int, LastMove]:
+        """A BO has moved; when, and its note."""
         entry = self.note("move", bo, f"{bo!r} {way}")
-        return LastMove(entry.when, sys.intern(way), entry.task, entry.why)
+        return entry.when, _shared(way, entry.task, entry.why)
 
     def struck(self, place: str, bo: str) -> None:
         """A failure was injected at a place, for the BO of that name."""

@@ -191,8 +191,6 @@ async def _allocate(
         space.svm.counters.alloc_retries += 1
         with trio.move_on_after(left):
             await turn.wait(contended)
-    assert bo.resource is not None
-    space.svm.share_numbers(bo.resource)
     # No status shows it, and there may be many ranges.
     bo.last_move = None
 

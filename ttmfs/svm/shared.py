@@ -12,7 +12,6 @@ import trio
 from ttmfs.svm.counters import SvmCounters
 from ttmfs.svm.policy import MigrationPolicy
 from ttmfs.ttm.funcs import DriverFuncs, Unmapper
-from ttmfs.ttm.resource import Resource
 
 if TYPE_CHECKING:
     from ttmfs.driver.device import VirtualDevice
@@ -45,9 +44,6 @@ class Shared(Protocol):
     @property
     def funcs(self) -> DriverFuncs[Any]:
         """What the BOs of spaces ask."""
-
-    def share_numbers(self, resource: Resource) -> None:
-        """Space in one run takes its page numbers from an array that all share."""
 
     def garbage_listed(self) -> None:
         """A range waits for the garbage collector."""

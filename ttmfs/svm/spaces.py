@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import trio
-from numpy.typing import NDArray
 
 from ttmfs.errors import TtmError
 from ttmfs.memory.account import Held
@@ -24,7 +23,6 @@ from ttmfs.sync.bell import Bell
 from ttmfs.ttm.account import MEMORY, SWAP, Account
 from ttmfs.ttm.funcs import NoUnmapper, Unmapper
 from ttmfs.ttm.placement import VRAM
-from ttmfs.ttm.resource import Resource
 
 if TYPE_CHECKING:
     from ttmfs.driver.device import VirtualDevice
@@ -58,7 +56,6 @@ class Svm:
         vdev.ttm.slot_holders.append(self._slot_holders)
         self._leaving: list[AddressSpace] = []
         self._garbage = Bell()
-        self._numbers: dict[str, NDArray[np.uint32]] = {}
 
     def create(self, name: str, account: Account | None = None) -> AddressSpace:
         """A new space of size 0, that `account` (or nobody in particular) pays for. TtmError(ENOSPC): too many."""
@@ -78,14 +75,6 @@ class Svm:
     def has_vram(self) -> bool:
         """Is there a place to migrate to (devmem_possible)? With `--vram 0` the device works in system."""
         return VRAM in self.regions
-
-    def share_numbers(self, resource: Resource) -> None:
-        """Space in one run takes its page numbers from an array that all share: 2 MiB need no 2 KiB for them."""
-        numbers = self._numbers.get(resource.mem_type)
-        if numbers is None:
-            numbers = self._numbers[resource.mem_type] = np.arange(resource.manager.num_pages, dtype=np.uint32)
-        if resource.start >= 0:
-            resource.pages = numbers[resource.start : resource.start + resource.num_pages]
 
     def _holders(self) -> Iterator[tuple[Chunk, Held]]:
         """The chunks, for the device's audit of its pages."""

@@ -20,11 +20,11 @@ Buffer = memoryview | bytes | bytearray
 
 def try_read(bo: BufferObject, offset: int, size: int) -> Buffer | None:
     """`size` bytes (fewer only at the end of the BO) if they can be had with no wait at all, else None."""
-    if bo.whole is not None and not bo.resv.locked and not bo.gate.unmapping and bo.placed:
+    if bo.whole is not None and not bo.resv.locked and not bo.unmapping and bo.placed:
         data = _one_run(bo.whole, offset, min(size, bo.size - offset))
         if data is not None:
             return data
-    if bo.resv.locked or bo.copies or bo.gate.unmapping or not bo.placed or not bo.reachable:
+    if bo.resv.locked or bo.copies or bo.unmapping or not bo.placed or not bo.reachable:
         return None
     if bo.external or bo.device.unplugged:
         return None
@@ -51,7 +51,7 @@ def _one_run(whole: Backing, offset: int, size: int) -> memoryview | None:
 
 def try_look(bo: BufferObject, offset: int, size: int) -> Buffer | None:
     """As `try_read`, for who only looks: holes are zeros and stay holes."""
-    if bo.resv.locked or bo.copies or bo.gate.unmapping or not bo.reachable:
+    if bo.resv.locked or bo.copies or bo.unmapping or not bo.reachable:
         return None
     if bo.external or bo.device.unplugged or bo.lost:
         return None

@@ -14,7 +14,7 @@ Where its bytes are, page by page:
 import errno
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 
@@ -36,7 +36,7 @@ from ttmfs.ttm.lru import LruBulkMove
 from ttmfs.ttm.placement import SYSTEM, Placement
 from ttmfs.ttm.resource import Resource
 from ttmfs.ttm.tt import TT
-from ttmfs.ttm.watcher import Watcher
+from ttmfs.ttm.watcher import Named, Watcher, WriteObserver
 from ttmfs.units import PAGE_SHIFT, pages_of
 
 NUM_PRIORITIES: Final = 4
@@ -49,35 +49,17 @@ MAX_SIZE: Final = 1 << 47
 _NO_COPIES: Final[deque[Copy]] = deque()
 
 
-class WriteObserver(Protocol):
-    """Who wants to know what clients write. All numbers are pages, `end` is exclusive."""
-
-    def wrote(self, first: int, end: int) -> None:
-        """A WRITE changed pages [first, end)."""
-
-    def cut(self, num_pages: int) -> None:
-        """A truncate took the pages from `num_pages` on away."""
-
-
-class Named(Protocol):
-    """Whoever knows what a BO is called now."""
-
-    @property
-    def path(self) -> str:
-        """Its name."""
-
-
 class BufferObject:
     """One BO. Every field is protected by `resv`, except what requests may do without it (see ttmfs.ttm.access)."""
 
     __slots__ = (
-        "_copies", "account", "adviser", "bulk", "bytes_moved", "caching", "defrag_old_tt", "deleted", "device",
-        "dirty", "eof_page_read", "evicting", "evictions", "fault_pages", "faults", "fresh_tt", "funcs", "gate",
+        "_copies", "_gate", "account", "adviser", "bulk", "bytes_moved", "caching", "defrag_old_tt", "deleted",
+        "device", "dirty", "eof_page_read", "evicting", "evictions", "fault_pages", "faults", "fresh_tt", "funcs",
         "ghost", "group", "growth", "handed_out", "has_writers", "home", "last_error", "last_move", "last_use",
-        "looked", "looks_only", "madvise", "moves", "named", "page_alignment", "pin_count", "placed", "placement",
-        "prefault", "prefault_pages", "priority", "private", "purged", "reservation_retries", "resource", "resv",
-        "shares_resv", "size", "tt", "unknown_state", "uses", "validations", "view", "vmap", "vmap_known", "watcher",
-        "when_unlocked", "when_unlocking", "whole", "zombie",
+        "looked", "looks_only", "madvise", "moved_at", "moves", "named", "page_alignment", "pin_count", "placed",
+        "placement", "prefault", "prefault_pages", "priority", "private", "purged", "reservation_retries", "resource",
+        "resv", "shares_resv", "size", "tt", "unknown_state", "uses", "validations", "view", "vmap", "vmap_known",
+        "watcher", "when_unlocked", "when_unlocking", "whole", "zombie",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0915 - a statement a field
@@ -108,7 +90,7 @@ class BufferObject:
         self.resv = Reservation(device.ww_class) if resv is None else resv
         self.shares_resv = resv is not None
         """The reservation was given: others may have the same one."""
-        self.gate = Gate()
+        self._gate: Gate | None = None
         self._copies: deque[Copy] = _NO_COPIES
         self.vmap: memoryview | None = None
         """All of the BO as one run of bytes, when that may be read and written without further questions."""
@@ -155,8 +137,8 @@ class BufferObject:
         self.evicting = False
         self.home = ""
         """The region that it is wanted in; "" when nobody has said."""
-        self.uses = self.last_use = 0
-        """How often, and when on the clock of Device.uses."""
+        self.uses = self.last_use = self.moved_at = 0
+        """How often, and when on the clock of Device.uses; when it last moved, in nanoseconds since 1970."""
         self.watcher: Watcher | None = None
         self.dirty: WriteObserver | None = None
         """The driver's dirty tracking: hears of every WRITE."""
@@ -231,9 +213,22 @@ class BufferObject:
             self.watcher.content_changed()
 
     @property
+    def gate(self) -> Gate:
+        """When requests may touch its bytes. Made when it is first asked for: of most BOs nobody does."""
+        gate = self._gate
+        if gate is None:
+            gate = self._gate = Gate()
+        return gate
+
+    @property
+    def unmapping(self) -> bool:
+        """Is an INVAL of it outstanding?"""
+        return self._gate is not None and bool(self._gate.outstanding)
+
+    @property
     def state(self) -> str:
         """The gate's state: `resident`, `unmapping` or `moving`; `queued` while a copy has not begun."""
-        if self.gate.unmapping:
+        if self.unmapping:
             return "unmapping"
         if self._copies:
             return "moving" if self._copies[0].state is CopyState.RUNNING else "queued"

@@ -263,4 +263,4 @@ def set_madvise(bo: BufferObject, advice: str) -> None:
 
 def _is_idle(bo: BufferObject) -> bool:
     """Does nothing use the pages of a reserved BO, so that they may go?"""
-    return not bo.copies and not bo.gate.unmapping and bo.resv.test_signaled(Usage.BOOKKEEP)
+    return not bo.copies and not bo.unmapping and bo.resv.test_signaled(Usage.BOOKKEEP)

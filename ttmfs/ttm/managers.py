@@ -56,8 +56,6 @@ class RangeManager(ResourceManager):
                 raise no_space(self, pages, place) if error.errno == errno.ENOSPC else error from None
         resource = Resource(self, bo, pages, node.start if node else 0, place.flags)
         resource.private = node
-        if self.arena is not None and node is not None:
-            resource.pages = _page_numbers(node.start, pages)
         return self.account(resource)
 
     def free_space(self, resource: Resource) -> None:
@@ -73,8 +71,6 @@ class RangeManager(ResourceManager):
             start = node.start
             self.ranges.remove(node)
             resource.private = self.ranges.reserve_exact(start, num_pages) if num_pages else None
-        if resource.pages is not None:
-            resource.pages = resource.pages[:num_pages].copy()
         super().trim(resource, num_pages)
 
     def intersects(self, resource: Resource, place: Place) -> bool:
@@ -141,15 +137,13 @@ class BuddyManager(ResourceManager):
     def _take(self, resource: Resource, blocks: Blocks | None) -> None:
         # One block, as most of them are, is its first page and its order: an array would cost as much as the rest.
         resource.private = int(blocks.order[0]) if blocks is not None and len(blocks) == 1 else blocks
-        if blocks is None:
-            resource.pages = _page_numbers(0, 0)
-            resource.start = 0
-        else:
-            pages = resource.pages = blocks.pages()
-            one_run = bool((pages[1:] - pages[:-1] == 1).all())
-            resource.start = int(pages[0]) if one_run else -1
-        if resource.start >= 0:
+        one_run = blocks is None or blocks.contiguous
+        resource.scattered = None if blocks is None or one_run else blocks.pages()
+        if one_run:
+            resource.start = 0 if blocks is None else int(blocks.start[0])
             resource.flags |= PlaceFlag.CONTIGUOUS
+        else:
+            resource.start = -1
         self.visible_used_pages += self._visible_pages(resource)
 
     def _blocks(self, resource: Resource) -> Blocks | None:
@@ -159,8 +153,7 @@ class BuddyManager(ResourceManager):
         return cast("Blocks | None", kept)
 
     def _visible_pages(self, resource: Resource) -> int:
-        assert resource.pages is not None
-        return int((resource.pages < self.visible_pages).sum())
+        return resource.pages_between(0, self.visible_pages)
 
     def free_space(self, resource: Resource) -> None:
         """Blocks go back dirty: the next owner clears what it does not overwrite, unless it was cleared meanwhile."""
@@ -191,27 +184,17 @@ class BuddyManager(ResourceManager):
         """Does any page of `resource` lie in the place?"""
         if not place.first and not place.end:
             return True
-        pages = resource.pages
-        assert pages is not None
-        end = place.end or self.num_pages
-        return bool(((pages >= place.first) & (pages < end)).any())
+        return resource.pages_between(place.first, place.end or self.num_pages) > 0
 
     def compatible(self, resource: Resource, place: Place) -> bool:
         """Do all pages of `resource` lie in the place?"""
         if not place.first and not place.end:
             return True
-        pages = resource.pages
-        assert pages is not None
-        end = place.end or self.num_pages
-        return bool(((pages >= place.first) & (pages < end)).all())
+        return resource.pages_between(place.first, place.end or self.num_pages) == resource.num_pages
 
     def visible(self, resource: Resource) -> bool:
         """All pages within the CPU-visible part?"""
-        if self.visible_pages >= self.num_pages:
-            return True
-        pages = resource.pages
-        assert pages is not None
-        return bool((pages < self.visible_pages).all())
+        return self.visible_pages >= self.num_pages or self._visible_pages(resource) == resource.num_pages
 
     def check_steps(self) -> Iterator[None]:
         """The buddy, and that it adds up to the usage."""
@@ -229,7 +212,3 @@ class BuddyManager(ResourceManager):
             f"visible_size: {self.visible_pages * PAGE_SIZE >> 20}MiB",
         ]
         return [*head, *self.buddy.dump().splitlines()]
-
-
-def _page_numbers(start: int, count: int) -> "np.ndarray[tuple[int], np.dtype[np.uint32]]":
-    return np.arange(start, start + count, dtype=np.uint32)

@@ -176,7 +176,8 @@ async def handle_move_mem(bo: BufferObject, resource: Resource, ctx: OperationCo
     fence = bo.copies[-1].fence if bo.copies else None
     points.move_end(device.trace, bo, src=src, dst=dst, bytes=size, evict=evict, fence=fence, errno=0)
     verb = "was evicted" if evict else how.verb
-    bo.last_move = device.recorder.moved(bo.name, f"{_way(old, resource)}: {verb}, {format_size(moved)}")
+    way = f"{_way(old, resource)}: {verb}, {format_size(moved)}"
+    bo.moved_at, bo.last_move = device.recorder.moved(bo.name, way)
 
 
 def _not_moved(bo: BufferObject, old: Resource | None, resource: Resource, error: BaseException) -> int | str:

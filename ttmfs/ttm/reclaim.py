@@ -108,7 +108,7 @@ def _held_by_others(device: Device, but: BufferObject | None) -> bool:
     def holds(other: BufferObject) -> bool:
         if other is but or other.tt is None or not other.tt.populated_pages or other.external:
             return False
-        return other.resv.locked or other.gate.unmapping or not other.resv.test_signaled(Usage.BOOKKEEP)
+        return other.resv.locked or other.unmapping or not other.resv.test_signaled(Usage.BOOKKEEP)
 
     for manager in device.managers.values():
         if not manager.use_tt:

@@ -46,11 +46,10 @@ class Resource(LruItem):
     """Space of `num_pages` pages in one region, owned by `bo`, a BufferObject.
 
     `start` is the first page in the region, or -1 when it has no address (system, scattered VRAM). A region with
-    memory of its own (VRAM) puts its page numbers into `pages`, uint32 (num_pages,); elsewhere `pages` is None and
-    the bytes are in the BO's tt.
+    memory of its own (VRAM) numbers its `pages`; elsewhere there are none, and the bytes are in the BO's tt.
     """
 
-    __slots__ = ("account", "bo", "flags", "manager", "num_pages", "pages", "pool", "private", "start")
+    __slots__ = ("account", "bo", "flags", "manager", "num_pages", "pool", "private", "scattered", "start")
 
     def __init__(self, manager: "ResourceManager", bo: Owner, num_pages: int, start: int, flags: PlaceFlag) -> None:
         super().__init__()
@@ -63,7 +62,8 @@ class Resource(LruItem):
         self.num_pages = num_pages
         self.start = start
         self.flags = flags
-        self.pages: NDArray[np.uint32] | None = None
+        self.scattered: NDArray[np.uint32] | None = None
+        """The numbers of pages of the region's own memory that are no run; most are, and cost nothing."""
         self.private: object = None
         """What the manager needs to take the space back."""
 
@@ -91,7 +91,13 @@ class Resource(LruItem):
     @property
     def own_pages(self) -> int:
         """Its first pages that lie in the region's own memory: all of them, or none where the bytes are in the tt."""
-        return 0 if self.pages is None else self.num_pages
+        return 0 if self.manager.arena is None else self.num_pages
+
+    @property
+    def pages(self) -> NDArray[np.uint32] | None:
+        """Page numbers in the region's own memory, uint32 (num_pages,), made now where they are a run; None elsewhere.
+        """
+        return None if self.manager.arena is None else self.numbers(0, self.num_pages)
 
     @property
     def arena(self) -> Arena:
@@ -102,11 +108,13 @@ class Resource(LruItem):
 
     def extent(self, index: int, count: int) -> tuple[int, int]:
         """(page number, length): the longest run of consecutive pages from page `index` on, `count` at most."""
-        pages = self.pages
+        if self.start >= 0:
+            return self.start + index, min(count, self.num_pages - index)
+        pages = self.scattered
         assert pages is not None
         first = pages.item(index)
-        if count == 1 or self.start >= 0:
-            return first, min(count, self.num_pages - index)
+        if count == 1:
+            return first, 1
         part = pages[index : index + count]
         if part.item(-1) - first == len(part) - 1 and bool((part[1:] - part[:-1] == 1).all()):
             return first, len(part)
@@ -114,9 +122,19 @@ class Resource(LruItem):
         return first, int(breaks[0]) + 1
 
     def numbers(self, index: int, count: int) -> NDArray[np.uint32]:
-        """Page numbers of `count` pages from `index` on (a view)."""
-        assert self.pages is not None
-        return self.pages[index : index + count]
+        """Page numbers of `count` pages from `index` on, fewer at its end; to be read."""
+        if self.start >= 0:
+            end = min(index + count, self.num_pages)
+            return np.arange(self.start + index, self.start + end, dtype=np.uint32)
+        assert self.scattered is not None
+        return self.scattered[index : index + count]
+
+    def pages_between(self, first: int, end: int) -> int:
+        """How many of its pages of the region's own memory have numbers in [first, end)."""
+        if self.start >= 0:
+            return max(0, min(end, self.start + self.num_pages) - max(first, self.start))
+        assert self.scattered is not None
+        return int(((self.scattered >= first) & (self.scattered < end)).sum())
 
 
 class ResourceManager:

@@ -60,7 +60,7 @@ def is_unused(bo: BufferObject) -> bool:
         and not bo.external
         and not bo.pin_count
         and not bo.copies
-        and not bo.gate.unmapping
+        and not bo.unmapping
         and bo.resv.test_signaled(Usage.BOOKKEEP)
     )
 

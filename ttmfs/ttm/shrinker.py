@@ -71,7 +71,7 @@ def shrink_suitable(bo: BufferObject, ctx: OperationContext) -> bool:
         and not bo.pin_count
         and not bo.deleted
         and not bo.unknown_state
-        and not bo.gate.unmapping
+        and not bo.unmapping
         and (not ctx.no_wait_gpu or (not bo.copies and bo.resv.test_signaled(Usage.BOOKKEEP)))
     )
 

@@ -135,7 +135,7 @@ async def swapout_manager(
         while out < pages and (item := cursor.next()) is not None:
             assert isinstance(item, Resource)
             bo = item.bo
-            if bo is but or why_not(bo) or bo.gate.unmapping or not bo.resv.trylock():
+            if bo is but or why_not(bo) or bo.unmapping or not bo.resv.trylock():
                 continue
             try:
                 if bo.resource is item and bo.funcs.eviction_valuable(bo, Place(manager.name)):

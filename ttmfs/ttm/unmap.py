@@ -26,7 +26,7 @@ async def unmap_virtual(
     wait for it too.
     """
     whole = not first_page and not num_pages
-    if not bo.handed_out and not bo.gate.unmapping:
+    if not bo.handed_out and not bo.unmapping:
         # While another INVAL is outstanding its writeback may still be on the way: wait for it, by one more.
         if whole:
             bo.device.io_mem.free(bo.resource)

@@ -1,6 +1,7 @@
 """Watcher: the file of a BO or an address space, which shows others when its content was changed.
 
-What clients change they know by themselves; it hears of the rest.
+What clients change they know by themselves; it hears of the rest. Here are also who knows what a BO is called, and who
+wants to know what clients write to it.
 """
 
 from typing import Protocol
@@ -14,3 +15,21 @@ class Watcher(Protocol):
 
     async def settle(self) -> None:
         """Until nobody shows what was before."""
+
+
+class WriteObserver(Protocol):
+    """Who wants to know what clients write. All numbers are pages, `end` is exclusive."""
+
+    def wrote(self, first: int, end: int) -> None:
+        """A WRITE changed pages [first, end)."""
+
+    def cut(self, num_pages: int) -> None:
+        """A truncate took the pages from `num_pages` on away."""
+
+
+class Named(Protocol):
+    """Whoever knows what a BO is called now."""
+
+    @property
+    def path(self) -> str:
+        """Its name."""

@@ -73,7 +73,7 @@ def status(vdev: VirtualDevice, bo: BufferObject) -> dict[str, Any]:
         "vm": "" if vm is None else vm.name,
         **_dirty(bo),
         "last_error": bo.last_error,
-        "last_move": "" if bo.last_move is None else bo.last_move.sentence(bo.name),
+        "last_move": "" if bo.last_move is None else bo.last_move.sentence(bo.name, bo.moved_at),
     }
 
 
