@@ -92,14 +92,21 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class _Queued:
-    """A copy in the queue, what it waits for, and whether the CPU could do it."""
+    """A copy in the queue, of one BO or of several, what it waits for, and whether the CPU could do it."""
 
-    bo: BufferObject
+    bos: tuple[BufferObject, ...]
     copy: Copy
     deps: tuple[Fence, ...]
     users: tuple[Fence, ...]
     """What used the BO's memory when the copy was submitted, readers included: they are no dependency of a copy."""
     cpu_reachable: bool
+
+    @property
+    def shares(self) -> list[tuple[BufferObject, int]]:
+        """The BOs, with the pages of each."""
+        if len(self.bos) == 1:
+            return [(self.bos[0], self.copy.num_pages)]
+        return [(bo, bo.num_pages) for bo in self.bos]
 
 
 class FenceErrors:
@@ -169,18 +176,23 @@ class CopyEngine:
         *,
         cpu_reachable: bool,
         make: Callable[[Fence], Copy] | None = None,
+        others: Sequence[BufferObject] = (),
     ) -> Fence:
         """Queue a copy (a clear when `src` is None) behind `deps`; returns the fence that announces it.
 
         `cpu_reachable`: both ends can be reached by the CPU, so that it may do the copy if the engine fails. `make`
-        makes a copy of another kind, of as many pages, which knows its ends itself.
+        makes a copy of another kind, of as many pages, which knows its ends itself; it may move all pages of `others`
+        too.
         """
-        what = f"{'copy' if src is not None else 'clear'} {bo.name} {num_pages} pages"
+        more = f" and {len(others)} more" if others else ""
+        what = f"{'copy' if src is not None else 'clear'} {bo.name}{more} {num_pages} pages"
         fence = self.timeline.next_fence(what, deps)
         copy = Copy(src, dst, num_pages, fence) if make is None else make(fence)
-        bo.add_copy(copy)
-        users = tuple(fence for fence in bo.resv.fences(Usage.BOOKKEEP) if not fence.signaled)
-        self._queue.append(_Queued(bo, copy, tuple(deps), users, cpu_reachable))
+        bos = (bo, *others)
+        for each in bos:
+            each.add_copy(copy)
+        users = tuple(fence for each in bos for fence in each.resv.fences(Usage.BOOKKEEP) if not fence.signaled)
+        self._queue.append(_Queued(bos, copy, tuple(deps), users, cpu_reachable))
         self._work.ring()
         return fence
 
@@ -207,10 +219,11 @@ class CopyEngine:
         await self._resumed.wait()
         started = clock.monotonic_ns()
         copy.state = CopyState.RUNNING
-        points.copy_start(self._trace, queued.bo, engine=self.name, fence=copy.fence, pages=copy.num_pages)
+        for bo, pages in queued.shares:
+            points.copy_start(self._trace, bo, engine=self.name, fence=copy.fence, pages=pages)
         error = 0
         try:
-            fail = self._inject["engine"].should_fail(copy.num_pages, bo=queued.bo.name)
+            fail = any(self._inject["engine"].should_fail(pages, bo=bo.name) for bo, pages in queued.shares)
             if not fail and self._may_exchange(queued):
                 await self._look_for_frames(copy)
             await self._move_bytes(queued, fail=fail)
@@ -220,19 +233,19 @@ class CopyEngine:
             copy.frames = ()
             error = await self._intercept(queued)
         # Nothing of this is intercepted: the source is none any more (R11).
-        moves = queued.bo.device.counters.moves
+        device = queued.bos[0].device
+        moves = device.counters.moves
         while pages := copy.change_hands():
             moves.exchanged += pages * PAGE_SIZE
             if copy.frames:
                 await trio.lowlevel.checkpoint()
         # No await from here to the signal.
         copy.finish()
-        points.copy_end(
-            self._trace, queued.bo, engine=self.name, fence=copy.fence, pages=copy.num_pages, errno=error
-        )
+        for bo, pages in queued.shares:
+            points.copy_end(self._trace, bo, engine=self.name, fence=copy.fence, pages=pages, errno=error)
         if error:
             self._errors.add(copy.fence, error)
-        queued.bo.device.worked("copy", queued.bo, int(seconds * 1e9) + clock.monotonic_ns() - started)
+        device.worked("copy", queued.bos[0], int(seconds * 1e9) + clock.monotonic_ns() - started)
         copy.fence.signal(error)
 
     def _may_exchange(self, queued: _Queued) -> bool:
@@ -249,7 +262,7 @@ class CopyEngine:
 
     async def _move_bytes(self, queued: _Queued, *, fail: bool = False) -> None:
         copy = queued.copy
-        requests = queued.bo.device.counters.requests
+        requests = queued.bos[0].device.counters.requests
         steps = CopySteps(requests.read + requests.write)
         index = moved = 0
         half = (copy.pages_to_move - CLEAR_STEP_PAGES) // 2 if fail else 0
@@ -280,10 +293,11 @@ class CopyEngine:
             else:
                 self.cpu_copies += 1
                 return 0
-        if queued.copy in queued.bo.copies:
+        for bo in queued.bos:
             # Otherwise the BO was gutted meanwhile, and what is lost was no content any more.
-            queued.bo.unknown_state = True
-            queued.bo.last_error = f"{queued.copy.fence.what} failed: the content is lost"
+            if queued.copy in bo.copies:
+                bo.unknown_state = True
+                bo.last_error = f"{queued.copy.fence.what} failed: the content is lost"
         return errno.EIO
 
 

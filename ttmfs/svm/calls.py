@@ -19,10 +19,12 @@ from ttmfs.driver.operation import Operation
 from ttmfs.driver.queues import MAX_JOBS
 from ttmfs.errors import TtmError, no_such
 from ttmfs.svm.advice import Advice
-from ttmfs.svm.fault import handle_fault, prefetch_range
+from ttmfs.svm.batch import batch_of
+from ttmfs.svm.fault import handle_fault, prefetch_batch, prefetch_range
 from ttmfs.svm.find import find_or_insert
 from ttmfs.svm.jobs import queue
 from ttmfs.svm.migrate import FaultTally
+from ttmfs.svm.ranges import Range
 from ttmfs.svm.space import AddressSpace
 from ttmfs.ttm.placement import SYSTEM, VRAM
 from ttmfs.units import PAGE_MASK, PAGE_SHIFT
@@ -157,6 +159,12 @@ def _wanted(space: AddressSpace, page: int, region: str) -> str:
     return advised
 
 
+def _batch(space: AddressSpace, found: Range, end: int, region: str) -> list[Range]:
+    """Those that a prefetch up to page `end` moves together with `found`: they go to the same place."""
+    wanted = _wanted(space, found.first, region)
+    return batch_of(space, found, end, wanted, lambda page: _wanted(space, page, region) == wanted)
+
+
 async def prefetch(space: AddressSpace, addr: int, length: int, region: str) -> Result:
     """Migrate every range of these pages to a region now, and bind it; unmapped holes are passed over.
 
@@ -169,7 +177,7 @@ async def prefetch(space: AddressSpace, addr: int, length: int, region: str) -> 
     _check_bytes(space, addr, length)
     tally = FaultTally()
     page, end = addr >> PAGE_SHIFT, (addr + length + PAGE_MASK) >> PAGE_SHIFT
-    ranges = 0
+    ranges = alone = 0
     while page < end:
         space.check_alive()
         check_device(space.vdev)
@@ -185,15 +193,19 @@ async def prefetch(space: AddressSpace, addr: int, length: int, region: str) -> 
         wanted = _wanted(space, page, region)
         try:
             async with _bounded(space, space.vdev.ttm.fault_timeout, f"prefetch of {page << PAGE_SHIFT:#x}"):
-                await prefetch_range(space, found, tally, wanted)
+                batch = _batch(space, found, end, region) if page >= alone else [found]
+                done = await prefetch_batch(space, batch, tally, wanted)
+                if not done:
+                    alone = batch[-1].end
+                    await prefetch_range(space, found, tally, wanted)
         except TtmError as error:
             space.check_alive()
             if error.errno == errno.ENODEV:
                 raise
             message = f"{page << PAGE_SHIFT:#x} could not be prefetched to {wanted}: {error.message}"
             raise TtmError(errno.ENODATA, message) from error
-        ranges += 1
-        page = found.end
+        ranges += max(done, 1)
+        page = batch[max(done - 1, 0)].end
         await trio.lowlevel.checkpoint()
     return {"bytes_moved": tally.ctx.done.bytes_moved, "ranges": ranges}
 

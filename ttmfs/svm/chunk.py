@@ -14,9 +14,9 @@ import numpy as np
 
 from ttmfs.memory.arena import Arena
 from ttmfs.memory.copy import copy_pages, copy_run, zero_pages
-from ttmfs.memory.runs import is_run
 from ttmfs.svm.counters import SpaceStats, SvmCounters
-from ttmfs.svm.pages import CHUNK_PAGES, CpuPages, Pages, Payer, free_pages, index_of, lowest, mask_from, run_length
+from ttmfs.svm.pages import CHUNK_PAGES, CpuPages, Pages, Payer, free_pages, lowest, run_length
+from ttmfs.svm.ram import HOLE, Ram
 from ttmfs.svm.stored import Stored
 from ttmfs.sync.fence import Fence
 from ttmfs.ttm import lifetime
@@ -28,7 +28,6 @@ from ttmfs.units import PAGE_MASK, PAGE_SHIFT
 if TYPE_CHECKING:
     from ttmfs.driver.device import VirtualDevice
 
-HOLE: Final = -1
 _COUNTS: Final = tuple(range(CHUNK_PAGES + 1))
 """One object for each number, however many chunks count so many pages."""
 
@@ -117,7 +116,7 @@ class Chunk:
         mask = self.pages.present | self.in_store | self.vram()
         for move in self.moves:
             if move.into_vram:
-                mask |= move.has_ram & move.live
+                mask |= move.ram.present & move.live
         return mask
 
     @property
@@ -287,7 +286,12 @@ class DevMem:
     @property
     def path(self) -> str:
         """The name of the BO, made when somebody asks for it."""
-        return f"svm:{self.chunk.space.name}@{(self.chunk.first_page + self.first) << PAGE_SHIFT:#x}"
+        return f"svm:{self.chunk.space.name}@{self.first_page << PAGE_SHIFT:#x}"
+
+    @property
+    def first_page(self) -> int:
+        """The page of the space where it begins."""
+        return self.chunk.first_page + self.first
 
     @property
     def resource(self) -> Resource:
@@ -327,65 +331,49 @@ class DevMem:
 class Move:
     """Pages of one allocation on their way between system and VRAM, behind the fence of their copy.
 
-    `ram` holds, per page of the allocation, the system page number + 1, or 0 (into VRAM: a hole; out: it stays). Into
-    VRAM these are the source and have left the chunk's own pages; out of it they are the target. `live` is the mask of
-    pages for which the move still counts: what is unmapped meanwhile leaves it.
+    `ram` is the system side: into VRAM the source, whose pages have left the chunk's own (what has none there is a
+    hole), out of it the target (what has none stays). `live` is the mask of pages for which the move still counts: what
+    is unmapped meanwhile leaves it.
     """
 
-    __slots__ = ("chunk", "copy", "cut", "devmem", "into_vram", "live", "ram", "run")
+    __slots__ = ("chunk", "copy", "cut", "devmem", "into_vram", "live", "ram")
 
     copy: Copy
 
-    def __init__(self, devmem: DevMem, live: int, ram: Pages, *, into_vram: bool) -> None:
+    def __init__(self, devmem: DevMem, live: int, ram: Ram, *, into_vram: bool) -> None:
         self.devmem = devmem
         self.chunk = devmem.chunk
         self.live = live
         self.ram = ram
         self.into_vram = into_vram
-        self.run = -1
-        """The first system page, when all pages go and both sides are one run: the usual case needs no arrays."""
-        if int(ram[-1]) - int(ram[0]) == len(ram) - 1 and ram[0] and devmem.resource.start >= 0 and is_run(ram):
-            self.run = int(ram[0]) - 1
         self.cut: list[tuple[int, int]] = []
         """(page of the chunk, byte): cut off by a truncate while bytes moved."""
 
-    @property
-    def has_ram(self) -> int:
-        """Mask of the pages that `ram` has a page for; into VRAM the others are holes."""
-        return mask_from(self.ram != 0) << self.devmem.first
-
     def locate(self, index: int, count: int) -> tuple[Arena | None, int, int]:
         """As Chunk.locate, of a move into VRAM: its source."""
-        part = self.ram[index - self.devmem.first : index - self.devmem.first + count]
-        first = part.item(0)
-        if not first:
-            some = np.flatnonzero(part)
-            return None, HOLE, int(some[0]) if len(some) else len(part)
-        follows = part[1:] - part[:-1] == 1
-        length = len(part) if bool(follows.all()) else int(np.argmin(follows)) + 1
-        return self.chunk.space.arena, first - 1, length
+        page, length = self.ram.locate(index, count)
+        return None if page == HOLE else self.chunk.space.arena, page, length
 
     def system_pages(self) -> Pages:
         """Its source, or its target, in system."""
-        found: Pages = self.ram[self.ram != 0] - np.uint32(1)
-        return found
+        return self.ram.pages(self.ram.present)
 
     def fill_holes(self, mask: int, pages: Pages) -> None:
         """Into VRAM, before the copy begins: memory for these holes, so that they can be written."""
-        self.ram[index_of(mask) - self.devmem.first] = pages + np.uint32(1)
+        self.ram.put(mask, pages)
         self.chunk.changed()
 
     def step(self, index: int, count: int) -> None:
         """Copy `count` pages from page `index` of the allocation on; synchronous."""
         space, resource = self.chunk.space, self.devmem.resource
-        if self.run >= 0:
-            one, two = self.run + index, resource.start + index
+        if self.ram.run >= 0 and resource.start >= 0:
+            one, two = self.ram.run + index, resource.start + index
             if self.into_vram:
                 copy_run(resource.arena, two, space.arena, one, count)
             else:
                 copy_run(space.arena, one, resource.arena, two, count)
             return
-        ram = self.ram[index : index + count]
+        ram = self.ram.part(index, count)
         vram = resource.numbers(index, count)
         at = np.flatnonzero(ram)
         if len(at) == count:
@@ -408,8 +396,8 @@ class Move:
             at = index - self.devmem.first
             if self.into_vram:
                 self.devmem.resource.arena.mem[self.devmem.resource.numbers(at, 1)[0], skip:] = 0
-            elif self.ram[at]:
-                self.chunk.space.arena.mem[self.ram[at] - 1, skip:] = 0
+            elif self.ram.has(index):
+                self.chunk.space.arena.mem[self.ram.locate(index, 1)[0], skip:] = 0
 
     def done(self, fence: Fence) -> None:
         """The copy's fence has signaled: the pages are in their new place, or, if it failed, still in the old one."""
@@ -417,15 +405,15 @@ class Move:
         chunk.changed()
         chunk.moves = tuple(move for move in chunk.moves if move is not self)
         failed = fence.error != 0
-        with_ram = self.has_ram
+        with_ram = self.ram.present
         # Into system, or back into it: these get their RAM page.
         stays = self.live & with_ram if self.into_vram == failed else 0
         if stays:
-            chunk.pages.put(stays, self.ram[index_of(stays) - devmem.first] - np.uint32(1))
+            self.ram.give(stays, chunk.pages)
             chunk.space.used(chunk)
         rest = with_ram & ~stays
         if rest:
-            free_pages(chunk.space, self.ram[index_of(rest) - devmem.first] - np.uint32(1))
+            free_pages(chunk.space, self.ram.pages(rest))
         if failed:
             # Its bytes are where they were, so nothing is lost.
             devmem.bo.unknown_state = False

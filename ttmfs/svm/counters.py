@@ -1,5 +1,6 @@
 """Counters of SVM: of all spaces together, and per space under the names that xe's gt stats use."""
 
+import functools
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -25,6 +26,7 @@ _PER_SIZE: Final = (
 _GENERAL: Final = ("svm_pagefault_count", "svm_tlb_inval_count", "svm_tlb_inval_us")
 
 
+@functools.cache
 def label_of(pages: int) -> str:
     """What counters and tables call a range of so many pages."""
     return format_size(pages << PAGE_SHIFT)

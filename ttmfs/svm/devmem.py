@@ -6,15 +6,17 @@ knows of such a BO is its `DevMem`, in chunk.py.
 """
 
 import errno
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
 import trio
 
 from ttmfs.errors import TtmError
-from ttmfs.memory.frames import can_exchange
+from ttmfs.memory.frames import can_exchange, longest_run
 from ttmfs.svm.chunk import DevMem, Move
-from ttmfs.svm.pages import CHUNK_PAGES, free_pages, index_of
+from ttmfs.svm.pages import CHUNK_PAGES, Pages, free_pages
+from ttmfs.svm.ram import Ram
 from ttmfs.svm.system_pages import alloc_pages
 from ttmfs.sync.fence import Fence
 from ttmfs.sync.resv import Usage
@@ -37,53 +39,93 @@ EVICT_ATTEMPTS: Final = 3
 
 
 class SvmCopy(Copy):
-    """The copy of a Move, as a copy engine runs it."""
+    """The copy of Moves in one direction, one behind the other, as a copy engine runs it."""
 
-    __slots__ = ("move",)
+    __slots__ = ("moves",)
 
-    def __init__(self, move: Move, fence: Fence) -> None:
-        super().__init__(None, move.devmem.resource, move.devmem.num_pages, fence)
-        self.move = move
-        move.copy = self
+    def __init__(self, moves: Sequence[Move], fence: Fence) -> None:
+        super().__init__(None, moves[0].devmem.resource, sum(move.devmem.num_pages for move in moves), fence)
+        self.moves = moves
+        for move in moves:
+            move.copy = self
 
     def look_for_frames(self, index: int) -> int:
-        """A whole chunk, without a hole, that is a frame at both sides; where to look next: nowhere."""
-        move, resource = self.move, self.move.devmem.resource
-        if index == 0 and self.num_pages == CHUNK_PAGES and move.run >= 0:
-            sides = (move.chunk.space.arena, move.run), (resource.arena, resource.start)
-            whole = all(page & (CHUNK_PAGES - 1) == 0 for _arena, page in sides)
-            if whole and can_exchange(sides[0][0], sides[1][0]):
-                source, target = sides if move.into_vram else sides[::-1]
-                self.frames = (FrameRun(0, 1, *source, *target),)
+        """Whole chunks, without a hole, that are frames at both sides; where to look next: nowhere."""
+        runs: list[FrameRun] = []
+        first = 0
+        for move in self.moves if index == 0 else ():
+            frame = _frame(move, first)
+            if frame is not None and runs and (longer := _joined(runs[-1], frame)) is not None:
+                runs[-1] = longer
+            elif frame is not None:
+                runs.append(frame)
+            first += move.devmem.num_pages
+        self.frames = tuple(runs)
         return self.num_pages
+
+    def choose_frames(self) -> None:
+        """All of them in the step in which the fence signals: until then requests go to the source."""
 
     def step(self, index: int, count: int) -> None:
         """Copy some pages; synchronous."""
-        self.move.step(index, count)
+        for move in self.moves:
+            pages = min(count, move.devmem.num_pages - index)
+            if pages > 0:
+                move.step(index, pages)
+                index += pages
+                count -= pages
+            if not count:
+                return
+            index -= move.devmem.num_pages
 
     def finish(self) -> None:
         """Cut off what a truncate took away meanwhile."""
-        self.move.finish()
+        for move in self.moves:
+            move.finish()
         self.state = CopyState.DONE
 
 
-def submit_move(vdev: "VirtualDevice", move: Move, deps: tuple[Fence, ...]) -> Fence:
-    """Hand the copy of a move to an engine; a fence slot of the (reserved) BO was reserved. From here on it counts."""
-    devmem = move.devmem
-    resource = devmem.resource
+def _frame(move: Move, first: int) -> FrameRun | None:
+    """The frame that a move is, from page `first` of its copy on; None for one that must be copied."""
+    resource, run = move.devmem.resource, move.ram.run
+    if move.devmem.num_pages < CHUNK_PAGES or run < 0 or (run | resource.start) & (CHUNK_PAGES - 1):
+        return None
+    sides = (move.chunk.space.arena, run), (resource.arena, resource.start)
+    if not can_exchange(sides[0][0], sides[1][0]):
+        return None
+    source, target = sides if move.into_vram else sides[::-1]
+    return FrameRun(first, 1, *source, *target)
+
+
+def _joined(run: FrameRun, frame: FrameRun) -> FrameRun | None:
+    """Both as one run, if they follow each other at both ends and it is not too long."""
+    pages = run.frames * CHUNK_PAGES
+    follows = FrameRun(run.first + pages, 1, run.source, run.src + pages, run.target, run.dst + pages)
+    return run._replace(frames=run.frames + 1) if follows == frame and run.frames < longest_run() else None
+
+
+def submit_moves(vdev: "VirtualDevice", moves: Sequence[Move], deps: tuple[Fence, ...]) -> Fence:
+    """Hand the copy of some moves to an engine; a fence slot of each (reserved) BO was reserved. From here on they
+    count, and all end with the one fence.
+    """
+    moves = sorted(moves, key=lambda move: move.devmem.resource.start)
+    resources = [move.devmem.resource for move in moves]
+    bos = [move.devmem.bo for move in moves]
     fence = vdev.copy_engine().submit(
-        devmem.bo,
+        bos[0],
         None,
-        resource,
-        devmem.num_pages,
+        resources[0],
+        sum(move.devmem.num_pages for move in moves),
         deps,
-        cpu_reachable=resource.manager.visible(resource),
-        make=lambda fence: SvmCopy(move, fence),
+        cpu_reachable=all(resource.manager.visible(resource) for resource in resources),
+        make=partial(SvmCopy, moves),
+        others=bos[1:],
     )
-    move.chunk.moves = (*move.chunk.moves, move)
-    move.chunk.changed()
-    fence.add_callback(move.done)
-    devmem.bo.resv.add_fence(fence, Usage.KERNEL)
+    for move in moves:
+        move.chunk.moves = (*move.chunk.moves, move)
+        move.chunk.changed()
+        fence.add_callback(move.done)
+        move.devmem.bo.resv.add_fence(fence, Usage.KERNEL)
     return fence
 
 
@@ -139,20 +181,28 @@ async def _copy_out(vdev: "VirtualDevice", devmem: DevMem, ctx: OperationContext
         pages = pages[: live.bit_count()]
         if not live:
             return None
-    ram = np.zeros(devmem.num_pages, np.uint32)
-    ram[index_of(live) - devmem.first] = pages + np.uint32(1)
-    space.invalidate(chunk.first_page + devmem.first, chunk.first_page + devmem.first + devmem.num_pages, why)
-    move = Move(devmem, live, ram, into_vram=False)
-    fence = submit_move(vdev, move, tuple(bo.resv.get_fences(Usage.BOOKKEEP)))
+    space.invalidate(devmem.first_page, devmem.first_page + devmem.num_pages, why)
+    move = outgoing(devmem, live, pages)
+    fence = submit_moves(vdev, [move], tuple(bo.resv.get_fences(Usage.BOOKKEEP)))
     with space.stats.timed(devmem.num_pages, "cpu_copy_us"):
         done = await fence.wait(IDLE_TIMEOUT)
     if not done:
         return TtmError(errno.EBUSY, f"the copy of {bo.name!r} to system did not end within {IDLE_TIMEOUT:g} s")
     if fence.error:
         return TtmError(errno.EIO, f"the copy of {bo.name!r} to system failed; it is still in {bo.mem_type}")
-    space.migrated(chunk.first_page + devmem.first, devmem.num_pages, live.bit_count(), why, into_vram=False)
-    ctx.done.bytes_moved += live.bit_count() << PAGE_SHIFT
+    came_back(devmem, live, why, ctx)
     return None
+
+
+def outgoing(devmem: DevMem, live: int, pages: Pages) -> Move:
+    """The move of these pages of an allocation out of it, to as many system pages."""
+    return Move(devmem, live, Ram.of_pages(devmem.first, devmem.num_pages, live, pages), into_vram=False)
+
+
+def came_back(devmem: DevMem, live: int, why: str, ctx: OperationContext) -> None:
+    """Count that the copy of these pages to system has ended."""
+    devmem.chunk.space.migrated(devmem.first_page, devmem.num_pages, live.bit_count(), why, into_vram=False)
+    ctx.done.bytes_moved += live.bit_count() << PAGE_SHIFT
 
 
 class DevMemFuncs:

@@ -13,6 +13,7 @@ from ttmfs import clock
 from ttmfs.driver.calls import check_device
 from ttmfs.errors import TtmError
 from ttmfs.observe import points
+from ttmfs.svm.batch import into_region, to_system
 from ttmfs.svm.chunk import Chunk, DevMem
 from ttmfs.svm.cpu import populate
 from ttmfs.svm.find import find_or_insert
@@ -20,7 +21,7 @@ from ttmfs.svm.migrate import FaultTally, alloc_vram, inside_one, range_evict
 from ttmfs.svm.prefetch import prefetch
 from ttmfs.svm.ranges import Range
 from ttmfs.ttm.context import OperationContext
-from ttmfs.ttm.placement import VRAM
+from ttmfs.ttm.placement import SYSTEM, VRAM
 from ttmfs.units import PAGE_SHIFT
 
 if TYPE_CHECKING:
@@ -309,6 +310,19 @@ async def _get_pages(space: "AddressSpace", found: Range, ctx: OperationContext,
             return seq
 
 
+async def prefetch_batch(space: "AddressSpace", ranges: list[Range], tally: FaultTally, wanted: str) -> int:
+    """The ranges of a batch to `wanted`; how many of the first ones are there and bound. The next one goes by itself:
+    it says what is in its way.
+    """
+    if len(ranges) < 2:
+        return 0
+    if wanted == SYSTEM:
+        return await to_system(space, ranges, tally, "prefetch")
+    for found in ranges:
+        found.skip_migrate = space.svm.policy.migrate == "once"
+    return await into_region(space, ranges, wanted, tally, "prefetch")
+
+
 async def prefetch_range(space: "AddressSpace", found: Range, tally: FaultTally, wanted: str) -> None:
     """One range of a prefetch: to `wanted`, unless it is too small for that, and bound. Like a fault, one that finds no
     memory is tried once more alone; other trouble is raised.
@@ -317,11 +331,11 @@ async def prefetch_range(space: "AddressSpace", found: Range, tally: FaultTally,
     policy = space.svm.policy
     try:
         while True:
-            if wanted != "system" and found.num_pages >= policy.threshold_pages:
+            if wanted != SYSTEM and found.num_pages >= policy.threshold_pages:
                 found.skip_migrate = policy.migrate == "once"
                 await alloc_vram(space, found, tally, "prefetch", wanted, locked=turn.taken)
             try:
-                if wanted == "system":
+                if wanted == SYSTEM:
                     await range_evict(space, found, tally, "prefetch")
                 (await _get_pages_and_bind(space, found, turn.context(), devmem_only=False)).release()
                 return

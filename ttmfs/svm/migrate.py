@@ -6,20 +6,22 @@ for exactly these pages and they are copied. Requests of them wait for the copy,
 """
 
 import errno
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
 import trio
 
 from ttmfs.errors import TtmError
 from ttmfs.svm.chunk import Chunk, DevMem, Move
 from ttmfs.svm.cpu import migrate_to_ram
-from ttmfs.svm.devmem import submit_move
-from ttmfs.svm.pages import CHUNK_PAGES, index_of
+from ttmfs.svm.devmem import submit_moves
+from ttmfs.svm.pages import CHUNK_PAGES
+from ttmfs.svm.ram import take_ram
 from ttmfs.svm.ranges import Range
 from ttmfs.svm.swap import load_stored
+from ttmfs.sync.fence import Fence
 from ttmfs.sync.resv import Usage
 from ttmfs.ttm.bo import BufferObject
 from ttmfs.ttm.contention import NoRoom
@@ -79,14 +81,14 @@ async def alloc_vram(
     """
     if region not in space.svm.regions:
         raise TtmError(errno.ENOMEM, f"this device has no {region}")
+    if _is_there(space, found, region, timeslice):
+        return
     with space.stats.timed(found.num_pages, "migrate_us"):
         counters = space.svm.counters
         tried: list[int | None] = []
         async with nullcontext() if locked else space.svm.migrate_lock:
             while True:
-                devmem = inside_one(space.chunks.get(found.chunk), found.mask)
-                if devmem is not None and devmem.bo.mem_type == region:
-                    devmem.expires = max(devmem.expires, trio.current_time() + timeslice)
+                if _is_there(space, found, region, timeslice):
                     return
                 try:
                     if errno.EBUSY in tried:
@@ -100,6 +102,15 @@ async def alloc_vram(
                     tried.append(error.errno)
                     counters.migrations_busy += error.errno == errno.EBUSY
                     counters.alloc_retries += error.errno != errno.EBUSY
+
+
+def _is_there(space: "AddressSpace", found: Range, region: str, timeslice: float) -> bool:
+    """Is all of a range in one allocation in `region`? CPU faults leave it there for the timeslice then."""
+    devmem = inside_one(space.chunks.get(found.chunk), found.mask)
+    if devmem is None or devmem.bo.mem_type != region:
+        return False
+    devmem.expires = max(devmem.expires, trio.current_time() + timeslice)
+    return True
 
 
 def _once_more(error: TtmError) -> bool:
@@ -120,6 +131,48 @@ async def range_evict(space: "AddressSpace", found: Range, tally: FaultTally, wh
         await move.copy.fence.wait()
 
 
+class Incoming:
+    """A range on its way into VRAM. Its BO there is fresh: nobody else knows it, and it stays reserved until `end`."""
+
+    __slots__ = ("_submitted", "bo", "chunk", "devmem", "found", "space")
+
+    def __init__(self, space: "AddressSpace", found: Range) -> None:
+        self.space = space
+        self.found = found
+        self.chunk = space.need_chunk(found.chunk)
+        self.chunk.users += 1
+        self.bo = BufferObject(space.vdev.ttm, space.svm.funcs, account=space.account, group=space.group)
+        self.bo.size = found.num_pages << PAGE_SHIFT
+        self.devmem = DevMem(self.bo, self.chunk, found.first & (CHUNK_PAGES - 1), found.num_pages)
+        self._submitted = False
+
+    def has_room(self) -> None:
+        """Space in a region was found."""
+        # No status shows it, and there may be many ranges.
+        self.bo.last_move = None
+
+    def close_gate(self) -> Move:
+        """In the step in which its copy is submitted: its pages leave the CPU side."""
+        found, chunk, devmem = self.found, self.chunk, self.devmem
+        self._submitted = True
+        present = chunk.pages.present & found.mask
+        chunk.touch(present)
+        ram = take_ram(chunk.pages, present, devmem.first, devmem.num_pages)
+        return Move(devmem, found.mask, ram, into_vram=True)
+
+    def arrived(self, why: str) -> None:
+        """Count that it is there."""
+        self.space.migrated(self.found.first, self.found.num_pages, self.found.num_pages, why, into_vram=True)
+
+    def end(self) -> None:
+        """Unreserve. If nothing was submitted, it has never been; if its copy runs, it arrives when that ends."""
+        if not self._submitted:
+            self.devmem.release()
+        self.bo.unreserve()
+        self.chunk.users -= 1
+        self.space.tidy(self.chunk)
+
+
 async def _migrate_to_devmem(
     space: "AddressSpace", found: Range, tally: FaultTally, why: str, region: str, timeslice: float
 ) -> None:
@@ -129,30 +182,23 @@ async def _migrate_to_devmem(
         while (move := chunk.move_of(found.mask)) is not None:
             await move.copy.fence.wait()
         _check(space, found, chunk)
+        incoming = Incoming(space, found)
         ttm = space.vdev.ttm
-        bo = BufferObject(ttm, space.svm.funcs, account=space.account, group=space.group)
-        bo.size = found.num_pages << PAGE_SHIFT
-        turn = Turn(ttm, bo.name)
-        bo.resv.trylock(turn.need_ticket())
-        devmem = DevMem(bo, chunk, found.first & (CHUNK_PAGES - 1), found.num_pages)
+        turn = Turn(ttm, incoming.bo.name)
+        incoming.bo.resv.trylock(turn.need_ticket())
         try:
-            try:
-                with turn:
-                    await _allocate(space, bo, region, tally, turn)
-                await _invalidate_cpu(space, found, chunk)
-                bo.resv.reserve_fences(1)
-            except BaseException:
-                devmem.release()
-                raise
-            move = _close_gate(space, found, chunk, devmem)
-            # Whoever is cancelled here leaves the range on its way: it arrives when its copy ends, all the same.
+            with turn:
+                await _allocate(incoming, region, tally, turn)
+            await _invalidate_cpu(space, found, chunk)
+            incoming.bo.resv.reserve_fences(1)
+            fence = close_gate([incoming])
             with space.stats.timed(found.num_pages, "device_copy_us"):
-                await move.copy.fence.wait(ttm.fault_timeout)
-            _check_copy(space, found, move)
-            devmem.expires = trio.current_time() + timeslice
-            space.migrated(found.first, found.num_pages, found.num_pages, why, into_vram=True)
+                await fence.wait(ttm.fault_timeout)
+            _check_copy(incoming, fence)
+            incoming.devmem.expires = trio.current_time() + timeslice
+            incoming.arrived(why)
         finally:
-            bo.unreserve()
+            incoming.end()
     finally:
         chunk.users -= 1
         space.tidy(chunk)
@@ -170,13 +216,12 @@ def _check(space: "AddressSpace", found: Range, chunk: Chunk) -> None:
         raise TtmError(errno.EBUSY, f"a part of the range at {found.first << PAGE_SHIFT:#x} is in VRAM already")
 
 
-async def _allocate(
-    space: "AddressSpace", bo: BufferObject, region: str, tally: FaultTally, turn: Turn
-) -> None:
+async def _allocate(incoming: Incoming, region: str, tally: FaultTally, turn: Turn) -> None:
     """Room in a region, evicting as needed; tried again while victims are only held by somebody.
 
     Nobody else knows the BO, so it stays reserved while they are waited for.
     """
+    bo = incoming.bo
     until = trio.current_time() + ALLOC_RETRY_SECONDS
     while True:
         try:
@@ -188,11 +233,10 @@ async def _allocate(
             contended = error.contended if isinstance(error, NoRoom) else None
             if contended is None or left <= 0:
                 raise
-        space.svm.counters.alloc_retries += 1
+        incoming.space.svm.counters.alloc_retries += 1
         with trio.move_on_after(left):
             await turn.wait(contended)
-    # No status shows it, and there may be many ranges.
-    bo.last_move = None
+    incoming.has_room()
 
 
 async def _invalidate_cpu(space: "AddressSpace", found: Range, chunk: Chunk) -> None:
@@ -216,25 +260,20 @@ async def _invalidate_cpu(space: "AddressSpace", found: Range, chunk: Chunk) -> 
     raise TtmError(errno.EBUSY, f"clients keep touching the range at {found.first << PAGE_SHIFT:#x}")
 
 
-def _close_gate(space: "AddressSpace", found: Range, chunk: Chunk, devmem: DevMem) -> Move:
-    """In one step: the pages leave the CPU side and their copy is queued."""
-    space.invalidate(found.first, found.end, "migrate")
-    present = chunk.pages.present & found.mask
-    chunk.touch(present)
-    ram = np.zeros(found.num_pages, np.uint32)
-    if present:
-        ram[index_of(present) - devmem.first] = chunk.pages.take(present) + np.uint32(1)
-    move = Move(devmem, found.mask, ram, into_vram=True)
-    submit_move(space.vdev, move, tuple(devmem.bo.resv.get_fences(Usage.KERNEL)))
-    return move
+def close_gate(going: Sequence[Incoming]) -> Fence:
+    """In one step: the pages of ranges that follow each other leave the CPU side, and their copy is queued."""
+    first, last = going[0], going[-1]
+    space = first.space
+    space.invalidate(first.found.first, last.found.end, "migrate")
+    deps = {fence: None for incoming in going for fence in incoming.bo.resv.get_fences(Usage.KERNEL)}
+    return submit_moves(space.vdev, [incoming.close_gate() for incoming in going], tuple(deps))
 
 
-def _check_copy(space: "AddressSpace", found: Range, move: Move) -> None:
-    fence = move.copy.fence
-    if fence.signaled and not fence.error and not move.devmem.dead:
+def _check_copy(incoming: Incoming, fence: Fence) -> None:
+    if fence.signaled and not fence.error and not incoming.devmem.dead:
         return
-    space.svm.counters.migrations_failed += 1
-    where = f"the range at {found.first << PAGE_SHIFT:#x}"
+    incoming.space.svm.counters.migrations_failed += 1
+    where = f"the range at {incoming.found.first << PAGE_SHIFT:#x}"
     if not fence.signaled:
         raise TtmError(errno.ETIME, f"the copy of {where} to VRAM did not end in time")
     if fence.error:

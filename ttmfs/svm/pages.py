@@ -122,6 +122,19 @@ class CpuPages:
             self.vector[index] = pages
         self.present |= mask
 
+    def put_run(self, mask: int, base: int) -> None:
+        """Give memory to these holes: page `base` + i to page i of the chunk."""
+        if self.vector is None and (not self.present or base == self.base):
+            assert not mask & self.present
+            self.base = base
+            self.present |= mask
+        else:
+            self.put(mask, index_of(mask) + base)
+
+    def base_of(self, mask: int) -> int | None:
+        """The page number that page 0 of the chunk would have, if these are all present and in that one order."""
+        return self.base if self.vector is None and not mask & ~self.present else None
+
     def _put_one(self, index: int, page: int) -> None:
         if self.vector is None:
             if not self.present:
@@ -142,10 +155,14 @@ class CpuPages:
     def take(self, mask: int) -> Pages:
         """Detach these pages, which are present: they are the caller's, and holes here."""
         pages = self.numbers(mask)
+        self.leave(mask)
+        return pages
+
+    def leave(self, mask: int) -> None:
+        """These are holes from now on; the caller knows the pages."""
         self.present &= ~mask
         if not self.present:
             self.vector = None
-        return pages
 
 
 class Payer(Protocol):
@@ -172,7 +189,7 @@ def take_pages(
     """
     if not unlimited:
         payer.account.check(MEMORY, count, slack=SLACK_PAGES if use_reserve else 0)
-    pages = payer.pool.alloc(count, zero=zero, use_reserve=use_reserve).pages
+    pages = payer.pool.alloc(count, zero=zero, max_order=CHUNK_SHIFT, use_reserve=use_reserve).pages
     payer.account.charge(MEMORY, count)
     payer.held_pages += count
     return pages
