@@ -52,8 +52,9 @@ class WarmFrames:
             large = order > HUGE_ORDER
             frames = expand(frames, np.where(large, 1 << np.maximum(order.astype(np.int64) - HUGE_ORDER, 0), 1))
         frames = unique_sorted(ascending(frames)) << HUGE_ORDER
-        frames = frames[frames + FRAME_PAGES <= self._buddy.num_pages]
-        frames = frames[self._buddy.wholly_free(frames, HUGE_ORDER)]
+        if int(order.min()) < HUGE_ORDER:
+            frames = frames[frames + FRAME_PAGES <= self._buddy.num_pages]
+            frames = frames[self._buddy.wholly_free(frames, HUGE_ORDER)]
         if frames.size:
             self._keep(frames)
 

@@ -169,10 +169,12 @@ class _Backup:
     def _look_ahead(self) -> None:
         """The next entries that have a page, those in whole frames first: a store may take these over as they are."""
         first = min(self._tt.next_content(self._next), self._end)
-        index = self._tt.present_in(first, min(LONG_STEP_PAGES, self._end - first))
+        index, pages = self._tt.pages_in(first, min(LONG_STEP_PAGES, self._end - first))
         self._next = first + LONG_STEP_PAGES
-        in_frames = in_whole_frames(self._tt.pages_at(index))
-        self._left.append((np.concatenate((index[in_frames], index[~in_frames])), 0, 0))
+        in_frames = in_whole_frames(pages)
+        if not in_frames.all():
+            index = np.concatenate((index[in_frames], index[~in_frames]))
+        self._left.append((index, 0, 0))
 
     async def _step(self, step: tuple[Index, int]) -> bool:
         """Store and free some pages; False when the next ones have to wait for `run`."""

@@ -70,6 +70,7 @@ class ShmemStore(FixedStore):
             yield
 
     def _commit(self, transfer: StoreTransfer, written: int) -> int:
+        unchanged = transfer.unchanged if transfer.unchanged is not None and not transfer.unchanged.all() else None
         for frames in transfer.payload:
             for at, page in zip(frames.at.tolist(), frames.page.tolist(), strict=True):
                 frame = slice(at, at + FRAME_PAGES)
@@ -77,10 +78,10 @@ class ShmemStore(FixedStore):
                     # Something failed before all of the frame was summed: none of its bytes are here.
                     written = min(at, written)
                     break
-                if transfer.unchanged is None or transfer.unchanged[frame].all():
+                if unchanged is None or unchanged[frame].all():
                     move_frame(self._arena, int(transfer.slots[at]), frames.arena, page)
                 else:
-                    transfer.unchanged[frame] = False
+                    unchanged[frame] = False
         return super()._commit(transfer, written)
 
     def _read(self, transfer: LoadTransfer, arena: Arena, pages: PageArray) -> None:
@@ -153,11 +154,15 @@ class ShmemStore(FixedStore):
 def _parts(count: int, frames: Int64Array) -> list[tuple[slice, bool]]:
     """`range(count)` in order, step by step: what is in frames, and what is not, with which of these it is."""
     copy, sums = (_LONG_COPY, _LONG_SUM) if count > FRAME_PAGES else (_STEP, _STEP)
-    begins = frames[np.diff(frames, prepend=-FRAME_PAGES - 1) != FRAME_PAGES]
-    ends = frames[np.diff(frames, append=-1) != FRAME_PAGES] + FRAME_PAGES
+    runs: list[list[int]] = []
+    for at in frames.tolist():
+        if runs and runs[-1][1] == at:
+            runs[-1][1] += FRAME_PAGES
+        else:
+            runs.append([at, at + FRAME_PAGES])
     parts: list[tuple[slice, bool]] = []
     done = 0
-    for begin, end in [*zip(begins.tolist(), ends.tolist(), strict=True), (count, count)]:
+    for begin, end in (*runs, (count, count)):
         parts.extend((slice(at, min(at + copy, begin)), False) for at in range(done, begin, copy))
         parts.extend((slice(at, min(at + sums, end)), True) for at in range(begin, end, sums))
         done = end
