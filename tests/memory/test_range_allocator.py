@@ -1,5 +1,6 @@
 """The range allocator, one behaviour at a time and against a bitmap."""
 
+import contextlib
 import errno
 import random
 import sys
@@ -159,6 +160,57 @@ def test_dump_is_drm_mm_print() -> None:
         "0x0000000000000018-0x0000000000000030: 24: used\n"
         "total: 48, used 40 free 8\n"
     )
+
+
+def damage(mm: RangeAllocator, what: str) -> None:
+    """Somewhere in the middle, or in the totals."""
+    start, node = list(mm._nodes.items())[-900]
+    hole, size = list(mm._holes.items())[-900]
+    if what == "node":
+        node.num_pages += 1
+    elif what == "lost node":
+        del mm._nodes[start]
+    elif what == "lost hole":
+        del mm._holes[hole]
+    elif what == "size":
+        mm._by_size.remove((size, hole))
+        mm._by_size.add((size + 1, hole))
+    elif what == "tree":
+        mm._tree.set(hole, size + 1)
+    elif what == "split hole":
+        mm._holes[hole] = 1
+        mm._holes[hole + 1] = size - 1
+    else:
+        mm.used_pages += 1
+
+
+@pytest.mark.parametrize("what", ["node", "lost node", "lost hole", "size", "tree", "split hole", "total"])
+def test_damage_is_seen_among_many(what: str) -> None:
+    mm = RangeAllocator(20_000)
+    nodes = [mm.insert(4) for _ in range(5000)]
+    for node in nodes[::2]:
+        mm.remove(node)
+    assert mm.check() == []
+    damage(mm, what)
+    assert mm.check()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_check_in_steps_holds_whatever_happens_between_them(seed: int) -> None:
+    rng = random.Random(seed)
+    mm = RangeAllocator(8000)
+    nodes = [mm.insert(rng.randint(1, 6)) for _ in range(2000)]
+    steps = 0
+    for wrong in mm.check_steps():
+        assert wrong == []
+        steps += 1
+        for _ in range(rng.choice((1, 50, 600))):
+            if nodes and rng.random() < 0.6:
+                mm.remove(nodes.pop(rng.randrange(len(nodes))))
+            else:
+                with contextlib.suppress(TtmError):
+                    nodes.append(mm.insert(rng.randint(1, 9), mode=rng.choice(("best", "high", "low"))))
+    assert steps > 3
 
 
 def test_check_sees_damage() -> None:

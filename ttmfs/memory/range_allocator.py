@@ -11,6 +11,7 @@ fit but lie outside, or those inside, whichever are fewer. Holes next to each ot
 
 import errno
 from collections.abc import Iterator
+from itertools import islice
 from typing import Final, Literal
 
 from sortedcontainers import SortedDict, SortedList
@@ -24,6 +25,8 @@ Mode = Literal["best", "high", "low"]
 _MODES: Final = ("best", "high", "low")
 _BITS: Final = 3
 _FAN: Final = 1 << _BITS
+_CHECKED_AT_ONCE: Final = 500
+"""Nodes and holes that a check looks at before others may run."""
 
 
 class RangeNode:
@@ -58,6 +61,14 @@ class _HoleTree:
         # _levels[k][block] is the largest hole that starts in block * 8**k .. (block + 1) * 8**k.
         self._levels: list[dict[int, int]] = [{} for _ in range(depth + 1)]
         self.steps = 0
+
+    def __len__(self) -> int:
+        """Holes."""
+        return len(self._levels[0])
+
+    def size_at(self, start: int) -> int:
+        """The hole that starts there; 0 when none does."""
+        return self._levels[0].get(start, 0)
 
     def set(self, start: int, size: int) -> None:
         """There is a hole of `size` pages at `start`, or none when it is 0."""
@@ -248,25 +259,49 @@ class RangeAllocator:
 
     def check(self) -> list[str]:
         """Walk everything; a sentence for each thing that is wrong."""
-        wrong = []
-        rows = [(node.start, node.num_pages, True) for node in self.nodes()]
-        rows += [(start, size, False) for start, size in self.holes()]
-        rows.sort()
+        return [sentence for found in self.check_steps() for sentence in found]
+
+    def check_steps(self) -> Iterator[list[str]]:
+        """As `check`, what each step finds; what a step looks at holds at any moment, so others may run in between."""
         position = 0
-        was_hole = False
+        while position < self.num_pages:
+            position, wrong = self._check_from(position)
+            yield wrong
+        yield self._check_totals()
+
+    def _check_from(self, page: int) -> tuple[int, list[str]]:
+        """Some ranges from the one of this page on; where to go on, and what is wrong."""
+        begin = max(_floor(self._nodes, page), _floor(self._holes, page))
+        nodes = islice(self._nodes.irange(begin), _CHECKED_AT_ONCE)
+        holes = islice(self._holes.irange(begin), _CHECKED_AT_ONCE)
+        rows = [(start, self._nodes[start].num_pages, True) for start in nodes]
+        rows += [(start, self._holes[start], False) for start in holes]
+        rows = sorted(rows)[:_CHECKED_AT_ONCE]
+        wrong = []
+        position, was_hole = begin, False
         for start, size, used in rows:
             if start != position or size < 1:
                 wrong.append(f"range: page {position} is followed by a range at page {start} of {size} pages")
             if was_hole and not used:
                 wrong.append(f"range: the hole at page {start} was not merged with the one before it")
+            if not used and (size, start) not in self._by_size:
+                wrong.append(f"range: the hole at page {start} is by address, but not by size")
+            if not used and self._tree.size_at(start) != size:
+                wrong.append(f"range: the tree of holes has another one at page {start}")
             position, was_hole = start + size, not used
+        if len(rows) == _CHECKED_AT_ONCE:
+            return rows[-1][0], wrong  # once more: the next one is looked at beside it
         if position != self.num_pages:
             wrong.append(f"range: ends at page {position} of {self.num_pages}")
-        if sum(size for _, size, used in rows if used) != self.used_pages:
+        return self.num_pages, wrong
+
+    def _check_totals(self) -> list[str]:
+        wrong = []
+        if sum(node.num_pages for node in self.nodes()) != self.used_pages:
             wrong.append(f"range: {self.used_pages} pages counted as used, the nodes have others")
-        if list(self._by_size) != sorted((size, start) for start, size in self.holes()):
+        if len(self._by_size) != len(self._holes):
             wrong.append("range: holes by size and holes by address differ")
-        if self._tree._levels[0] != dict(self._holes):
+        if len(self._tree) != len(self._holes):
             wrong.append("range: the tree of holes and the holes by address differ")
         return wrong
 
@@ -326,3 +361,9 @@ class RangeAllocator:
         del self._holes[start]
         self._by_size.remove((size, start))
         self._tree.set(start, 0)
+
+
+def _floor(ranges: SortedDict, page: int) -> int:
+    """Where the last of these ranges begins that begins at this page or before; 0 when none does."""
+    index = ranges.bisect_right(page)
+    return ranges.keys()[index - 1] if index else 0

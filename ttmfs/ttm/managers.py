@@ -86,8 +86,9 @@ class RangeManager(ResourceManager):
     def check_steps(self) -> Iterator[None]:
         """The ranges, and that they add up to the usage."""
         yield from super().check_steps()
-        wrong = self.ranges.check()
-        assert not wrong, "; ".join(wrong)
+        for wrong in self.ranges.check_steps():
+            assert not wrong, "; ".join(wrong)
+            yield
         assert self.ranges.used_pages * PAGE_SIZE == self.usage, (
             f"{self.ranges.used_pages} pages are taken, usage says {self.usage} bytes"
         )
