@@ -174,6 +174,34 @@ def test_foreground_ends_on_sigterm_and_unmounts(folder: str) -> None:
         daemon.communicate(timeout=10)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="the watchdog of a user knows a connection by its place only")
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_the_end_of_a_mount_that_was_taken_elsewhere_spares_what_is_at_its_old_place(
+    tmp_path: Path, how: signal.Signals
+) -> None:
+    old, new = tmp_path / "one" / "gpu", tmp_path / "two" / "gpu"
+    old.mkdir(parents=True)
+    command = [*TTMFS, "mount", str(old), "--foreground", *SMALL]
+    daemon = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    try:
+        assert daemon.stderr is not None
+        while "is ready" not in (line := daemon.stderr.readline()):
+            assert line, "the daemon ended before it was ready"
+        old.parent.rename(new.parent)
+        old.mkdir(parents=True)
+        assert ttmfs("mount", str(old), *SMALL).returncode == 0
+        assert shell('echo kept > "$1/bo/a"', str(old)).returncode == 0
+        daemon.send_signal(how)
+        daemon.wait(15)
+        wait_for("the unmount", lambda: not is_mounted(str(new)))
+        assert shell('cat "$1/bo/a"', str(old)).stdout == "kept\n"
+    finally:
+        daemon.kill()
+        daemon.communicate(timeout=10)
+        for mount in (old, new):
+            tuning.lazy_unmount(str(mount))
+
+
 def left_in_tmp(output: str) -> str:
     """The mount that `run` made, as its command has printed it."""
     return output.splitlines()[0]

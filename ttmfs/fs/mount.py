@@ -170,11 +170,24 @@ class Mount:
             session_loop.uninstall()
             self.collector.stop()
             at_the_end.close()
-            session.close()
-            pyfuse3.close(unmount=True)
+            self._unmount(session)
             if watchdog is not None:
                 watchdog.stop_clean()
             self.vdev.close()
+
+    def _unmount(self, session: SessionFd) -> None:
+        """End the session, and the mount where it is now: at its old place may be another's by now (libfuse would take
+        that one), if a folder above was renamed or the mount was moved.
+        """
+        where = None
+        as_ever = tuning.is_mounted_at(session.connection, self.mountpoint)
+        # Once it is unmounted others may have its number.
+        if not as_ever and session.connected:
+            where = tuning.mountpoint_of(session.connection)
+        session.close()
+        pyfuse3.close(unmount=as_ever)
+        if where is not None:
+            tuning.lazy_unmount(where)
 
     def _install_loop(self, session: SessionFd, stand_in: StandIn) -> None:
         """The wait that polls, and what is agreed on at INIT; then streams of WRITEs go through the device loop."""

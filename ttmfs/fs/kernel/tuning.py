@@ -98,6 +98,21 @@ def connection_number(mountpoint: str) -> int:
     return top.major << 20 | top.minor
 
 
+def is_mounted_at(connection: int, mountpoint: str) -> bool:
+    """Is that FUSE connection what is on top there?"""
+    try:
+        return connection_number(mountpoint) == connection
+    except OSError:
+        return False
+
+
+def mountpoint_of(connection: int) -> str | None:
+    """Where that FUSE connection is mounted, on top, now: a folder above may have been renamed since. None: nowhere."""
+    on_top = {mount.mountpoint: mount for mount in _mounts()}
+    found = (path for path, mount in on_top.items() if (mount.major << 20 | mount.minor) == connection)
+    return next(found, None)
+
+
 def filesystem_type(mountpoint: str) -> str | None:
     """The type of what is mounted on top at `mountpoint`, as in `fuse.ttmfs`; None for nothing. Never stats it."""
     path = _absolute(mountpoint)

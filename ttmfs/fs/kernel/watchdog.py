@@ -192,9 +192,9 @@ def rescue(ward: Ward) -> list[str]:
     """Abort the connection and detach the mount; what was done, as sentences. Never raises, never blocks on it."""
     done = []
     reason = _abort(ward)
-    if reason is not None and _still_ours(ward):
+    if reason is not None and (where := _where(ward)) is not None:
         done.append(reason)
-        reason = tuning.force_unmount(ward.mountpoint)
+        reason = tuning.force_unmount(where)
     if reason is None:
         done.append(f"connection {ward.connection} aborted")
     else:
@@ -205,9 +205,9 @@ def rescue(ward: Ward) -> list[str]:
             with contextlib.suppress(OSError):
                 os.kill(ward.pid, signal.SIGKILL)
                 done.append(f"killed the daemon (pid {ward.pid})")
-    if _still_ours(ward):
-        reason = tuning.lazy_unmount(ward.mountpoint)
-        done.append(f"{ward.mountpoint} unmounted" if reason is None else reason)
+    if (where := _where(ward)) is not None:
+        reason = tuning.lazy_unmount(where)
+        done.append(f"{where} unmounted" if reason is None else reason)
     return done
 
 
@@ -222,14 +222,16 @@ def _abort(ward: Ward) -> str | None:
     return None
 
 
-def _still_ours(ward: Ward) -> bool:
-    """Whether the mount point still shows this connection, and not something that was mounted there since."""
-    if ward.abort_fd >= 0 and not tuning.is_same_connection(ward.abort_fd, ward.connection):
-        return False
-    try:
-        return tuning.connection_number(ward.mountpoint) == ward.connection
-    except OSError:
-        return False
+def _where(ward: Ward) -> str | None:
+    """Where this connection is mounted now: not what was mounted at its old place since, nor what has its number."""
+    known = ward.abort_fd >= 0
+    if known and not tuning.is_same_connection(ward.abort_fd, ward.connection):
+        return None
+    if tuning.is_mounted_at(ward.connection, ward.mountpoint):
+        return ward.mountpoint
+    with contextlib.suppress(OSError):
+        return tuning.mountpoint_of(ward.connection) if known else None
+    return None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
