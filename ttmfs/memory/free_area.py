@@ -204,6 +204,12 @@ class FreeArea(FreeLevels):
         first, last = -(-low >> order), high >> order
         if count <= 0 or first >= last:
             return NONE
+        if self.blocks[order] >= count and not topdown and (found := self._take_whole(order, count, first, last)).size:
+            return found
+        return self._take_any(order, count, first, last, topdown)
+
+    def _take_any(self, order: int, count: int, first: int, last: int, topdown: bool) -> Int64Array:
+        """As `take_units`, out of positions [first, last) of the order."""
         chosen: list[tuple[int, Int64Array]] = []
         need = count
         for level in range(order, self.max_order + 1):
@@ -247,6 +253,15 @@ class FreeArea(FreeLevels):
             self.add_range(int(pos[i]) << int(levels[i]), int(begin[i]) << order)
             self.add_range(int(end[i]) << order, int(pos[i] + 1) << int(levels[i]))
         return ascending(expand(begin[::-1], (end - begin)[::-1])) << order
+
+    def _take_whole(self, order: int, count: int, first: int, last: int) -> Int64Array:
+        """As `take_units`, where nothing needs to be split, as in fragmented memory; none where that does not do."""
+        pos = self.top(order, count, first, last)
+        if pos.size < count:
+            return NONE
+        self._unset_many(order, pos)
+        self.pages -= count << order
+        return pos << order
 
     def free_runs(self) -> tuple[Int64Array, Int64Array]:
         """Maximal stretches of pages of the set as `(first, last)`, last exclusive, ascending."""
