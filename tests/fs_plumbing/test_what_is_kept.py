@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import pyfuse3
 import pytest
 
 from ttmfs.driver.config import Config
@@ -64,7 +65,9 @@ async def test_folders_whose_end_is_told_are_kept(mount: Mount, path: str) -> No
     names.create(names.mkdir(names.root, b"d", 0o755, 0, 0), b"a", 0o644, 0, 0)
     spaces.create(spaces.root, b"s", 0o644, 0, 0)
     attr = await looked_up(mount, path)
-    assert (attr.entry_timeout, attr.attr_timeout) == (300, 300)
+    assert (attr.entry_timeout, attr.attr_timeout) == (300, 0)
+    attr = await mount.operations.getattr(attr.st_ino, ASKED)
+    assert attr.attr_timeout == 300
     names.create(names.root, b"b", 0o644, 0, 0)
     later = await mount.operations.getattr(attr.st_ino, ASKED)
     assert [getattr(later, key) for key in KEPT] == [getattr(attr, key) for key in KEPT]
@@ -83,3 +86,58 @@ async def test_nothing_else_is(mount: Mount, path: str) -> None:
         await mount.operations.mkdir(groups.st_ino, b"made", 0o755, ASKED)
     attr = await looked_up(mount, path)
     assert (attr.entry_timeout, attr.attr_timeout) == (0, 0)
+
+
+READS, WRITES = os.O_RDONLY, os.O_WRONLY | os.O_TRUNC
+
+
+@pytest.mark.parametrize("path", ["objects/a/evict", "ctl/evict", "objects/a/status", "stats"])
+async def test_the_number_of_a_file_that_was_closed_goes_to_who_looks_next_and_to_nobody_beside(
+    mount: Mount, path: str
+) -> None:
+    ask = mount.operations
+    flags = WRITES if path.endswith("evict") else READS
+    first = (await looked_up(mount, path)).st_ino
+    opened = await ask.open(first, flags, ASKED)
+    others = [(await looked_up(mount, path)).st_ino for _ in range(2)]
+    assert len({first, *others}) == 3, "while it is open, and while others may be about to open theirs"
+    again = await ask.open(first, flags, ASKED)
+    await ask.release(opened.fh)
+    assert (await looked_up(mount, path)).st_ino not in (first, *others), "/proc/self/fd opens one number twice"
+    await ask.release(again.fh)
+    assert mount.tree.selfcheck() == []
+    assert (await looked_up(mount, path)).st_ino == first
+    assert (await looked_up(mount, path)).st_ino != first, "somebody may be about to open it"
+    await ask.release((await ask.open(first, flags, ASKED)).fh)
+    await ask.forget([(first, 2)])
+    assert mount.tree.selfcheck() == []
+    assert (await looked_up(mount, path)).st_ino != first, "the kernel does not know it any more"
+
+
+async def test_the_number_of_a_file_that_did_not_open_is_free(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask = mount.operations
+    ino = (await looked_up(mount, "objects/a/status")).st_ino
+    with pytest.raises(pyfuse3.FUSEError):
+        await ask.open(ino, os.O_WRONLY, ASKED)
+    monkeypatch.setattr(mount.tree.lengths, "note", failing)
+    stats = (await looked_up(mount, "ctl/selfcheck")).st_ino
+    with pytest.raises(pyfuse3.FUSEError):
+        await ask.open(stats, READS, ASKED)
+    assert (await looked_up(mount, "ctl/selfcheck")).st_ino == stats
+    assert mount.tree.selfcheck() == []
+
+
+async def test_who_gets_the_number_of_another_gets_what_the_name_means_now(mount: Mount) -> None:
+    ask, names = mount.operations, mount.machine.names
+    ino = (await looked_up(mount, "objects/a/status")).st_ino
+    await ask.release((await ask.open(ino, READS, ASKED)).fh)
+    names.rename(names.root, b"a", names.root, b"z", replace=True)
+    names.create(names.root, b"a", 0o644, 0, 0)
+    assert (await looked_up(mount, "objects/a/status")).st_ino != ino
+    names.unlink(names.root, b"a")
+    names.rename(names.root, b"z", names.root, b"a", replace=True)
+    assert (await looked_up(mount, "objects/a/status")).st_ino == ino
+
+
+def failing(*_arguments: object) -> None:
+    raise MemoryError("made to fail")

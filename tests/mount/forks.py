@@ -114,6 +114,9 @@ def forked(descriptor: int) -> list[str]:
                 raise SystemExit(0)
             child = os.fork()
             if not child:
+                # Or they would be closed when they are collected, and whatever has their numbers by then.
+                selector.close()
+                asked.detach()
                 return _become(json.loads(request), descriptors)
             status = descriptors.pop()
             for handed_on in descriptors:

@@ -237,6 +237,10 @@ class Control:
         """Address spaces that exist, with or without a name."""
         return len(self._mount.spaces.files)
 
+    def look_at_all(self) -> None:
+        """Collect all garbage."""
+        self._mount.collector.look_at_all()
+
     def names_are_heard(self) -> bool:
         """Does the kernel hear of names (rules.deaf_to_names)?"""
         return "deaf" not in SessionFd.invalidate_entry.__qualname__

@@ -250,7 +250,7 @@ def flush_in_part() -> None:
 def deaf_to_names() -> None:
     """The kernel takes no INVAL_ENTRY."""
 
-    def invalidate_entry(self: SessionFd, folder_ino: int, name: bytes, *, only_expire: bool = False) -> bool:
+    def invalidate_entry(self: SessionFd, folder_ino: int, name: bytes) -> bool:
         raise TtmError(errno.ENOMEM, "made to be deaf to names")
 
     SessionFd.invalidate_entry = invalidate_entry
@@ -263,7 +263,7 @@ def endless_patience() -> None:
 
 def numbers_live_on() -> None:
     """The folder in objects/ of a name that is gone goes on meaning what it meant."""
-    Inodes.late = lambda self, ino: None
+    Inodes.late = lambda self, ino, why: None
 
 
 PATCHES: dict[str, Callable[..., None]] = {

@@ -16,3 +16,11 @@ def test_a_device_serves_and_its_control_channel_answers(device: Device) -> None
     assert code == "ok"
     assert lines[0]["ok"] is True
     assert lines[0]["mem_type"] == "gtt"
+
+
+def test_nothing_that_a_daemon_has_from_the_process_that_forks_closes_what_it_opened(device: Device) -> None:
+    """When all its garbage is collected, as it is after a minute: the numbers are those of its session by then."""
+    device.make("a", 1 << 20, fill=7)
+    device.control("look_at_all")
+    assert device.command("objects/a/validate", "vram") == "ok"
+    assert device.shell.do("os.pread(opened('bo/a'), 5, 4094)") == b"\7" * 5

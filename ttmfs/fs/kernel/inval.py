@@ -38,7 +38,6 @@ _NOTIFY_STORE: Final = 4
 _INVAL_INODE: Final = struct.Struct("=IiQQqq")
 _INVAL_ENTRY: Final = struct.Struct("=IiQQII")
 _STORE: Final = struct.Struct("=IiQQQII")
-_EXPIRE_ONLY: Final = 1
 _ROOT_INO: Final = 1
 _SYNC_FILE_RANGE_WRITE: Final = 2
 _SYNC_FILE_RANGE_WAIT_AFTER: Final = 4
@@ -84,16 +83,13 @@ class SessionFd:
         message = _INVAL_INODE.pack(_INVAL_INODE.size, _NOTIFY_INVAL_INODE, 0, ino, offset_bytes, length_bytes)
         return self._notify(message, f"inode {ino} from byte {offset_bytes}, {length_bytes} bytes")
 
-    def invalidate_entry(self, folder_ino: int, name: bytes, *, only_expire: bool = False) -> bool:
+    def invalidate_entry(self, folder_ino: int, name: bytes) -> bool:
         """Drop a name of a folder, and what is below it, from the kernel's cache; True when it was there. **Blocks**:
         never on the loop, for it waits for the LOOKUPs and READDIRPLUSes of the folder. Returns and raises as
         `invalidate_inode`.
-
-        `only_expire`: it stays, and the kernel asks before it uses it again (before Linux 6.2 it is dropped).
         """
         size = _INVAL_ENTRY.size + len(name) + 1
-        flags = _EXPIRE_ONLY if only_expire else 0
-        message = _INVAL_ENTRY.pack(size, _NOTIFY_INVAL_ENTRY, 0, folder_ino, len(name), flags) + name + b"\0"
+        message = _INVAL_ENTRY.pack(size, _NOTIFY_INVAL_ENTRY, 0, folder_ino, len(name), 0) + name + b"\0"
         return self._notify(message, f"the name {os.fsdecode(name)!r} in folder {folder_ino}")
 
     def extend(self, ino: int, size_bytes: int) -> bool:

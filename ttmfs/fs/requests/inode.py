@@ -4,7 +4,6 @@ import errno
 import os
 import stat
 from collections.abc import Sequence
-from functools import partial
 from typing import Final
 
 import pyfuse3
@@ -47,7 +46,7 @@ class InodeRequests:
         node = self.served.inodes.get(inode)
         if isinstance(node, VirtualFile):
             return await self._virtual_attributes(node, ctx)
-        return self._replies.attributes(node, inode)
+        return self._replies.asked_for(node, inode)
 
     @guarded
     async def _virtual_attributes(self, node: VirtualFile, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
@@ -81,7 +80,8 @@ class InodeRequests:
         if fields.update_mode:
             node.set_mode(stat.S_IFMT(node.mode) | stat.S_IMODE(attr.st_mode))
         if fields.update_uid or fields.update_gid:
-            await self.served.change_names(partial(self._give, node, *_owner(attr, fields)))
+            self._give(node, *_owner(attr, fields))
+            await self.served.owned_anew(node)
         if fields.update_atime:
             node.atime = attr.st_atime_ns
         if fields.update_mtime:
@@ -90,16 +90,13 @@ class InodeRequests:
         return self._replies.attributes(node, inode)
 
     def _give(self, node: Entry, uid: int | None, gid: int | None) -> None:
-        """chown. The folders in objects/ that stand for its names have the owner that it has."""
+        """chown."""
         if uid is not None:
             node.uid = uid
             if isinstance(node, (BoFile, SpaceFile)):
                 node.pay(self.served.tree.machine.vdev.ttm.accounts.of(uid))
         if gid is not None:
             node.gid = gid
-        if isinstance(node, File):
-            for dentry in node.names:
-                self.served.owned_anew(dentry)
 
     async def _set_mtime(self, node: Entry, mtime: int) -> None:
         """utimens: it is the time of all that was written before, also through mappings: what of that is still in the

@@ -2,11 +2,14 @@
 
 BO files and folders bring their own numbers, virtual nodes have one that is made of their key: it is the same whenever
 somebody looks. A virtual file has that as st_ino only. Every LOOKUP of it tells the kernel another number, or two who
-have it open would share one inode: its lock, which writers hold while a command runs, its size and its page cache.
-Numbers are never reused.
+have it open would share one inode: its lock, which writers hold while a command runs, its size and its page cache. But
+a number that somebody had for himself, and has closed, goes to whoever looks the same file up next, and to nobody
+beside: the kernel, which has kept the name with that number, asks once then, and not twice. Otherwise numbers are never
+reused.
 """
 
 import errno
+from collections import Counter
 from collections.abc import Iterator
 from hashlib import blake2b
 from itertools import count
@@ -32,7 +35,11 @@ class Inodes:
         self._lookups: dict[int, int] = {ROOT_INO: 1}
         self._root = root
         self._fresh = count(_FIRST_FRESH)
-        self._late: set[int] = set()
+        self._late: dict[int, object] = {}
+        self._opens: Counter[int] = Counter()
+        """Of virtual files."""
+        self._free: dict[str, int] = {}
+        """Numbers of virtual files that nobody has open any more and nobody has looked up since, by their keys."""
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -49,16 +56,17 @@ class Inodes:
         """What the kernel was told of by this number, whatever has become of it."""
         return self._nodes.get(ino)
 
-    def late(self, ino: int) -> None:
-        """Its name is gone, and the kernel may not have heard of it: until `told`, or a reply says it anew, it means
-        nothing.
+    def late(self, ino: int, why: object) -> None:
+        """Its name is gone, and the kernel may not have heard: until it was `told` why, or a reply says the number
+        anew, it means nothing.
         """
         if ino in self._nodes:
-            self._late.add(ino)
+            self._late[ino] = why
 
-    def told(self, ino: int) -> None:
-        """The kernel has heard."""
-        self._late.discard(ino)
+    def told(self, ino: int, why: object) -> None:
+        """The kernel has heard of that; it may have been given back, and lost again, meanwhile."""
+        if self._late.get(ino) is why:
+            del self._late[ino]
 
     def find(self, key: str) -> int | None:
         """The number of the node with this key, if the kernel knows it."""
@@ -79,12 +87,32 @@ class Inodes:
         return ino if known is None or _key(known) == key else next(self._fresh)
 
     def number_to_look_up(self, node: Node) -> int:
-        """What a LOOKUP tells the kernel."""
-        return next(self._fresh) if isinstance(node, VirtualFile) else self.number(node)
+        """What a LOOKUP tells the kernel, which must follow: a virtual file has this number for whoever asks."""
+        if not isinstance(node, VirtualFile):
+            return self.number(node)
+        ino = self._free.pop(node.key, None)
+        if ino is None:
+            return next(self._fresh)
+        self._nodes[ino] = node
+        return ino
+
+    def opened(self, ino: int) -> None:
+        """An OPEN of a virtual file."""
+        self._opens[ino] += 1
+
+    def closed(self, ino: int) -> None:
+        """Its RELEASE."""
+        self._opens[ino] -= 1
+        if self._opens[ino]:
+            return
+        del self._opens[ino]
+        node = self._nodes.get(ino)
+        if isinstance(node, VirtualFile):
+            self._free[node.key] = ino
 
     def looked_up(self, ino: int, node: Node) -> None:
         """A reply told the kernel about `node`: it will FORGET as often."""
-        self._late.discard(ino)
+        self._late.pop(ino, None)
         if ino not in self._nodes:
             self._nodes[ino] = node
             if isinstance(node, Entry):
@@ -98,8 +126,10 @@ class Inodes:
             self._lookups[ino] = max(left, 1)
             return None
         self._lookups.pop(ino, None)
-        self._late.discard(ino)
+        self._late.pop(ino, None)
         node = self._nodes.pop(ino, None)
+        if isinstance(node, VirtualFile) and self._free.get(node.key) == ino:
+            del self._free[node.key]
         if isinstance(node, Entry):
             node.known = False
         return node
@@ -112,8 +142,11 @@ class Inodes:
         """Sentences about what is wrong with the table."""
         for ino in self._nodes.keys() ^ self._lookups.keys():
             yield f"inode {ino} is known, or is counted as known: not both"
-        for ino in self._late - self._nodes.keys():
+        for ino in self._late.keys() - self._nodes.keys():
             yield f"inode {ino} has lost its name, and is not known"
+        for key, ino in self._free.items():
+            if _key(self._nodes.get(ino)) != key or ino in self._opens:
+                yield f"inode {ino} is free for {key!r}, and is another, or open"
         for ino, node in self._nodes.items():
             if self._lookups.get(ino, 1) <= 0:
                 yield f"inode {ino} is known, and was looked up {self._lookups[ino]} times"
@@ -121,7 +154,7 @@ class Inodes:
                 yield f"inode {ino} means inode {node.ino} ({node.path}), which does not say that it is known"
 
 
-def _key(node: Node) -> str:
+def _key(node: Node | None) -> str:
     return node.key if isinstance(node, (VirtualDir, VirtualFile)) else ""
 
 

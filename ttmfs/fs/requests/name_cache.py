@@ -12,6 +12,7 @@ lock while he waits for the request that waits here (H34): so this has an end.
 Nothing right depends on it. From the moment of the change until the kernel has heard of it the folder's number means
 nothing (Inodes.late, ESTALE), and then the kernel walks the path once more and asks for each name. A request that is
 answered before has the kernel at least forget attributes, which takes no lock: it asks for them on any way through.
+So it does where a LOOKUP or READDIRPLUS that was under way brings the old number later: it brings none (Replies).
 """
 
 import logging
@@ -23,7 +24,7 @@ from typing import Final
 
 import trio
 
-from ttmfs.driver.entries import Dentry, Folder
+from ttmfs.driver.entries import Dentry, Entry, Folder
 from ttmfs.driver.shown import AttributeCache
 from ttmfs.errors import TtmError
 from ttmfs.fs.kernel.inval import SessionFd
@@ -35,7 +36,9 @@ from ttmfs.sync.bell import Bell
 log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS: Final = 0.02
-"""How long a request waits for the kernel to hear of names, and once more as long for attributes. It takes 0.1 ms."""
+"""How long a request waits for the kernel to hear of names, which takes 0.1 ms if nobody holds a lock."""
+_ATTRIBUTES_SECONDS: Final = 10.0
+"""And that it is to ask for attributes, which waits for no client: for a thread to get a processor."""
 _AT_ONCE: Final = 1000
 _LOOK_AGAIN_SECONDS: Final = 0.5
 _LOOK_AGAIN_AT_MOST_SECONDS: Final = 60.0
@@ -43,22 +46,20 @@ _LOOK_AGAIN_AT_MOST_SECONDS: Final = 60.0
 
 @dataclass(slots=True, eq=False)
 class _Mirror:
-    """A folder that stands for `dentry`, which is gone, or only has another owner (`stays`)."""
+    """A folder that stands for `dentry`, which is gone."""
 
     dentry: Dentry
     ino: int
-    stays: bool
     heard: bool = False
     """The kernel has."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Name:
-    """A name in a folder that the kernel is to drop, or to ask for before it is used again (`stays`)."""
+    """A name in a folder that the kernel is to drop."""
 
     folder: int
     name: bytes
-    stays: bool = False
 
 
 class NameCache:
@@ -79,7 +80,13 @@ class NameCache:
 
     def gone(self, dentry: Dentry) -> None:
         """A name was taken away, or means something else now. Costs nothing if the kernel does not know its mirror."""
-        self._note(dentry, stays=False)
+        ino = self._inodes.find(dentry_key(dentry))
+        if ino is not None:
+            mirror = _Mirror(dentry, ino)
+            self._untold.append(mirror)
+            if not isinstance(dentry.entry, Folder):
+                self._inodes.late(ino, mirror)
+            self._wanted.ring()
 
     def left(self, folder_key: str, name: str) -> None:
         """A name that a folder made up is not there any more."""
@@ -88,22 +95,10 @@ class NameCache:
             self._left.append(_Name(folder, os.fsencode(name)))
             self._wanted.ring()
 
-    def owned_anew(self, dentry: Dentry) -> None:
-        """What has this name has another owner, and so has its mirror."""
-        self._note(dentry, stays=True)
-
-    def _note(self, dentry: Dentry, *, stays: bool) -> None:
-        ino = self._inodes.find(dentry_key(dentry))
-        if ino is not None:
-            self._untold.append(_Mirror(dentry, ino, stays))
-            if not stays and not isinstance(dentry.entry, Folder):
-                self._inodes.late(ino)
-            self._wanted.ring()
-
     async def change(self, names: Callable[[], object]) -> None:
-        """Call `names`, which takes names away or gives them to others, and return when the kernel has heard of it.
+        """Call `names`, which takes names away, and return when the kernel has heard of it.
 
-        Raises what `names` raises. Waits for at most twice PATIENCE_SECONDS.
+        Raises what `names` raises. Waits PATIENCE_SECONDS at most, and then for a message that waits for nobody.
         """
         before = len(self._untold)
         names()
@@ -111,13 +106,20 @@ class NameCache:
         with trio.move_on_after(PATIENCE_SECONDS):
             while not all(mirror.heard for mirror in mirrors):
                 await self._progress.park()
-        doubtful = [mirror for mirror in mirrors if mirror.stays or not mirror.heard]
-        for mirror in doubtful:
-            self._attributes.changed(mirror.ino)
-        if doubtful:
-            # In another thread, and it takes no lock: as good as certain to be over soon.
-            with trio.move_on_after(PATIENCE_SECONDS):
+        await self._ask_again([mirror.ino for mirror in mirrors if not mirror.heard])
+
+    async def _ask_again(self, inos: list[int]) -> None:
+        """Have the kernel ask for the attributes of these folders before it uses them."""
+        for ino in inos:
+            self._attributes.changed(ino)
+        if inos:
+            with trio.move_on_after(_ATTRIBUTES_SECONDS):
                 await self._attributes.settle()
+
+    async def owned_anew(self, entry: Entry) -> None:
+        """The mirrors of its names have another owner."""
+        inos = (self._inodes.find(dentry_key(dentry)) for dentry in entry.names)
+        await self._ask_again([ino for ino in inos if ino is not None])
 
     async def run(self) -> None:
         """Send what was noted, until cancelled."""
@@ -148,8 +150,8 @@ class NameCache:
                 continue
             mirror.heard = True
             if not _is_replaced(mirror.dentry):
-                self._inodes.told(mirror.ino)
-            if name is not None and not mirror.stays:
+                self._inodes.told(mirror.ino, mirror)
+            if name is not None:
                 self._dropped[dentry_key(mirror.dentry)] = mirror.dentry
         self._progress.unpark_all()
 
@@ -157,7 +159,7 @@ class NameCache:
         """None if the kernel has forgotten it by itself: another may have its name by now, and is not to lose it."""
         dentry = mirror.dentry
         folder, known = self._inodes.find(folder_key(dentry.folder)), self._inodes.find(dentry_key(dentry))
-        return None if folder is None or known is None else _Name(folder, dentry.name, mirror.stays)
+        return None if folder is None or known is None else _Name(folder, dentry.name)
 
     def _inside(self) -> list[_Name]:
         """For those that are known still: a name in a folder keeps it, if somebody was in there as it lost its own."""
@@ -191,7 +193,7 @@ class NameCache:
         refused = set()
         for name in names:
             try:
-                self._session.invalidate_entry(name.folder, name.name, only_expire=name.stays)
+                self._session.invalidate_entry(name.folder, name.name)
             except TtmError as error:
                 log.warning("%s", error.message)
                 refused.add(name)

@@ -39,6 +39,8 @@ class OpenRequests:
         self.served = served
         self.counters = served.counters
         self._texts = KeptResults(TEXTS_LIMIT)
+        self._opened: dict[int, int] = {}
+        """Inode numbers of virtual files, by handle."""
         self._readers: dict[int, int] = {}
         """User ids of those who have a text open that is counted, by handle."""
 
@@ -108,10 +110,16 @@ class OpenRequests:
             raise TtmError(errno.EISDIR, "a folder cannot be opened as a file")
         if flags & os.O_ACCMODE != os.O_RDONLY and not node.writable:
             raise TtmError(errno.EACCES, "this file is read-only")
-        handle = await node.open(Opening(ctx.pid, ctx.uid, ctx.gid, flags))
-        if handle.size > node.told:
-            await self.served.extend(inode, handle.size)
+        self.served.inodes.opened(inode)
+        try:
+            handle = await node.open(Opening(ctx.pid, ctx.uid, ctx.gid, flags))
+            if handle.size > node.told:
+                await self.served.extend(inode, handle.size)
+        except BaseException:
+            self.served.inodes.closed(inode)
+            raise
         fh = self.served.new_handle(handle)
+        self._opened[fh] = inode
         if flags & os.O_ACCMODE != os.O_RDONLY:
             self.served.openers[fh] = ctx.pid
         if isinstance(handle, TextHandle) and handle.size > WORTH_COUNTING:
@@ -149,6 +157,8 @@ class OpenRequests:
         """The last descriptor and the last mapping are gone."""
         handle = self.served.handles.get(fh)
         self.served.openers.pop(fh, None)
+        if fh in self._opened:
+            self.served.inodes.closed(self._opened.pop(fh))
         if isinstance(handle, (BoHandle, SpaceHandle)):
             await self._touch(handle)
         self.served.handles.pop(fh, None)

@@ -56,11 +56,22 @@ class Replies:
             return attr
         lasting = _is_lasting(node)
         attr.entry_timeout = LONG_TIMEOUT if isinstance(node, VirtualDir) and node.stays else 0
-        attr.attr_timeout = LONG_TIMEOUT if lasting else 0
+        attr.attr_timeout = LONG_TIMEOUT if lasting and not _has_owner_of_bo(node) else 0
         attr.st_atime_ns = attr.st_mtime_ns = attr.st_ctime_ns = self._born if lasting else self._names.root.ctime
         attr.st_nlink = 2 + node.names.folders if isinstance(node, VirtualDir) else 1
         attr.st_size = length
         attr.st_blocks = (length + 511) >> 9
+        return attr
+
+    def asked_for(self, node: Node, ino: int) -> pyfuse3.EntryAttributes:
+        """Attributes for a GETATTR. Those of a folder that stands for a BO the kernel may keep from this reply only.
+
+        It does not take it when it was told meanwhile to forget them (attr_version). A LOOKUP that is under way then
+        brings a folder that it may not know yet, and cannot have been told of.
+        """
+        attr = self.attributes(node, ino)
+        if _is_lasting(node):
+            attr.attr_timeout = LONG_TIMEOUT
         return attr
 
     def looked_up(self, node: Node, ino: int | None = None) -> pyfuse3.EntryAttributes:
@@ -79,5 +90,10 @@ def _is_lasting(node: Node) -> bool:
         isinstance(node, VirtualDir)
         and node.stays
         and isinstance(node.names, FixedNames)
-        and isinstance(node.rights, (Fixed, ObjectOf))
+        and (isinstance(node.rights, Fixed) or _has_owner_of_bo(node))
     )
+
+
+def _has_owner_of_bo(node: Node) -> bool:
+    """Is it the folder that stands for a BO or an address space?"""
+    return isinstance(node, VirtualDir) and isinstance(node.rights, ObjectOf)
