@@ -19,6 +19,7 @@ from ttmfs.svm import calls, cpu
 from ttmfs.svm.batch import MOST_RANGES
 from ttmfs.svm.devmem import SvmCopy
 from ttmfs.svm.space import AddressSpace
+from ttmfs.ttm.request import Waiting
 
 MIB = 1 << 20
 PAGE = 4096
@@ -114,6 +115,40 @@ async def test_frames_that_follow_each_other_change_hands_in_one_go(
         assert sum(runs) == 8
         assert len(runs) <= (2 if frames.longest_run() > 1 else 8), runs
         assert (await calls.gpu_checksum(space, 0, space.size))["value"] == zlib.crc32(wanted)
+        space.release()
+        await device.check_nothing_left()
+
+
+@pytest.mark.parametrize("way", ["vram", "system"])
+async def test_a_request_never_finds_a_part_of_the_frames_exchanged(
+    svm_device: MakeDevice, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Until the fence signals a request without time goes to the source: all frames must change hands in that step."""
+    monkeypatch.setattr("ttmfs.svm.devmem.longest_run", lambda: 1)
+    monkeypatch.setattr("ttmfs.ttm.copy._STEP_FRAMES", 1)
+    async with svm_device(vram=32 * MIB) as device:
+        space, wanted = await filled(device, 6 * CHUNK)
+        await there_and_back(device, space, wanted)
+        if way == "system":
+            await calls.prefetch(space, 0, space.size, "vram")
+        moved, looks, ended = exchanged_frames(device.vdev), 0, trio.Event()
+
+        async def move() -> None:
+            await calls.prefetch(space, 0, space.size, way)
+            ended.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(move)
+            while not ended.is_set():
+                for at in range(0, space.size, CHUNK):
+                    if any(move.live for move in space.chunks[at // CHUNK].moves):
+                        looks += 1
+                        data = await cpu.read(space, at, PAGE, Waiting(space.gate, 0))
+                        assert bytes(data) == wanted[at : at + PAGE]
+                await trio.lowlevel.checkpoint()
+        assert looks
+        assert exchanged_frames(device.vdev) - moved == 6 * host_exchanges()
+        assert await whole(space) == wanted
         space.release()
         await device.check_nothing_left()
 
