@@ -62,6 +62,8 @@ class _Host:
 
 def can_move(first: Arena, second: Arena) -> bool:
     """Can frames of these two go to and fro? From then on all their frames count as mappings that there may be."""
+    if first in _taking_part and second in _taking_part:
+        return _host_moves()
     taking_part = {*_taking_part, first, second}
     if sum(arena.num_pages for arena in taking_part) // FRAME_PAGES > _most_frames() or not _host_moves():
         return False

@@ -7,8 +7,8 @@ job) has passed.
 """
 
 import errno
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Final
 
@@ -54,8 +54,8 @@ def _check_pages(space: AddressSpace, address: int, length: int) -> tuple[int, i
     return address >> PAGE_SHIFT, (address + length + PAGE_MASK) >> PAGE_SHIFT
 
 
-@asynccontextmanager
-async def _bounded(space: AddressSpace, seconds: float, what: str) -> AsyncIterator[None]:
+@contextmanager
+def _bounded(space: AddressSpace, seconds: float, what: str) -> Iterator[None]:
     """ETIME when the block takes longer than that."""
     with trio.move_on_after(seconds) as scope:
         yield
@@ -75,7 +75,7 @@ async def _operate(space: AddressSpace, operation: Operation, address: int, leng
     try:
         while done < length:
             at = address + done
-            async with _bounded(space, space.vdev.ttm.fault_timeout, f"the fault at {at:#x}"):
+            with _bounded(space, space.vdev.ttm.fault_timeout, f"the fault at {at:#x}"):
                 bound = await handle_fault(space, at >> PAGE_SHIFT, tally, write=operation.writes, atomic=atomic)
                 size = min(length - done, (bound.found.end << PAGE_SHIFT) - at)
                 queue(space, operation, bound, at, size, done)
@@ -192,7 +192,7 @@ async def prefetch(space: AddressSpace, addr: int, length: int, region: str) -> 
         found = find_or_insert(space, page, write=False)
         wanted = _wanted(space, page, region)
         try:
-            async with _bounded(space, space.vdev.ttm.fault_timeout, f"prefetch of {page << PAGE_SHIFT:#x}"):
+            with _bounded(space, space.vdev.ttm.fault_timeout, f"prefetch of {page << PAGE_SHIFT:#x}"):
                 batch = _batch(space, found, end, region) if page >= alone else [found]
                 done = await prefetch_batch(space, batch, tally, wanted)
                 if not done:

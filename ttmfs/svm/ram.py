@@ -59,6 +59,8 @@ class Ram:
 
     def pages(self, mask: int) -> Pages:
         """The system pages of these, each of which has one, in order."""
+        if self.run >= 0 and mask == self.present:
+            return np.arange(self.run, self.run + self.num_pages, dtype=np.uint32)
         index = index_of(mask) - self.first
         if self.run >= 0:
             return (index + self.run).astype(np.uint32)
