@@ -155,7 +155,7 @@ async def test_every_failure_leaves_tt_placement_and_content(device: MakeDevice,
         assert bo.resource is resource
         assert not bo.copies
         assert vdev.pool.in_use_pages == in_use
-        assert bo.bytes_moved == (4 * MIB if place == "gtt" else 0), "counted on success only"
+        assert bo.pages_moved * PAGE_SIZE == (4 * MIB if place == "gtt" else 0), "counted on success only"
         assert bo in vdev.ttm.defrag_list
         assert vdev.ttm.defrag_list.failed == 1
         assert await content(bo) == data

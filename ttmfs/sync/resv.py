@@ -33,7 +33,7 @@ class Reservation(WwMutex):
     work is on its way. Signaled ones are dropped whenever the table is looked at.
     """
 
-    __slots__ = ("__weakref__", "_fences", "_max_fences")
+    __slots__ = ("_fences", "_max_fences")
 
     def __init__(self, ww_class: WwClass = reservation_ww_class) -> None:
         super().__init__(ww_class)

@@ -53,13 +53,13 @@ class BufferObject:
     """One BO. Every field is protected by `resv`, except what requests may do without it (see ttmfs.ttm.access)."""
 
     __slots__ = (
-        "_copies", "_gate", "account", "adviser", "bulk", "bytes_moved", "caching", "defrag_old_tt", "deleted",
-        "device", "dirty", "eof_page_read", "evicting", "evictions", "fault_pages", "faults", "fresh_tt", "funcs",
-        "ghost", "group", "growth", "handed_out", "has_writers", "home", "last_error", "last_move", "last_use",
-        "looked", "looks_only", "madvise", "moved_at", "moves", "named", "page_alignment", "pin_count", "placed",
-        "placement", "prefault", "prefault_pages", "priority", "private", "purged", "reservation_retries", "resource",
-        "resv", "shares_resv", "size", "tt", "unknown_state", "uses", "validations", "view", "vmap", "vmap_known",
-        "watcher", "when_unlocked", "when_unlocking", "whole", "zombie",
+        "_copies", "_gate", "account", "adviser", "bulk", "caching", "defrag_old_tt", "deleted", "device", "dirty",
+        "eof_page_read", "evicting", "evictions", "fault_pages", "faults", "fresh_tt", "funcs", "ghost", "group",
+        "growth", "handed_out", "has_writers", "home", "last_error", "last_move", "last_use", "looked", "looks_only",
+        "madvise", "moved_at", "moves", "named", "page_alignment", "pages_moved", "pin_count", "placed", "placement",
+        "prefault", "prefault_pages", "priority", "private", "purged", "reservation_retries", "resource", "resv",
+        "shares_resv", "size", "tt", "unknown_state", "uses", "validations", "view", "vmap", "vmap_known", "watcher",
+        "when_unlocked", "when_unlocking", "whole", "zombie",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0915 - a statement a field
@@ -144,7 +144,7 @@ class BufferObject:
         """The driver's dirty tracking: hears of every WRITE."""
         self.last_error = ""
         self.last_move: LastMove | None = None
-        self.bytes_moved = self.moves = self.evictions = self.validations = 0
+        self.moves = self.pages_moved = self.evictions = self.validations = 0
         self.faults = self.fault_pages = self.prefault_pages = self.reservation_retries = 0
 
     @property

@@ -167,7 +167,7 @@ async def handle_move_mem(bo: BufferObject, resource: Resource, ctx: OperationCo
     how.done()
     moved = how.moved_pages * PAGE_SIZE
     ctx.done.bytes_moved += moved
-    bo.bytes_moved += moved
+    bo.pages_moved += how.moved_pages
     bo.moves += 1
     bo.placed = True
     device.counters.moves.count += 1

@@ -17,6 +17,7 @@ from ttmfs.ttm import lifetime
 from ttmfs.ttm.bo import NUM_PRIORITIES, BufferObject
 from ttmfs.ttm.placement import SYSTEM, format_placement
 from ttmfs.ttm.tt import TT
+from ttmfs.units import PAGE_SIZE
 
 MADVISE: Final = ("normal", "random", "sequential", "willneed", "dontneed")
 _MAX_PREFAULT: Final = 1 << 20
@@ -58,7 +59,7 @@ def status(vdev: VirtualDevice, bo: BufferObject) -> dict[str, Any]:
         "prefault": bo.prefault,
         "madvise": bo.madvise,
         "fences": [fence.name for fence in bo.resv.get_fences(Usage.BOOKKEEP)],
-        "bytes_moved": bo.bytes_moved,
+        "bytes_moved": bo.pages_moved * PAGE_SIZE,
         "moves": bo.moves,
         "evictions": bo.evictions,
         "validations": bo.validations,
