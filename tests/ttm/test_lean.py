@@ -36,6 +36,7 @@ async def test_a_run_and_single_pages_are_asked_the_same(scattered: bool) -> Non
         manager = vdev.ttm.managers["vram"]
         assert isinstance(manager, BuddyManager)
         filler = [await make(vdev, f"f{number}", PAGE, place="vram") for number in range(64)]
+        await idle(*filler)
         filler.sort(key=lambda bo: bo.resource.start if bo.resource else 0)
         for bo in rng.sample(filler, 20) if scattered else filler[16:48]:
             release(bo)
