@@ -19,14 +19,14 @@ from ttmfs.driver.config import Config
 from ttmfs.errors import TtmError
 from ttmfs.fs.mount import Mount
 from ttmfs.fs.requests.inodes import ROOT_INO
-from ttmfs.fs.requests.name_cache import PATIENCE_SECONDS, NameCache
+from ttmfs.fs.requests.name_cache import NameCache
 
 MIB = 1 << 20
 ASKED: Any = SimpleNamespace(pid=os.getpid(), uid=0, gid=0, umask=0o022)
 
 
 class Kernel:
-    """A SessionFd and an AttributeCache: `heard` is what it was told."""
+    """A SessionFd: `heard` is what it was told."""
 
     def __init__(self) -> None:
         self.heard: list[object] = []
@@ -34,6 +34,7 @@ class Kernel:
         self.listens.set()
         self.refuses = self.one_more = False
         """It takes no more messages; it takes one."""
+        self.refused = 0
 
     def invalidate_entry(self, folder: int, name: bytes) -> bool:
         """SessionFd's."""
@@ -42,17 +43,10 @@ class Kernel:
             self.listens.clear()
             self.one_more = False
         if self.refuses:
+            self.refused += 1
             raise TtmError(errno.ENOMEM, "the kernel has no memory for a notification")
         self.heard.append((folder, name))
         return True
-
-    def changed(self, ino: int) -> None:
-        """AttributeCache's."""
-        self.heard.append(ino)
-
-    async def settle(self) -> None:
-        """AttributeCache's."""
-        self.heard.append("settled")
 
 
 class Served:
@@ -94,9 +88,8 @@ def mount() -> Iterator[Mount]:
 @asynccontextmanager
 async def serving(mount: Mount) -> AsyncIterator[Served]:
     kernel: Any = Kernel()
-    cache = NameCache(kernel, mount.served.inodes, kernel)
+    cache = NameCache(kernel, mount.served.inodes)
     mount.machine.names.gone = cache.gone
-    mount.served.change_names, mount.served.owned_anew = cache.change, cache.owned_anew
     async with trio.open_nursery() as nursery:
         nursery.start_soon(cache.run)
         try:
@@ -132,41 +125,13 @@ async def change(served: Served, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", CHANGES)
-async def test_invalidated_before_answered(mount: Mount, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ttmfs.fs.requests.name_cache.PATIENCE_SECONDS", 60.0)
-    async with serving(mount) as served:
-        objects, gone = await served.walk("objects"), await served.walk("objects/a")
-        served.kernel.listens.clear()
-        answered = False
-
-        async def take_away() -> None:
-            nonlocal answered
-            await change(served, how)
-            answered = True
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(take_away)
-            await settled()
-            assert not answered
-            # The names themselves have changed, and who comes by the old one is to look again.
-            now = await served.fails(served.ask.lookup(objects, b"a", ASKED))
-            assert now == ("ok" if how in ("replace", "exchange") else "ENOENT")
-            assert await served.fails(served.ask.lookup(gone, b"status", ASKED)) == "ESTALE"
-            served.kernel.listens.set()
-        assert answered
-        assert (objects, b"a") in served.kernel.heard
-
-
-@pytest.mark.parametrize("how", CHANGES)
-async def test_without_having_heard_the_kernel_is_sent_to_ask_for_names_anew(mount: Mount, how: str) -> None:
+async def test_until_the_kernel_has_heard_it_is_sent_to_ask_for_names_anew(mount: Mount, how: str) -> None:
     async with serving(mount) as served:
         ask, kernel, file = served.ask, served.kernel, mount.machine.names.root.children[b"a"].entry.ino
         objects, gone = await served.walk("objects"), await served.walk("objects/a")
         kernel.listens.clear()
         with trio.fail_after(60):
             await change(served, how)
-        # It is to ask for attributes before it goes through there, or shows them.
-        assert kernel.heard[-2:] == [gone, "settled"]
         for asked in (
             ask.getattr(gone, ASKED),
             ask.lookup(gone, b"status", ASKED),
@@ -227,43 +192,15 @@ async def test_what_the_kernel_refuses_stays_stale(mount: Mount) -> None:
         served.kernel.refuses = True
         await change(served, "replace")
         assert await served.fails(served.ask.getattr(gone, ASKED)) == "ESTALE"
-        assert gone in served.kernel.heard
+        while not served.kernel.refused:
+            await trio.sleep(0.001)
+        await trio.sleep(0.01)
+        assert await served.fails(served.ask.getattr(gone, ASKED)) == "ESTALE"
         served.kernel.refuses = False
         assert await served.walk("objects/a") != gone
         # The daemon goes on telling.
         objects, other = await served.walk("objects"), await served.walk("objects/c")
         await served.ask.unlink(served.bo_root, b"c", ASKED)
-        assert (objects, b"c") in served.kernel.heard
+        while (objects, b"c") not in served.kernel.heard:
+            await trio.sleep(0.001)
         assert other != gone
-
-
-async def test_who_takes_away_what_nobody_has_looked_at_waits_for_nothing(mount: Mount) -> None:
-    async with serving(mount) as served:
-        await served.walk("objects/a")
-        served.kernel.listens.clear()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(change, served, "unlink")
-            await settled()
-            began = trio.current_time()
-            await served.ask.unlink(served.bo_root, b"c", ASKED)
-            assert trio.current_time() - began < PATIENCE_SECONDS / 2
-            served.kernel.listens.set()
-
-
-async def test_a_folder_has_the_owner_of_its_bo_before_a_chown_is_answered(mount: Mount) -> None:
-    async with serving(mount) as served:
-        names = mount.machine.names
-        file = names.root.get(b"a")
-        assert file is not None
-        names.link(file, names.root, b"again")
-        mirrors = [await served.walk("objects/a"), await served.walk("objects/again")]
-        fields: Any = SimpleNamespace(
-            update_mode=False, update_uid=True, update_gid=True, update_size=False, update_atime=False,
-            update_mtime=False,
-        )  # fmt: skip
-        attr = pyfuse3.EntryAttributes()
-        attr.st_uid = attr.st_gid = 1234
-        await served.ask.setattr(file.ino, attr, fields, None, ASKED)
-        assert served.kernel.heard == [*mirrors, "settled"]
-        for mirror in mirrors:
-            assert (await served.ask.getattr(mirror, ASKED)).st_uid == 1234

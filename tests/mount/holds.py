@@ -60,7 +60,7 @@ class Hold:
         self.held -= 1
 
 
-_PLACES = ("validate", "inval", "invalled", "copy", "create", "open", "unlink", "svm_inval", "svm_invalled")
+_PLACES = ("validate", "inval", "invalled", "copy", "create", "open", "svm_inval", "svm_invalled")
 HOLDS = {name: Hold() for name in _PLACES}
 
 
@@ -126,13 +126,6 @@ def install_holds() -> None:
         return await real_create(self, parent_inode, name, *rest)
 
     NameRequests.create = functools.wraps(real_create)(create)
-    real_unlink = NameRequests.unlink
-
-    async def unlink(self: NameRequests, parent_inode: int, name: bytes, ctx: Any) -> None:
-        await HOLDS["unlink"].here(os.fsdecode(name))
-        await real_unlink(self, parent_inode, name, ctx)
-
-    NameRequests.unlink = functools.wraps(real_unlink)(unlink)
     engine.trio = _HeldTrio()
 
 

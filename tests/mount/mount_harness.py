@@ -298,7 +298,7 @@ class Device:
 
     def settle(self) -> None:
         """Between two tests of one mount: nothing held, nothing paused, no clients, no BOs."""
-        for name in ("validate", "inval", "invalled", "copy", "create", "open", "unlink", "svm_inval", "svm_invalled"):
+        for name in ("validate", "inval", "invalled", "copy", "create", "open", "svm_inval", "svm_invalled"):
             self.release(name)
         self.control("restore_handlers")
         assert self.command("debug/pause_engine", "0") == "ok"

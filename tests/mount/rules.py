@@ -5,7 +5,6 @@ bytes.
 """
 
 import errno
-import math
 import os
 import threading
 import time
@@ -22,7 +21,6 @@ from ttmfs.fs import mount as mount_module
 from ttmfs.fs.kernel import session_loop, tuning
 from ttmfs.fs.kernel.inval import SessionFd
 from ttmfs.fs.kernel.unmappers import BoPageCache
-from ttmfs.fs.requests import name_cache
 from ttmfs.fs.requests import open as open_module
 from ttmfs.fs.requests.guard import guarded
 from ttmfs.fs.requests.inode import InodeRequests
@@ -256,11 +254,6 @@ def deaf_to_names() -> None:
     SessionFd.invalidate_entry = invalidate_entry
 
 
-def endless_patience() -> None:
-    """A change of names is answered when the kernel has heard of it, and not before."""
-    name_cache.PATIENCE_SECONDS = math.inf
-
-
 def numbers_live_on() -> None:
     """The folder in objects/ of a name that is gone goes on meaning what it meant."""
     Inodes.late = lambda self, ino, why: None
@@ -290,7 +283,6 @@ PATCHES: dict[str, Callable[..., None]] = {
         slow_store,
         flush_in_part,
         deaf_to_names,
-        endless_patience,
         numbers_live_on,
     )
 }

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.mount.mount_harness import HERE, STANDARD, Client, ClientError, Device, Hang
+from tests.mount.mount_harness import HERE, STANDARD, Client, Device, Hang
 from tests.mount.test_mount_rights import user
 
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(3600)]
@@ -143,6 +143,8 @@ def test_who_stands_in_a_folder_whose_bo_is_called_otherwise_stays_there(names: 
     other.do("os.chdir(path('objects/a'))")
     mine.do("os.rename(path('bo/a'), path('bo/z'))")
     if device.control("names_are_heard"):
+        reads = "open('status', 'rb').read()"
+        device.until(lambda: other.errno(reads) == "ok", why="the kernel has heard")
         assert b"name:\tz" in other.do("open('status', 'rb').read()")
     else:
         assert other.errno("open('status', 'rb').read()") == "ESTALE"
@@ -271,40 +273,6 @@ def test_names_come_and_go_beside_commands(kept: Device, seconds: float) -> None
         assert counts.get("ESTALE", 0) <= max(rounds // 100, 3)
     kept.remove_all()
     assert kept.control("selfcheck") == []
-
-
-def unlink_beside_a_misplaced_rename(device: Device) -> tuple[Client, Client]:
-    """An UNLINK that the daemon has, and a rename that holds objects/ and waits for bo/; both go on now.
-
-    The kernel locks the folder first that a rename leads to.
-    """
-    mine, other = device.client(HELPERS), device.client(HELPERS)
-    mine.do("put_pages('bo/a', 1); put_pages('bo/b', 1); pages('a'); pages('b')")
-    device.hold("unlink", bo="a")
-    mine.begin("os.unlink(path('bo/a'))")
-    device.until_held("unlink")
-    other.begin("os.rename(path('bo/b'), path('objects/c'))")
-    assert other.waits(0.5)
-    device.release("unlink")
-    return mine, other
-
-
-def test_an_unlink_does_not_wait_for_who_waits_for_it(kept: Device) -> None:
-    mine, other = unlink_beside_a_misplaced_rename(kept)
-    mine.result()
-    with pytest.raises(ClientError) as refused:
-        other.result()
-    assert refused.value.errno == errno.EPERM
-    assert other.errno("pages('a')") == "ENOENT"
-    kept.remove_all()
-
-
-def test_without_an_end_to_patience_they_wait_for_each_other(mounted: Callable[..., Device]) -> None:
-    device = mounted(*STANDARD, patches=("endless_patience",))
-    mine, other = unlink_beside_a_misplaced_rename(device)
-    assert mine.waits(3)
-    assert other.waits(0.1)
-    device.abort()
 
 
 def test_without_either_a_name_would_show_another_bo(mounted: Callable[..., Device]) -> None:

@@ -216,9 +216,8 @@ class Mount:
         self.served.extend = KernelSizes(session).extend
         self.vdev.ttm.unmapper = BoPageCache(cache)
         self.svm.unmapper = SpacePageCache(cache)
-        names = NameCache(session, self.served.inodes, attribute_cache)
+        names = NameCache(session, self.served.inodes)
         self.machine.names.gone = self.spaces.gone = names.gone
-        self.served.change_names, self.served.owned_anew = names.change, names.owned_anew
         self.machine.names.clients.gone = lambda client: names.left(CLIENTS_KEY, client.file_name)
         async with trio.open_nursery() as nursery:
             await nursery.start(self.vdev.run)

@@ -46,7 +46,7 @@ class InodeRequests:
         node = self.served.inodes.get(inode)
         if isinstance(node, VirtualFile):
             return await self._virtual_attributes(node, ctx)
-        return self._replies.asked_for(node, inode)
+        return self._replies.attributes(node, inode)
 
     @guarded
     async def _virtual_attributes(self, node: VirtualFile, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
@@ -64,7 +64,9 @@ class InodeRequests:
         """chmod, chown, utimens and truncate. A size is applied at once: nothing here waits for a move (R5)."""
         node = self.served.inodes.get(inode)
         if isinstance(node, MadeDir):
-            node.delegate(stat.S_IMODE(attr.st_mode) if fields.update_mode else None, *_owner(attr, fields))
+            mode = stat.S_IMODE(attr.st_mode) if fields.update_mode else None
+            uid, gid = (attr.st_uid if fields.update_uid else None), (attr.st_gid if fields.update_gid else None)
+            node.delegate(mode, uid, gid)
             return self._replies.attributes(node, inode)
         if not isinstance(node, Entry):
             # Shells truncate what they redirect into; touch does no harm.
@@ -79,24 +81,18 @@ class InodeRequests:
             set_size(self.served, node, attr.st_size)
         if fields.update_mode:
             node.set_mode(stat.S_IFMT(node.mode) | stat.S_IMODE(attr.st_mode))
-        if fields.update_uid or fields.update_gid:
-            self._give(node, *_owner(attr, fields))
-            await self.served.owned_anew(node)
+        if fields.update_uid:
+            node.uid = attr.st_uid
+            if isinstance(node, (BoFile, SpaceFile)):
+                node.pay(self.served.tree.machine.vdev.ttm.accounts.of(node.uid))
+        if fields.update_gid:
+            node.gid = attr.st_gid
         if fields.update_atime:
             node.atime = attr.st_atime_ns
         if fields.update_mtime:
             await self._set_mtime(node, attr.st_mtime_ns)
         node.ctime = clock.wall_ns()
         return self._replies.attributes(node, inode)
-
-    def _give(self, node: Entry, uid: int | None, gid: int | None) -> None:
-        """chown."""
-        if uid is not None:
-            node.uid = uid
-            if isinstance(node, (BoFile, SpaceFile)):
-                node.pay(self.served.tree.machine.vdev.ttm.accounts.of(uid))
-        if gid is not None:
-            node.gid = gid
 
     async def _set_mtime(self, node: Entry, mtime: int) -> None:
         """utimens: it is the time of all that was written before, also through mappings: what of that is still in the
@@ -171,11 +167,6 @@ class InodeRequests:
         if name not in await self.listxattr(inode, ctx):
             raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
         raise TtmError(errno.EPERM, "user.ttm.* cannot be removed")
-
-
-def _owner(attr: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields) -> tuple[int | None, int | None]:
-    """User and group that a chown gives."""
-    return (attr.st_uid if fields.update_uid else None), (attr.st_gid if fields.update_gid else None)
 
 
 def set_size(served: Served, file: BoFile | SpaceFile, size: int) -> None:

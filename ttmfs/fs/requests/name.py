@@ -4,7 +4,6 @@ import errno
 import os
 import stat
 from collections.abc import Sequence
-from functools import partial
 from typing import Final
 
 import pyfuse3
@@ -140,11 +139,11 @@ class NameRequests:
         folder = self._folder(parent_inode)
         return self._replies.looked_up(self._names(folder).mkdir(folder, name, mode & ~ctx.umask, ctx.uid, ctx.gid))
 
-    @guarded
+    @at_once
     async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         """The BO or address space lives on while it is open or mapped, or has another name."""
         folder = self._folder(parent_inode)
-        await self.served.change_names(partial(self._names(folder).unlink, folder, name))
+        self._names(folder).unlink(folder, name)
 
     @guarded
     async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
@@ -157,7 +156,7 @@ class NameRequests:
         folder = self._folder(parent_inode)
         self._names(folder).rmdir(folder, name)
 
-    @guarded
+    @at_once
     async def rename(
         self,
         parent_inode_old: int,
@@ -173,12 +172,11 @@ class NameRequests:
         if names is not self._names(new):
             raise _stays()
         if flags == pyfuse3.RENAME_EXCHANGE:
-            change = partial(names.exchange, old, name_old, new, name_new)
+            names.exchange(old, name_old, new, name_new)
         elif flags in (0, pyfuse3.RENAME_NOREPLACE):
-            change = partial(names.rename, old, name_old, new, name_new, replace=flags == 0)
+            names.rename(old, name_old, new, name_new, replace=flags == 0)
         else:
             raise TtmError(errno.EINVAL, f"rename flags {flags} are not supported")
-        await self.served.change_names(change)
 
     @at_once
     async def link(

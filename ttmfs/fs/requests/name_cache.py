@@ -4,28 +4,22 @@ A name below bo/ is removed by the kernel, which forgets it. The folder in objec
 be gone here, as is what clients/ had of a process that ended. The kernel keeps such a folder's name for long without
 asking, and that of others until memory is short, and with it the nodes and the BO behind it. INVAL_ENTRY drops them.
 
-Whatever takes a name of a BO away is answered after that (`change`): who is told that it is done finds nothing there
-any more. The message waits for the lock of objects/ in the kernel, which is held across LOOKUP and READDIRPLUS: so it
-is written in a thread, while the loop serves these. Somebody who moves a file from bo/ to objects/, in vain, holds that
-lock while he waits for the request that waits here (H34): so this has an end.
-
-Nothing right depends on it. From the moment of the change until the kernel has heard of it the folder's number means
-nothing (Inodes.late, ESTALE), and then the kernel walks the path once more and asks for each name. A request that is
-answered before has the kernel at least forget attributes, which takes no lock: it asks for them on any way through.
-So it does where a LOOKUP or READDIRPLUS that was under way brings the old number later: it brings none (Replies).
+The message waits for the folder's lock in the kernel, which is held across LOOKUP and READDIRPLUS: so it is written in
+a thread, while the loop serves these, and nobody waits for it: a rename from bo/ to objects/, in vain, holds that lock
+while it waits for whoever changes a name. Nothing right depends on it. From the moment that a name is lost until the
+kernel has heard of it the number of its folder means nothing (Inodes.late, ESTALE). The kernel keeps no attributes of
+it, so it asks for these on any way through, and then walks the path once more and asks for each name.
 """
 
 import logging
 import math
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 import trio
 
-from ttmfs.driver.entries import Dentry, Entry, Folder
-from ttmfs.driver.shown import AttributeCache
+from ttmfs.driver.entries import Dentry, Folder
 from ttmfs.errors import TtmError
 from ttmfs.fs.kernel.inval import SessionFd
 from ttmfs.fs.requests.inodes import Inodes
@@ -35,23 +29,17 @@ from ttmfs.sync.bell import Bell
 
 log = logging.getLogger(__name__)
 
-PATIENCE_SECONDS: Final = 0.02
-"""How long a request waits for the kernel to hear of names, which takes 0.1 ms if nobody holds a lock."""
-_ATTRIBUTES_SECONDS: Final = 10.0
-"""And that it is to ask for attributes, which waits for no client: for a thread to get a processor."""
 _AT_ONCE: Final = 1000
 _LOOK_AGAIN_SECONDS: Final = 0.5
 _LOOK_AGAIN_AT_MOST_SECONDS: Final = 60.0
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Mirror:
     """A folder that stands for `dentry`, which is gone."""
 
     dentry: Dentry
     ino: int
-    heard: bool = False
-    """The kernel has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +53,15 @@ class _Name:
 class NameCache:
     """Drops the mirrors of names that are gone. Make it on the loop's thread and start `run`."""
 
-    def __init__(self, session: SessionFd, inodes: Inodes, attributes: AttributeCache) -> None:
+    def __init__(self, session: SessionFd, inodes: Inodes) -> None:
         self._session = session
         self._inodes = inodes
-        self._attributes = attributes
         self._untold: list[_Mirror] = []
         """Oldest first."""
         self._left: list[_Name] = []
         self._dropped: dict[str, Dentry] = {}
         """By key, those that the kernel may know all the same: somebody was in there."""
         self._wanted = Bell()
-        self._progress = trio.lowlevel.ParkingLot()
         self._limiter = trio.CapacityLimiter(1)
 
     def gone(self, dentry: Dentry) -> None:
@@ -94,32 +80,6 @@ class NameCache:
         if folder is not None:
             self._left.append(_Name(folder, os.fsencode(name)))
             self._wanted.ring()
-
-    async def change(self, names: Callable[[], object]) -> None:
-        """Call `names`, which takes names away, and return when the kernel has heard of it.
-
-        Raises what `names` raises. Waits PATIENCE_SECONDS at most, and then for a message that waits for nobody.
-        """
-        before = len(self._untold)
-        names()
-        mirrors = self._untold[before:]
-        with trio.move_on_after(PATIENCE_SECONDS):
-            while not all(mirror.heard for mirror in mirrors):
-                await self._progress.park()
-        await self._ask_again([mirror.ino for mirror in mirrors if not mirror.heard])
-
-    async def _ask_again(self, inos: list[int]) -> None:
-        """Have the kernel ask for the attributes of these folders before it uses them."""
-        for ino in inos:
-            self._attributes.changed(ino)
-        if inos:
-            with trio.move_on_after(_ATTRIBUTES_SECONDS):
-                await self._attributes.settle()
-
-    async def owned_anew(self, entry: Entry) -> None:
-        """The mirrors of its names have another owner."""
-        inos = (self._inodes.find(dentry_key(dentry)) for dentry in entry.names)
-        await self._ask_again([ino for ino in inos if ino is not None])
 
     async def run(self) -> None:
         """Send what was noted, until cancelled."""
@@ -148,12 +108,10 @@ class NameCache:
         for mirror, name in zip(batch, names, strict=True):
             if name in refused:
                 continue
-            mirror.heard = True
             if not _is_replaced(mirror.dentry):
                 self._inodes.told(mirror.ino, mirror)
             if name is not None:
                 self._dropped[dentry_key(mirror.dentry)] = mirror.dentry
-        self._progress.unpark_all()
 
     def _name(self, mirror: _Mirror) -> _Name | None:
         """None if the kernel has forgotten it by itself: another may have its name by now, and is not to lose it."""

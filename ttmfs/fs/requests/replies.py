@@ -7,7 +7,7 @@ import pyfuse3
 from ttmfs import clock
 from ttmfs.driver.entries import Entry, Symlink
 from ttmfs.driver.namespace import BoFile
-from ttmfs.fs.kernel.rights import Fixed, ObjectOf
+from ttmfs.fs.kernel.rights import Fixed
 from ttmfs.fs.requests.served import Served
 from ttmfs.fs.tree.listing import FixedNames
 from ttmfs.fs.tree.nodes import Node, VirtualDir
@@ -17,8 +17,8 @@ from ttmfs.units import PAGE_SIZE
 
 LONG_TIMEOUT: Final = 300.0
 """Seconds that the kernel may trust names and attributes below bo/: only requests that it sent change them. And of
-folders that stay, or whose end it is told of, to which the way of every command leads: with nothing kept each open
-costs two requests a folder."""
+folders that stay, to which the way of every command leads: with nothing kept each open costs a request a folder. Of
+those that stand for a BO or an address space the name alone: see NameCache."""
 
 
 class Replies:
@@ -56,22 +56,11 @@ class Replies:
             return attr
         lasting = _is_lasting(node)
         attr.entry_timeout = LONG_TIMEOUT if isinstance(node, VirtualDir) and node.stays else 0
-        attr.attr_timeout = LONG_TIMEOUT if lasting and not _has_owner_of_bo(node) else 0
+        attr.attr_timeout = LONG_TIMEOUT if lasting else 0
         attr.st_atime_ns = attr.st_mtime_ns = attr.st_ctime_ns = self._born if lasting else self._names.root.ctime
         attr.st_nlink = 2 + node.names.folders if isinstance(node, VirtualDir) else 1
         attr.st_size = length
         attr.st_blocks = (length + 511) >> 9
-        return attr
-
-    def asked_for(self, node: Node, ino: int) -> pyfuse3.EntryAttributes:
-        """Attributes for a GETATTR. Those of a folder that stands for a BO the kernel may keep from this reply only.
-
-        It does not take it when it was told meanwhile to forget them (attr_version). A LOOKUP that is under way then
-        brings a folder that it may not know yet, and cannot have been told of.
-        """
-        attr = self.attributes(node, ino)
-        if _is_lasting(node):
-            attr.attr_timeout = LONG_TIMEOUT
         return attr
 
     def looked_up(self, node: Node, ino: int | None = None) -> pyfuse3.EntryAttributes:
@@ -82,7 +71,7 @@ class Replies:
 
 
 def _is_lasting(node: Node) -> bool:
-    """Does nothing of its attributes ever change, but for an owner, which is told (NameCache.owned_anew)?
+    """Does nothing of its attributes ever change?
 
     Never so of a virtual file: LOOKUP says a number that is not its st_ino, which only GETATTR does.
     """
@@ -90,10 +79,5 @@ def _is_lasting(node: Node) -> bool:
         isinstance(node, VirtualDir)
         and node.stays
         and isinstance(node.names, FixedNames)
-        and (isinstance(node.rights, Fixed) or _has_owner_of_bo(node))
+        and isinstance(node.rights, Fixed)
     )
-
-
-def _has_owner_of_bo(node: Node) -> bool:
-    """Is it the folder that stands for a BO or an address space?"""
-    return isinstance(node, VirtualDir) and isinstance(node.rights, ObjectOf)

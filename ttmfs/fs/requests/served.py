@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable, Iterator
 from itertools import count
 
 from ttmfs.driver.clients import Client
-from ttmfs.driver.entries import Entry
 from ttmfs.driver.namespace import BoFile
 from ttmfs.errors import TtmError
 from ttmfs.fs.commands.runner import note_want
@@ -41,15 +40,6 @@ async def _nobody_is_told(ino: int, size: int) -> None:
     """There is no mount."""
 
 
-async def _nobody_keeps_names(change: Callable[[], object]) -> None:
-    """There is no mount."""
-    change()
-
-
-async def _nobody_keeps_owners(entry: Entry) -> None:
-    """There is no mount."""
-
-
 class Served:
     """One Tree, as it is served. `set_read_ahead(kb)` is called just before an OPEN is answered, `extend(ino, size)`
     too, of a text that is longer than the kernel was told."""
@@ -64,10 +54,6 @@ class Served:
         self.inodes = Inodes(tree.root)
         self.set_read_ahead: Callable[[int], object] = lambda kb: None
         self.extend: Callable[[int, int], Awaitable[None]] = _nobody_is_told
-        self.change_names: Callable[[Callable[[], object]], Awaitable[None]] = _nobody_keeps_names
-        """See NameCache.change."""
-        self.owned_anew: Callable[[Entry], Awaitable[None]] = _nobody_keeps_owners
-        """See NameCache."""
         self.openers: dict[int, int] = {}
         """Process ids of those who have a virtual file open for writing, by handle."""
         self.closing = False
