@@ -3,7 +3,7 @@
 A VirtualDir lists and finds children; a VirtualFile opens a Handle. Their contents are made when they are asked for
 and the kernel caches nothing: direct_io, timeouts 0. It may keep only what never changes, or what it is told of
 (NameCache): the name of a folder that stays as long as the mount or as its BO is called so, and attributes of which
-none ever moves but an owner.
+none ever moves.
 
 Each has a key, which its inode number (st_ino) is made of. But every LOOKUP of a file is told to the kernel as another
 inode (see `requests/inodes.py`): it runs all writers of one inode one after another, and has one size and one page
