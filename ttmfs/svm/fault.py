@@ -155,7 +155,8 @@ async def _handle_fault(
         except TtmError as error:
             await _recover(space, found, tally, turn, error)
             if devmem_only:
-                timeslice *= 2
+                # At most what three tries of the kernel's make of it: clients wait for it, and restarts may be many.
+                timeslice = min(2 * timeslice, svm.atomic_timeslice_ms / 1000 * (1 << VRAM_TRIES))
                 await turn.take()
             await _start_over(space, tally)
             continue
