@@ -59,18 +59,9 @@ async def test_of_folders_whose_content_changes_only_the_names_are_kept(mount: M
     assert (attr.entry_timeout, attr.attr_timeout) == (300, 0)
 
 
-@pytest.mark.parametrize("path", ["objects/a", "objects/d/a", "svm_objects/s"])
-async def test_folders_whose_end_is_told_are_kept(mount: Mount, path: str) -> None:
-    names, spaces = mount.machine.names, mount.spaces
-    names.create(names.mkdir(names.root, b"d", 0o755, 0, 0), b"a", 0o644, 0, 0)
-    spaces.create(spaces.root, b"s", 0o644, 0, 0)
-    attr = await looked_up(mount, path)
-    assert (attr.entry_timeout, attr.attr_timeout) == (300, 0)
-    assert (await mount.operations.getattr(attr.st_ino, ASKED)).attr_timeout == 0, "it is asked whether it is there yet"
-
-
 @pytest.mark.parametrize(
-    "path", ["objects/d", "objects/a/evict", "ctl/evict", "stats", "trace_pipe", "groups/made", "pool/pages"]
+    "path",
+    ["objects/a", "objects/d", "objects/a/evict", "ctl/evict", "stats", "trace_pipe", "groups/made", "pool/pages"],
 )
 async def test_nothing_else_is(mount: Mount, path: str) -> None:
     """Of a file not even what never changes: the number that LOOKUP says is not its st_ino. Of a folder that stands for

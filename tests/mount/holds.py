@@ -22,7 +22,6 @@ import trio
 
 from ttmfs.driver import calls, engine
 from ttmfs.driver.entries import File
-from ttmfs.fs.kernel.inval import SessionFd
 from ttmfs.fs.kernel.unmappers import BoPageCache, SpacePageCache
 from ttmfs.fs.mount import Mount
 from ttmfs.fs.requests import read_write
@@ -233,10 +232,6 @@ class Control:
     def look_at_all(self) -> None:
         """Collect all garbage."""
         self._mount.collector.look_at_all()
-
-    def names_are_heard(self) -> bool:
-        """Does the kernel hear of names (rules.deaf_to_names)?"""
-        return "deaf" not in SessionFd.invalidate_entry.__qualname__
 
     def nodes(self) -> int:
         """Inodes that the kernel knows."""

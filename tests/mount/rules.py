@@ -24,7 +24,6 @@ from ttmfs.fs.kernel.unmappers import BoPageCache
 from ttmfs.fs.requests import open as open_module
 from ttmfs.fs.requests.guard import guarded
 from ttmfs.fs.requests.inode import InodeRequests
-from ttmfs.fs.requests.inodes import Inodes
 from ttmfs.fs.requests.read_write import DataRequests
 from ttmfs.memory.stores import FileStore
 from ttmfs.sync.resv import Usage
@@ -254,11 +253,6 @@ def deaf_to_names() -> None:
     SessionFd.invalidate_entry = invalidate_entry
 
 
-def numbers_live_on() -> None:
-    """The folder in objects/ of a name that is gone goes on meaning what it meant."""
-    Inodes.late = lambda self, ino, why: None
-
-
 PATCHES: dict[str, Callable[..., None]] = {
     patch.__name__: patch
     for patch in (
@@ -283,6 +277,5 @@ PATCHES: dict[str, Callable[..., None]] = {
         slow_store,
         flush_in_part,
         deaf_to_names,
-        numbers_live_on,
     )
 }

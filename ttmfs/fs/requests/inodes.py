@@ -35,7 +35,6 @@ class Inodes:
         self._lookups: dict[int, int] = {ROOT_INO: 1}
         self._root = root
         self._fresh = count(_FIRST_FRESH)
-        self._late: dict[int, object] = {}
         self._opens: Counter[int] = Counter()
         """Of virtual files."""
         self._free: dict[str, int] = {}
@@ -45,28 +44,11 @@ class Inodes:
         return len(self._nodes)
 
     def get(self, ino: int) -> Node:
-        """TtmError(ESTALE) for a number that means nothing any more. A path that led there is walked once more by the
-        kernel, which asks for each name of it then."""
+        """TtmError(ESTALE) for a number that means nothing any more."""
         node = self._nodes.get(ino)
-        if node is None or ino in self._late:
-            raise TtmError(errno.ESTALE, f"inode {ino} is not known, or its name means something else now")
+        if node is None:
+            raise TtmError(errno.ESTALE, f"inode {ino} is not known")
         return node
-
-    def known(self, ino: int) -> Node | None:
-        """What the kernel was told of by this number, whatever has become of it."""
-        return self._nodes.get(ino)
-
-    def late(self, ino: int, why: object) -> None:
-        """Its name is gone, and the kernel may not have heard: until it was `told` why, or a reply says the number
-        anew, it means nothing.
-        """
-        if ino in self._nodes:
-            self._late[ino] = why
-
-    def told(self, ino: int, why: object) -> None:
-        """The kernel has heard of that; it may have been given back, and lost again, meanwhile."""
-        if self._late.get(ino) is why:
-            del self._late[ino]
 
     def find(self, key: str) -> int | None:
         """The number of the node with this key, if the kernel knows it."""
@@ -112,7 +94,6 @@ class Inodes:
 
     def looked_up(self, ino: int, node: Node) -> None:
         """A reply told the kernel about `node`: it will FORGET as often."""
-        self._late.pop(ino, None)
         if ino not in self._nodes:
             self._nodes[ino] = node
             if isinstance(node, Entry):
@@ -126,7 +107,6 @@ class Inodes:
             self._lookups[ino] = max(left, 1)
             return None
         self._lookups.pop(ino, None)
-        self._late.pop(ino, None)
         node = self._nodes.pop(ino, None)
         if isinstance(node, VirtualFile) and self._free.get(node.key) == ino:
             del self._free[node.key]
@@ -142,8 +122,6 @@ class Inodes:
         """Sentences about what is wrong with the table."""
         for ino in self._nodes.keys() ^ self._lookups.keys():
             yield f"inode {ino} is known, or is counted as known: not both"
-        for ino in self._late.keys() - self._nodes.keys():
-            yield f"inode {ino} has lost its name, and is not known"
         for key, ino in self._free.items():
             if _key(self._nodes.get(ino)) != key or ino in self._opens:
                 yield f"inode {ino} is free for {key!r}, and is another, or open"

@@ -1,14 +1,13 @@
-"""NameCache: what the kernel keeps of names that it did not take away itself.
+"""NameCache: what the kernel keeps of names that are gone, where it was not the kernel that took them away.
 
 A name below bo/ is removed by the kernel, which forgets it. The folder in objects/ that stands for it is only known to
-be gone here, as is what clients/ had of a process that ended. The kernel keeps such a folder's name for long without
-asking, and that of others until memory is short, and with it the nodes and the BO behind it. INVAL_ENTRY drops them.
+be gone here, as is what clients/ had of a process that ended. The kernel would ask before it uses such a name again,
+but until memory is short it keeps it, and so the nodes and the BO behind it stay. INVAL_ENTRY makes it drop them.
 
 The message waits for the folder's lock in the kernel, which is held across LOOKUP and READDIRPLUS: so it is written in
-a thread, while the loop serves these, and nobody waits for it: a rename from bo/ to objects/, in vain, holds that lock
-while it waits for whoever changes a name. Nothing right depends on it. From the moment that a name is lost until the
-kernel has heard of it the number of its folder means nothing (Inodes.late, ESTALE). The kernel keeps no attributes of
-it, so it asks for these on any way through, and then walks the path once more and asks for each name.
+a thread, while the loop serves these, and nobody waits for it. That the kernel is to keep such names without asking was
+tried, with numbers that mean nothing from the change until it has heard: under a storm of renames it still showed a
+name for a moment that was gone.
 """
 
 import logging
@@ -34,14 +33,6 @@ _LOOK_AGAIN_SECONDS: Final = 0.5
 _LOOK_AGAIN_AT_MOST_SECONDS: Final = 60.0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Mirror:
-    """A folder that stands for `dentry`, which is gone."""
-
-    dentry: Dentry
-    ino: int
-
-
 @dataclass(frozen=True, slots=True)
 class _Name:
     """A name in a folder that the kernel is to drop."""
@@ -56,8 +47,7 @@ class NameCache:
     def __init__(self, session: SessionFd, inodes: Inodes) -> None:
         self._session = session
         self._inodes = inodes
-        self._untold: list[_Mirror] = []
-        """Oldest first."""
+        self._gone: list[Dentry] = []
         self._left: list[_Name] = []
         self._dropped: dict[str, Dentry] = {}
         """By key, those that the kernel may know all the same: somebody was in there."""
@@ -66,12 +56,8 @@ class NameCache:
 
     def gone(self, dentry: Dentry) -> None:
         """A name was taken away, or means something else now. Costs nothing if the kernel does not know its mirror."""
-        ino = self._inodes.find(dentry_key(dentry))
-        if ino is not None:
-            mirror = _Mirror(dentry, ino)
-            self._untold.append(mirror)
-            if not isinstance(dentry.entry, Folder):
-                self._inodes.late(ino, mirror)
+        if self._inodes.find(dentry_key(dentry)) is not None:
+            self._gone.append(dentry)
             self._wanted.ring()
 
     def left(self, folder_key: str, name: str) -> None:
@@ -89,7 +75,7 @@ class NameCache:
             with trio.move_on_at(look_again):
                 await self._wanted.heard()
                 patience = _LOOK_AGAIN_SECONDS
-            await self._tell()
+            await self._send(self._noted())
             if trio.current_time() >= look_again:
                 await self._send(self._inside())
                 patience = min(2 * patience, _LOOK_AGAIN_AT_MOST_SECONDS)
@@ -97,27 +83,18 @@ class NameCache:
             if self._dropped:
                 look_again = min(look_again, trio.current_time() + patience)
 
-    async def _tell(self) -> None:
-        left, self._left = self._left, []
-        batch = self._untold[:_AT_ONCE]
-        names = [self._name(mirror) for mirror in batch]
-        refused = await self._send([*left, *(name for name in names if name is not None)])
-        del self._untold[: len(batch)]
-        if self._untold:
+    def _noted(self) -> list[_Name]:
+        batch, self._gone = self._gone[:_AT_ONCE], self._gone[_AT_ONCE:]
+        if self._gone:
             self._wanted.ring()
-        for mirror, name in zip(batch, names, strict=True):
-            if name in refused:
-                continue
-            if not _is_replaced(mirror.dentry):
-                self._inodes.told(mirror.ino, mirror)
-            if name is not None:
-                self._dropped[dentry_key(mirror.dentry)] = mirror.dentry
-
-    def _name(self, mirror: _Mirror) -> _Name | None:
-        """None if the kernel has forgotten it by itself: another may have its name by now, and is not to lose it."""
-        dentry = mirror.dentry
-        folder, known = self._inodes.find(folder_key(dentry.folder)), self._inodes.find(dentry_key(dentry))
-        return None if folder is None or known is None else _Name(folder, dentry.name)
+        names, self._left = self._left, []
+        for dentry in batch:
+            folder, key = self._inodes.find(folder_key(dentry.folder)), dentry_key(dentry)
+            # If the kernel has forgotten it by itself, another may have its name by now: that is not to lose its place.
+            if folder is not None and self._inodes.find(key) is not None:
+                names.append(_Name(folder, dentry.name))
+                self._dropped[key] = dentry
+        return names
 
     def _inside(self) -> list[_Name]:
         """For those that are known still: a name in a folder keeps it, if somebody was in there as it lost its own."""
@@ -125,7 +102,7 @@ class NameCache:
         names: list[_Name] = []
         for key in self._dropped:
             ino = self._inodes.find(key)
-            folder = None if ino is None else self._inodes.known(ino)
+            folder = None if ino is None else self._inodes.get(ino)
             if ino is not None and isinstance(folder, VirtualDir):
                 names.extend(_Name(ino, os.fsencode(name)) for _number, name in folder.names.after(0))
         return names
@@ -137,28 +114,18 @@ class NameCache:
         # A folder that was renamed has the same mirror; a BO may have got the same name again.
         return entry.unlinked if isinstance(entry, Folder) else dentry.folder.get(dentry.name) is not entry
 
-    async def _send(self, names: list[_Name]) -> set[_Name]:
-        """Those that the kernel did not take."""
+    async def _send(self, names: list[_Name]) -> None:
+        """What cannot be said is tried no more: the kernel drops those names when memory is short."""
         if not names:
-            return set()
+            return
         try:
-            return await trio.to_thread.run_sync(self._in_thread, names, limiter=self._limiter, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(self._in_thread, names, limiter=self._limiter, abandon_on_cancel=True)
         except RuntimeError as error:
             log.warning("no thread to tell the kernel of names: %s", error)
-            return set(names)
 
-    def _in_thread(self, names: list[_Name]) -> set[_Name]:
-        refused = set()
+    def _in_thread(self, names: list[_Name]) -> None:
         for name in names:
             try:
                 self._session.invalidate_entry(name.folder, name.name)
             except TtmError as error:
                 log.warning("%s", error.message)
-                refused.add(name)
-        return refused
-
-
-def _is_replaced(dentry: Dentry) -> bool:
-    """Has it no name any more, and something else this one? Who had just looked it up is to look again, and not to find
-    nothing where there was always something."""
-    return dentry.entry.unlinked and dentry.folder.get(dentry.name) is not None

@@ -17,8 +17,7 @@ from ttmfs.units import PAGE_SIZE
 
 LONG_TIMEOUT: Final = 300.0
 """Seconds that the kernel may trust names and attributes below bo/: only requests that it sent change them. And of
-folders that stay, to which the way of every command leads: with nothing kept each open costs a request a folder. Of
-those that stand for a BO or an address space the name alone: see NameCache."""
+folders that stay, to which the way of every command leads: with nothing kept each open costs a request a folder."""
 
 
 class Replies:

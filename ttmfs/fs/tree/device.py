@@ -183,7 +183,6 @@ class Tree:
             _OBJECT_NAMES,
             ObjectOf(file),
             gone=lambda: bo.deleted,
-            stays=True,
         )
 
     def _find_object_file(self, file: BoFile, name: str) -> Node | None:

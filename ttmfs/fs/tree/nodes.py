@@ -1,9 +1,8 @@
 """Nodes: what the mount's tree is made of apart from BO files.
 
 A VirtualDir lists and finds children; a VirtualFile opens a Handle. Their contents are made when they are asked for
-and the kernel caches nothing: direct_io, timeouts 0. It may keep only what never changes, or what it is told of
-(NameCache): the name of a folder that stays as long as the mount or as its BO is called so, and attributes of which
-none ever moves.
+and the kernel caches nothing: direct_io, timeouts 0. It may keep only what never changes: the name of a folder that
+stays as long as the mount, and attributes of which none ever moves.
 
 Each has a key, which its inode number (st_ino) is made of. But every LOOKUP of a file is told to the kernel as another
 inode (see `requests/inodes.py`): it runs all writers of one inode one after another, and has one size and one page
@@ -99,7 +98,7 @@ class VirtualDir(_Virtual):
         super().__init__(rights)
         self.key = key
         self.stays = stays
-        """Its name means it as long as there is the mount, or until the kernel is told (NameCache)."""
+        """Its name means it as long as there is the mount."""
         self.gone = gone
         """What it stands for was removed, while somebody has it as working directory: nothing can be made in it."""
         self.find = find

@@ -51,7 +51,6 @@ class SvmTree:
             lambda leaf: self._find_file(space_file, leaf),
             self._names,
             ObjectOf(file),
-            stays=True,
         )
 
     def _find_file(self, file: SpaceFile, name: str) -> Node | None:
