@@ -147,10 +147,10 @@ def test_who_stands_in_a_folder_whose_bo_is_called_otherwise_stays_there(names: 
 
 
 def test_who_stands_in_a_folder_whose_bo_was_replaced_finds_nothing_there(names: tuple[Device, Client, Client]) -> None:
-    _device, mine, other = names
+    device, mine, other = names
     other.do("os.chdir(path('objects/a'))")
     mine.do("put_pages('bo/new', 2); os.rename(path('bo/new'), path('bo/a'))")
-    assert other.errno("open('status', 'rb').read()") == "ENOENT"
+    device.until(lambda: other.errno("open('status', 'rb').read()") == "ENOENT", why="the kernel has forgotten the BO")
     assert other.errno("open('validate', 'w')") == "ENOENT"
     assert other.do("pages('a')") == 2
     other.do("os.chdir('/')")

@@ -71,6 +71,8 @@ def is_defrag(bo: BufferObject, resource: Resource, ctx: OperationContext, *, ev
 def fresh_tt(bo: BufferObject) -> TT:
     """ttm_tt_create and ttm_tt_populate of a defrag: a tt with memory wherever the BO's own has some, unzeroed.
 
+    The device pays for it until it is the BO's: nobody is over a limit for a while because of a second copy.
+
     TtmError(ENOMEM) at once when the beneficial order is not to be had; nothing is evicted or reclaimed for it. The BO
     is not touched. Synchronous.
     """
@@ -78,7 +80,7 @@ def fresh_tt(bo: BufferObject) -> TT:
     assert old is not None
     inject = bo.device.inject
     inject.check("tt_create", errno.ENOMEM, f"making a tt for {bo.name!r}", bo=bo.name)
-    fresh = TT(old.pool, old.num_pages, old.caching, old.store, old.account)
+    fresh = TT(old.pool, old.num_pages, old.caching, old.store, bo.device.accounts.root)
     inject.check("page_alloc", errno.ENOMEM, f"{old.populated_pages} pages for {bo.name!r}", bo=bo.name)
     size = 1 << old.pool.beneficial_order
     pieces = whole_pieces(old)
@@ -144,7 +146,8 @@ class Rebacking:
         old.drop_ahead()
         old.past_pool = True
         bo.defrag_old_tt = old
-        fresh.pay(old.account)
+        old.pay(bo.device.accounts.root)
+        fresh.pay(bo.account)
         bo.set_tt(fresh)
         bo.fresh_tt = None
         self.moved_pages = fresh.populated_pages
@@ -158,6 +161,7 @@ class Rebacking:
             fresh = bo.tt
             old.past_pool = False
             bo.set_tt(old)
+            old.pay(bo.account)
         if fresh is not None:
             fresh.unpopulate()
 

@@ -115,12 +115,14 @@ def apply_resize(bo: BufferObject) -> None:
 
 
 def set_account(bo: BufferObject, account: Account) -> None:
-    """`account` pays for the BO from now on, also for what it has; ghosts of it stay whose they are."""
+    """`account` pays for the BO from now on, also for what it has; ghosts of it stay whose they are, and the second
+    copy of a defrag stays the device's.
+    """
     bo.account = account
     for resource in _resources(bo):
         resource.pay(account)
-    for tt in bo.tts:
-        tt.pay(account)
+    if bo.tt is not None:
+        bo.tt.pay(account)
 
 
 def set_group(bo: BufferObject, group: Group) -> None:
