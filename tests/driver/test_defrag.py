@@ -13,8 +13,6 @@ from tests.driver.conftest import MakeDevice
 from tests.driver.defrag_tools import MIB, content, defrag, entries_of, hog, orders, pages_of_bo, scattered
 from ttmfs.driver import calls
 from ttmfs.driver.device import VirtualDevice
-from ttmfs.driver.engine import CopyEngine
-from ttmfs.driver.limits import check_accounts
 from ttmfs.driver.policy import DefaultDriver
 from ttmfs.errors import TtmError
 from ttmfs.sync.resv import Usage
@@ -109,38 +107,6 @@ async def test_the_old_backing_is_freed_only_after_the_fence(device: MakeDevice)
         assert vdev.pool.in_use_pages == 1024
         assert vdev.ttm.num_ghosts == 0
         assert await content(bo) == data[:5000] + patch + data[14000:]
-
-
-async def test_the_second_copy_is_charged_to_nobody(device: MakeDevice, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or a user would be over a limit for a while because the device brings memory together."""
-
-    def charged(uid: int) -> int:
-        assert check_accounts(vdev) == []
-        return vdev.ttm.accounts.of(uid).charged.get("memory", 0)
-
-    def fails(*_arguments: object, **_options: object) -> None:
-        raise TtmError(errno.ENOMEM, "made to fail")
-
-    async with device() as vdev:
-        bo, data = await scattered(vdev, "a", 4 * MIB)
-        anna, bert = vdev.ttm.accounts.of(1001), vdev.ttm.accounts.of(1002)
-        lifetime.set_account(bo, anna)
-        with monkeypatch.context() as patch:
-            patch.setattr(CopyEngine, "submit", fails)
-            with pytest.raises(TtmError, match="made to fail"):
-                await defrag(vdev, bo)
-        assert (charged(1001), vdev.pool.in_use_pages) == (1024, 1024)
-        vdev.engines[0].paused = True
-        assert (await defrag(vdev, bo))["moved"] == 1
-        assert vdev.pool.in_use_pages == 2048, "both are there"
-        assert charged(1001) == 1024
-        lifetime.set_account(bo, bert)
-        assert (charged(1001), charged(1002)) == (0, 1024)
-        vdev.engines[0].paused = False
-        await bo.resv.wait(Usage.KERNEL)
-        assert (charged(1002), vdev.pool.in_use_pages) == (1024, 1024)
-        assert await content(bo) == data
-        del anna, bert
 
 
 async def test_freed_fragments_go_past_the_pool_and_show_no_old_bytes(device: MakeDevice) -> None:

@@ -9,8 +9,10 @@ import trio.testing
 
 from tests.core.advised import install
 from tests.core.harness import MIB, PAGE, check, device, idle, make, move, outcome, pattern
+from tests.driver.defrag_tools import content, defrag, scattered
 from ttmfs.driver import calls
 from ttmfs.driver.device import VirtualDevice
+from ttmfs.driver.engine import CopyEngine
 from ttmfs.driver.jobs import Job
 from ttmfs.driver.limits import check_accounts, format_user_limit, parse_user_limit, set_user_limit
 from ttmfs.driver.submit import submit_job
@@ -18,6 +20,7 @@ from ttmfs.errors import TtmError
 from ttmfs.svm import calls as svm_calls
 from ttmfs.svm import cpu
 from ttmfs.svm.spaces import Svm
+from ttmfs.sync.resv import Usage
 from ttmfs.ttm import access, lifetime
 from ttmfs.ttm.backup import BackupFlags
 from ttmfs.ttm.bo import BufferObject
@@ -83,6 +86,38 @@ async def test_nobody_gives_memory_up_for_what_is_refused() -> None:
         assert vdev.ttm.counters.backup.pages_out == backed_up
         await check(full)
         await check(victim)
+
+
+async def test_the_second_copy_is_charged_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a user would be over a limit for a while because the device brings memory together."""
+
+    def memory_of(uid: int) -> int:
+        assert check_accounts(vdev) == []
+        return vdev.ttm.accounts.of(uid).charged.get("memory", 0)
+
+    def fails(*_arguments: object, **_options: object) -> None:
+        raise TtmError(errno.ENOMEM, "made to fail")
+
+    async with device() as vdev:
+        bo, data = await scattered(vdev, "a", 4 * MIB)
+        anna, bert = vdev.ttm.accounts.of(ANNA), vdev.ttm.accounts.of(BERT)
+        lifetime.set_account(bo, anna)
+        with monkeypatch.context() as patch:
+            patch.setattr(CopyEngine, "submit", fails)
+            with pytest.raises(TtmError, match="made to fail"):
+                await defrag(vdev, bo)
+        assert (memory_of(ANNA), vdev.pool.in_use_pages) == (1024, 1024)
+        vdev.engines[0].paused = True
+        assert (await defrag(vdev, bo))["moved"] == 1
+        assert vdev.pool.in_use_pages == 2048, "both are there"
+        assert memory_of(ANNA) == 1024
+        lifetime.set_account(bo, bert)
+        assert (memory_of(ANNA), memory_of(BERT)) == (0, 1024)
+        vdev.engines[0].paused = False
+        await bo.resv.wait(Usage.KERNEL)
+        assert (memory_of(BERT), vdev.pool.in_use_pages) == (1024, 1024)
+        assert await content(bo) == data
+        del anna, bert
 
 
 async def test_a_place_over_the_limit_is_passed_over_and_refused_only_when_it_was_the_last() -> None:
