@@ -21,6 +21,7 @@ import trio
 from ttmfs.driver.entries import Dentry, Folder
 from ttmfs.errors import TtmError
 from ttmfs.fs.kernel.inval import SessionFd
+from ttmfs.fs.kernel.sure_thread import SureThread
 from ttmfs.fs.requests.inodes import Inodes
 from ttmfs.fs.tree.mirrors import dentry_key, folder_key
 from ttmfs.fs.tree.nodes import VirtualDir
@@ -52,7 +53,7 @@ class NameCache:
         self._dropped: dict[str, Dentry] = {}
         """By key, those that the kernel may know all the same: somebody was in there."""
         self._wanted = Bell()
-        self._limiter = trio.CapacityLimiter(1)
+        self._threads = SureThread("ttmfs-names", 1)
 
     def gone(self, dentry: Dentry) -> None:
         """A name was taken away, or means something else now. Costs nothing if the kernel does not know its mirror."""
@@ -115,15 +116,11 @@ class NameCache:
         return entry.unlinked if isinstance(entry, Folder) else dentry.folder.get(dentry.name) is not entry
 
     async def _send(self, names: list[_Name]) -> None:
-        """What cannot be said is tried no more: the kernel drops those names when memory is short."""
-        if not names:
-            return
-        try:
-            await trio.to_thread.run_sync(self._in_thread, names, limiter=self._limiter, abandon_on_cancel=True)
-        except RuntimeError as error:
-            log.warning("no thread to tell the kernel of names: %s", error)
+        if names:
+            await self._threads.run(self._in_thread, names, abandon_on_cancel=True)
 
     def _in_thread(self, names: list[_Name]) -> None:
+        """What the kernel refuses is tried no more: it drops those names when memory is short."""
         for name in names:
             try:
                 self._session.invalidate_entry(name.folder, name.name)
